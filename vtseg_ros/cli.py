@@ -1,0 +1,63 @@
+"""The `vtseg` command: one subcommand per module of `vtseg_ros.commands`, imported only when asked for.
+
+A command module has `HELP` (one line), `add_arguments(parser)` and `run(args) -> int | None`. Both are called
+only for the command that was named, so a module may import what it needs at its top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from vtseg_ros import __version__
+from vtseg_ros.errors import VTSegError
+
+COMMANDS = {
+    "synth": "synthetic street video with labels, depth and flow into a bag",
+    "import": "data sets (cityscapes, vkitti2, camvid, images) into bags",
+    "labels": "frames of a bag out for labelling, PNG labels back in",
+    "train": "train from bags",
+    "evaluate": "score models on labelled bags",
+    "segment": "masks for every frame of a bag or video file",
+    "bench": "time the network's modes on this machine",
+    "export": "write a checkpoint as ONNX or torch.export",
+    "info": "what a bag or a checkpoint holds",
+    "play": "publish a bag on ROS topics (needs ROS 2)",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The top-level parser; subcommand arguments are added by `main` for the one that is called."""
+    parser = argparse.ArgumentParser(prog="vtseg", description="Video semantic segmentation with VTSeg.")
+    parser.add_argument("--version", action="version", version=f"vtseg {__version__}")
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    parser.epilog = f"commands:\n{lines}\n\n`vtseg COMMAND --help` explains each."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
+    chosen = build_parser().parse_args(argv)
+    module = importlib.import_module(f"vtseg_ros.commands.{chosen.command.replace('import', 'import_')}")
+    parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
+    module.add_arguments(parser)
+    args = parser.parse_args(chosen.arguments)
+    try:
+        return module.run(args) or 0
+    except VTSegError as err:
+        print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vtseg {chosen.command}: stopped", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
