@@ -1,0 +1,267 @@
+"""Checkpoints: safetensors files that carry weights, configuration, classes, input size and training summary.
+
+Nothing in a checkpoint is code, and nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model.config import VTSegConfig
+from vtseg_ros.model.erfnet import ERFNet
+from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.priors import EXTERNAL, is_registered, load_external_prior
+from vtseg_ros.model.segformer import SegFormer
+from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.vtseg import VTSeg
+
+FORMAT = 1
+METADATA_KEY = "vtseg_ros"
+WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded network and what belongs to it.
+
+    Attributes:
+        model: the network, in eval mode, fp32.
+        architecture: `vtseg`, `gru` (video networks), `erfnet` or `segformer_b0` (image networks).
+        config: the network's configuration as plain values.
+        labels: its class list.
+        input_size: (width, height) in px it was trained at.
+        training: summary of its training (plain JSON values).
+        path: the file.
+    """
+
+    model: nn.Module
+    architecture: str
+    config: dict[str, Any]
+    labels: LabelSet
+    input_size: tuple[int, int]
+    training: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def architecture_of(model: nn.Module) -> str:
+    """The name under which a checkpoint records the kind of network."""
+    for name, kind in (("vtseg", VTSeg), ("gru", STGRU), ("erfnet", ERFNet), ("segformer_b0", SegFormer)):
+        if isinstance(model, kind):
+            return name
+    raise ConfigError(f"a checkpoint holds VTSeg, STGRU, ERFNet or SegFormer. Got: {type(model).__name__}")
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, VTSeg):
+        return model.config.to_dict()
+    if isinstance(model, STGRU):
+        return {"num_classes": model.num_classes, "static_prior": model.prior_name}
+    return {"num_classes": model.num_classes}
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    labels: LabelSet,
+    input_size: tuple[int, int],
+    training: dict[str, Any] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
+
+    Args:
+        path: the file; `.safetensors` by convention.
+        model: VTSeg, STGRU, ERFNet or SegFormer.
+        labels: class list, as long as the network's logits.
+        input_size: (width, height) in px of the network's input.
+        training: summary to carry along; plain JSON values.
+        half: store weights in half precision (BatchNorm statistics stay fp32).
+
+    Raises:
+        ConfigError: if the class list does not fit the network.
+        OSError: if the file cannot be written; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    config = _config_of(model)
+    if config["num_classes"] != len(labels):
+        raise ConfigError(f"the network has {config['num_classes']} classes and the class list {len(labels)}")
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    if config.get("static_prior") == EXTERNAL:
+        state = {key: value for key, value in state.items() if not key.startswith("static_prior.")}
+    metadata = {
+        "format": FORMAT,
+        "architecture": architecture_of(model),
+        "config": config,
+        "class_names": list(labels.names),
+        "class_colors": [list(color) for color in labels.colors],
+        "input_size": list(input_size),
+        "training": training or {},
+    }
+    tensors = {key: _stored(key, value, half) for key, value in state.items()}
+    payload = save(tensors, metadata={METADATA_KEY: json.dumps(metadata)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, payload)
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that `path` holds either what it held or all of `payload`, whenever the process ends."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _stored(key: str, value: Tensor, half: bool) -> Tensor:
+    keep = not value.is_floating_point() or key.endswith(("running_mean", "running_var"))
+    value = value.detach().cpu()
+    # An own copy: tensors of a tied or expanded storage cannot be saved as they are.
+    return (value if keep or not half else value.half()).contiguous().clone()
+
+
+def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
+    """The file of a checkpoint: a path, or the name of shipped weights.
+
+    Raises:
+        CheckpointError: if there is neither; lists the shipped names.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = WEIGHTS_DIR / f"{name}.safetensors"
+    if len(path.parts) == 1 and shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
+    if path.is_dir():
+        raise CheckpointError(f"{name} is a folder. Expected: a .safetensors file, or shipped weights: {known}")
+    raise CheckpointError(f"no checkpoint {name}: neither a file nor shipped weights. Shipped: {known}")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, read without touching its tensors.
+
+    Raises:
+        CheckpointError: if the file is not a whole safetensors file written by `save_checkpoint`.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            raise CheckpointError(
+                f"{path} is a pickle or zip archive, which could run code: nothing of it was executed. "
+                "Expected: a safetensors file written by save_checkpoint"
+            )
+        if len(start) < 8:
+            raise CheckpointError(f"{path} is too short for a checkpoint: {size} bytes. It may be truncated")
+        (length,) = struct.unpack("<Q", start)
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}"
+            )
+        header = file.read(length)
+    try:
+        metadata = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+        if not isinstance(metadata, dict):
+            raise ValueError("metadata is not a mapping")
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise CheckpointError(
+            f"{path} was not written by save_checkpoint: its header has no valid {METADATA_KEY!r} metadata"
+        ) from err
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {metadata.get('format')!r}. Expected: {FORMAT}")
+    return metadata
+
+
+def _build(architecture: str, config: dict[str, Any], static_prior: str | None) -> nn.Module:
+    if architecture == "erfnet":
+        return ERFNet(num_classes=config["num_classes"])
+    if architecture == "segformer_b0":
+        return SegFormer(num_classes=config["num_classes"])
+    if architecture == "gru":
+        return STGRU(num_classes=config["num_classes"], prior_name=config["static_prior"])
+    if architecture != "vtseg":
+        raise CheckpointError(f"unknown architecture {architecture!r}. Known: vtseg, gru, erfnet, segformer_b0")
+    vtseg_config = VTSegConfig.from_dict(config)
+    if vtseg_config.static_prior == EXTERNAL and static_prior:
+        classes = vtseg_config.prior_classes or vtseg_config.num_classes
+        return VTSeg(vtseg_config, static_prior=load_external_prior(static_prior, num_classes=classes))
+    if vtseg_config.static_prior != EXTERNAL and not is_registered(vtseg_config.static_prior):
+        raise CheckpointError(
+            f"the checkpoint names a static prior {vtseg_config.static_prior!r} that is not built in. "
+            "A checkpoint cannot bring code: give it by the parameter static_prior"
+        )
+    return VTSeg(vtseg_config)
+
+
+def load_checkpoint(
+    name: str | os.PathLike[str], *, device: str | torch.device = "cpu", static_prior: str | None = None
+) -> Checkpoint:
+    """Load a checkpoint by path, or shipped weights by name.
+
+    Args:
+        name: a file, or a name such as `street_tiny`.
+        device: where to put the network.
+        static_prior: for a VTSeg trained on an external static network: that network (see
+            `load_external_prior`). With any other VTSeg it replaces the static network that the checkpoint carries.
+
+    Raises:
+        CheckpointError: if the file is truncated, not a checkpoint, or of another network; one line says which.
+    """
+    path = resolve_checkpoint(name)
+    try:
+        metadata = read_metadata(path)
+        labels = LabelSet(
+            tuple(metadata["class_names"]), tuple(tuple(color) for color in metadata["class_colors"])
+        )
+        width, height = (int(side) for side in metadata["input_size"])
+        config = dict(metadata["config"])
+        model = _build(metadata["architecture"], config, static_prior)
+        if config["num_classes"] != len(labels):
+            raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
+        state = load_file(path)
+    except (SafetensorError, KeyError, TypeError, ValueError, ConfigError, OSError) as err:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {err}") from err
+    bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    if bad:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {bad} holds values that are not finite")
+    target: nn.Module = model
+    external = config.get("static_prior") == EXTERNAL
+    if external:
+        own = {k: v for k, v in model.state_dict().items() if k.startswith("static_prior.")}
+        state = {**state, **own}
+    load_exact(target, {key: value.float() if value.is_floating_point() else value for key, value in state.items()},
+               source=f"checkpoint {path}")
+    if static_prior and not external and isinstance(model, VTSeg):
+        classes = model.config.prior_classes or model.config.num_classes
+        model.static_prior = load_external_prior(static_prior, num_classes=classes)
+    model.eval().to(device)
+    return Checkpoint(
+        model=model,
+        architecture=metadata["architecture"],
+        config=config,
+        labels=labels,
+        input_size=(width, height),
+        training=dict(metadata["training"]),
+        path=path,
+    )

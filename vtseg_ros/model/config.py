@@ -1,0 +1,129 @@
+"""What a VTSeg is made of: one frozen dataclass, saved in every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from vtseg_ros.errors import ConfigError
+
+STAGES = 4
+ATTENTION_KINDS = ("full", "causal")
+MIX_FFN_KINDS = ("spatial", "spatiotemporal")
+
+
+@dataclass(frozen=True)
+class VTSegConfig:
+    """Hyperparameters of VTSeg; the defaults are the paper's (preset `b0`).
+
+    Args:
+        num_classes: classes C of the logits, 1..255.
+        window: frames k of a window; free at run time for `full` attention, the width of the band for `causal`.
+        embed_dims: widths C_1..C_4 of the stages (paper, Section III-C).
+        num_heads: attention heads per stage (SegFormer-B0; the paper does not list them).
+        depths: layers N per block and stage (paper: 2).
+        sr_ratios: spatial reduction R of keys and values per stage (paper: 8, 4, 2, 1).
+        mlp_ratio: hidden width of the Mix-FFN over the stage's width.
+        head_channels: C_head (paper: 256), a multiple of 8.
+        attention: `full` (every frame sees all frames of the window, the paper) or `causal` (a frame sees
+            itself and at most `window - 1` older ones).
+        mix_ffn: `spatial` (3x3 depthwise per frame) or `spatiotemporal` (3x3x3, zero-padded in time).
+        static_prior: name of the static network: a registered one, or `external` for a network that
+            the user's own configuration supplies at load time.
+        prior_classes: classes of the static network when they differ from `num_classes`; 0 = the same.
+        class_mapping: for each class of the static network its class here, or -1 for none; empty = identity.
+    """
+
+    num_classes: int
+    window: int = 4
+    embed_dims: tuple[int, ...] = (32, 64, 160, 256)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    mlp_ratio: int = 4
+    head_channels: int = 256
+    attention: str = "full"
+    mix_ffn: str = "spatial"
+    static_prior: str = "erfnet"
+    prior_classes: int = 0
+    class_mapping: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("embed_dims", "num_heads", "depths", "sr_ratios", "class_mapping"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not 1 <= self.num_classes <= 255:
+            raise ConfigError(f"num_classes must be in 1..255. Got: {self.num_classes}")
+        if self.window < 1:
+            raise ConfigError(f"window must be at least 1 frame. Got: {self.window}")
+        for field in ("embed_dims", "num_heads", "depths", "sr_ratios"):
+            values = getattr(self, field)
+            if len(values) != STAGES or min(values) < 1:
+                raise ConfigError(f"{field} must be {STAGES} positive integers. Got: {values}")
+        for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads), start=1):
+            if dim % heads:
+                raise ConfigError(f"stage {stage}: width {dim} is not a multiple of its {heads} heads")
+        if self.head_channels < 8 or self.head_channels % 8:
+            raise ConfigError(f"head_channels must be a multiple of 8. Got: {self.head_channels}")
+        if self.mlp_ratio < 1:
+            raise ConfigError(f"mlp_ratio must be at least 1. Got: {self.mlp_ratio}")
+        if self.attention not in ATTENTION_KINDS:
+            raise ConfigError(f"attention must be one of {', '.join(ATTENTION_KINDS)}. Got: {self.attention!r}")
+        if self.mix_ffn not in MIX_FFN_KINDS:
+            raise ConfigError(f"mix_ffn must be one of {', '.join(MIX_FFN_KINDS)}. Got: {self.mix_ffn!r}")
+        self._check_mapping()
+
+    def _check_mapping(self) -> None:
+        prior_classes = self.prior_classes or self.num_classes
+        if not self.class_mapping:
+            if prior_classes != self.num_classes:
+                raise ConfigError(
+                    f"the static prior has {prior_classes} classes and VTSeg {self.num_classes}: class_mapping "
+                    "must give, for each class of the prior, its class here or -1 for none"
+                )
+            return
+        if len(self.class_mapping) != prior_classes:
+            raise ConfigError(
+                f"class_mapping needs one entry per class of the static prior. Expected: {prior_classes}. "
+                f"Got: {len(self.class_mapping)}"
+            )
+        wrong = [target for target in self.class_mapping if not -1 <= target < self.num_classes]
+        if wrong:
+            raise ConfigError(f"class_mapping entries must be -1..{self.num_classes - 1}. Got: {wrong}")
+
+    @classmethod
+    def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
+        """The configuration of a preset (`b0`: the paper's; `tiny`: for CPUs and tests), with changes.
+
+        Raises:
+            ConfigError: if there is no such preset or field.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"there is no preset {name!r}. Known: {', '.join(PRESETS)}")
+        return cls.from_dict({"num_classes": num_classes, **PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VTSegConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: for an unknown key, by name, with the nearest known one.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f". Known: {', '.join(known)}"
+                raise ConfigError(f"VTSegConfig has no field {key!r}{hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "b0": {},
+    "tiny": {"embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 8), "head_channels": 64},
+}

@@ -1,0 +1,62 @@
+"""The VTSeg decoder: static segmentation and RGB in, feature maps of the semantic space out (paper, Section III-D)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock
+from vtseg_ros.model.config import STAGES, VTSegConfig
+from vtseg_ros.model.encoder import build_encoder_blocks, layer_options
+
+
+class VTDecConcat(nn.Module):
+    """GELU(LayerNorm over the classes) of the static logits, then the RGB channels (VTDec Concat)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(num_classes, eps=NORM_EPS)
+
+    def forward(self, static_logits: Tensor, rgb: Tensor) -> Tensor:
+        """(n, C, H, W) and (n, 3, H, W) in [0, 1] -> (n, C + 3, H, W)."""
+        normed = self.norm(static_logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return torch.cat([F.gelu(normed), rgb], dim=1)
+
+
+class VTSegDecoder(nn.Module):
+    """For each stage a VTEncBlock of its own and a VTDecBlock that attends to the encoder's map.
+
+    Args:
+        config: the network's hyperparameters.
+    """
+
+    def __init__(self, config: VTSegConfig) -> None:
+        super().__init__()
+        self.concat = VTDecConcat(config.num_classes)
+        self.enc_blocks = build_encoder_blocks(config, in_channels=config.num_classes + 3)
+        self.dec_blocks = nn.ModuleList(
+            VTDecBlock(
+                dim=config.embed_dims[stage], depth=config.depths[stage], **layer_options(config, stage)
+            )
+            for stage in range(STAGES)
+        )
+
+    def forward(self, static_logits: Tensor, video: Tensor, features: list[Tensor]) -> list[Tensor]:
+        """Decode a window.
+
+        Args:
+            static_logits: (B, k, C, H, W).
+            video: (B, k, 3, H, W) in [0, 1].
+            features: the encoder's four maps, each (B, k, C_i, H_i, W_i).
+
+        Returns:
+            D_1..D_4, each (B, k, C_i, H_i, W_i).
+        """
+        frames = video.shape[1]
+        y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
+        maps = []
+        for enc_block, dec_block, memory in zip(self.enc_blocks, self.dec_blocks, features):
+            y = dec_block(enc_block(y, frames), memory.flatten(0, 1), frames)
+            maps.append(y.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
+        return maps

@@ -1,0 +1,136 @@
+"""Static priors by name: registered networks, exported files and the user's own factories.
+
+A TorchScript file, a `torch.export` file or a factory can run code of its own; they are built only from
+what the user's configuration says, never from what a checkpoint says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.model.erfnet import ERFNet
+from vtseg_ros.model.segformer import SegFormer
+
+PRIORS: dict[str, Callable[..., nn.Module]] = {
+    "erfnet": lambda num_classes: ERFNet(num_classes=num_classes),
+    "segformer_b0": lambda num_classes: SegFormer(num_classes=num_classes),
+}
+"""Networks that a checkpoint may name: plain modules whose weights it carries."""
+
+EXTERNAL = "external"
+"""What a checkpoint says when its static network is a file or a factory that the user must name."""
+
+
+class OnnxPrior(nn.Module):
+    """A static network in an ONNX file, run by onnxruntime on the CPU; it has no gradients.
+
+    Args:
+        path: the file; one input (n, 3, H, W) float32 and one output (n, C, H, W).
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+            raise CheckpointError(f"{path} cannot be read as ONNX: {err}") from err
+        self.input_name = self.session.get_inputs()[0].name
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = self.session.run(None, {self.input_name: images.detach().float().cpu().numpy()})
+        return torch.from_numpy(outputs[0]).to(images.device, images.dtype)
+
+
+def is_registered(name: str) -> bool:
+    """Whether the name is of a network whose weights a checkpoint carries."""
+    return name in PRIORS
+
+
+def build_prior(name: str, *, num_classes: int) -> nn.Module:
+    """A registered static network, freshly initialised.
+
+    Raises:
+        ConfigError: if the name is not registered.
+    """
+    if name == EXTERNAL:
+        raise ConfigError(
+            "this network's static prior is not part of it: name it by the parameter `static_prior` "
+            "(a TorchScript, torch.export or ONNX file, or package.module:factory)"
+        )
+    if name not in PRIORS:
+        raise ConfigError(
+            f"there is no static prior {name!r}. Known: {', '.join(PRIORS)}, a .pt, .pt2 or .onnx file, "
+            "or package.module:factory"
+        )
+    return PRIORS[name](num_classes=num_classes)
+
+
+def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] = (64, 64)) -> nn.Module:
+    """A static network that the user names: a file or a factory. It may run code: trust it as you trust a program.
+
+    Args:
+        source: path of a TorchScript file (.pt, .ts, .jit), a torch.export file (.pt2), an ONNX file (.onnx),
+            or `package.module:factory`, called with `num_classes=`.
+        num_classes: classes C that its logits must have.
+        size: (height, width) of the image that its output's shape is checked with.
+
+    Raises:
+        ConfigError: if it cannot be found, or its output is not (n, C, H, W).
+        CheckpointError: if the file cannot be read.
+    """
+    prior = _factory(source, num_classes) if ":" in source and not Path(source).exists() else _file(Path(source))
+    with torch.no_grad():
+        probe = torch.zeros(1, 3, *size)
+        try:
+            logits = prior(probe)
+        except Exception as err:
+            raise ConfigError(f"static prior {source} fails on an image of shape {tuple(probe.shape)}: {err}") from err
+    expected = (1, num_classes, *size)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"static prior {source} has another output. Expected: {expected}. Got: {got}")
+    return prior
+
+
+def is_exported(prior: nn.Module) -> bool:
+    """Whether the network is an exported file, which stays frozen in training."""
+    return isinstance(prior, (OnnxPrior, torch.jit.ScriptModule)) or getattr(prior, "exported_program", False)
+
+
+def _factory(source: str, num_classes: int) -> nn.Module:
+    module_name, _, attribute = source.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as err:
+        raise ConfigError(f"static prior {source}: cannot import it ({err}). Expected package.module:factory") from err
+    prior = factory(num_classes=num_classes)
+    if not isinstance(prior, nn.Module):
+        raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")
+    return prior
+
+
+def _file(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise ConfigError(f"static prior {path}: no such file. Registered names: {', '.join(PRIORS)}")
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return OnnxPrior(path)
+    try:
+        if suffix == ".pt2":
+            module = torch.export.load(str(path)).module()
+            module.exported_program = True
+            return module
+        return torch.jit.load(str(path), map_location="cpu")
+    except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
+        raise CheckpointError(
+            f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
+            f"{str(err).splitlines()[0] if str(err) else type(err).__name__}"
+        ) from err
