@@ -1,0 +1,28 @@
+"""Argument types that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from vtseg_ros.errors import ConfigError
+
+
+def size_from_text(text: str) -> tuple[int, int]:
+    """`WxH` in px as (width, height).
+
+    Raises:
+        ConfigError: if it is not of this form.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
+    if not match:
+        raise ConfigError(f"a size is WIDTHxHEIGHT in px, such as 640x192. Got: {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`size_from_text` for argparse."""
+    try:
+        return size_from_text(text)
+    except ConfigError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err

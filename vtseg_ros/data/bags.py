@@ -1,0 +1,249 @@
+"""Bags in and out, without ROS: sqlite3 and mcap, split files and compression, by rosbags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer, WriterError
+
+from vtseg_ros.data import messages
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of, typestore
+from vtseg_ros.errors import BagError
+from vtseg_ros.labels import LabelSet
+
+JPEG_QUALITY = 95
+STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+OnCorrupt = Callable[[str, int, str], None]
+
+
+@dataclass(frozen=True)
+class TopicInfo:
+    """A topic of a bag: its message type and how many messages it has."""
+
+    msgtype: str
+    count: int
+
+
+class BagReader:
+    """A bag opened for reading; use it as a context manager.
+
+    Args:
+        path: the bag's folder, or a storage file inside it.
+
+    Raises:
+        BagError: if there is no bag, or it cannot be read; says which.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        folder = self.path.parent if self.path.is_file() else self.path
+        if not folder.is_dir():
+            raise BagError(f"no bag at {self.path}: no such folder")
+        if not (folder / "metadata.yaml").is_file():
+            raise BagError(
+                f"{folder} is not a bag: it has no metadata.yaml. Expected: the folder that `ros2 bag record` made; "
+                "`ros2 bag reindex` writes a lost metadata.yaml anew"
+            )
+        try:
+            self._reader = Reader(folder)
+            self._reader.open()
+        except Exception as err:  # rosbags lets yaml, sqlite3, struct and assertion errors of bad files through
+            raise BagError(f"bag {folder} cannot be read: {_line(err)}") from err
+        self.topics = {
+            name: TopicInfo(info.msgtype or "", info.msgcount) for name, info in self._reader.topics.items()
+        }
+        self.start_ns, self.end_ns = self._reader.start_time, self._reader.end_time
+
+    def __enter__(self) -> BagReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def require(self, *topics: str) -> None:
+        """Raise BagError if a topic is not in the bag; lists those that are."""
+        for topic in topics:
+            if topic not in self.topics:
+                known = ", ".join(sorted(self.topics)) or "none"
+                raise BagError(f"bag {self.path} has no topic {topic}. It has: {known}")
+
+    def raw(
+        self, topics: list[str] | None = None, start_ns: int | None = None, stop_ns: int | None = None
+    ) -> Iterator[tuple[str, str, int, bytes]]:
+        """Serialized messages in time order: (topic, type, bag time in ns, CDR bytes).
+
+        Raises:
+            BagError: if the storage is damaged.
+        """
+        if topics is not None:
+            self.require(*topics)
+        connections = [c for c in self._reader.connections if topics is None or c.topic in topics]
+        if not connections:
+            return
+        try:
+            for connection, time_ns, data in self._reader.messages(connections, start_ns, stop_ns):
+                yield connection.topic, connection.msgtype, time_ns, data
+        except GeneratorExit:
+            raise
+        except Exception as err:  # see __init__
+            raise BagError(f"bag {self.path} is damaged: {_line(err)}") from err
+
+    def messages(
+        self,
+        topics: list[str] | None = None,
+        start_ns: int | None = None,
+        stop_ns: int | None = None,
+        *,
+        on_corrupt: OnCorrupt | None = None,
+    ) -> Iterator[tuple[str, int, object]]:
+        """Messages in time order: (topic, bag time in ns, message).
+
+        Args:
+            topics: which; None = all.
+            start_ns, stop_ns: bag times, start included, stop not.
+            on_corrupt: called with (topic, bag time, reason) for a message that does not deserialize, which is
+                then left out; None = such a message raises.
+
+        Raises:
+            BagError: for a damaged storage, an unknown type or (without `on_corrupt`) a corrupt message.
+        """
+        for topic, msgtype, time_ns, data in self.raw(topics, start_ns, stop_ns):
+            if msgtype not in typestore().types:
+                raise BagError(f"bag {self.path}: topic {topic} has the unknown type {msgtype}")
+            try:
+                message = typestore().deserialize_cdr(data, msgtype)
+            except Exception as err:  # whatever lying lengths lead to: struct, index, memory and value errors
+                reason = f"not a valid {msgtype}: {_line(err)}"
+                if on_corrupt is None:
+                    raise BagError(f"bag {self.path}, topic {topic}, time {time_ns} ns: {reason}") from err
+                on_corrupt(topic, time_ns, reason)
+                continue
+            yield topic, time_ns, message
+
+    def read(self, topic: str, time_ns: int):
+        """The message of a topic at a bag time, by seeking; BagError if there is none."""
+        for _, _, message in self.messages([topic], time_ns, time_ns + 1):
+            return message
+        raise BagError(f"bag {self.path}, topic {topic}: no message at {time_ns} ns")
+
+
+def _line(err: Exception) -> str:
+    text = str(err).strip().splitlines()
+    return text[0] if text else type(err).__name__
+
+
+def find_topics(bag: BagReader) -> tuple[str, str | None]:
+    """The image topic and, if there is one, the label topic of a bag.
+
+    A label topic is an image topic with `label` in its name; masks, confidences, depth, flow and overlays are
+    not taken for camera images.
+
+    Raises:
+        BagError: if there is no or more than one candidate; names them.
+    """
+    names = [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
+    labels = [name for name in names if "label" in name]
+    others = ("label", "mask", "confidence", "depth", "flow", "overlay", "color")
+    images = [name for name in names if not any(word in name for word in others)]
+    for kind, found in (("image", images), ("label", labels)):
+        if len(found) > 1:
+            raise BagError(f"bag {bag.path} has several {kind} topics: {', '.join(found)}. Name one")
+    if not images:
+        raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
+    return images[0], labels[0] if labels else None
+
+
+def read_label_set(bag: BagReader) -> LabelSet | None:
+    """The class list of the bag's LabelMap topic, or None when it has none."""
+    for name, info in bag.topics.items():
+        if info.msgtype == LABEL_MAP and info.count:
+            for _, _, message in bag.messages([name]):
+                return label_set_of(message)
+    return None
+
+
+class BagWriter:
+    """A bag written message by message; use it as a context manager.
+
+    Args:
+        path: folder to make; must not exist.
+        storage: `mcap` or `sqlite3`.
+
+    Raises:
+        BagError: if the folder exists or cannot be made.
+    """
+
+    def __init__(self, path: str | Path, storage: str = "mcap") -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            raise BagError(f"{self.path} exists: nothing is overwritten. Remove it or choose another name")
+        if storage not in STORAGES:
+            raise BagError(f"storage must be one of {', '.join(STORAGES)}. Got: {storage!r}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Version 8 is what Humble writes and every newer release reads.
+            self._writer = Writer(self.path, version=8, storage_plugin=STORAGES[storage])
+            self._writer.open()
+        except (WriterError, OSError) as err:
+            raise BagError(f"bag {self.path} cannot be written: {_line(err)}") from err
+        self._connections: dict[str, object] = {}
+
+    def __enter__(self) -> BagWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def write_raw(self, topic: str, msgtype: str, data: bytes, time_ns: int) -> None:
+        """Add a serialized message."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=typestore())
+        self._writer.write(self._connections[topic], time_ns, data)
+
+    def write(self, topic: str, msgtype: str, message, time_ns: int) -> None:
+        """Add a message at a bag time."""
+        self.write_raw(topic, msgtype, typestore().serialize_cdr(message, msgtype), time_ns)
+
+    def write_image(
+        self, topic: str, rgb: np.ndarray, stamp_ns: int, frame_id: str, *, compressed: bool = False
+    ) -> None:
+        """(H, W, 3) uint8 RGB as rgb8, or as jpeg."""
+        if compressed:
+            bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+            payload = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+            message = messages.compressed_message(payload, "rgb8; jpeg compressed bgr8", stamp_ns, frame_id)
+            self.write(topic, COMPRESSED_IMAGE, message, stamp_ns)
+        else:
+            self.write(topic, IMAGE, messages.image_message(rgb, "rgb8", stamp_ns, frame_id), stamp_ns)
+
+    def write_label(
+        self, topic: str, ids: np.ndarray, stamp_ns: int, frame_id: str, *, compressed: bool = False
+    ) -> None:
+        """(H, W) uint8 class ids as mono8, or as png."""
+        if compressed:
+            message = messages.compressed_message(cv2.imencode(".png", ids)[1], "mono8; png compressed", stamp_ns, frame_id)
+            self.write(topic, COMPRESSED_IMAGE, message, stamp_ns)
+        else:
+            self.write(topic, IMAGE, messages.image_message(ids, "mono8", stamp_ns, frame_id), stamp_ns)
+
+    def write_float(self, topic: str, values: np.ndarray, stamp_ns: int, frame_id: str) -> None:
+        """(H, W) float32 as 32FC1 (depth, m) or (H, W, 2) as 32FC2 (flow, px)."""
+        encoding = "32FC1" if values.ndim == 2 else f"32FC{values.shape[2]}"
+        self.write(topic, IMAGE, messages.image_message(values, encoding, stamp_ns, frame_id), stamp_ns)
+
+    def write_label_map(self, topic: str, labels: LabelSet, stamp_ns: int) -> None:
+        """The class list."""
+        self.write(topic, LABEL_MAP, messages.label_map_message(labels, stamp_ns), stamp_ns)
+
+
+
