@@ -1,0 +1,146 @@
+"""Augmentation of training windows (paper, Section IV-B): one geometric draw for all frames of a window.
+
+A *derived* window is made of its labelled frame alone, scaled and cropped along a smooth random camera path,
+so that every frame of it has a label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vtseg_ros.labels import IGNORE
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges of the random draws.
+
+    Args:
+        derived: share of windows derived from their labelled frame (paper: 0.8).
+        flip: probability of a horizontal flip.
+        scale: (lowest, highest) zoom about the crop's centre; 1 = the whole image.
+        rotation_deg: largest turn either way.
+        blur: probability of a Gaussian blur.
+        brightness, saturation: largest relative change either way.
+        hue_deg: largest shift either way, degrees of 360.
+        path_zoom, path_shift, path_rotation_deg: largest change along a derived window's path: zoom (relative),
+            translation (share of the image's side) and turn.
+    """
+
+    derived: float = 0.8
+    flip: float = 0.5
+    scale: tuple[float, float] = (1.0, 1.8)
+    rotation_deg: float = 4.0
+    blur: float = 0.15
+    brightness: float = 0.3
+    saturation: float = 0.3
+    hue_deg: float = 12.0
+    path_zoom: float = 0.12
+    path_shift: float = 0.06
+    path_rotation_deg: float = 1.5
+
+
+class Augmentation:
+    """Draws and applies augmentations.
+
+    Args:
+        config: ranges.
+    """
+
+    def __init__(self, config: AugmentationConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a window.
+
+        Args:
+            video: (k, H, W, 3) uint8 RGB.
+            labels: (k, H, W) uint8; the newest frame's is used for derived windows.
+            rng: source of the draws.
+
+        Returns:
+            arrays of the same shapes.
+        """
+        frames, height, width = labels.shape
+        transforms = np.repeat(self._crop(width, height, rng)[None], frames, axis=0)
+        if frames > 1 and rng.random() < self.config.derived:
+            video, labels = np.repeat(video[-1:], frames, axis=0), np.repeat(labels[-1:], frames, axis=0)
+            transforms = self._path(frames, width, height, rng) @ transforms
+        photometric = self._photometric(rng)
+        out_video, out_labels = np.empty_like(video), np.empty_like(labels)
+        for t in range(frames):
+            affine = transforms[t, :2]
+            image = cv2.warpAffine(
+                video[t], affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            )
+            out_video[t] = photometric(image)
+            out_labels[t] = cv2.warpAffine(
+                labels[t], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE
+            )
+        return out_video, out_labels
+
+    def _crop(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+        """(3, 3) source-to-output: zoom into a random crop, turn, flip."""
+        config = self.config
+        scale = np.exp(rng.uniform(*np.log(config.scale)))
+        slack_x, slack_y = (1 - 1 / scale) * width / 2, (1 - 1 / scale) * height / 2
+        center = (width / 2 + rng.uniform(-slack_x, slack_x), height / 2 + rng.uniform(-slack_y, slack_y))
+        angle = rng.uniform(-config.rotation_deg, config.rotation_deg)
+        matrix = _about(center, scale, angle, (width / 2, height / 2))
+        if rng.random() < config.flip:
+            matrix = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+        return matrix
+
+    def _path(self, frames: int, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+        """(k, 3, 3) transforms along a smooth path that ends at the identity (the newest frame)."""
+        config = self.config
+        limits = np.array([config.path_zoom, config.path_shift, config.path_shift, config.path_rotation_deg])
+        velocity, bend = rng.uniform(-1, 1, 4) * limits, rng.uniform(-1, 1, 4) * limits * 0.4
+        age = np.linspace(1.0, 0.0, frames)[:, None]
+        # A camera that drives ahead saw things smaller before: zoom grows towards the newest frame.
+        velocity[0] = -abs(velocity[0])
+        zoom, dx, dy, turn = (velocity * age + bend * age * (1 - age)).T
+        middle = (width / 2, height / 2)
+        return np.stack(
+            [
+                _about(middle, 1 + z, a, (middle[0] + x * width, middle[1] + y * height))
+                for z, x, y, a in zip(zoom, dx, dy, turn)
+            ]
+        )
+
+    def _photometric(self, rng: np.random.Generator):
+        config = self.config
+        gain = 1 + rng.uniform(-config.brightness, config.brightness)
+        saturation = 1 + rng.uniform(-config.saturation, config.saturation)
+        hue = rng.uniform(-config.hue_deg, config.hue_deg) * 256 / 360
+        sigma = rng.uniform(0.3, 1.2) if rng.random() < config.blur else 0.0
+
+        def apply(image: np.ndarray) -> np.ndarray:
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+            hsv = cv2.LUT(hsv, _tables(hue, saturation, gain))
+            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            return cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
+
+        return apply
+
+
+def _about(source, scale: float, angle_deg: float, target) -> np.ndarray:
+    """(3, 3): turn and zoom about `source`, which goes to `target`."""
+    c, s = scale * np.cos(np.radians(angle_deg)), scale * np.sin(np.radians(angle_deg))
+    linear = np.array([[c, s], [-s, c]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = np.asarray(target) - linear @ np.asarray(source)
+    return matrix
+
+
+def _tables(hue: float, saturation: float, gain: float) -> np.ndarray:
+    """(1, 256, 3) uint8 look-up tables of hue, saturation and value."""
+    index = np.arange(256, dtype=np.float64)
+    table = np.stack([(index + hue) % 256, index * saturation, index * gain], axis=1)
+    return np.clip(np.floor(table), 0, 255).astype(np.uint8)[None]

@@ -1,0 +1,236 @@
+"""The training configuration: YAML to frozen dataclasses, wrong keys and types refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vtseg_ros.data.augmentation import AugmentationConfig
+from vtseg_ros.errors import ConfigError
+
+STAGES = ("prior", "video", "end_to_end")
+PRECISIONS = ("fp32", "fp16", "bf16")
+ARCHITECTURES = ("vtseg", "erfnet", "segformer_b0")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A bag, or a part of it (see `data.windows.BagSource`)."""
+
+    path: str
+    image_topic: str = ""
+    label_topic: str = ""
+    start_s: float = 0.0
+    end_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Bags and how windows are taken from them.
+
+    Args:
+        train, validation: bags; no scene may be in both.
+        size: (width, height) px of the network's input, multiples of 32.
+        labels: `street`, `camvid`, `cityscapes`, or empty = the label map in the first bag.
+        class_names: class list, where there is no label map and no such name.
+        label_every: use every n-th label in training.
+        stride: use every n-th frame.
+        max_gap_s: a longer pause starts a new sequence.
+        validation_every: score every n-th labelled frame of the validation bags.
+        cache_dir: folder for decoded frames; empty = decode each time.
+        workers: processes that prepare batches.
+    """
+
+    train: tuple[SourceConfig, ...]
+    validation: tuple[SourceConfig, ...]
+    size: tuple[int, int]
+    labels: str = ""
+    class_names: tuple[str, ...] = ()
+    label_every: int = 1
+    stride: int = 1
+    max_gap_s: float = 1.0
+    validation_every: int = 1
+    cache_dir: str = ""
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained.
+
+    Args:
+        architecture: `vtseg`, or an image network alone: `erfnet`, `segformer_b0`.
+        preset: of VTSeg: `b0`, `tiny`.
+        overrides: fields of VTSegConfig.
+        static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
+            configuration's own.
+        init_encoder: safetensors file of a Hugging Face SegformerModel to start the encoder from; empty = none.
+        warm_start: a checkpoint to start from; empty = none.
+    """
+
+    architecture: str = "vtseg"
+    preset: str = "b0"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    static_prior: str = ""
+    init_encoder: str = ""
+    warm_start: str = ""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the training (paper, Section IV-B).
+
+    Args:
+        name: `prior` (the static network alone), `video` (VTSeg, prior frozen) or `end_to_end`.
+        epochs: passes over the labelled windows; or
+        steps: optimiser updates (one of the two).
+        batch: windows per update and process.
+        accumulate: batches per update.
+        max_lr: peak of the OneCycle schedule (paper: 6e-5 for some 450,000 updates).
+    """
+
+    name: str
+    epochs: int = 0
+    steps: int = 0
+    batch: int = 2
+    accumulate: int = 1
+    max_lr: float = 6e-5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Args:
+        data, model, stages, augmentation: see there.
+        precision: `fp32`, `fp16`, `bf16`.
+        device: `auto`, `cpu`, `cuda`.
+        weight_decay: of AdamW (paper: 1e-2).
+        clip_norm: largest gradient norm; 0 = no clipping.
+        seed: of initialisation, order, augmentation and dropout.
+        validate_every: updates between validations; 0 = at the end of each stage alone.
+        save_every: updates between saves of the resumable state.
+        log_every: updates between log lines.
+    """
+
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    model: ModelConfig = ModelConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    precision: str = "fp32"
+    device: str = "auto"
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    seed: int = 0
+    validate_every: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("model.architecture", self.model.architecture, ARCHITECTURES)
+        if not self.stages or not self.data.train or not self.data.validation:
+            raise ConfigError("a training needs data.train, data.validation and at least one stage")
+        for stage in self.stages:
+            _one_of("stages.name", stage.name, STAGES)
+            if (stage.epochs > 0) == (stage.steps > 0):
+                raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
+            if stage.batch < 1 or stage.accumulate < 1 or stage.max_lr <= 0:
+                raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
+            if self.model.architecture != "vtseg" and stage.name != "prior":
+                raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
+        if any(side < 32 or side % 32 for side in self.data.size):
+            raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
+        for name in ("label_every", "stride", "validation_every"):
+            if getattr(self.data, name) < 1:
+                raise ConfigError(f"data.{name} must be at least 1. Got: {getattr(self.data, name)}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}. Got: {value!r}")
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training YAML; relative bag paths are taken from its folder.
+
+    Raises:
+        ConfigError: if it cannot be read, or a key or value is not allowed; names it.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise ConfigError(f"training configuration {path} cannot be read: {str(err).splitlines()[0]}") from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"training configuration {path} must be a mapping. Got: {type(values).__name__}")
+    config = parse(TrainConfig, values, "")
+    folder = path.resolve().parent
+
+    def anchored(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(dataclasses.replace(s, path=str(folder / Path(s.path).expanduser())) for s in sources)
+
+    data = dataclasses.replace(
+        config.data, train=anchored(config.data.train), validation=anchored(config.data.validation)
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """A YAML value as a dataclass, tuple or plain type.
+
+    Raises:
+        ConfigError: naming the place, what was expected and what was there.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if kind is SourceConfig and isinstance(value, str):
+            value = {"path": value}
+        return _parse_dataclass(kind, value, where)
+    if origin is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
+            raise ConfigError(f"{where} must be a list. Expected: {_name(kind)}. Got: {value!r}")
+        kinds = [items[0]] * len(value) if Ellipsis in items else items
+        return tuple(parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must be a mapping. Got: {value!r}")
+        return value
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 takes 6e-5 for a string
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be of type {_name(kind)}. Got: {value!r}")
+    return value
+
+
+def _name(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.GenericAlias) else getattr(kind, "__name__", str(kind))
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where or 'the configuration'} must be a mapping. Got: {value!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in fields:
+            near = get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ConfigError(f"{prefix}{name} is missing")
+    return kind(**{key: parse(hints[key], item, f"{prefix}{key}") for key, item in value.items()})

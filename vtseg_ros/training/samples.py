@@ -1,0 +1,92 @@
+"""Training samples by (step, slot): what a step sees depends on the seed alone, so that a run can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vtseg_ros.data.augmentation import Augmentation
+from vtseg_ros.data.windows import FrameStore
+
+
+class Samples(Dataset):
+    """Augmented windows.
+
+    Args:
+        store: pixels.
+        windows: frame indices of each labelled window.
+        length: frames k of a window.
+        augmentation: None = as they are.
+        seed: of order and augmentation.
+        stage: number of the training stage; stages draw differently.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        windows: list[list[int]],
+        *,
+        length: int,
+        augmentation: Augmentation | None,
+        seed: int,
+        stage: int,
+    ) -> None:
+        self.store, self.windows, self.length = store, windows, length
+        self.augmentation, self.seed, self.stage = augmentation, seed, stage
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The position-th sample of an endless shuffled stream.
+
+        Returns:
+            video (k, 3, H, W) uint8 and labels (k, H, W) uint8.
+        """
+        epoch, place = divmod(position, len(self.windows))
+        order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
+        video, labels = self.store.window(self.windows[order[place]], self.length)
+        if self.augmentation is not None:
+            rng = np.random.default_rng([self.seed, self.stage, position, 1])
+            video, labels = self.augmentation(video, labels, rng)
+        return torch.from_numpy(video.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.copy())
+
+
+class Positions:
+    """Batches of stream positions from a step on: each rank and slot has its own.
+
+    Args:
+        first, last: micro-steps (batches) from first on, last not included.
+        batch: samples per process and batch.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(self, *, first: int, last: int, batch: int, rank: int, world: int) -> None:
+        self.first, self.last, self.batch, self.rank, self.world = first, last, batch, rank, world
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            start = (step * self.world + self.rank) * self.batch
+            yield list(range(start, start + self.batch))
+
+
+def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_memory: bool) -> DataLoader:
+    """Batches (B, k, 3, H, W) uint8 and (B, k, H, W) uint8, prepared ahead by worker processes."""
+    return DataLoader(
+        samples,
+        batch_sampler=positions,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
