@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up, checks the style and runs all tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh --test
+# shellcheck disable=SC1091
+. scripts/env.sh
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"
