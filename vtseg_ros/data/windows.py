@@ -13,6 +13,7 @@ import numpy as np
 from vtseg_ros.data.bags import BagReader, find_topics
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import NS
+from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import BagError, ImageError
 from vtseg_ros.labels import IGNORE
 
@@ -196,9 +197,7 @@ class FrameStore:
         frame = self.index.frames[number]
         topic = self.index.topics[frame.source][0]
         rgb = decode_any(self._bag(frame.source).read(topic, frame.image_ns))
-        if self.size and (rgb.shape[1], rgb.shape[0]) != self.size:
-            rgb = cv2.resize(rgb, self.size, interpolation=cv2.INTER_AREA)
-        return rgb
+        return resize_rgb(rgb, self.size) if self.size else rgb
 
     def _decode_label(self, number: int) -> np.ndarray:
         frame = self.index.frames[number]

@@ -1,0 +1,66 @@
+"""Before and after the network: uint8 RGB to its input, logits to mask and confidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vtseg_ros.labels import IGNORE
+
+
+def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One antialiased bilinear resize, the aspect not kept.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: (width, height) px.
+
+    Returns:
+        (height, width, 3) uint8; the image itself when it has this size.
+    """
+    if (image.shape[1], image.shape[0]) == size:
+        return image
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # channels_last in memory
+    resized = F.interpolate(pixels, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded."""
+    pixels = torch.from_numpy(np.ascontiguousarray(resize_rgb(image, size)))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.permute(2, 0, 1)[None].float().div_(255)
+
+
+def to_mask(
+    logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and confidence of one frame.
+
+    Args:
+        logits: (1, C, h, w).
+        size: (width, height) of the result.
+        upsampling: `bilinear` (the logits) or `nearest` (the mask).
+        min_confidence: below it, 0..1, a pixel becomes 255.
+
+    Returns:
+        mask (H, W) uint8 class ids and confidence (H, W) uint8, softmax maximum * 255.
+    """
+    target = (size[1], size[0])
+    same = logits.shape[2:] == target
+    if upsampling == "bilinear" and not same:
+        logits = F.interpolate(logits.float(), size=target, mode="bilinear", align_corners=False)
+    best, ids = logits.max(dim=1)  # (1, H, W)
+    probability = torch.exp(best.float() - torch.logsumexp(logits.float(), dim=1))
+    confidence = (probability * 255).round().to(torch.uint8)
+    mask = ids.to(torch.uint8)
+    if min_confidence > 0:
+        mask = torch.where(probability < min_confidence, IGNORE, mask)
+    both = torch.stack([mask[0], confidence[0]])  # (2, h, w): one download
+    if upsampling == "nearest" and not same:
+        both = F.interpolate(both[None], size=target, mode="nearest-exact")[0]
+    mask, confidence = both.cpu().numpy()
+    return mask, confidence

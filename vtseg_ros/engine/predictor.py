@@ -1,0 +1,313 @@
+"""The predictor: camera images in, masks and confidences out, one sliding window per camera."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtseg_ros.engine import exact
+from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
+from vtseg_ros.engine.fold import fold_erfnet
+from vtseg_ros.engine.pixels import to_input, to_mask
+from vtseg_ros.engine.window import Action, FrameWindow
+from vtseg_ros.errors import ConfigError, DeviceError, ImageError
+from vtseg_ros.labels import IGNORE
+from vtseg_ros.model import ERFNet, VTSeg
+from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.vtseg import check_size
+
+log = logging.getLogger("vtseg_ros.engine")
+
+STREAMING = ("auto", "plain", "exact")
+UPSAMPLING = ("bilinear", "nearest")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `step` answers.
+
+    Attributes:
+        mask: (H, W) uint8 class ids; 255 = unlabelled.
+        confidence: (H, W) uint8, softmax maximum * 255.
+        frames_in_window: frames the network saw, 1..window; 0 for a duplicate.
+        duplicate: the frame's stamp was the last one's: nothing was computed, mask and confidence are empty.
+        restarted: why a new window began with this frame; empty if none did.
+        preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
+    """
+
+    mask: np.ndarray
+    confidence: np.ndarray
+    frames_in_window: int
+    duplicate: bool = False
+    restarted: str = ""
+    preprocess_s: float = 0.0
+    inference_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One camera's image for `step_many`: image (H, W, 3) uint8 RGB, stamp in ns (None or 0 = none)."""
+
+    camera: str
+    image: np.ndarray
+    stamp_ns: int | None = None
+    frame_id: str = ""
+
+
+@dataclass
+class _Camera:
+    window: FrameWindow
+    states: deque = field(default_factory=deque)
+
+
+class Segmenter:
+    """Runs a checkpoint over the latest frames of one or several cameras.
+
+    Not thread-safe: one caller at a time.
+
+    Args:
+        checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network may be modified).
+        device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        precision: `auto`, `fp32`, `fp16`, `bf16`.
+        window: frames k; 0 = the checkpoint's.
+        input_size: (width, height) px of the network's input, multiples of 32; (0, 0) = the checkpoint's.
+        max_gap_s: a longer pause starts a new window.
+        output_size: `input` (the image's), `network`, or (width, height) px.
+        upsampling: `bilinear` (logits, then argmax) or `nearest` (the mask).
+        streaming: `exact` keeps what a frame alone decides, `plain` recomputes the window; `auto` = exact.
+        static_prior: an external static network (see `model.priors.load_external_prior`).
+        min_confidence: below it, 0..1, a pixel becomes 255.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError: naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str] | Checkpoint = "street_tiny",
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        window: int = 0,
+        input_size: tuple[int, int] = (0, 0),
+        max_gap_s: float = 1.0,
+        output_size: str | tuple[int, int] = "input",
+        upsampling: str = "bilinear",
+        streaming: str = "auto",
+        static_prior: str | None = None,
+        min_confidence: float = 0.0,
+    ) -> None:
+        self.device = resolve_device(device)
+        self._dtype = resolve_precision(precision, self.device)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
+        if isinstance(checkpoint.model, STGRU):
+            raise ConfigError("a gru checkpoint needs optical flow: score it with `vtseg evaluate`")
+        self.checkpoint, self.labels = checkpoint, checkpoint.labels
+        width, height = input_size if any(input_size) else checkpoint.input_size
+        check_size(height, width)
+        self.input_size = (width, height)
+        if streaming not in STREAMING:
+            raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
+        if upsampling not in UPSAMPLING:
+            raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
+        self.upsampling = upsampling
+        self.model = self._prepared(checkpoint.model)
+        self.video = isinstance(self.model, VTSeg)
+        self.streaming = "exact" if streaming != "plain" and self.video and exact.supports(self.model) else "plain"
+        self._cameras: dict[str, _Camera] = {}
+        self._window = self._max_gap_s = self._min_confidence = 0
+        self.window, self.max_gap_s = window, max_gap_s
+        self.output_size, self.min_confidence = output_size, min_confidence
+
+    def _prepared(self, model: torch.nn.Module) -> torch.nn.Module:
+        model.eval().requires_grad_(False)
+        if isinstance(model, VTSeg) and isinstance(model.static_prior, ERFNet):
+            model.static_prior = fold_erfnet(model.static_prior)
+        return model.to(self.device)
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `bf16`."""
+        return precision_name(self._dtype)
+
+    @property
+    def window(self) -> int:
+        """Frames k the network sees at most."""
+        return self._window
+
+    @window.setter
+    def window(self, frames: int) -> None:
+        if frames < 0:
+            raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
+        trained = int(self.checkpoint.config.get("window", 1))
+        self._window = (frames or trained) if self.video else 1
+        for camera in self._cameras.values():
+            camera.states = deque(camera.states, maxlen=self._window)
+
+    @property
+    def max_gap_s(self) -> float:
+        """Longest pause within a window, seconds."""
+        return self._max_gap_s
+
+    @max_gap_s.setter
+    def max_gap_s(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"max_gap must be above 0 s. Got: {seconds}")
+        self._max_gap_s = seconds
+        for camera in self._cameras.values():
+            camera.window.max_gap_s = seconds
+
+    @property
+    def min_confidence(self) -> float:
+        """Below it a pixel becomes 255."""
+        return self._min_confidence
+
+    @min_confidence.setter
+    def min_confidence(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise ConfigError(f"min_confidence must be in 0..1. Got: {value}")
+        self._min_confidence = value
+
+    @property
+    def output_size(self) -> str | tuple[int, int]:
+        """`input`, `network` or (width, height) px."""
+        return self._output_size
+
+    @output_size.setter
+    def output_size(self, value: str | tuple[int, int]) -> None:
+        if isinstance(value, str):
+            if value not in ("input", "network"):
+                raise ConfigError(f"output_size must be input, network or (width, height). Got: {value!r}")
+        elif len(value) != 2 or not all(1 <= side <= 16384 for side in value):
+            raise ConfigError(f"output_size must have sides of 1..16384 px. Got: {value}")
+        self._output_size = value
+
+    def reset(self, camera: str | None = None) -> None:
+        """Forget the window of a camera, or of all."""
+        for name in [camera] if camera is not None else list(self._cameras):
+            self._cameras.pop(name, None)
+
+    def step(self, image: np.ndarray, stamp_ns: int | None = None, frame_id: str = "") -> Result:
+        """Segment the newest frame of a single camera; see `step_many`.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            stamp_ns: ns; None or 0 = none.
+            frame_id: of the image's header.
+        """
+        return self.step_many([CameraFrame("", image, stamp_ns, frame_id)])[0]
+
+    @torch.inference_mode()
+    def step_many(self, batch: Sequence[CameraFrame]) -> list[Result]:
+        """Segment the newest frame of several cameras, windows of one length in one batch.
+
+        Args:
+            batch: at most one frame per camera.
+
+        Returns:
+            results in the same order, each equal to the camera's own single run.
+
+        Raises:
+            ImageError: if an image is not (H, W, 3) uint8, or a camera appears twice.
+            DeviceError: if the device has not enough memory.
+        """
+        _check_batch(batch)
+        results: list[Result | None] = [None] * len(batch)
+        pending: dict[int, list[tuple[int, str, float]]] = {}
+        for index, frame in enumerate(batch):
+            started = time.monotonic()
+            camera = self._cameras.setdefault(
+                frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window))
+            )
+            decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
+            if decision.action is Action.DUPLICATE:
+                empty = np.empty((0, 0), np.uint8)
+                results[index] = Result(empty, empty, 0, duplicate=True)
+                continue
+            if decision.action is Action.RESTART:
+                camera.states.clear()
+            camera.states.append(to_input(frame.image, self.input_size, self.device))
+            spent = time.monotonic() - started
+            pending.setdefault(len(camera.states), []).append((index, decision.reason, spent))
+        for length, group in pending.items():
+            for (index, reason, spent), (mask, confidence, inference) in zip(
+                group, self._infer([batch[index] for index, _, _ in group], length)
+            ):
+                results[index] = Result(mask, confidence, length, False, reason, spent, inference)
+        return results
+
+    def _infer(self, frames: list[CameraFrame], length: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        started = time.monotonic()
+        try:
+            logits = self._logits([self._cameras[frame.camera] for frame in frames])
+        except torch.OutOfMemoryError as err:
+            self.reset()
+            torch.cuda.empty_cache()
+            if len(frames) == 1:
+                raise DeviceError(f"{self.device} is out of memory at {self.input_size} px, {length} frames") from err
+            log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(frames))
+            return [self._retry(frame) for frame in frames]
+        except Exception:
+            # The newest entry is not prepared: what is left of the windows cannot be trusted.
+            self.reset()
+            raise
+        answers = []
+        for row, frame in enumerate(frames):
+            mask, confidence = to_mask(
+                logits[row : row + 1], self._target(frame.image), self.upsampling, self._min_confidence
+            )
+            answers.append((mask, confidence, time.monotonic() - started))
+        return answers
+
+    def _retry(self, frame: CameraFrame) -> tuple[np.ndarray, np.ndarray, float]:
+        result = self.step_many([frame])[0]
+        return result.mask, result.confidence, result.inference_s
+
+    def _logits(self, cameras: list[_Camera]) -> Tensor:
+        """(B, C, h, w) of the newest frames."""
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            if self.streaming == "exact":
+                for camera in cameras:
+                    camera.states[-1] = exact.prepare_frame(self.model, camera.states[-1])
+                return exact.newest_logits(self.model, [list(camera.states) for camera in cameras])
+            windows = torch.stack([torch.cat(list(camera.states)) for camera in cameras])  # (B, k, 3, h, w)
+            return self.model(windows)[:, -1] if self.video else self.model(windows[:, -1])
+
+    def _target(self, image: np.ndarray) -> tuple[int, int]:
+        if self._output_size == "input":
+            return image.shape[1], image.shape[0]
+        return self.input_size if self._output_size == "network" else self._output_size
+
+
+def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:
+    """A mask with the pixels of the ego mask unlabelled.
+
+    Args:
+        mask: (H, W) uint8 class ids.
+        ego: (h, w) bool, True where the robot sees itself; stretched to the mask's size.
+    """
+    if ego.shape != mask.shape:
+        rows = np.arange(mask.shape[0]) * ego.shape[0] // mask.shape[0]
+        columns = np.arange(mask.shape[1]) * ego.shape[1] // mask.shape[1]
+        ego = ego[rows[:, None], columns[None, :]]
+    return np.where(ego, np.uint8(IGNORE), mask)
+
+
+def _check_batch(batch: Sequence[CameraFrame]) -> None:
+    names = [frame.camera for frame in batch]
+    if len(set(names)) != len(names):
+        raise ImageError(f"a batch has one frame per camera. Got: {', '.join(names)}")
+    for frame in batch:
+        image = frame.image
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ImageError(f"we expect an image (H, W, 3) uint8 RGB. Got: {image.shape} {image.dtype}")
