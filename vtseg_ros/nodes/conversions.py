@@ -1,0 +1,69 @@
+"""Arrays to ROS messages. (Messages to arrays is `data.images`, which needs no ROS.)"""
+
+from __future__ import annotations
+
+import array
+
+import cv2
+import numpy as np
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.msg import LabelEntry, LabelMap
+
+NS = 1_000_000_000
+
+
+def stamp_ns(header: Header) -> int:
+    """Nanoseconds of a header's stamp."""
+    return header.stamp.sec * NS + header.stamp.nanosec
+
+
+def to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
+    """(H, W) or (H, W, C) uint8 as an Image without row padding."""
+    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, is_bigendian=0)
+    message.step = pixels.shape[1] * (pixels.shape[2] if pixels.ndim == 3 else 1)
+    # Any other sequence is checked element by element.
+    message.data = array.array("B", pixels.tobytes())
+    return message
+
+
+def to_png(pixels: np.ndarray, header: Header) -> CompressedImage:
+    """(H, W) uint8 class ids as a png."""
+    payload = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+    message = CompressedImage(header=header, format="mono8; png compressed")
+    message.data = array.array("B", payload.tobytes())
+    return message
+
+
+def to_label_map(labels: LabelSet, header: Header) -> LabelMap:
+    """The class list."""
+    entries = [
+        LabelEntry(id=index, name=name, r=color[0], g=color[1], b=color[2])
+        for index, (name, color) in enumerate(zip(labels.names, labels.colors))
+    ]
+    return LabelMap(header=header, labels=entries)
+
+
+def scale_camera_info(info: CameraInfo, size: tuple[int, int], header: Header) -> CameraInfo:
+    """A camera's calibration for its image stretched to `size` (width, height).
+
+    Pixel centres lie at whole coordinates, so that the principal point moves by half a pixel too.
+    """
+    scaled = CameraInfo(
+        header=header, width=size[0], height=size[1], distortion_model=info.distortion_model, d=info.d, r=info.r
+    )
+    sx = size[0] / info.width if info.width else 1.0
+    sy = size[1] / info.height if info.height else 1.0
+    k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
+    for matrix in (k, p):
+        matrix[0, 0] *= sx
+        matrix[0, 1] *= sx
+        matrix[1, 1] *= sy
+        matrix[0, 2] = (matrix[0, 2] + 0.5) * sx - 0.5
+        matrix[1, 2] = (matrix[1, 2] + 0.5) * sy - 0.5
+    p[0, 3] *= sx
+    p[1, 3] *= sy
+    scaled.k, scaled.p = k.ravel(), p.ravel()
+    return scaled

@@ -1,0 +1,101 @@
+"""What the segmenter publishes for one camera."""
+
+from __future__ import annotations
+
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.msg import LabelMap, SegmentationStatus
+from vtseg_ros.nodes.conversions import scale_camera_info, to_image, to_label_map, to_png
+from vtseg_ros.visual import colorize, overlay
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # not part of every installation; LabelMap is published always
+    LabelInfo = None
+
+IMAGES = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+STATUS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+
+
+class Outputs:
+    """Publishers of one camera; pictures are made only for topics that somebody subscribes to.
+
+    Args:
+        node: the segmenter.
+        camera: name; empty for the only one.
+    """
+
+    def __init__(self, node: Node, camera: str) -> None:
+        self._node, self.camera = node, camera
+        prefix = f"{camera}/segmentation" if camera else "segmentation"
+
+        def publisher(kind: type, name: str, qos: QoSProfile = IMAGES):
+            return node.create_publisher(kind, f"{prefix}/{name}", qos)
+
+        self.mask = publisher(Image, "mask")
+        self.png = publisher(CompressedImage, "mask/compressed")
+        self.confidence = publisher(Image, "confidence")
+        self.color = publisher(Image, "color")
+        self.overlay = publisher(Image, "overlay")
+        self.camera_info = publisher(CameraInfo, "camera_info")
+        self.status = publisher(SegmentationStatus, "status", STATUS)
+        self.label_map = publisher(LabelMap, "label_map", LATCHED)
+        self.label_info = publisher(LabelInfo, "label_info", LATCHED) if LabelInfo else None
+        self.latest_info: CameraInfo | None = None
+
+    def publish_labels(self, labels: LabelSet) -> None:
+        """The class list, latched."""
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        self.label_map.publish(to_label_map(labels, header))
+        if self.label_info:
+            classes = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(labels.names)]
+            self.label_info.publish(LabelInfo(header=header, class_map=classes, threshold=0.0))
+
+    def publish_result(
+        self,
+        header: Header,
+        image: np.ndarray,
+        mask: np.ndarray,
+        confidence: np.ndarray,
+        labels: LabelSet,
+        alpha: float,
+    ) -> None:
+        """One frame's outputs, all with its header.
+
+        Args:
+            header: stamp and frame_id of the newest window frame.
+            image: (H, W, 3) uint8 RGB, the camera's.
+            mask, confidence: (h, w) uint8.
+            labels: class list.
+            alpha: share of the colour in the overlay.
+        """
+        if self.latest_info is not None:
+            size = (mask.shape[1], mask.shape[0])
+            self.camera_info.publish(scale_camera_info(self.latest_info, size, header))
+        if _wanted(self.confidence):
+            self.confidence.publish(to_image(confidence, "mono8", header))
+        if _wanted(self.color):
+            self.color.publish(to_image(colorize(mask, labels), "rgb8", header))
+        if _wanted(self.overlay):
+            self.overlay.publish(to_image(overlay(image, mask, labels, alpha), "rgb8", header))
+        if _wanted(self.png):
+            self.png.publish(to_png(mask, header))
+        self.mask.publish(to_image(mask, "mono8", header))
+
+    def destroy(self) -> None:
+        """Take all publishers down."""
+        for publisher in vars(self).values():
+            if hasattr(publisher, "get_subscription_count"):
+                self._node.destroy_publisher(publisher)
+
+
+def _wanted(publisher) -> bool:
+    return publisher.get_subscription_count() > 0

@@ -1,0 +1,127 @@
+"""Node parameters as a table: name, default, text, unit, range; declared, described and checked from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from vtseg_ros.errors import ConfigError
+
+_TYPES = {
+    bool: Parameter.Type.BOOL,
+    int: Parameter.Type.INTEGER,
+    float: Parameter.Type.DOUBLE,
+    str: Parameter.Type.STRING,
+    list: Parameter.Type.STRING_ARRAY,
+}
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter.
+
+    Args:
+        name: of the parameter.
+        default: its one default; the type follows from it (a list is a list of strings).
+        text: what it is, with the unit.
+        low, high: range of a number, both allowed.
+        allowed: the values of a string.
+        check: raises ConfigError for a value that is not allowed.
+        live: whether it can change while the node runs.
+    """
+
+    name: str
+    default: Any
+    text: str
+    low: float | None = None
+    high: float | None = None
+    allowed: tuple[str, ...] = ()
+    check: Callable[[Any], None] | None = None
+    live: bool = False
+
+    def descriptor(self) -> ParameterDescriptor:
+        text = self.text + (f" One of: {', '.join(self.allowed)}." if self.allowed else "")
+        descriptor = ParameterDescriptor(name=self.name, description=text, read_only=False)
+        descriptor.type = _TYPES[type(self.default)].value
+        if self.low is not None:
+            if isinstance(self.default, int):
+                descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
+            else:
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=float(self.low), to_value=float(self.high), step=0.0)
+                ]
+        return descriptor
+
+    def problem(self, value: Any) -> str:
+        """Why a value is not allowed; empty if it is."""
+        if self.allowed and value not in self.allowed:
+            return f"{self.name} must be one of {', '.join(self.allowed)}. Got: {value!r}"
+        if self.low is not None and not self.low <= value <= self.high:
+            return f"{self.name} must be in {self.low}..{self.high}. Got: {value}"
+        if self.check is not None:
+            try:
+                self.check(value)
+            except ConfigError as err:
+                return f"{self.name}: {err}"
+        return ""
+
+
+class Parameters:
+    """Declares a table on a node and checks every change.
+
+    Args:
+        node: which.
+        table: its parameters.
+        on_change: called with (name, value) after the checks, for live ones; raises ConfigError to refuse.
+        running: whether parameters that are not live are locked now.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        table: tuple[Param, ...],
+        on_change: Callable[[str, Any], None],
+        running: Callable[[], bool],
+    ) -> None:
+        self._table = {param.name: param for param in table}
+        self._node, self._on_change, self._running = node, on_change, running
+        for param in table:
+            # By type and not by value: rclpy takes an empty list for a byte array.
+            value = Parameter(param.name, _TYPES[type(param.default)], param.default)
+            node.declare_parameter(param.name, value.value if param.default != [] else value.type_, param.descriptor())
+        node.add_on_set_parameters_callback(self._on_set)
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._node.get_parameter_or(name, None)
+        found = value.value if value is not None else None
+        return self._table[name].default if found is None else found
+
+    def check_all(self) -> None:
+        """Raise ConfigError for the first value that is not allowed (overrides are not checked when declared)."""
+        for name, param in self._table.items():
+            problem = param.problem(self[name])
+            if problem:
+                raise ConfigError(problem)
+
+    def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
+        for change in changes:
+            param = self._table.get(change.name)
+            if param is None:
+                continue
+            value = list(change.value) if isinstance(param.default, list) and change.value is not None else change.value
+            problem = param.problem(value)
+            if not problem and self._running() and not param.live and value != self[param.name]:
+                problem = f"{param.name} cannot change while the node is configured: clean it up first"
+            if not problem:
+                try:
+                    self._on_change(param.name, value)
+                except ConfigError as err:
+                    problem = f"{param.name}: {err}"
+            if problem:
+                return SetParametersResult(successful=False, reason=problem)
+        return SetParametersResult(successful=True)

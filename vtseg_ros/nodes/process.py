@@ -1,0 +1,49 @@
+"""A node's process: start, spin until a signal, leave with exit code 0."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from vtseg_ros.errors import VTSegError
+
+
+def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
+    """Spin a node until SIGINT, SIGTERM or its `finished` attribute; returns the exit code.
+
+    The node's `close()` runs before it is destroyed. 2 = the user's mistake, told in one line.
+    """
+    rclpy.init(args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO)
+    stop = [False]
+    executor = SingleThreadedExecutor()
+
+    def on_signal(*_: object) -> None:
+        stop[0] = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    node = None
+    try:
+        node = make()
+        executor.add_node(node)
+        while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
+            executor.spin_once(timeout_sec=0.1)
+    except (VTSegError, ParameterException) as err:
+        print(f"{node.get_name() if node else 'vtseg_ros'}: {err}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        executor.shutdown()
+        rclpy.try_shutdown()
+    return getattr(node, "exit_code", 0)

@@ -1,0 +1,83 @@
+"""The segmenter's parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vtseg_ros.commands.arguments import size_from_text
+from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.engine.predictor import UPSAMPLING
+from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
+from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.nodes.parameters import Param
+
+
+def parse_output_size(text: str) -> str | tuple[int, int]:
+    """`input`, `network` or WxH."""
+    return text if text in ("input", "network") else size_from_text(text)
+
+
+def _check_checkpoint(name: str) -> None:
+    try:
+        path = resolve_checkpoint(name)
+        if path.suffix == ".safetensors":
+            read_metadata(path)
+    except VTSegError as err:
+        raise ConfigError(str(err)) from err
+
+
+def _check_device(name: str) -> None:
+    try:
+        resolve_device(name)
+    except VTSegError as err:
+        raise ConfigError(str(err)) from err
+
+
+def _check_precision(name: str) -> None:
+    try:
+        resolve_precision(name, resolve_device("auto"))
+    except VTSegError as err:
+        raise ConfigError(str(err)) from err
+
+
+def _check_input_size(text: str) -> None:
+    width, height = size_from_text(text)
+    if width or height:
+        check_size(height, width)
+
+
+def _check_ego_mask(path: str) -> None:
+    if path and not Path(path).is_file():
+        raise ConfigError(f"no such file: {path}")
+
+
+def _check_cameras(names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ConfigError(f"camera names must be unique. Got: {', '.join(names)}")
+    for name in names:
+        if not name.replace("_", "a").replace("/", "a").isalnum() or name[0].isdigit():
+            raise ConfigError(f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}")
+
+
+PARAMETERS = (
+    Param("checkpoint", "street_tiny", "Shipped weights by name, or a .safetensors file.", check=_check_checkpoint, live=True),
+    Param("device", "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.", check=_check_device),
+    Param("precision", "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.", check=_check_precision),
+    Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size),
+    Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
+    Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
+    Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
+    Param("input_qos", "sensor_data", "sensor_data is best effort, depth 1.", allowed=("sensor_data", "reliable")),
+    Param("output_size", "input", "Size of mask, confidence and colour: input, network or WIDTHxHEIGHT px.",
+          check=parse_output_size, live=True),
+    Param("upsampling", "bilinear", "bilinear upsamples logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
+    Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
+    Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
+    Param("ego_mask", "", "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.", check=_check_ego_mask),
+    Param("cameras", [], "Camera names; topics become <camera>/image and <camera>/segmentation/*. Empty = one unnamed camera.",
+          check=_check_cameras),
+    Param("static_prior", "", "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
+          "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's."),
+    Param("autostart", False, "Configure and activate without a lifecycle manager."),
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""Newest-only slots: callbacks store and return, one worker takes what is newest of every camera."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Counters:
+    """What became of a camera's frames. Once idle: received = answered + dropped + rejected."""
+
+    received: int = 0
+    answered: int = 0
+    dropped: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A message that waits, and when it came (steady clock, s)."""
+
+    camera: str
+    message: Any
+    received_s: float
+
+
+@dataclass
+class Taken:
+    """What the worker got: at most one frame per camera, and the frames that they replaced."""
+
+    frames: list[Pending] = field(default_factory=list)
+    dropped: list[Pending] = field(default_factory=list)
+
+
+class Slots:
+    """One slot per camera.
+
+    A slower camera is never starved: every take empties all slots, so that each camera waits one inference at most.
+
+    Args:
+        cameras: their names.
+    """
+
+    MAX_DROPPED = 1000  # of those kept for the worker to report one by one; all are counted
+
+    def __init__(self, cameras: list[str]) -> None:
+        self.counters = {camera: Counters() for camera in cameras}
+        self._newest: dict[str, Pending] = {}
+        self._dropped: list[Pending] = []
+        self._condition = threading.Condition()
+        self._closed = False
+
+    def put(self, camera: str, message: Any) -> None:
+        """Store a camera's newest message; one that still waits is dropped."""
+        with self._condition:
+            counters = self.counters[camera]
+            counters.received += 1
+            old = self._newest.get(camera)
+            if old is not None:
+                counters.dropped += 1
+                if len(self._dropped) < self.MAX_DROPPED:
+                    self._dropped.append(old)
+            self._newest[camera] = Pending(camera, message, time.monotonic())
+            self._condition.notify()
+
+    def take(self, timeout_s: float) -> Taken | None:
+        """What waits, oldest first; an empty `Taken` after the timeout, None when closed and empty."""
+        with self._condition:
+            if not self._newest and not self._closed:
+                self._condition.wait(timeout_s)
+            if not self._newest:
+                return None if self._closed else Taken()
+            taken = Taken(sorted(self._newest.values(), key=lambda p: p.received_s), self._dropped)
+            self._newest, self._dropped = {}, []
+            return taken
+
+    def close(self) -> None:
+        """No more takes after what still waits, which counts as dropped."""
+        with self._condition:
+            for camera in self._newest:
+                self.counters[camera].dropped += 1
+            self._newest.clear()
+            self._closed = True
+            self._condition.notify_all()

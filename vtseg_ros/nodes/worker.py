@@ -1,0 +1,184 @@
+"""The worker thread: newest frames of all cameras through the model, every one accounted for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from std_msgs.msg import Header
+
+from vtseg_ros.data.images import decode_any
+from vtseg_ros.engine import CameraFrame, Result, Segmenter
+from vtseg_ros.engine.predictor import apply_ego_mask
+from vtseg_ros.errors import DeviceError, ImageError
+from vtseg_ros.msg import SegmentationStatus
+from vtseg_ros.nodes.conversions import stamp_ns
+from vtseg_ros.nodes.diagnostics import Health
+from vtseg_ros.nodes.outputs import Outputs
+from vtseg_ros.nodes.slots import Pending, Slots
+
+IDLE_AFTER_S = 0.5
+
+
+@dataclass
+class Settings:
+    """What can change while the worker runs."""
+
+    overlay_alpha: float = 0.5
+    ego_mask: np.ndarray | None = None
+
+
+class Worker:
+    """Takes frames from the slots, runs the segmenter and publishes.
+
+    Args:
+        slots: where callbacks put messages.
+        segmenter: the model.
+        outputs: publishers by camera.
+        settings: see there.
+        warn: logs a text, throttled by its first argument (a key).
+        clock_now: the node's clock, for the header of an idle status.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: Slots,
+        segmenter: Segmenter,
+        outputs: dict[str, Outputs],
+        settings: Settings,
+        warn: Callable[[str, str], None],
+        clock_now: Callable[[], object],
+    ) -> None:
+        self._slots, self._outputs, self._settings = slots, outputs, settings
+        self._warn, self._now = warn, clock_now
+        self.segmenter = segmenter
+        self.lock = threading.Lock()
+        """Held while the segmenter runs; whoever changes it holds it too."""
+        self.enabled = True
+        self.health = {camera: Health() for camera in outputs}
+        self._said_no_stamp = False
+        self._active = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the frame in work, drop what waits, tell the final counts."""
+        self._slots.close()
+        self._thread.join()
+        self._publish_idle()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while True:
+            taken = self._slots.take(IDLE_AFTER_S / 2)
+            if taken is None:
+                return
+            for pending in taken.dropped:
+                self._status(pending, SegmentationStatus.DROPPED)
+            if taken.frames:
+                self._active, last = True, time.monotonic()
+                self._process(taken.frames)
+                last = time.monotonic()
+            elif self._active and time.monotonic() - last > IDLE_AFTER_S:
+                self._publish_idle()
+
+    def _publish_idle(self) -> None:
+        self._active = False
+        for camera in self._outputs:
+            header = Header(stamp=self._now())
+            self._publish_status(camera, header, SegmentationStatus.IDLE)
+
+    def _process(self, frames: list[Pending]) -> None:
+        began = time.monotonic()
+        decoded: list[tuple[Pending, np.ndarray, float]] = []
+        for pending in frames:
+            started = time.monotonic()
+            try:
+                decoded.append((pending, decode_any(pending.message), time.monotonic() - started))
+            except ImageError as err:
+                self._reject(pending, str(err), time.monotonic() - pending.received_s)
+        if not decoded:
+            return
+        batch = [
+            CameraFrame(p.camera, image, stamp_ns(p.message.header) or None, p.message.header.frame_id)
+            for p, image, _ in decoded
+        ]
+        if not self._said_no_stamp and any(frame.stamp_ns is None for frame in batch):
+            self._said_no_stamp = True
+            self._warn("no stamp", "an image has stamp zero, taken as no stamp: gaps cannot be seen")
+        try:
+            with self.lock:
+                segmenter = self.segmenter
+                results = segmenter.step_many(batch)
+        except DeviceError as err:
+            self._fail(decoded, str(err))
+            return
+        except Exception as err:  # one frame's failure must not end the node; it is counted and reported
+            self._fail(decoded, f"{type(err).__name__}: {err}")
+            return
+        for (pending, image, decode_s), result in zip(decoded, results):
+            self._answer(pending, image, result, segmenter, decode_s, began)
+
+    def _answer(
+        self, pending: Pending, image: np.ndarray, result: Result, segmenter: Segmenter, decode_s: float, began: float
+    ) -> None:
+        counters, health = self._slots.counters[pending.camera], self.health[pending.camera]
+        if result.duplicate:
+            counters.dropped += 1
+            self._status(pending, SegmentationStatus.DROPPED)
+            return
+        mask = result.mask
+        if self._settings.ego_mask is not None:
+            mask = apply_ego_mask(mask, self._settings.ego_mask)
+        self._outputs[pending.camera].publish_result(
+            pending.message.header, image, mask, result.confidence, segmenter.labels, self._settings.overlay_alpha
+        )
+        done = time.monotonic()
+        counters.answered += 1
+        health.outputs.append(done)
+        health.latencies.append(done - pending.received_s)
+        health.last_error = ""
+        self._status(
+            pending,
+            SegmentationStatus.ANSWERED,
+            frames_in_window=result.frames_in_window,
+            queue_s=began - pending.received_s,
+            preprocess_s=decode_s + result.preprocess_s,
+            inference_s=result.inference_s,
+            total_s=done - pending.received_s,
+        )
+
+    def _fail(self, decoded: list[tuple[Pending, np.ndarray, float]], reason: str) -> None:
+        for pending, _, _ in decoded:
+            self.health[pending.camera].last_error = reason
+            self._reject(pending, f"inference failed: {reason}", time.monotonic() - pending.received_s)
+
+    def _reject(self, pending: Pending, reason: str, total_s: float) -> None:
+        self._slots.counters[pending.camera].rejected += 1
+        self.health[pending.camera].last_rejection = reason
+        self._warn(f"rejected {pending.camera}", f"image rejected: {reason}")
+        self._status(pending, SegmentationStatus.REJECTED, reason=reason, total_s=total_s)
+
+    def _status(self, pending: Pending, event: int, **fields: object) -> None:
+        self._publish_status(pending.camera, pending.message.header, event, **fields)
+
+    def _publish_status(self, camera: str, header: Header, event: int, **fields: object) -> None:
+        counters = self._slots.counters[camera]
+        self._outputs[camera].status.publish(
+            SegmentationStatus(
+                header=header,
+                camera=camera,
+                event=event,
+                frames_received=counters.received,
+                frames_answered=counters.answered,
+                frames_dropped=counters.dropped,
+                frames_rejected=counters.rejected,
+                **fields,
+            )
+        )
