@@ -13,7 +13,10 @@ if [ ! -f "$_vtseg_root/install/.vtseg_build" ]; then
   return 1
 fi
 _vtseg_prefix=$_vtseg_root/install/vtseg_ros
-_vtseg_site=$(cd "$_vtseg_prefix" && ls -d "$PWD"/lib/python3*/site-packages "$PWD"/local/lib/python3*/dist-packages 2>/dev/null | head -n 1)
+_vtseg_site=
+for _vtseg_here in "$_vtseg_prefix"/lib/python3*/site-packages "$_vtseg_prefix"/local/lib/python3*/dist-packages; do
+  if [ -d "$_vtseg_here" ]; then _vtseg_site=$_vtseg_here; fi
+done
 case ":${PATH}:" in
   *":$_vtseg_root/.venv/bin:"*) ;;
   *)

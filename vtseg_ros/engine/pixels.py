@@ -22,14 +22,15 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if (image.shape[1], image.shape[0]) == size:
         return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # channels_last in memory
+    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[None]  # channels_last in memory
     resized = F.interpolate(pixels, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
     """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded."""
-    pixels = torch.from_numpy(np.ascontiguousarray(resize_rgb(image, size)))
+    # Messages give read-only views, which torch does not take.
+    pixels = torch.from_numpy(np.require(resize_rgb(image, size), requirements="CW"))
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     return pixels.permute(2, 0, 1)[None].float().div_(255)

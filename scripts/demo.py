@@ -1,0 +1,211 @@
+"""The demo: plays a bag to a segmenter and an evaluator, then shows what came of it. Called by demo.sh."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
+from vtseg_ros.data.images import decode_any, decode_label
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
+from vtseg_ros.errors import BagError, VTSegError
+from vtseg_ros.evaluation.video import overlay_video
+from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
+
+FRAMES, SIZE, SEED = 200, "320x96", 2026
+START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
+
+console = Console()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__)
+    parser.add_argument("--bag", type=Path, help="a bag of yours; default: held-out synthetic street")
+    parser.add_argument("--image-topic", default="")
+    parser.add_argument("--label-topic", default="")
+    parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    return parser.parse_args()
+
+
+def synthesize(path: Path) -> None:
+    """Scene 5 was never trained on; neither was this seed."""
+    command = ["vtseg", "synth", "--out", path, "--scene", "5", "--frames", FRAMES, "--size", SIZE, "--seed", SEED]
+    subprocess.run([str(part) for part in [*command, "--no-depth", "--no-flow"]], check=True)
+
+
+class Processes:
+    """Child processes with logs; only these are ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[str, subprocess.Popen] = {}
+
+    def start(self, name: str, command: list[str]) -> subprocess.Popen:
+        with (self._folder / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        self._running[name] = process
+        return process
+
+    def check(self) -> None:
+        for name, process in self._running.items():
+            if process.poll() not in (None, 0):
+                tail = (self._folder / f"{name}.log").read_text().strip().splitlines()[-3:]
+                raise VTSegError(f"{name} ended with exit code {process.returncode}: " + " | ".join(tail))
+
+    def stop(self, name: str) -> int:
+        process = self._running.pop(name)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            return process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def stop_all(self) -> None:
+        for name in list(self._running):
+            self.stop(name)
+
+
+def wait_for_line(path: Path, text: str, processes: Processes) -> None:
+    """Until a log holds a text."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while text not in (path.read_text() if path.exists() else ""):
+        processes.check()
+        if time.monotonic() > deadline:
+            raise VTSegError(f"nothing in {path} says {text!r} after {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)
+
+
+def run(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    checkpoint = resolve_checkpoint(args.checkpoint)
+    shutil.rmtree(out / "masks", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in ("report.html", "report.json", "overlay.mp4"):
+        (out / stale).unlink(missing_ok=True)
+    bag_path = args.bag
+    if bag_path is None:
+        bag_path = out / "street"
+        if not (bag_path / "metadata.yaml").is_file():
+            shutil.rmtree(bag_path, ignore_errors=True)
+            synthesize(bag_path)
+    with BagReader(bag_path) as bag:
+        image, label = (args.image_topic, args.label_topic or None) if args.image_topic else find_topics(bag)
+        if args.image_topic and not label:
+            label = next((name for name in bag.topics if "label" in name and "map" not in name), None)
+        bag.require(*(topic for topic in (image, label) if topic))
+        transport = "compressed" if bag.topics[image].msgtype == COMPRESSED_IMAGE else "raw"
+        total = bag.topics[image].count
+        span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
+    suffix = "/compressed" if transport == "compressed" else ""
+    base = image.removesuffix(suffix)
+    remaps = ["-r", f"image:={base}", "-r", f"image/compressed:={base}/compressed"]
+    if label:
+        plain = label.removesuffix("/compressed")
+        remaps += ["-r", f"label:={plain}", "-r", f"label/compressed:={plain}/compressed"]
+    # The checkpoint's own baseline, where there is one.
+    baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_prior.png"
+    parameters = ["-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true", "-p", f"image_transport:={transport}"]
+    scoring = ["-p", f"output_dir:={out}", "-p", "input_qos:=reliable", "-p", f"title:=vtseg_ros on {bag_path.name}"]
+    if baseline.is_file() and args.bag is None:
+        scoring += ["-p", f"baseline:={baseline}"]
+    # A domain of its own, so that two demos, or a robot on this network, do not meet.
+    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    processes = Processes(out)
+    try:
+        processes.start("segmenter", ["segmenter", "--ros-args", *remaps, *parameters])
+        processes.start("recorder", [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(out / "masks")])
+        processes.start("evaluator", ["evaluator", "--ros-args", *remaps, *scoring])
+        wait_for_line(out / "segmenter.log", "window", processes)
+        waits = ["--wait-for", image, image] + ([label] if label else [])
+        play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json")]
+        console.print(f"playing {total} images, {span_s:.0f} s, to segmenter, evaluator and recorder")
+        subprocess.run(play, check=True)
+        processes.check()
+        time.sleep(1.0)  # one inference and the idle status
+        codes = {name: processes.stop(name) for name in ("evaluator", "recorder", "segmenter")}
+    finally:
+        processes.stop_all()
+    if any(codes.values()):
+        console.print(f"[red]a process failed: {codes}; see its log in {out}")
+        return 1
+    sent = json.loads((out / "sent.json").read_text())["sent"].get(image, 0)
+    masks = write_overlay(bag_path, image, out, total / span_s)
+    return summarize(json.loads((out / "report.json").read_text()), sent, masks, span_s, out)
+
+
+def write_overlay(bag_path: Path, image: str, out: Path, rate_hz: float) -> int:
+    """overlay.mp4 of the frames that were answered; returns how many masks the bag holds."""
+    with BagReader(out / "masks") as recorded:
+        labels = read_label_set(recorded)
+        topic = "/segmentation/mask/compressed"
+        if topic not in recorded.topics:
+            return 0
+        masks = {stamp_of(message): message for _, _, message in recorded.messages([topic])}
+    with BagReader(bag_path) as bag, overlay_video(out / "overlay.mp4", labels, max(rate_hz, 1.0)) as video:
+        last = None
+        for _, _, message in bag.messages([image]):
+            found = masks.get(stamp_of(message))
+            last = decode_label(found) if found is not None else last
+            if last is not None:
+                video.add(decode_any(message), last)
+    return len(masks)
+
+
+def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> int:
+    system = report["systems"][0]
+    table = Table(title="What happened", show_header=False)
+    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    accounted = sum(told.values())
+    table.add_row("images sent by the player", str(sent))
+    for name, value in told.items():
+        table.add_row(f"  {name}", str(value))
+    table.add_row("masks per second", f"{told['answered'] / span_s:.1f}")
+    if report["latency_p50_s"] is not None:
+        table.add_row("latency p50 / p95", f"{report['latency_p50_s'] * 1e3:.0f} / {report['latency_p95_s'] * 1e3:.0f} ms")
+    if system["miou"] is not None:
+        beside = f"   (baseline {report['baseline_miou']:.1f})" if report["baseline_miou"] is not None else ""
+        table.add_row("mIoU", f"{system['miou']:.1f}{beside}")
+        shown = [f"{name} {system['iou'][name]:.0f}" for name in ("pole", "van", "car", "road") if system["iou"].get(name)]
+        table.add_row("IoU", ", ".join(shown))
+    console.print(table)
+    for name, what in (("report.html", "the report"), ("overlay.mp4", "the masks over the video"), ("masks", "a bag with the masks")):
+        console.print(f"  {out / name}  {what}", soft_wrap=True)
+    if not masks or masks != told["answered"]:
+        console.print(f"[red]masks are missing: {told['answered']} answered, {masks} recorded")
+        return 1
+    if accounted != sent:
+        console.print(f"[red]frames are unaccounted for: {sent} sent, {accounted} accounted for")
+        return 1
+    return 0
+
+
+def main() -> int:
+    try:
+        return run(parse_arguments())
+    except (VTSegError, BagError) as err:
+        print(f"demo: {err}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as err:
+        print(f"demo: {' '.join(err.cmd[:2])} ended with exit code {err.returncode}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: stopped", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

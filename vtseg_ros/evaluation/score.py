@@ -1,0 +1,122 @@
+"""All scores of one system over a stream of frames, and its worst frames as pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
+from vtseg_ros.labels import IGNORE, LabelSet
+
+GAP_NS = 1_000_000_000
+PICTURE_WIDTH = 480
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A frame kept for the report: pictures at most PICTURE_WIDTH wide, accuracy 0..100."""
+
+    stamp_ns: int
+    accuracy: float
+    image: np.ndarray
+    label: np.ndarray
+    mask: np.ndarray
+
+
+class Scores:
+    """Accumulates one system's scores.
+
+    Args:
+        labels: class list.
+        keep: worst frames to keep as pictures.
+        baseline: (h, w) uint8 class ids that are scored beside as if they were every frame's mask (the position
+            prior: each pixel's most frequent training class); None = none.
+    """
+
+    def __init__(self, labels: LabelSet, *, keep: int = 6, baseline: np.ndarray | None = None) -> None:
+        self.labels, self._keep = labels, keep
+        self.confusion = ConfusionMatrix(len(labels))
+        self.baseline = ConfusionMatrix(len(labels)) if baseline is not None else None
+        self._baseline_mask = baseline
+        self._consistency = {n: VideoConsistency(n) for n in (8, 16)}
+        self._warped = WarpedConsistency(len(labels))
+        self._last_ns: int | None = None
+        self.worst: list[Sample] = []
+        self.frames = 0
+
+    def update(self, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray | None) -> None:
+        """Score a frame.
+
+        Args:
+            stamp_ns: of the frame; a jump starts a new sequence for the temporal scores.
+            mask: (h, w) uint8; stretched to the label's size if it has another.
+            label: (H, W) uint8.
+            image: (H, W, 3) uint8 RGB, or None.
+        """
+        if mask.shape != label.shape:
+            mask = cv2.resize(mask, (label.shape[1], label.shape[0]), interpolation=cv2.INTER_NEAREST)
+        frame = ConfusionMatrix(len(self.labels))
+        frame.update(mask, label)
+        self.confusion.merge(frame)
+        if self.baseline is not None:
+            size = (label.shape[1], label.shape[0])
+            self.baseline.update(cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label)
+        if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= GAP_NS:
+            self._warped.reset()
+            for consistency in self._consistency.values():
+                consistency.reset()
+        for consistency in self._consistency.values():
+            consistency.update(mask, label)
+        self._last_ns = stamp_ns
+        self.frames += 1
+        if image is not None:
+            self._warped.update(image, mask)
+            self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
+
+    def _remember(self, stamp_ns: int, accuracy: float, image: np.ndarray, label: np.ndarray, mask: np.ndarray) -> None:
+        if np.isnan(accuracy) or (len(self.worst) == self._keep and accuracy >= self.worst[-1].accuracy):
+            return
+        size = (PICTURE_WIDTH, max(1, round(label.shape[0] * PICTURE_WIDTH / label.shape[1])))
+        pictures = [cv2.resize(image, size, interpolation=cv2.INTER_AREA)]
+        pictures += [cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST) for ids in (label, mask)]
+        self.worst = sorted([*self.worst, Sample(stamp_ns, accuracy, *pictures)], key=lambda s: s.accuracy)[: self._keep]
+
+    def mvc(self, frames: int) -> float:
+        """mVC over 8 or 16 frames; NaN where labels are not dense."""
+        return self._consistency[frames].score()
+
+    def temporal_consistency(self) -> float:
+        """mIoU between masks and flow-warped previous masks."""
+        return self._warped.score()
+
+    def as_system(self, *, name: str, model: str, checkpoint: str, window: int) -> dict:
+        """The entry of a JSON report; absent is None."""
+        return {
+            "name": name,
+            "model": model,
+            "checkpoint": checkpoint,
+            "window": window,
+            "miou": or_none(self.confusion.miou()),
+            "iou": {n: or_none(v) for n, v in zip(self.labels.names, self.confusion.iou())},
+            "pixel_accuracy": or_none(self.confusion.pixel_accuracy()),
+            "frames": self.frames,
+            "mvc8": or_none(self.mvc(8)),
+            "mvc16": or_none(self.mvc(16)),
+            "temporal_consistency": or_none(self.temporal_consistency()),
+        }
+
+
+def or_none(value: float) -> float | None:
+    """A score for JSON: None for NaN."""
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def error_picture(sample: Sample) -> np.ndarray:
+    """(H, W, 3) uint8: the image in grey, wrong pixels in red."""
+    gray = cv2.cvtColor(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    wrong = (sample.label != IGNORE) & (sample.mask != sample.label)
+    gray[wrong] = (gray[wrong] * 0.35 + np.array([220, 40, 40]) * 0.65).astype(np.uint8)
+    return gray

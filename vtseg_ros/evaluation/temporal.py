@@ -1,0 +1,89 @@
+"""How steady masks are over time. Scores are 0 to 100."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import cv2
+import numpy as np
+
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.labels import IGNORE
+
+
+class VideoConsistency:
+    """mVC over n frames (Miao et al., "VSPW: A Large-scale Dataset for Video Scene Parsing in the Wild", 2021).
+
+    Of the pixels whose label stays the same over n consecutive frames: the share whose mask is that label in all
+    n frames; the mean over all runs of n frames.
+
+    Args:
+        frames: n.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self._labels: deque[np.ndarray] = deque(maxlen=frames)
+        self._right: deque[np.ndarray] = deque(maxlen=frames)
+        self._scores: list[float] = []
+
+    def reset(self) -> None:
+        """A new sequence begins."""
+        self._labels.clear()
+        self._right.clear()
+
+    def update(self, mask: np.ndarray, label: np.ndarray) -> None:
+        """The next frame's mask and label, (H, W) uint8."""
+        if self._labels and self._labels[-1].shape != label.shape:
+            self.reset()
+        self._labels.append(label.copy())
+        self._right.append(mask == label)
+        if len(self._labels) == self.frames:
+            same = self._labels[0] != IGNORE
+            for later in list(self._labels)[1:]:
+                same &= later == self._labels[0]
+            steady = same & np.logical_and.reduce(list(self._right))
+            if same.any():
+                self._scores.append(100.0 * steady.sum() / same.sum())
+
+    def score(self) -> float:
+        """Mean over the runs; NaN if there was none."""
+        return float(np.mean(self._scores)) if self._scores else float("nan")
+
+
+class WarpedConsistency:
+    """mIoU between a mask and the previous one warped by optical flow (OpenCV's DIS on the images).
+
+    Args:
+        num_classes: C.
+        width: images and masks are scaled to this width, px, before flow is estimated.
+    """
+
+    def __init__(self, num_classes: int, width: int = 320) -> None:
+        self._matrix = ConfusionMatrix(num_classes)
+        self._width = width
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._previous: tuple[np.ndarray, np.ndarray] | None = None
+
+    def reset(self) -> None:
+        """A new sequence begins."""
+        self._previous = None
+
+    def update(self, image: np.ndarray, mask: np.ndarray) -> None:
+        """The next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        size = (self._width, max(8, round(image.shape[0] * self._width / image.shape[1])))
+        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+        if self._previous is not None and self._previous[0].shape == gray.shape:
+            flow = self._flow.calc(gray, self._previous[0], None)  # from this frame to the previous one
+            xs, ys = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
+            warped = cv2.remap(
+                self._previous[1], xs + flow[..., 0], ys + flow[..., 1], cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE,
+            )  # fmt: skip
+            self._matrix.update(small, warped)
+        self._previous = (gray, small)
+
+    def score(self) -> float:
+        """mIoU; NaN before the second frame."""
+        return self._matrix.miou()

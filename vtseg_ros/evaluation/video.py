@@ -1,0 +1,55 @@
+"""Overlay videos: H.264 in mp4, which browsers and players everywhere show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.visual import colorize, overlay
+
+MIN_WIDTH = 640
+
+
+class OverlayVideo:
+    """Frames with the overlay above and the class colours below."""
+
+    def __init__(self, path: Path, labels: LabelSet, rate_hz: float) -> None:
+        self._path, self._labels, self._rate = path, labels, rate_hz
+        self._writer = None
+        self._size = (0, 0)
+
+    def add(self, image: np.ndarray, mask: np.ndarray) -> None:
+        """The next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        if self._writer is None:
+            # H.264 with 4:2:0 colours wants even sides; small videos are enlarged to be watched.
+            scale = max(1.0, MIN_WIDTH / image.shape[1])
+            self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
+            self._writer = imageio_ffmpeg.write_frames(
+                str(self._path), (self._size[0], self._size[1] * 2), fps=self._rate, codec="libx264",
+                macro_block_size=2, quality=7, ffmpeg_log_level="error",
+            )  # fmt: skip
+            self._writer.send(None)
+        large = cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC)
+        ids = cv2.resize(mask, self._size, interpolation=cv2.INTER_NEAREST)
+        frame = np.vstack([overlay(large, ids, self._labels), colorize(ids, self._labels)])
+        self._writer.send(np.ascontiguousarray(frame))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def overlay_video(path: Path, labels: LabelSet, rate_hz: float) -> Iterator[OverlayVideo]:
+    """Write an overlay video at `rate_hz` frames per second."""
+    video = OverlayVideo(path, labels, rate_hz)
+    try:
+        yield video
+    finally:
+        video.close()

@@ -1,0 +1,229 @@
+"""The evaluator: masks against labels while a bag plays; a report at the end."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from vtseg_ros.data.images import decode_any, decode_label
+from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.evaluation.report import ReportData, latency_percentiles, write_report
+from vtseg_ros.evaluation.score import Scores
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
+from vtseg_ros.nodes.conversions import stamp_ns
+from vtseg_ros.nodes.ledger import Ledger
+from vtseg_ros.nodes.outputs import LATCHED, STATUS
+from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.process import run_node
+
+# Deep, unlike the segmenter's: every frame is to be seen here.
+FROM_CAMERA = {
+    "sensor_data": QoSProfile(depth=500, reliability=ReliabilityPolicy.BEST_EFFORT),
+    "reliable": QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE),
+}
+FROM_SEGMENTER = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
+PENDING = 600  # frames that wait for their mask or label
+
+EVENTS = {
+    SegmentationStatus.ANSWERED: Ledger.ANSWERED,
+    SegmentationStatus.REJECTED: Ledger.REJECTED,
+    SegmentationStatus.DROPPED: Ledger.DROPPED,
+}
+
+
+def _check_baseline(path: str) -> None:
+    if path and not Path(path).is_file():
+        raise ConfigError(f"no such file: {path}")
+
+
+PARAMETERS = (
+    Param("output_dir", "evaluation", "Folder for report.json and report.html."),
+    Param("title", "Replay evaluation", "Heading of the report."),
+    Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline),
+    Param("input_qos", "sensor_data", "reliable sees every image, but needs reliable publishers (a player is one).",
+          allowed=("sensor_data", "reliable")),
+    Param("camera", "", "Camera to score when the segmenter has several; empty = the only one."),
+)  # fmt: skip
+
+
+class EvaluatorNode(Node):
+    """See docs and README for its topics, services and parameters."""
+
+    def __init__(self) -> None:
+        super().__init__("evaluator")
+        self._params = Parameters(self, PARAMETERS, lambda name, value: None, lambda: False)
+        self._params.check_all()
+        self._ledger = Ledger()
+        self._scores: Scores | None = None
+        self._labels: LabelSet | None = None
+        self._images: OrderedDict[int, object] = OrderedDict()
+        self._masks: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._truths: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._latencies: list[float] = []
+        self._bad = 0
+        self._changed = False
+        self._newest = None
+        camera = self._params["camera"]
+        base = f"{camera}/" if camera else ""
+        from_camera = FROM_CAMERA[self._params["input_qos"]]
+        for kind, suffix in ((Image, ""), (CompressedImage, "/compressed")):
+            self.create_subscription(kind, f"{base}image{suffix}", self._on_image, from_camera)
+            self.create_subscription(kind, f"{base}label{suffix}", self._on_label, from_camera)
+        self.create_subscription(Image, f"{base}segmentation/mask", self._on_mask, FROM_SEGMENTER)
+        self.create_subscription(SegmentationStatus, f"{base}segmentation/status", self._on_status, STATUS)
+        self.create_subscription(LabelMap, f"{base}segmentation/label_map", self._on_label_map, LATCHED)
+        self._publisher = self.create_publisher(EvaluationReport, "evaluation", LATCHED)
+        self.create_service(Trigger, "~/write_report", self._on_write)
+        self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _baseline(self) -> np.ndarray | None:
+        path = self._params["baseline"]
+        if not path:
+            return None
+        ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if ids is None or ids.ndim != 2 or ids.dtype != np.uint8:
+            self.get_logger().error(f"baseline {path} is not an 8-bit image of class ids: left out")
+            return None
+        return ids
+
+    def _on_label_map(self, message: LabelMap) -> None:
+        labels = label_set_of(message)
+        if self._labels is None:
+            self._labels, self._scores = labels, Scores(labels, baseline=self._baseline())
+        elif labels.names != self._labels.names:
+            self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")
+
+    def _on_image(self, message) -> None:
+        stamp = stamp_ns(message.header)
+        self._ledger.saw_image(stamp)
+        self._changed, self._newest = True, message.header
+        _keep(self._images, stamp, message)
+
+    def _on_label(self, message) -> None:
+        stamp = stamp_ns(message.header)
+        self._ledger.saw_label(stamp)
+        try:
+            _keep(self._truths, stamp, decode_label(message))
+        except ImageError as err:
+            self._bad += 1
+            self.get_logger().error(f"label at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0)
+            return
+        self._match(stamp)
+
+    def _on_mask(self, message: Image) -> None:
+        stamp = stamp_ns(message.header)
+        _keep(self._masks, stamp, decode_label(message))
+        self._match(stamp)
+
+    def _on_status(self, message: SegmentationStatus) -> None:
+        event = EVENTS.get(message.event)
+        if event is None:
+            return
+        self._ledger.saw_status(event, stamp_ns(message.header))
+        self._changed = True
+        if event == Ledger.ANSWERED:
+            self._latencies.append(float(message.total_s))
+
+    def _match(self, stamp: int) -> None:
+        if self._scores is None or stamp not in self._masks or stamp not in self._truths:
+            return
+        mask, truth = self._masks.pop(stamp), self._truths.pop(stamp)
+        image = self._images.pop(stamp, None)
+        try:
+            rgb = decode_any(image) if image is not None else None
+            self._scores.update(stamp, mask, truth, rgb)
+        except (ImageError, ConfigError) as err:
+            self._bad += 1
+            self.get_logger().error(f"frame at {stamp / 1e9:.3f} s is not scored: {err}", throttle_duration_sec=1.0)
+
+    def _counts(self) -> dict[str, int]:
+        counts = self._ledger.counts()
+        answered = self._ledger.labelled_answered()
+        counts["labelled_answered"] = answered
+        counts["labelled_unanswered"] = counts["labelled_frames"] - answered
+        counts["labelled_scored"] = self._scores.frames if self._scores else 0
+        counts["unusable"] = self._bad
+        return counts
+
+    def _report(self) -> EvaluationReport:
+        counts, report = self._counts(), EvaluationReport()
+        for name, value in counts.items():
+            if hasattr(report, name):
+                setattr(report, name, value)
+        for name, value in latency_percentiles(self._latencies).items():
+            setattr(report, name, math.nan if value is None else value)
+        if self._newest is not None:
+            report.header = self._newest
+        report.miou = report.pixel_accuracy = report.mvc8 = report.mvc16 = report.temporal_consistency = math.nan
+        if self._scores is not None:
+            report.class_names = list(self._labels.names)
+            report.iou = self._scores.confusion.iou().tolist()
+            report.miou = self._scores.confusion.miou()
+            report.pixel_accuracy = self._scores.confusion.pixel_accuracy()
+            report.mvc8, report.mvc16 = self._scores.mvc(8), self._scores.mvc(16)
+            report.temporal_consistency = self._scores.temporal_consistency()
+        return report
+
+    def _on_second(self) -> None:
+        if self._changed:
+            self._changed = False
+            self._publisher.publish(self._report())
+
+    def _write(self) -> str:
+        """Write the report; returns where, raises ConfigError when there is nothing to say or it cannot be written."""
+        if self._scores is None:
+            raise ConfigError("there is no report: no label map came from the segmenter. Is it active?")
+        system = self._scores.as_system(name="segmenter", model="", checkpoint="", window=0)
+        data = ReportData(
+            title=self._params["title"],
+            scores=self._scores,
+            systems=[system],
+            counts=self._counts(),
+            latencies_s=self._latencies,
+        )
+        folder = Path(self._params["output_dir"])
+        try:
+            return str(write_report(folder, data)[1])
+        except OSError as err:
+            raise ConfigError(f"the report cannot be written into {folder}: {err}") from err
+
+    def _on_write(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            response.message, response.success = self._write(), True
+        except ConfigError as err:
+            response.message, response.success = str(err), False
+        return response
+
+    def close(self) -> None:
+        """Write the last report."""
+        try:
+            self.get_logger().info(f"report: {self._write()}")
+        except ConfigError as err:
+            self.get_logger().error(str(err))
+            self.exit_code = 1
+
+
+def _keep(store: OrderedDict, stamp: int, value: object) -> None:
+    store[stamp] = value
+    while len(store) > PENDING:
+        store.popitem(last=False)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of `ros2 run vtseg_ros evaluator`."""
+    return run_node(EvaluatorNode, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""`ros2 bag play` for places without rosbag2: a bag's messages onto their topics, with /clock."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock as ClockMessage
+from std_srvs.srv import SetBool
+
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.messages import NS
+from vtseg_ros.errors import BagError
+
+TICK_S = 0.002
+SETTLE_S = 0.7  # from the first match until both sides of it know: earlier messages may get lost
+DRAIN_S = 1.0  # how long the last messages may take to their subscribers
+
+
+@dataclass(frozen=True)
+class PlayerConfig:
+    """How to play.
+
+    Args:
+        bag: path.
+        rate: speed, 1 = as recorded.
+        loop: start over at the end.
+        clock_hz: rate of /clock in bag time; 0 = none.
+        topics: which; empty = all.
+        remap: topic in the bag -> topic to publish.
+        wait_for: topics (as published) that need a subscriber before the start; named n times, n subscribers.
+        wait_timeout_s: give up waiting after this.
+        paused: start paused (see the service ~/pause).
+    """
+
+    bag: Path
+    rate: float = 1.0
+    loop: bool = False
+    clock_hz: float = 0.0
+    topics: tuple[str, ...] = ()
+    remap: dict[str, str] = field(default_factory=dict)
+    wait_for: tuple[str, ...] = ()
+    wait_timeout_s: float = 30.0
+    paused: bool = False
+
+
+class PlayerNode(Node):
+    """Publishes a bag; `finished` turns True at its end.
+
+    Args:
+        config: how.
+        on_message: called after each message.
+    """
+
+    def __init__(self, config: PlayerConfig, on_message: Callable[[], None] = lambda: None) -> None:
+        super().__init__("player")
+        self.finished, self.exit_code = False, 0
+        self.sent: Counter[str] = Counter()
+        self._config, self._on_message = config, on_message
+        self._bag = BagReader(config.bag)
+        self._bag.require(*config.topics, *config.remap)
+        self._outputs = self._make_publishers()
+        if not self._outputs:
+            raise BagError(f"bag {config.bag}: none of its topics can be published")
+        self._clock = self.create_publisher(ClockMessage, "/clock", 10) if config.clock_hz else None
+        self.create_service(SetBool, "~/pause", self._on_pause)
+        self._messages = self._bag.raw(list(self._outputs))
+        self._next = next(self._messages, None)
+        self._paused = config.paused
+        self._waiting = bool(config.wait_for)
+        self._began = self._matched = time.monotonic()
+        self._bag_ns = float(self._bag.start_ns)
+        self._last = self._last_clock = time.monotonic()
+        self._ended: float | None = None
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(TICK_S, self._tick, clock=steady)
+
+    def _make_publishers(self) -> dict[str, tuple[str, object]]:
+        """topic in the bag -> (published topic, publisher)."""
+        made = {}
+        for topic, info in sorted(self._bag.topics.items()):
+            if self._config.topics and topic not in self._config.topics:
+                continue
+            package, _, name = info.msgtype.partition("/msg/")
+            try:
+                kind = getattr(importlib.import_module(f"{package}.msg"), name)
+            except (ImportError, AttributeError):
+                self.get_logger().warning(f"{topic} is left out: its type {info.msgtype} is not installed here")
+                continue
+            target = self._config.remap.get(topic, topic)
+            latched = name in ("LabelMap", "LabelInfo") or target == "/tf_static"
+            qos = QoSProfile(
+                depth=100,
+                reliability=ReliabilityPolicy.RELIABLE,
+                durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+            )
+            made[topic] = (target, self.create_publisher(kind, target, qos))
+        return made
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused = request.data
+        response.success, response.message = True, "paused" if request.data else "playing"
+        return response
+
+    def _subscribed(self) -> bool:
+        counts = {target: publisher.get_subscription_count() for target, publisher in self._outputs.values()}
+        return all(counts.get(topic, 0) >= n for topic, n in Counter(self._config.wait_for).items())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        elapsed, self._last = now - self._last, now
+        if self._waiting:
+            if not self._subscribed():
+                self._matched = now
+            if now - self._matched > SETTLE_S:
+                self._waiting = False
+            elif now - self._began > self._config.wait_timeout_s:
+                missing = ", ".join(self._config.wait_for)
+                self.get_logger().error(f"nobody subscribed to {missing} within {self._config.wait_timeout_s:.0f} s")
+                self.exit_code, self.finished = 1, True
+            return
+        if self._ended is not None:
+            self.finished = now - self._ended > DRAIN_S
+            return
+        if not self._paused:
+            self._bag_ns += elapsed * self._config.rate * NS
+        self._publish_clock(now)
+        while self._next is not None and self._next[2] <= self._bag_ns:
+            topic, _, _, data = self._next
+            target, publisher = self._outputs[topic]
+            publisher.publish(bytes(data))
+            self.sent[target] += 1
+            self._on_message()
+            self._next = next(self._messages, None)
+        if self._next is None:
+            self._end(now)
+
+    def _end(self, now: float) -> None:
+        if not self._config.loop:
+            self._ended = now
+            return
+        self._messages = self._bag.raw(list(self._outputs))
+        self._next = next(self._messages, None)
+        self._bag_ns = float(self._bag.start_ns)
+
+    def _publish_clock(self, now: float) -> None:
+        if self._clock is None or now - self._last_clock < 1.0 / self._config.clock_hz:
+            return
+        self._last_clock = now
+        message = ClockMessage()
+        message.clock.sec, message.clock.nanosec = divmod(int(self._bag_ns), NS)
+        self._clock.publish(message)
+
+    def close(self) -> None:
+        self._bag.close()

@@ -1,0 +1,58 @@
+"""Records the segmenter's masks into a bag, as they come."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+
+from vtseg_ros.data.bags import BagWriter
+from vtseg_ros.data.images import decode_label
+from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.msg import LabelMap
+from vtseg_ros.nodes.conversions import stamp_ns
+from vtseg_ros.nodes.outputs import IMAGES, LATCHED
+from vtseg_ros.nodes.process import run_node
+
+
+class RecorderNode(Node):
+    """Writes `segmentation/mask` (as png) and `segmentation/label_map` into a bag.
+
+    Args:
+        bag: folder to make.
+    """
+
+    def __init__(self, bag: Path) -> None:
+        super().__init__("recorder")
+        self._bag = BagWriter(bag)
+        self._labelled = False
+        self.create_subscription(Image, "segmentation/mask", self._on_mask, IMAGES)
+        self.create_subscription(LabelMap, "segmentation/label_map", self._on_label_map, LATCHED)
+
+    def _on_mask(self, message: Image) -> None:
+        self._bag.write_label(
+            "/segmentation/mask/compressed", decode_label(message), stamp_ns(message.header),
+            message.header.frame_id, compressed=True,
+        )  # fmt: skip
+
+    def _on_label_map(self, message: LabelMap) -> None:
+        if not self._labelled:
+            self._labelled = True
+            self._bag.write_label_map("/segmentation/label_map", label_set_of(message), stamp_ns(message.header))
+
+    def close(self) -> None:
+        self._bag.close()
+
+
+def main() -> int:
+    """`python -m vtseg_ros.nodes.recorder BAG`"""
+    parser = argparse.ArgumentParser(description=RecorderNode.__doc__)
+    parser.add_argument("bag", type=Path)
+    args = parser.parse_args()
+    return run_node(lambda: RecorderNode(args.bag), [])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
