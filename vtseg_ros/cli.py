@@ -15,13 +15,8 @@ from vtseg_ros.errors import VTSegError
 
 COMMANDS = {
     "synth": "synthetic street video with labels, depth and flow into a bag",
-    "import": "data sets (cityscapes, vkitti2, camvid, images) into bags",
-    "labels": "frames of a bag out for labelling, PNG labels back in",
     "train": "train from bags",
-    "evaluate": "score models on labelled bags",
     "segment": "masks for every frame of a bag or video file",
-    "bench": "time the network's modes on this machine",
-    "export": "write a checkpoint as ONNX or torch.export",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
@@ -42,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
     chosen = build_parser().parse_args(argv)
-    module = importlib.import_module(f"vtseg_ros.commands.{chosen.command.replace('import', 'import_')}")
+    module = importlib.import_module(f"vtseg_ros.commands.{chosen.command}")
     parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
     module.add_arguments(parser)
     args = parser.parse_args(chosen.arguments)

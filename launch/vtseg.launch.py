@@ -1,0 +1,75 @@
+"""The segmenter, and RViz when asked.
+
+    ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
+"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+ARGUMENTS = (
+    ("image_topic", "/camera/image", "Base name of the image topic; /compressed is added by image_transport."),
+    ("image_transport", "", "raw or compressed; empty = the parameter file's."),
+    ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
+    ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
+    ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one unnamed camera."),
+    ("namespace", "", "Namespace of the node."),
+    ("autostart", "true", "Configure and activate at once; false leaves it to a lifecycle manager."),
+    ("use_sim_time", "false", "Take the time from /clock."),
+    ("log_level", "info", "debug, info, warn, error or fatal."),
+    ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
+)
+
+
+def _segmenter(context):
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    overrides = {name: value(name) for name in ("image_transport", "checkpoint", "device") if value(name)}
+    cameras = [name.strip() for name in value("cameras").split(",") if name.strip()]
+    if cameras:
+        overrides["cameras"] = cameras
+    overrides["autostart"] = value("autostart").lower() == "true"
+    overrides["use_sim_time"] = value("use_sim_time").lower() == "true"
+    topic = value("image_topic")
+    parent = topic.rsplit("/", 1)[0]
+    remappings = [
+        ("image", topic),
+        # A remapping of the base name does not reach names below it.
+        ("image/compressed", f"{topic}/compressed"),
+        ("camera_info", f"{parent}/camera_info"),
+    ]
+    return [
+        Node(
+            package="vtseg_ros",
+            executable="segmenter",
+            name="segmenter",
+            namespace=value("namespace"),
+            parameters=[value("params_file"), overrides],
+            remappings=[] if cameras else remappings,
+            arguments=["--ros-args", "--log-level", value("log_level")],
+            output="screen",
+            on_exit=Shutdown(reason="the segmenter ended"),
+        )
+    ]
+
+
+def generate_launch_description():
+    share = FindPackageShare("vtseg_ros")
+    params_file = PathJoinSubstitution([share, "config", "segmenter.yaml"])
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("params_file", default_value=params_file, description="Parameter YAML."),
+            *(DeclareLaunchArgument(n, default_value=d, description=text) for n, d, text in ARGUMENTS),
+            OpaqueFunction(function=_segmenter),
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                arguments=["-d", PathJoinSubstitution([share, "config", "vtseg.rviz"])],
+                condition=IfCondition(LaunchConfiguration("rviz")),
+            ),
+        ]
+    )

@@ -1,0 +1,98 @@
+"""`vtseg info`: what a bag or a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
+from vtseg_ros.errors import BagError
+from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
+
+HELP = "What a bag or a checkpoint holds."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", help="a bag's folder, a checkpoint file, or shipped weights by name")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def _describe_bag(path: Path) -> dict[str, Any]:
+    with BagReader(path) as bag:
+        seconds = (bag.end_ns - bag.start_ns) / 1e9
+        topics = {
+            name: {
+                "type": info.msgtype,
+                "messages": info.count,
+                "rate_hz": round((info.count - 1) / seconds, 2) if seconds > 0 and info.count > 1 else None,
+            }
+            for name, info in sorted(bag.topics.items())
+        }
+        try:
+            image, label = find_topics(bag)
+        except BagError:
+            image, label = None, None
+        labels = read_label_set(bag)
+    return {
+        "bag": str(path),
+        "seconds": round(seconds, 3),
+        "topics": topics,
+        "image_topic": image,
+        "label_topic": label,
+        "classes": list(labels.names) if labels else None,
+    }
+
+
+def _describe_checkpoint(name: str) -> dict[str, Any]:
+    path = resolve_checkpoint(name)
+    loaded = load_checkpoint(path)
+    parameters = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in loaded.model.named_children()
+    }
+    return {
+        "checkpoint": str(path),
+        "architecture": loaded.architecture,
+        "bytes": path.stat().st_size,
+        "input_size": list(loaded.input_size),
+        "parameters": {**{k: v for k, v in parameters.items() if v}, "total": sum(parameters.values())},
+        "classes": list(loaded.labels.names),
+        "config": loaded.config,
+        "training": loaded.training,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.what)
+    console = Console()
+    is_bag = path.is_dir() or path.suffix in (".mcap", ".db3")
+    found = _describe_bag(path) if is_bag else _describe_checkpoint(args.what)
+    if is_bag:
+        table = Table(title=f"{path}: {found['seconds']} s")
+        for column in ("topic", "type", "messages", "Hz"):
+            table.add_column(column, justify="right" if column in ("messages", "Hz") else "left")
+        for name, info in found["topics"].items():
+            table.add_row(name, info["type"], str(info["messages"]), str(info["rate_hz"] or ""))
+        console.print(table)
+        console.print(f"images: {found['image_topic']}, labels: {found['label_topic']}")
+    else:
+        table = Table(title=str(found["checkpoint"]), show_header=False)
+        table.add_row("architecture", found["architecture"])
+        table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
+        table.add_row("input", "x".join(map(str, found["input_size"])))
+        table.add_row("parameters", ", ".join(f"{k} {v:,}" for k, v in found["parameters"].items()))
+        for key, value in found["config"].items():
+            table.add_row(key, str(value))
+        score = found["training"].get("validation", {}).get("miou")
+        if score is not None:
+            table.add_row("validation mIoU", f"{score:.1f}")
+        console.print(table)
+    if found["classes"]:
+        console.print("classes: " + ", ".join(found["classes"]))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0

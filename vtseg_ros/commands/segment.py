@@ -1,0 +1,134 @@
+"""`vtseg segment`: masks for every frame of a bag or video file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import BagReader, BagWriter, find_topics
+from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.engine import Segmenter
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.video import overlay_video
+
+HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
+DEFAULT_RATE_HZ = 10.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames to segment: their count, rate and an iterator of (stamp in ns, frame_id, RGB or the error)."""
+
+    total: int
+    rate_hz: float
+    frames: Iterator[tuple[int, str, np.ndarray | ImageError]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
+    parser.add_argument("--out", type=Path, metavar="BAG", help="bag to write the masks into")
+    parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
+    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
+    parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
+    parser.add_argument("--static-prior", help="external static network; it can run code: trust it as a program")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def _from_bag(bag: BagReader, topic: str) -> Source:
+    topic = topic or find_topics(bag)[0]
+    bag.require(topic)
+    total = bag.topics[topic].count
+    span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
+
+    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
+        for _, _, message in bag.messages([topic]):
+            try:
+                pixels: np.ndarray | ImageError = decode_any(message)
+            except ImageError as err:
+                pixels = err
+            yield stamp_of(message), message.header.frame_id, pixels
+
+    return Source(total, max(total / span_s, 1.0), frames())
+
+
+def _from_video(path: Path) -> Source:
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise ConfigError(f"{path} is neither a bag nor a video that can be read")
+    rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE_HZ
+
+    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
+        index = 0
+        while True:
+            more, bgr = capture.read()
+            if not more:
+                break
+            yield round((index + 1) * 1e9 / rate), path.stem, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            index += 1
+        capture.release()
+
+    return Source(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), rate, frames())
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.out and not args.overlay:
+        raise ConfigError("nothing to write: give --out BAG, --overlay MP4, or both")
+    if not args.input.exists():
+        raise BagError(f"no such bag or video: {args.input}")
+    segmenter = Segmenter(
+        args.checkpoint,
+        device=args.device,
+        precision=args.precision,
+        window=args.window,
+        max_gap_s=args.max_gap,
+        static_prior=args.static_prior,
+    )
+    labels, done, bad = segmenter.labels, 0, []
+    with ExitStack() as stack:
+        if args.input.is_dir() or args.input.suffix in (".mcap", ".db3"):
+            source = _from_bag(stack.enter_context(BagReader(args.input)), args.image_topic)
+        else:
+            source = _from_video(args.input)
+        bag = stack.enter_context(BagWriter(args.out)) if args.out else None
+        video = stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz)) if args.overlay else None
+        advance = stack.enter_context(track(source.total, "segmenting"))
+        began = time.monotonic()
+        for stamp_ns, frame_id, pixels in source.frames:
+            advance()
+            if isinstance(pixels, ImageError):
+                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {pixels}")
+                continue
+            result = segmenter.step(pixels, stamp_ns, frame_id)
+            if result.duplicate:
+                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: has the stamp of the frame before it")
+                continue
+            if bag:
+                if not done:
+                    bag.write_label_map("/segmentation/label_map", labels, stamp_ns)
+                bag.write_label("/segmentation/mask/compressed", result.mask, stamp_ns, frame_id, compressed=True)
+            if video:
+                video.add(pixels, result.mask)
+            done += 1
+        rate = done / max(time.monotonic() - began, 1e-9)
+    print(f"{done} masks, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
+    for line in bad[:5]:
+        print(f"  {line}")
+    if args.json:
+        args.json.write_text(json.dumps({"frames": done, "left_out": bad, "frames_per_s": rate}, indent=2) + "\n")
+    if not done:
+        raise BagError(f"{args.input} has no frame that could be segmented")
+    return 0

@@ -1,0 +1,92 @@
+"""The trainer: offline training from bags, told on a topic."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.msg import TrainingProgress
+from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.process import run_node
+from vtseg_ros.training.config import load_config
+from vtseg_ros.training.run import Progress, train
+
+
+def _check_config(path: str) -> None:
+    if not Path(path).is_file():
+        raise ConfigError(f"no such training YAML: {path!r}. Give it by -p config:=FILE")
+
+
+PARAMETERS = (
+    Param("config", "", "Training YAML, such as config/train/street.yaml.", check=_check_config),
+    Param("output_dir", "training", "Folder for checkpoints and logs."),
+    Param("resume", False, "Go on from the state in output_dir."),
+)
+
+
+class TrainerNode(Node):
+    """Trains in a thread; saves and ends on a signal. `finished` turns True when it is done."""
+
+    def __init__(self) -> None:
+        super().__init__("trainer")
+        self._params = Parameters(self, PARAMETERS, lambda name, value: None, lambda: True)
+        self._params.check_all()
+        self._config = load_config(self._params["config"])
+        self.finished, self.exit_code = False, 0
+        self._stop = threading.Event()
+        self._latest: Progress | None = None
+        self._publisher = self.create_publisher(TrainingProgress, "training/progress", 10)
+        self._thread = threading.Thread(target=self._train, name="training")
+        self._thread.start()
+        self.create_timer(0.5, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _train(self) -> None:
+        try:
+            train(
+                self._config,
+                self._params["output_dir"],
+                resume=self._params["resume"],
+                on_progress=lambda progress: setattr(self, "_latest", progress),
+                should_stop=self._stop.is_set,
+            )
+        except Exception as err:  # any failure of the thread must end the process with a word
+            self.get_logger().error(f"training failed: {err}")
+            self.exit_code = 2
+        self.finished = True
+
+    def _on_timer(self) -> None:
+        progress, self._latest = self._latest, None
+        if progress is None:
+            return
+        message = TrainingProgress(
+            stage=progress.stage,
+            epoch=progress.epoch,
+            epochs=progress.epochs,
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss,
+            learning_rate=progress.learning_rate,
+            validation_miou=progress.validation_miou,
+            seconds_left=progress.seconds_left,
+        )
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._publisher.publish(message)
+
+    def close(self) -> None:
+        """Ask the training to save and end, and wait for it."""
+        self._stop.set()
+        self._thread.join()
+        self._on_timer()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point of `ros2 run vtseg_ros trainer`."""
+    return run_node(TrainerNode, args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
