@@ -1,15 +1,22 @@
 """Plays a labelled bag to the segmenter and the evaluator under sim time; ends with the bag and leaves a report.
 
-    ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
+ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
 """
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, OpaqueFunction, RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
 
 ARGUMENTS = (
     ("image_topic", "/camera/image", "Base name of the bag's image topic."),

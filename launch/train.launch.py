@@ -1,21 +1,28 @@
 """Offline training from bags, with progress on training/progress.
 
-    ros2 launch vtseg_ros train.launch.py params_file:=train.yaml output_dir:=run
+ros2 launch vtseg_ros train.launch.py params_file:=train.yaml output_dir:=run
 """
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from launch import LaunchDescription
+
 
 def generate_launch_description():
     return LaunchDescription(
         [
-            DeclareLaunchArgument("params_file", description="Training YAML, such as config/train/street.yaml."),
-            DeclareLaunchArgument("output_dir", default_value="training", description="Folder for checkpoints and logs."),
-            DeclareLaunchArgument("resume", default_value="false", description="Go on from the state in output_dir."),
+            DeclareLaunchArgument(
+                "params_file", description="Training YAML, such as config/train/street.yaml."
+            ),
+            DeclareLaunchArgument(
+                "output_dir", default_value="training", description="Folder for checkpoints and logs."
+            ),
+            DeclareLaunchArgument(
+                "resume", default_value="false", description="Go on from the state in output_dir."
+            ),
             Node(
                 package="vtseg_ros",
                 executable="trainer",

@@ -1,17 +1,22 @@
 """The segmenter, and RViz when asked.
 
-    ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
+ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
 """
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
+from launch import LaunchDescription
+
 ARGUMENTS = (
-    ("image_topic", "/camera/image", "Base name of the image topic; /compressed is added by image_transport."),
+    (
+        "image_topic",
+        "/camera/image",
+        "Base name of the image topic; /compressed is added by image_transport.",
+    ),
     ("image_transport", "", "raw or compressed; empty = the parameter file's."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),

@@ -40,7 +40,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def synthesize(path: Path) -> None:
     """Scene 5 was never trained on; neither was this seed."""
-    command = ["vtseg", "synth", "--out", path, "--scene", "5", "--frames", FRAMES, "--size", SIZE, "--seed", SEED]
+    command = [
+        "vtseg",
+        "synth",
+        "--out",
+        path,
+        "--scene",
+        "5",
+        "--frames",
+        FRAMES,
+        "--size",
+        SIZE,
+        "--seed",
+        SEED,
+    ]
     subprocess.run([str(part) for part in [*command, "--no-depth", "--no-flow"]], check=True)
 
 
@@ -117,8 +130,22 @@ def run(args: argparse.Namespace) -> int:
         remaps += ["-r", f"label:={plain}", "-r", f"label/compressed:={plain}/compressed"]
     # The checkpoint's own baseline, where there is one.
     baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_prior.png"
-    parameters = ["-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true", "-p", f"image_transport:={transport}"]
-    scoring = ["-p", f"output_dir:={out}", "-p", "input_qos:=reliable", "-p", f"title:=vtseg_ros on {bag_path.name}"]
+    parameters = [
+        "-p",
+        f"checkpoint:={checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        f"image_transport:={transport}",
+    ]
+    scoring = [
+        "-p",
+        f"output_dir:={out}",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        f"title:=vtseg_ros on {bag_path.name}",
+    ]
     if baseline.is_file() and args.bag is None:
         scoring += ["-p", f"baseline:={baseline}"]
     # A domain of its own, so that two demos, or a robot on this network, do not meet.
@@ -174,14 +201,25 @@ def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> 
         table.add_row(f"  {name}", str(value))
     table.add_row("masks per second", f"{told['answered'] / span_s:.1f}")
     if report["latency_p50_s"] is not None:
-        table.add_row("latency p50 / p95", f"{report['latency_p50_s'] * 1e3:.0f} / {report['latency_p95_s'] * 1e3:.0f} ms")
+        table.add_row(
+            "latency p50 / p95",
+            f"{report['latency_p50_s'] * 1e3:.0f} / {report['latency_p95_s'] * 1e3:.0f} ms",
+        )
     if system["miou"] is not None:
         beside = f"   (baseline {report['baseline_miou']:.1f})" if report["baseline_miou"] is not None else ""
         table.add_row("mIoU", f"{system['miou']:.1f}{beside}")
-        shown = [f"{name} {system['iou'][name]:.0f}" for name in ("pole", "van", "car", "road") if system["iou"].get(name)]
+        shown = [
+            f"{name} {system['iou'][name]:.0f}"
+            for name in ("pole", "van", "car", "road")
+            if system["iou"].get(name)
+        ]
         table.add_row("IoU", ", ".join(shown))
     console.print(table)
-    for name, what in (("report.html", "the report"), ("overlay.mp4", "the masks over the video"), ("masks", "a bag with the masks")):
+    for name, what in (
+        ("report.html", "the report"),
+        ("overlay.mp4", "the masks over the video"),
+        ("masks", "a bag with the masks"),
+    ):
         console.print(f"  {out / name}  {what}", soft_wrap=True)
     if not masks or masks != told["answered"]:
         console.print(f"[red]masks are missing: {told['answered']} answered, {masks} recorded")

@@ -1,132 +1,156 @@
-"""Fixtures for all tests: devices, real data, and real nodes in processes of their own."""
+"""Fixtures that several folders share."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import random
 import signal
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-STOP_TIMEOUT_S = 20.0
+ROOT = Path(__file__).resolve().parent.parent
+# Before torch starts its threads: tests run beside the processes they start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Each torch device in turn; skips the ones that this machine lacks."""
-    import torch  # the tests of the node processes do not need it
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    import torch
 
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return request.param
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
-    """The folder with camvid_train/ and camvid_val/, named by VTSEG_CAMVID."""
+    """The folder with the CamVid bags, from the environment."""
     folder = os.environ.get("VTSEG_CAMVID")
     if not folder:
-        pytest.skip("VTSEG_CAMVID is not set: the folder with camvid_train/ and camvid_val/")
-    if not (Path(folder) / "camvid_val").is_dir():
-        pytest.fail(f"VTSEG_CAMVID={folder} has no camvid_val/")
+        pytest.skip("VTSEG_CAMVID is not set")
     return Path(folder)
 
 
 @pytest.fixture
-def ros_domain() -> Iterator[int]:
-    """A DDS domain that no other test on this machine uses now, from 1 to 101 (0 is everybody's default)."""
-    candidates = list(range(1, 102))
-    random.SystemRandom().shuffle(candidates)
-    for number in candidates:
-        path = Path(tempfile.gettempdir()) / f"vtseg_ros_domain_{number}.lock"
-        try:
-            lock = path.open("w")
-        except PermissionError:  # another user's tests
-            continue
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield number
-            return
-    pytest.fail(f"all 101 DDS domains are taken by running tests: see {tempfile.gettempdir()}/vtseg_ros_domain_*")
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
 
 
-@pytest.fixture
-def ros_env(ros_domain: int, tmp_path: Path) -> dict[str, str]:
-    """The environment of a node's process: its own domain, loopback only, logs under tmp_path."""
+@pytest.fixture(scope="session")
+def street_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 frames of synthetic street, 128x64, without flow and depth."""
+    from vtseg_ros.cli import main
+
+    path = tmp_path_factory.mktemp("bags") / "street"
+    code = main(
+        [
+            "synth",
+            "--out",
+            str(path),
+            "--scene",
+            "5",
+            "--frames",
+            "30",
+            "--size",
+            "128x64",
+            "--no-flow",
+            "--no-depth",
+        ]
+    )
+    assert code == 0
+    return path
+
+
+def make_checkpoint(path: Path, **overrides: object) -> Path:
+    """A tiny VTSeg with random weights, input 64x32, 14 street classes."""
+    import torch
+
+    from vtseg_ros.labels import STREET
+    from vtseg_ros.model import VTSeg, VTSegConfig, save_checkpoint
+
+    torch.manual_seed(3)
+    model = VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET), **overrides)).eval()
+    # Random weights leave nearly flat logits; larger ones make masks that differ from place to place.
+    torch.nn.init.normal_(model.head.classify.weight, std=3.0)
+    save_checkpoint(path, model, labels=STREET, input_size=(64, 32))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def ros_environment() -> dict[str, str]:
+    """Loopback DDS on a domain of this test run's own."""
+    pytest.importorskip("rclpy")
     profile = str(ROOT / "config" / "fastdds" / "loopback.xml")
     return {
         **os.environ,
-        "ROS_DOMAIN_ID": str(ros_domain),
-        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",  # the profile is Fast DDS's
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
         "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        "ROS_LOG_DIR": str(tmp_path / "ros_log"),
-        "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
     }
 
 
-@pytest.fixture
-def ros_here(ros_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """rclpy initialised in this process in the domain of `ros_env`, so that a test has nodes of its own."""
-    import rclpy
-
-    for name, value in ros_env.items():
-        monkeypatch.setenv(name, value)
-    rclpy.init(args=[], domain_id=int(ros_env["ROS_DOMAIN_ID"]))
-    yield int(ros_env["ROS_DOMAIN_ID"])
-    rclpy.try_shutdown()
-
-
 class NodeProcess:
-    """A child process with its output in a file.
+    """A node in a process of its own, with what it printed."""
 
-    Attributes:
-        process: the `subprocess.Popen`.
-        log: path of stdout and stderr together.
-    """
-
-    def __init__(self, command: list[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(command, env=dict(env), stdout=output, stderr=subprocess.STDOUT)
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
-    @property
     def output(self) -> str:
-        """What the process has written so far."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text()
 
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
-        """Ctrl-C, then kill; returns the exit code (-9: it did not react within timeout_s)."""
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+        wait_until(
+            lambda: text in self.output() or self.process.poll() is not None, timeout_s, lambda: self.output()
+        )
+        assert text in self.output(), self.output()
+
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 30.0) -> int:
+        """Signal the process; its exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            self.process.wait()
+            raise
 
 
-@pytest.fixture
-def start_node(ros_env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
-    """`start_node("segmenter", "--ros-args", "-p", "device:=cpu")`: a process that ends with the test at the latest."""
-    started: list[NodeProcess] = []
+def wait_until(condition: Callable[[], bool], timeout_s: float, say: Callable[[], str] = lambda: "") -> None:
+    """Poll a condition; fails after the timeout with what `say` returns."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {timeout_s} s. {say()}"
+        time.sleep(0.02)
 
-    def start(*command: str, env: Mapping[str, str] | None = None) -> NodeProcess:
-        log = tmp_path / f"{len(started)}_{Path(command[0]).name}.log"
-        node = NodeProcess([str(part) for part in command], env={**ros_env, **(env or {})}, log=log)
-        started.append(node)
+
+@pytest.fixture(scope="module")
+def start_node(
+    ros_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., NodeProcess]]:
+    """start_node("segmenter", "-p", "window:=2", ...) starts `vtseg_ros.nodes.segmenter`; ended with the module."""
+    folder, running = tmp_path_factory.mktemp("nodes"), []
+
+    def start(name: str, *arguments: str, environment: dict[str, str] | None = None) -> NodeProcess:
+        command = [sys.executable, "-m", f"vtseg_ros.nodes.{name}", "--ros-args", *arguments]
+        node = NodeProcess(
+            command, {**ros_environment, **(environment or {})}, folder / f"{name}_{len(running)}.log"
+        )
+        running.append(node)
         return node
 
     yield start
-    for node in reversed(started):
+    for node in running:
         node.stop()

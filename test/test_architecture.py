@@ -84,4 +84,6 @@ def test_networks_know_nothing_of_bags_or_windows() -> None:
     for path in sorted((PACKAGE / "model").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
-                assert not node.module.startswith(lower), f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}"
+                assert not node.module.startswith(lower), (
+                    f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}"
+                )

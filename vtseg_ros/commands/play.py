@@ -20,11 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", type=float, nargs="?", const=100.0, default=0.0, metavar="HZ",
                         help="publish /clock in bag time (100 Hz when no rate is given)")  # fmt: skip
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these")
-    parser.add_argument("--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish under other names")
-    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", 
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish under other names"
+    )
+    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC",
                         help="start when these have subscribers; name one twice for two")  # fmt: skip
-    parser.add_argument("--start-paused", action="store_true", help="until the service player/pause says false")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write how many messages were sent on each topic")
+    parser.add_argument(
+        "--start-paused", action="store_true", help="until the service player/pause says false"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write how many messages were sent on each topic"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         from vtseg_ros.nodes.player import PlayerConfig, PlayerNode
         from vtseg_ros.nodes.process import run_node
     except ImportError as err:
-        raise ConfigError(f"vtseg play needs ROS 2, which is not here ({err}). Source it, or use scripts/setup.sh") from err
+        raise ConfigError(
+            f"vtseg play needs ROS 2, which is not here ({err}). Source it, or use scripts/setup.sh"
+        ) from err
     if not args.rate > 0:
         raise ConfigError(f"--rate must be above 0. Got: {args.rate}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
     parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
-    parser.add_argument("--static-prior", help="external static network; it can run code: trust it as a program")
+    parser.add_argument(
+        "--static-prior", help="external static network; it can run code: trust it as a program"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 
@@ -104,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             source = _from_video(args.input)
         bag = stack.enter_context(BagWriter(args.out)) if args.out else None
-        video = stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz)) if args.overlay else None
+        video = (
+            stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz)) if args.overlay else None
+        )
         advance = stack.enter_context(track(source.total, "segmenting"))
         began = time.monotonic()
         for stamp_ns, frame_id, pixels in source.frames:
@@ -119,7 +123,9 @@ def run(args: argparse.Namespace) -> int:
             if bag:
                 if not done:
                     bag.write_label_map("/segmentation/label_map", labels, stamp_ns)
-                bag.write_label("/segmentation/mask/compressed", result.mask, stamp_ns, frame_id, compressed=True)
+                bag.write_label(
+                    "/segmentation/mask/compressed", result.mask, stamp_ns, frame_id, compressed=True
+                )
             if video:
                 video.add(pixels, result.mask)
             done += 1
@@ -128,7 +134,9 @@ def run(args: argparse.Namespace) -> int:
     for line in bad[:5]:
         print(f"  {line}")
     if args.json:
-        args.json.write_text(json.dumps({"frames": done, "left_out": bad, "frames_per_s": rate}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"frames": done, "left_out": bad, "frames_per_s": rate}, indent=2) + "\n"
+        )
     if not done:
         raise BagError(f"{args.input} has no frame that could be segmented")
     return 0

@@ -21,11 +21,19 @@ SEQUENCE_GAP_NS = 20_000_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the bag's folder; must not exist")
-    parser.add_argument("--scene", nargs="+", default=["1"], metavar="N", help="1 to 5, several, or all (default 1)")
     parser.add_argument(
-        "--variation", nargs="+", default=["clone"], metavar="V", help=f"{', '.join(VARIATIONS)}, several, or all"
+        "--scene", nargs="+", default=["1"], metavar="N", help="1 to 5, several, or all (default 1)"
     )
-    parser.add_argument("--frames", type=int, default=100, help="frames of each sequence, at 10 Hz (default 100)")
+    parser.add_argument(
+        "--variation",
+        nargs="+",
+        default=["clone"],
+        metavar="V",
+        help=f"{', '.join(VARIATIONS)}, several, or all",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=100, help="frames of each sequence, at 10 Hz (default 100)"
+    )
     parser.add_argument("--size", type=parse_size, default=(640, 192), metavar="WxH", help="default 640x192")
     parser.add_argument("--seed", type=int, default=0, help="layout, traffic and noise (default 0)")
     parser.add_argument("--compressed", action="store_true", help="images as jpeg, labels as png")

@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         logger.removeHandler(handler)
         handler.close()
     if last:
-        print(f"{'done' if done else 'stopped and saved'} at update {last[0].step} of {last[0].steps}: {args.out}")
+        print(
+            f"{'done' if done else 'stopped and saved'} at update {last[0].step} of {last[0].steps}: {args.out}"
+        )
         if args.json:
             figures = {"step": last[0].step, "steps": last[0].steps, "loss": last[0].loss}
             figures["validation_miou"] = last[0].validation_miou if last[0].validation_miou >= 0 else None

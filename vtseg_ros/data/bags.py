@@ -51,7 +51,9 @@ class BagReader:
         try:
             self._reader = Reader(folder)
             self._reader.open()
-        except Exception as err:  # rosbags lets yaml, sqlite3, struct and assertion errors of bad files through
+        except (
+            Exception
+        ) as err:  # rosbags lets yaml, sqlite3, struct and assertion errors of bad files through
             raise BagError(f"bag {folder} cannot be read: {_line(err)}") from err
         self.topics = {
             name: TopicInfo(info.msgtype or "", info.msgcount) for name, info in self._reader.topics.items()
@@ -231,7 +233,9 @@ class BagWriter:
     ) -> None:
         """(H, W) uint8 class ids as mono8, or as png."""
         if compressed:
-            message = messages.compressed_message(cv2.imencode(".png", ids)[1], "mono8; png compressed", stamp_ns, frame_id)
+            message = messages.compressed_message(
+                cv2.imencode(".png", ids)[1], "mono8; png compressed", stamp_ns, frame_id
+            )
             self.write(topic, COMPRESSED_IMAGE, message, stamp_ns)
         else:
             self.write(topic, IMAGE, messages.image_message(ids, "mono8", stamp_ns, frame_id), stamp_ns)
@@ -244,6 +248,3 @@ class BagWriter:
     def write_label_map(self, topic: str, labels: LabelSet, stamp_ns: int) -> None:
         """The class list."""
         self.write(topic, LABEL_MAP, messages.label_map_message(labels, stamp_ns), stamp_ns)
-
-
-

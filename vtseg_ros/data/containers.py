@@ -37,11 +37,15 @@ def check_container(data: np.ndarray, *, max_pixels: int) -> tuple[int, int]:
     elif start[:2] == JPEG_MAGIC:
         width, height = _jpeg_size(data)
     else:
-        raise ImageError(f"a compressed image is jpeg or png. Got: {data.size} bytes that start {start[:4].hex() or '-'}")
+        raise ImageError(
+            f"a compressed image is jpeg or png. Got: {data.size} bytes that start {start[:4].hex() or '-'}"
+        )
     if width == 0 or height == 0:
         raise ImageError(f"the compressed image is empty: {width}x{height} px")
     if width * height > max_pixels:
-        raise ImageError(f"the compressed image claims {width}x{height} px. Expected: at most {max_pixels} px")
+        raise ImageError(
+            f"the compressed image claims {width}x{height} px. Expected: at most {max_pixels} px"
+        )
     return width, height
 
 

@@ -91,7 +91,9 @@ def decode_image(message) -> np.ndarray:
     height, width = _check_size(message)
     if encoding in _CHANNELS:
         channels = _CHANNELS[encoding]
-        pixels = np.ascontiguousarray(_rows(message, width * channels, height)).reshape(height, width, channels)
+        pixels = np.ascontiguousarray(_rows(message, width * channels, height)).reshape(
+            height, width, channels
+        )
         if encoding == "mono8":
             return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
         if encoding == "bgr8":
@@ -105,7 +107,9 @@ def decode_image(message) -> np.ndarray:
             raise ImageError(f"a Bayer image has even sides of at least 4 px. Got: {width}x{height}")
         return cv2.cvtColor(np.ascontiguousarray(_rows(message, width, height)), _BAYER[encoding])
     if width % 2 or (encoding in _PLANAR_YUV and height % 2):
-        raise ImageError(f"{encoding} shares its colours between neighbours: sides must be even. Got: {width}x{height}")
+        raise ImageError(
+            f"{encoding} shares its colours between neighbours: sides must be even. Got: {width}x{height}"
+        )
     if encoding in _PACKED_YUV:
         pairs = np.ascontiguousarray(_rows(message, width * 2, height)).reshape(height, width, 2)
         return cv2.cvtColor(pairs, _PACKED_YUV[encoding])
@@ -121,7 +125,9 @@ def _decode_file(message, flags: int) -> np.ndarray:
     except cv2.error as err:
         raise ImageError(f"the compressed image cannot be decoded: {err.err}") from err
     if image is None:
-        raise ImageError(f"the compressed image ({data.size} bytes, format {message.format[:40]!r}) cannot be decoded")
+        raise ImageError(
+            f"the compressed image ({data.size} bytes, format {message.format[:40]!r}) cannot be decoded"
+        )
     return image
 
 

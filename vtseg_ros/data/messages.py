@@ -86,7 +86,9 @@ def camera_info_message(size: tuple[int, int], focal: float, stamp_ns: int, fram
         p=np.array([focal, 0, cx, 0, 0, focal, cy, 0, 0, 0, 1.0, 0]),
         binning_x=0,
         binning_y=0,
-        roi=make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False),
+        roi=make(
+            "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+        ),
     )
 
 

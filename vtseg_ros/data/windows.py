@@ -209,7 +209,9 @@ class FrameStore:
 
     def _open_cache(self, folder: Path) -> np.ndarray:
         width, height = self.size
-        key = hashlib.sha256(repr((self.size, self.index.sources, self.index.frames)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((self.size, self.index.sources, self.index.frames)).encode()).hexdigest()[
+            :16
+        ]
         path = folder / f"frames_{key}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +220,11 @@ class FrameStore:
             pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             for number in range(len(self)):
                 try:
-                    label = self._decode_label(number) if self.index.frames[number].label_ns is not None else IGNORE
+                    label = (
+                        self._decode_label(number)
+                        if self.index.frames[number].label_ns is not None
+                        else IGNORE
+                    )
                     pixels[number, ..., :3] = self._decode_image(number)
                     pixels[number, ..., 3] = label
                 except (ImageError, BagError) as err:
@@ -233,7 +239,9 @@ class FrameStore:
         """Note a frame that could not be decoded."""
         frame = self.index.frames[number]
         image, label = self.index.topics[frame.source]
-        self.corrupt.add(str(self.index.sources[frame.source].path), f"{image} or {label}", frame.stamp_ns, str(err))
+        self.corrupt.add(
+            str(self.index.sources[frame.source].path), f"{image} or {label}", frame.stamp_ns, str(err)
+        )
 
     def window(self, numbers: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames of a window; the oldest one is repeated where a sequence began too late, without its label.

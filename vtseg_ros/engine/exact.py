@@ -124,11 +124,15 @@ def _decode(model: VTSeg, kept: list[FirstLayer], features: list[Tensor], frames
             y = dec_block(y, features[stage], frames)
             maps.append(y[frames - 1 :: frames])
         else:
-            maps.append(_newest_of_last_stage(decoder.enc_blocks[stage], dec_block, y, features[stage], frames))
+            maps.append(
+                _newest_of_last_stage(decoder.enc_blocks[stage], dec_block, y, features[stage], frames)
+            )
     return maps
 
 
-def _newest_layer(layer: VTLayer, x: Tensor, queries_from: Tensor, memory: Tensor | None, size: Size, frames: int):
+def _newest_layer(
+    layer: VTLayer, x: Tensor, queries_from: Tensor, memory: Tensor | None, size: Size, frames: int
+):
     """A layer for the newest frame's queries; keys and values from all frames.
 
     Args:

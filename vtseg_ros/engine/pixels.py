@@ -22,8 +22,12 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if (image.shape[1], image.shape[0]) == size:
         return image
-    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[None]  # channels_last in memory
-    resized = F.interpolate(pixels, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False)
+    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[
+        None
+    ]  # channels_last in memory
+    resized = F.interpolate(
+        pixels, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
+    )
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 

@@ -123,7 +123,9 @@ class Segmenter:
         self.upsampling = upsampling
         self.model = self._prepared(checkpoint.model)
         self.video = isinstance(self.model, VTSeg)
-        self.streaming = "exact" if streaming != "plain" and self.video and exact.supports(self.model) else "plain"
+        self.streaming = (
+            "exact" if streaming != "plain" and self.video and exact.supports(self.model) else "plain"
+        )
         self._cameras: dict[str, _Camera] = {}
         self._window = self._max_gap_s = self._min_confidence = 0
         self.window, self.max_gap_s = window, max_gap_s
@@ -254,8 +256,12 @@ class Segmenter:
             self.reset()
             torch.cuda.empty_cache()
             if len(frames) == 1:
-                raise DeviceError(f"{self.device} is out of memory at {self.input_size} px, {length} frames") from err
-            log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(frames))
+                raise DeviceError(
+                    f"{self.device} is out of memory at {self.input_size} px, {length} frames"
+                ) from err
+            log.warning(
+                "%s is out of memory with %d cameras at once: one at a time", self.device, len(frames)
+            )
             return [self._retry(frame) for frame in frames]
         except Exception:
             # The newest entry is not prepared: what is left of the windows cannot be trusted.

@@ -69,7 +69,10 @@ def _histogram(latencies_s: list[float]) -> dict[str, Any]:
     values = np.asarray(latencies_s) * 1e3
     high = float(np.percentile(values, 99.5)) * 1.1
     counts, edges = np.histogram(np.minimum(values, high), bins=HISTOGRAM_BINS, range=(0, high))
-    return {"bars": [round(100 * c / max(counts.max(), 1), 1) for c in counts], "high_ms": round(float(edges[-1]))}
+    return {
+        "bars": [round(100 * c / max(counts.max(), 1), 1) for c in counts],
+        "high_ms": round(float(edges[-1])),
+    }
 
 
 def _confusion(scores: Scores) -> list[dict[str, Any]]:

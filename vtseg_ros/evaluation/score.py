@@ -63,7 +63,9 @@ class Scores:
         self.confusion.merge(frame)
         if self.baseline is not None:
             size = (label.shape[1], label.shape[0])
-            self.baseline.update(cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label)
+            self.baseline.update(
+                cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label
+            )
         if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= GAP_NS:
             self._warped.reset()
             for consistency in self._consistency.values():
@@ -76,13 +78,17 @@ class Scores:
             self._warped.update(image, mask)
             self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
 
-    def _remember(self, stamp_ns: int, accuracy: float, image: np.ndarray, label: np.ndarray, mask: np.ndarray) -> None:
+    def _remember(
+        self, stamp_ns: int, accuracy: float, image: np.ndarray, label: np.ndarray, mask: np.ndarray
+    ) -> None:
         if np.isnan(accuracy) or (len(self.worst) == self._keep and accuracy >= self.worst[-1].accuracy):
             return
         size = (PICTURE_WIDTH, max(1, round(label.shape[0] * PICTURE_WIDTH / label.shape[1])))
         pictures = [cv2.resize(image, size, interpolation=cv2.INTER_AREA)]
         pictures += [cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST) for ids in (label, mask)]
-        self.worst = sorted([*self.worst, Sample(stamp_ns, accuracy, *pictures)], key=lambda s: s.accuracy)[: self._keep]
+        self.worst = sorted([*self.worst, Sample(stamp_ns, accuracy, *pictures)], key=lambda s: s.accuracy)[
+            : self._keep
+        ]
 
     def mvc(self, frames: int) -> float:
         """mVC over 8 or 16 frames; NaN where labels are not dense."""

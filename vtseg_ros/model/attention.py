@@ -98,6 +98,9 @@ class VideoAttention(nn.Module):
         if self.window:
             mask = causal_frame_mask(frames, self.window, x.shape[1], keys.shape[1], x.device)
         attended = self.attend(
-            serialize(self.project_queries(x), frames), serialize(keys, frames), serialize(values, frames), mask
+            serialize(self.project_queries(x), frames),
+            serialize(keys, frames),
+            serialize(values, frames),
+            mask,
         )
         return deserialize(attended, frames)

@@ -154,7 +154,9 @@ def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
         return shipped
     known = ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
     if path.is_dir():
-        raise CheckpointError(f"{name} is a folder. Expected: a .safetensors file, or shipped weights: {known}")
+        raise CheckpointError(
+            f"{name} is a folder. Expected: a .safetensors file, or shipped weights: {known}"
+        )
     raise CheckpointError(f"no checkpoint {name}: neither a file nor shipped weights. Shipped: {known}")
 
 
@@ -201,7 +203,9 @@ def _build(architecture: str, config: dict[str, Any], static_prior: str | None) 
     if architecture == "gru":
         return STGRU(num_classes=config["num_classes"], prior_name=config["static_prior"])
     if architecture != "vtseg":
-        raise CheckpointError(f"unknown architecture {architecture!r}. Known: vtseg, gru, erfnet, segformer_b0")
+        raise CheckpointError(
+            f"unknown architecture {architecture!r}. Known: vtseg, gru, erfnet, segformer_b0"
+        )
     vtseg_config = VTSegConfig.from_dict(config)
     if vtseg_config.static_prior == EXTERNAL and static_prior:
         classes = vtseg_config.prior_classes or vtseg_config.num_classes
@@ -250,8 +254,11 @@ def load_checkpoint(
     if external:
         own = {k: v for k, v in model.state_dict().items() if k.startswith("static_prior.")}
         state = {**state, **own}
-    load_exact(target, {key: value.float() if value.is_floating_point() else value for key, value in state.items()},
-               source=f"checkpoint {path}")
+    load_exact(
+        target,
+        {key: value.float() if value.is_floating_point() else value for key, value in state.items()},
+        source=f"checkpoint {path}",
+    )
     if static_prior and not external and isinstance(model, VTSeg):
         classes = model.config.prior_classes or model.config.num_classes
         model.static_prior = load_external_prior(static_prior, num_classes=classes)

@@ -69,7 +69,9 @@ class VTSegConfig:
         if self.mlp_ratio < 1:
             raise ConfigError(f"mlp_ratio must be at least 1. Got: {self.mlp_ratio}")
         if self.attention not in ATTENTION_KINDS:
-            raise ConfigError(f"attention must be one of {', '.join(ATTENTION_KINDS)}. Got: {self.attention!r}")
+            raise ConfigError(
+                f"attention must be one of {', '.join(ATTENTION_KINDS)}. Got: {self.attention!r}"
+            )
         if self.mix_ffn not in MIX_FFN_KINDS:
             raise ConfigError(f"mix_ffn must be one of {', '.join(MIX_FFN_KINDS)}. Got: {self.mix_ffn!r}")
         self._check_mapping()

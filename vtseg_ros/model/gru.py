@@ -115,7 +115,11 @@ class STGRU(nn.Module):
         for t in range(1, frames):
             outputs.append(
                 self.step(
-                    outputs[-1].softmax(1), static[:, t].softmax(1), video[:, t], video[:, t - 1], flow[:, t - 1]
+                    outputs[-1].softmax(1),
+                    static[:, t].softmax(1),
+                    video[:, t],
+                    video[:, t - 1],
+                    flow[:, t - 1],
                 )
             )
         return torch.stack(outputs, dim=1)

@@ -45,7 +45,8 @@ class VTSegHead(nn.Module):
         super().__init__()
         width = config.head_channels
         self.levels = nn.ModuleList(
-            shuffle_conv(config.embed_dims[stage], width, kernel=1, factor=2**stage) for stage in range(STAGES)
+            shuffle_conv(config.embed_dims[stage], width, kernel=1, factor=2**stage)
+            for stage in range(STAGES)
         )
         self.fuse = nn.Sequential(
             nn.Conv2d(STAGES * width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()

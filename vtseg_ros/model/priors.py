@@ -86,13 +86,17 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
         ConfigError: if it cannot be found, or its output is not (n, C, H, W).
         CheckpointError: if the file cannot be read.
     """
-    prior = _factory(source, num_classes) if ":" in source and not Path(source).exists() else _file(Path(source))
+    prior = (
+        _factory(source, num_classes) if ":" in source and not Path(source).exists() else _file(Path(source))
+    )
     with torch.no_grad():
         probe = torch.zeros(1, 3, *size)
         try:
             logits = prior(probe)
         except Exception as err:
-            raise ConfigError(f"static prior {source} fails on an image of shape {tuple(probe.shape)}: {err}") from err
+            raise ConfigError(
+                f"static prior {source} fails on an image of shape {tuple(probe.shape)}: {err}"
+            ) from err
     expected = (1, num_classes, *size)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -110,7 +114,9 @@ def _factory(source: str, num_classes: int) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as err:
-        raise ConfigError(f"static prior {source}: cannot import it ({err}). Expected package.module:factory") from err
+        raise ConfigError(
+            f"static prior {source}: cannot import it ({err}). Expected package.module:factory"
+        ) from err
     prior = factory(num_classes=num_classes)
     if not isinstance(prior, nn.Module):
         raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")

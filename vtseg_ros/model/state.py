@@ -28,7 +28,9 @@ def load_exact(module: nn.Module, state: dict[str, Tensor], *, source: str) -> N
         raise CheckpointError(f"{source}: {len(missing)} keys are missing: {_some(missing)}")
     unexpected = [key for key in state if key not in own]
     if unexpected:
-        raise CheckpointError(f"{source}: {len(unexpected)} keys are not of this network: {_some(unexpected)}")
+        raise CheckpointError(
+            f"{source}: {len(unexpected)} keys are not of this network: {_some(unexpected)}"
+        )
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise CheckpointError(

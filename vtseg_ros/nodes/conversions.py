@@ -22,7 +22,9 @@ def stamp_ns(header: Header) -> int:
 
 def to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     """(H, W) or (H, W, C) uint8 as an Image without row padding."""
-    message = Image(header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, is_bigendian=0)
+    message = Image(
+        header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, is_bigendian=0
+    )
     message.step = pixels.shape[1] * (pixels.shape[2] if pixels.ndim == 3 else 1)
     # Any other sequence is checked element by element.
     message.data = array.array("B", pixels.tobytes())
@@ -52,7 +54,12 @@ def scale_camera_info(info: CameraInfo, size: tuple[int, int], header: Header) -
     Pixel centres lie at whole coordinates, so that the principal point moves by half a pixel too.
     """
     scaled = CameraInfo(
-        header=header, width=size[0], height=size[1], distortion_model=info.distortion_model, d=info.d, r=info.r
+        header=header,
+        width=size[0],
+        height=size[1],
+        distortion_model=info.distortion_model,
+        d=info.d,
+        r=info.r,
     )
     sx = size[0] / info.width if info.width else 1.0
     sy = size[1] / info.height if info.height else 1.0

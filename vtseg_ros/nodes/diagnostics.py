@@ -29,7 +29,14 @@ def rate(times: deque, now: float, span_s: float = 5.0) -> float:
 
 
 def status(
-    *, name: str, hardware_id: str, health: Health, counters, previous_dropped: int, now: float, facts: dict[str, str]
+    *,
+    name: str,
+    hardware_id: str,
+    health: Health,
+    counters,
+    previous_dropped: int,
+    now: float,
+    facts: dict[str, str],
 ) -> DiagnosticStatus:
     """Level, message and values.
 

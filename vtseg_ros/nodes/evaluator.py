@@ -117,7 +117,9 @@ class EvaluatorNode(Node):
             _keep(self._truths, stamp, decode_label(message))
         except ImageError as err:
             self._bad += 1
-            self.get_logger().error(f"label at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0)
+            self.get_logger().error(
+                f"label at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0
+            )
             return
         self._match(stamp)
 
@@ -145,7 +147,9 @@ class EvaluatorNode(Node):
             self._scores.update(stamp, mask, truth, rgb)
         except (ImageError, ConfigError) as err:
             self._bad += 1
-            self.get_logger().error(f"frame at {stamp / 1e9:.3f} s is not scored: {err}", throttle_duration_sec=1.0)
+            self.get_logger().error(
+                f"frame at {stamp / 1e9:.3f} s is not scored: {err}", throttle_duration_sec=1.0
+            )
 
     def _counts(self) -> dict[str, int]:
         counts = self._ledger.counts()
@@ -165,7 +169,9 @@ class EvaluatorNode(Node):
             setattr(report, name, math.nan if value is None else value)
         if self._newest is not None:
             report.header = self._newest
-        report.miou = report.pixel_accuracy = report.mvc8 = report.mvc16 = report.temporal_consistency = math.nan
+        report.miou = report.pixel_accuracy = report.mvc8 = report.mvc16 = report.temporal_consistency = (
+            math.nan
+        )
         if self._scores is not None:
             report.class_names = list(self._labels.names)
             report.iou = self._scores.confusion.iou().tolist()

@@ -8,7 +8,10 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-IMAGE_TYPES = {"raw": ("sensor_msgs/msg/Image", Image), "compressed": ("sensor_msgs/msg/CompressedImage", CompressedImage)}
+IMAGE_TYPES = {
+    "raw": ("sensor_msgs/msg/Image", Image),
+    "compressed": ("sensor_msgs/msg/CompressedImage", CompressedImage),
+}
 INPUT_QOS = {
     # Depth 1: what waits in a queue is stale by the time the model is free.
     "sensor_data": QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
@@ -47,7 +50,9 @@ def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
     wanted = IMAGE_TYPES[transport][0]
     publishers = node.get_publishers_info_by_topic(topic)
     reliable = INPUT_QOS[qos].reliability == ReliabilityPolicy.RELIABLE
-    refused = [p for p in publishers if reliable and p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT]
+    refused = [
+        p for p in publishers if reliable and p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    ]
     others = [p.topic_type for p in publishers if p.topic_type != wanted]
     if refused:
         why = f"{refused[0].node_name} publishes it best effort, which input_qos reliable refuses: use sensor_data"

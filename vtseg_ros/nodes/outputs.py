@@ -56,7 +56,9 @@ class Outputs:
         header = Header(stamp=self._node.get_clock().now().to_msg())
         self.label_map.publish(to_label_map(labels, header))
         if self.label_info:
-            classes = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(labels.names)]
+            classes = [
+                VisionClass(class_id=index, class_name=name) for index, name in enumerate(labels.names)
+            ]
             self.label_info.publish(LabelInfo(header=header, class_map=classes, threshold=0.0))
 
     def publish_result(

@@ -50,7 +50,9 @@ class Param:
         descriptor.type = _TYPES[type(self.default)].value
         if self.low is not None:
             if isinstance(self.default, int):
-                descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)
+                ]
             else:
                 descriptor.floating_point_range = [
                     FloatingPointRange(from_value=float(self.low), to_value=float(self.high), step=0.0)
@@ -93,7 +95,9 @@ class Parameters:
         for param in table:
             # By type and not by value: rclpy takes an empty list for a byte array.
             value = Parameter(param.name, _TYPES[type(param.default)], param.default)
-            node.declare_parameter(param.name, value.value if param.default != [] else value.type_, param.descriptor())
+            node.declare_parameter(
+                param.name, value.value if param.default != [] else value.type_, param.descriptor()
+            )
         node.add_on_set_parameters_callback(self._on_set)
 
     def __getitem__(self, name: str) -> Any:
@@ -113,7 +117,11 @@ class Parameters:
             param = self._table.get(change.name)
             if param is None:
                 continue
-            value = list(change.value) if isinstance(param.default, list) and change.value is not None else change.value
+            value = (
+                list(change.value)
+                if isinstance(param.default, list) and change.value is not None
+                else change.value
+            )
             problem = param.problem(value)
             if not problem and self._running() and not param.live and value != self[param.name]:
                 problem = f"{param.name} cannot change while the node is configured: clean it up first"

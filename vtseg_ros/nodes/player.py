@@ -92,7 +92,9 @@ class PlayerNode(Node):
             try:
                 kind = getattr(importlib.import_module(f"{package}.msg"), name)
             except (ImportError, AttributeError):
-                self.get_logger().warning(f"{topic} is left out: its type {info.msgtype} is not installed here")
+                self.get_logger().warning(
+                    f"{topic} is left out: its type {info.msgtype} is not installed here"
+                )
                 continue
             target = self._config.remap.get(topic, topic)
             latched = name in ("LabelMap", "LabelInfo") or target == "/tf_static"
@@ -123,7 +125,9 @@ class PlayerNode(Node):
                 self._waiting = False
             elif now - self._began > self._config.wait_timeout_s:
                 missing = ", ".join(self._config.wait_for)
-                self.get_logger().error(f"nobody subscribed to {missing} within {self._config.wait_timeout_s:.0f} s")
+                self.get_logger().error(
+                    f"nobody subscribed to {missing} within {self._config.wait_timeout_s:.0f} s"
+                )
                 self.exit_code, self.finished = 1, True
             return
         if self._ended is not None:

@@ -40,7 +40,9 @@ class RecorderNode(Node):
     def _on_label_map(self, message: LabelMap) -> None:
         if not self._labelled:
             self._labelled = True
-            self._bag.write_label_map("/segmentation/label_map", label_set_of(message), stamp_ns(message.header))
+            self._bag.write_label_map(
+                "/segmentation/label_map", label_set_of(message), stamp_ns(message.header)
+            )
 
     def close(self) -> None:
         self._bag.close()

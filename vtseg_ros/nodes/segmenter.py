@@ -171,7 +171,9 @@ class SegmenterNode(LifecycleNode):
             return None
         pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         if pixels is None:
-            raise ConfigError(f"ego_mask {path} cannot be read. Expected: a PNG whose non-zero pixels are the robot")
+            raise ConfigError(
+                f"ego_mask {path} cannot be read. Expected: a PNG whose non-zero pixels are the robot"
+            )
         return pixels > 0
 
     # Parameters, services, timers

@@ -57,7 +57,9 @@ def _check_cameras(names: list[str]) -> None:
         raise ConfigError(f"camera names must be unique. Got: {', '.join(names)}")
     for name in names:
         if not name.replace("_", "a").replace("/", "a").isalnum() or name[0].isdigit():
-            raise ConfigError(f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}")
+            raise ConfigError(
+                f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}"
+            )
 
 
 PARAMETERS = (

@@ -126,7 +126,13 @@ class Worker:
             self._answer(pending, image, result, segmenter, decode_s, began)
 
     def _answer(
-        self, pending: Pending, image: np.ndarray, result: Result, segmenter: Segmenter, decode_s: float, began: float
+        self,
+        pending: Pending,
+        image: np.ndarray,
+        result: Result,
+        segmenter: Segmenter,
+        decode_s: float,
+        began: float,
     ) -> None:
         counters, health = self._slots.counters[pending.camera], self.health[pending.camera]
         if result.duplicate:
@@ -137,7 +143,12 @@ class Worker:
         if self._settings.ego_mask is not None:
             mask = apply_ego_mask(mask, self._settings.ego_mask)
         self._outputs[pending.camera].publish_result(
-            pending.message.header, image, mask, result.confidence, segmenter.labels, self._settings.overlay_alpha
+            pending.message.header,
+            image,
+            mask,
+            result.confidence,
+            segmenter.labels,
+            self._settings.overlay_alpha,
         )
         done = time.monotonic()
         counters.answered += 1

@@ -168,7 +168,9 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"training configuration {path} cannot be read: {str(err).splitlines()[0]}") from err
+        raise ConfigError(
+            f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
+        ) from err
     if not isinstance(values, dict):
         raise ConfigError(f"training configuration {path} must be a mapping. Got: {type(values).__name__}")
     config = parse(TrainConfig, values, "")

@@ -21,6 +21,4 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (..., H, W) class ids; 255 is left out.
     """
     flat = logits.flatten(0, -4) if logits.dim() > 4 else logits
-    return F.cross_entropy(
-        flat.float(), labels.flatten(0, -3).long(), ignore_index=IGNORE, reduction="sum"
-    )
+    return F.cross_entropy(flat.float(), labels.flatten(0, -3).long(), ignore_index=IGNORE, reduction="sum")

@@ -74,7 +74,9 @@ def build_labels(config: TrainConfig) -> LabelSet:
         return LabelSet.from_names(config.data.class_names)
     if config.data.labels:
         if config.data.labels not in LABEL_SETS:
-            raise ConfigError(f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {config.data.labels!r}")
+            raise ConfigError(
+                f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {config.data.labels!r}"
+            )
         return LABEL_SETS[config.data.labels]
     with BagReader(config.data.train[0].path) as bag:
         labels = read_label_set(bag)
@@ -109,7 +111,9 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
         started = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None).model
         target = model.static_prior if isinstance(model, VTSeg) and not isinstance(started, VTSeg) else model
         if type(started) is not type(target) or started.state_dict().keys() != target.state_dict().keys():
-            raise ConfigError(f"warm_start {settings.warm_start} is a {type(started).__name__} that does not fit")
+            raise ConfigError(
+                f"warm_start {settings.warm_start} is a {type(started).__name__} that does not fit"
+            )
         target.load_state_dict(started.state_dict())
     return model
 
@@ -155,7 +159,9 @@ class Training:
             max_gap_s=data.max_gap_s,
             stride=data.stride,
         )
-        return FrameStore(index, size=data.size, cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None)
+        return FrameStore(
+            index, size=data.size, cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None
+        )
 
     def _steps(self, stage: StageConfig) -> int:
         if stage.steps:
@@ -209,11 +215,17 @@ class Training:
         part.train()
         length = 1 if stage.name == "prior" else self.length
         optimizer = AdamW(
-            [p for p in part.parameters() if p.requires_grad], lr=stage.max_lr, weight_decay=config.weight_decay
+            [p for p in part.parameters() if p.requires_grad],
+            lr=stage.max_lr,
+            weight_decay=config.weight_decay,
         )
         module, optimizer = fabric.setup(part, optimizer)
         schedule = OneCycleLR(
-            optimizer, max_lr=stage.max_lr, total_steps=steps + 1, pct_start=WARM_UP_SHARE, anneal_strategy="cos"
+            optimizer,
+            max_lr=stage.max_lr,
+            total_steps=steps + 1,
+            pct_start=WARM_UP_SHARE,
+            anneal_strategy="cos",
         )
         if optimizer_state is not None:
             optimizer.load_state_dict(optimizer_state)
@@ -244,7 +256,9 @@ class Training:
             chunk = [next(batches) for _ in range(stage.accumulate)]
             ready = time.monotonic()
             # Dropout depends on the step alone, so that a resumed run draws what the first one would have.
-            torch.manual_seed((config.seed * 1000 + number) * 10_000_000 + step * fabric.world_size + fabric.global_rank)
+            torch.manual_seed(
+                (config.seed * 1000 + number) * 10_000_000 + step * fabric.world_size + fabric.global_rank
+            )
             rate = optimizer.param_groups[0]["lr"]
             loss = self._update(module, optimizer, chunk, stage.name == "prior")
             schedule.step()
@@ -342,8 +356,18 @@ class Training:
             self.writer.add_scalar("train/data_share", share, overall)
         if self.on_progress:
             self.on_progress(
-                Progress(stage.name, epoch, epochs, overall, self.total_steps, loss, rate, self.validation_miou,
-                         left, share)  # fmt: skip
+                Progress(
+                    stage.name,
+                    epoch,
+                    epochs,
+                    overall,
+                    self.total_steps,
+                    loss,
+                    rate,
+                    self.validation_miou,
+                    left,
+                    share,
+                )  # fmt: skip
             )
 
     def _save(self, number: int, step: int, optimizer) -> None:
@@ -374,7 +398,9 @@ class Training:
                 source["path"] = Path(source["path"]).name
         summary["config"]["data"].pop("cache_dir")
         summary["config"]["model"]["warm_start"] = Path(self.config.model.warm_start).name
-        save_checkpoint(path, self.model, labels=self.labels, input_size=self.config.data.size, training=summary)
+        save_checkpoint(
+            path, self.model, labels=self.labels, input_size=self.config.data.size, training=summary
+        )
 
 
 def train(

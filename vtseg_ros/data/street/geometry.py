@@ -39,7 +39,9 @@ class FrameGeometry:
         u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
         self._pixels = np.stack([u, v], axis=2)
         # A ray per pixel whose depth component (y of the camera) is 1, so that its parameter is the depth.
-        rays = np.stack([(u - self._center[0]) / focal, np.ones_like(u), -(v - self._center[1]) / focal], axis=2)
+        rays = np.stack(
+            [(u - self._center[0]) / focal, np.ones_like(u), -(v - self._center[1]) / focal], axis=2
+        )
         self._world_rays = rays @ camera[:3, :3].T  # (H, W, 3)
         self._sky = ids == 0
         self._owner = planes.owner[ids]

@@ -44,7 +44,9 @@ def expose(
     height, width = depth.shape
     image = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     clear = np.exp(-variation.fog * np.minimum(depth, 400.0)).astype(np.float32)
-    clear = np.where(np.isfinite(depth), clear, 1.0 - min(variation.fog * 20, 0.9) * 0.6)[..., None].astype(np.float32)
+    clear = np.where(np.isfinite(depth), clear, 1.0 - min(variation.fog * 20, 0.9) * 0.6)[..., None].astype(
+        np.float32
+    )
     haze = np.asarray(variation.horizon, np.float32) * 255
     image = image * clear + haze * (1 - clear)
     image = _blur(image, np.nan_to_num(motion))
@@ -65,5 +67,7 @@ def _blur(image: np.ndarray, motion: np.ndarray) -> np.ndarray:
     total = np.zeros_like(image)
     for tap in taps:
         where = (grid + tap * step).astype(np.float32)
-        total += cv2.remap(image, where[..., 0], where[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        total += cv2.remap(
+            image, where[..., 0], where[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
     return total / len(taps)

@@ -36,14 +36,18 @@ class Mesh:
 
     groups: dict[tuple[str, bool], list[Faces]] = field(default_factory=dict)
 
-    def add(self, corners, *, label: int, color=(1.0, 1.0, 1.0), texture: str = "plain", uv=None, lit=True) -> None:
+    def add(
+        self, corners, *, label: int, color=(1.0, 1.0, 1.0), texture: str = "plain", uv=None, lit=True
+    ) -> None:
         """Add faces: corners (n, 4, 3) or (4, 3); colour (3,) or (n, 3); uv (n, 4, 2), default the unit square."""
         corners = np.asarray(corners, np.float64).reshape(-1, 4, 3)
         count = len(corners)
         if uv is None:
             uv = np.broadcast_to(np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64), (count, 4, 2))
         color = np.broadcast_to(np.asarray(color, np.float64), (count, 3))
-        faces = Faces(corners, np.asarray(uv, np.float64).reshape(-1, 4, 2), color, np.full(count, label), lit)
+        faces = Faces(
+            corners, np.asarray(uv, np.float64).reshape(-1, 4, 2), color, np.full(count, label), lit
+        )
         self.groups.setdefault((texture, lit), []).append(faces)
 
     def extend(self, other: Mesh, *, position=(0.0, 0.0, 0.0), yaw: float = 0.0) -> None:
@@ -52,7 +56,9 @@ class Mesh:
         for key, parts in other.groups.items():
             for part in parts:
                 moved = part.corners @ rotation.T + np.asarray(position, np.float64)
-                self.groups.setdefault(key, []).append(Faces(moved, part.uv, part.color, part.label, part.lit))
+                self.groups.setdefault(key, []).append(
+                    Faces(moved, part.uv, part.color, part.label, part.lit)
+                )
 
     def merged(self) -> dict[tuple[str, bool], Faces]:
         """One `Faces` per texture."""

@@ -14,14 +14,25 @@ FACADES = {
     "suburb": ("facade_house", "facade_brick"),
     "hall": ("metal", "plank"),
 }
-WALL_COLORS = ((0.86, 0.80, 0.70), (0.78, 0.62, 0.52), (0.92, 0.90, 0.86), (0.66, 0.70, 0.74), (0.84, 0.72, 0.56))
+WALL_COLORS = (
+    (0.86, 0.80, 0.70),
+    (0.78, 0.62, 0.52),
+    (0.92, 0.90, 0.86),
+    (0.66, 0.70, 0.74),
+    (0.84, 0.72, 0.56),
+)
 ROOF_COLORS = ((0.62, 0.36, 0.28), (0.46, 0.42, 0.42), (0.52, 0.30, 0.26))
 
 
 def box(mesh: Mesh, low, high, *, label: int, color=(1, 1, 1), texture="plain", scale=2.0, lit=True) -> None:
     """An axis-aligned box whose texture repeats every `scale` metres."""
     mesh.add(
-        box_corners(low, high), uv=box_uv(low, high, scale), label=label, color=color, texture=texture, lit=lit
+        box_corners(low, high),
+        uv=box_uv(low, high, scale),
+        label=label,
+        color=color,
+        texture=texture,
+        lit=lit,
     )
 
 
@@ -31,7 +42,9 @@ def post(mesh: Mesh, x: float, y: float, z0: float, z1: float, radius: float, *,
     mesh.add(sides, label=label, color=color, texture="metal")
 
 
-def building(mesh: Mesh, rng: np.random.Generator, kind: str, width: float, depth: float, height: float) -> None:
+def building(
+    mesh: Mesh, rng: np.random.Generator, kind: str, width: float, depth: float, height: float
+) -> None:
     """A building `width` along y and `depth` along +x, its front at x = 0; gabled roofs in the suburbs."""
     color = np.array(WALL_COLORS[rng.integers(len(WALL_COLORS))]) * rng.uniform(0.8, 1.05)
     texture = FACADES[kind][rng.integers(len(FACADES[kind]))]
@@ -74,7 +87,9 @@ def tree(mesh: Mesh, rng: np.random.Generator, height: float, *, conifer: bool =
         center = (rng.normal(0, height * 0.1), rng.normal(0, height * 0.1), height * rng.uniform(0.58, 0.84))
         radii = height * rng.uniform(0.16, 0.26) * np.array([1.0, 1.0, rng.uniform(0.7, 1.0)])
         shade = np.clip(tint * rng.uniform(0.85, 1.1), 0, 1)
-        mesh.add(blob_corners(rng, center, radii), label=ID["tree"], color=shade, texture="leaves", uv=_crown_uv())
+        mesh.add(
+            blob_corners(rng, center, radii), label=ID["tree"], color=shade, texture="leaves", uv=_crown_uv()
+        )
 
 
 def _crown_uv() -> np.ndarray:
@@ -99,7 +114,14 @@ def hedge(mesh: Mesh, rng: np.random.Generator, length: float, height: float) ->
 def guardrail(mesh: Mesh, length: float, side: float) -> None:
     """A rail with posts along y; `side` is +1 when the road lies at -x."""
     color = (0.80, 0.82, 0.84)
-    box(mesh, (-0.06, -length / 2, 0.42), (0.06, length / 2, 0.76), label=ID["guardrail"], color=color, texture="metal")
+    box(
+        mesh,
+        (-0.06, -length / 2, 0.42),
+        (0.06, length / 2, 0.76),
+        label=ID["guardrail"],
+        color=color,
+        texture="metal",
+    )
     for y in np.arange(-length / 2 + 1.0, length / 2, 2.0):
         low, high = (0.06 * side - 0.05, y - 0.06, 0.0), (0.06 * side + 0.05, y + 0.06, 0.7)
         box(mesh, low, high, label=ID["guardrail"], color=(0.55, 0.56, 0.58), texture="metal")
@@ -107,7 +129,10 @@ def guardrail(mesh: Mesh, length: float, side: float) -> None:
 
 def lamp(mesh: Mesh, rng: np.random.Generator, side: float) -> None:
     """A street lamp whose arm reaches over the road; `pole`."""
-    height, color = rng.uniform(5.5, 8.0), rng.choice(((0.42, 0.45, 0.46), (0.62, 0.62, 0.60), (0.25, 0.30, 0.27)))
+    height, color = (
+        rng.uniform(5.5, 8.0),
+        rng.choice(((0.42, 0.45, 0.46), (0.62, 0.62, 0.60), (0.25, 0.30, 0.27))),
+    )
     post(mesh, 0, 0, 0, height, 0.11, label=ID["pole"], color=color)
     reach = -side * 1.6
     low, high = (min(0.0, reach), -0.06, height - 0.12), (max(0.0, reach), 0.06, height)
@@ -120,7 +145,13 @@ def wooden_pole(mesh: Mesh, rng: np.random.Generator) -> None:
     """A telephone pole with a cross-arm; `pole`."""
     height = rng.uniform(6.5, 8.5)
     post(mesh, 0, 0, 0, height, 0.13, label=ID["pole"], color=(0.42, 0.33, 0.26))
-    box(mesh, (-0.8, -0.06, height - 0.8), (0.8, 0.06, height - 0.66), label=ID["pole"], color=(0.40, 0.32, 0.25))
+    box(
+        mesh,
+        (-0.8, -0.06, height - 0.8),
+        (0.8, 0.06, height - 0.66),
+        label=ID["pole"],
+        color=(0.40, 0.32, 0.25),
+    )
 
 
 def bollard(mesh: Mesh, rng: np.random.Generator) -> None:
@@ -134,7 +165,12 @@ def sign(mesh: Mesh, rng: np.random.Generator) -> None:
     shape = ("limit", "warning", "info", "stop")[rng.integers(4)]
     height, radius = rng.uniform(2.2, 2.8), rng.uniform(0.38, 0.52)
     post(mesh, 0, 0, 0, height, 0.045, label=ID["pole"], color=(0.66, 0.67, 0.68))
-    sides, turn = {"limit": (10, 0.0), "warning": (3, np.pi / 2), "info": (4, np.pi / 4), "stop": (8, np.pi / 8)}[shape]
+    sides, turn = {
+        "limit": (10, 0.0),
+        "warning": (3, np.pi / 2),
+        "info": (4, np.pi / 4),
+        "stop": (8, np.pi / 8),
+    }[shape]
     angle = np.arange(sides) * (2 * np.pi / sides) + turn
     flat = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     _plate(mesh, flat * radius * (1.25 if sides <= 4 else 1.0), height, f"sign_{shape}")
@@ -205,7 +241,9 @@ def misc(mesh: Mesh, rng: np.random.Generator) -> None:
     elif kind == 3:
         low = np.array([[-0.8, -1.5, 0], [0.8, -1.5, 0], [0.8, 1.5, 0], [-0.8, 1.5, 0]])
         color = rng.choice(((0.70, 0.52, 0.12), (0.30, 0.42, 0.50)))
-        mesh.add(loft_corners(low, low * (1.15, 1.15, 1) + (0, 0, 1.3)), label=label, color=color, texture="metal")
+        mesh.add(
+            loft_corners(low, low * (1.15, 1.15, 1) + (0, 0, 1.3)), label=label, color=color, texture="metal"
+        )
     else:
         for level in range(int(rng.integers(1, 4))):
             size, shift = 0.5 - 0.06 * level, rng.uniform(-0.1, 0.1)

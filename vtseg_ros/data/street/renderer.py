@@ -50,7 +50,9 @@ def _graphics() -> tuple[GraphicsEngine, GraphicsPipe]:
     """The process's one engine and software pipe."""
     global _engine, _pipe
     if _engine is None:
-        loadPrcFileData("", "audio-library-name null\nnotify-level-display fatal\nnotify-level-warning error\n")
+        loadPrcFileData(
+            "", "audio-library-name null\nnotify-level-display fatal\nnotify-level-warning error\n"
+        )
         _pipe = GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
         _engine = GraphicsEngine(_pipe)
     return _engine, _pipe
@@ -98,7 +100,9 @@ class Renderer:
         ]
         self._count = 1
         width, height = size
-        self._fine = _Target("picture", (width * SUPERSAMPLE, height * SUPERSAMPLE), self._picture, size, focal)
+        self._fine = _Target(
+            "picture", (width * SUPERSAMPLE, height * SUPERSAMPLE), self._picture, size, focal
+        )
         self._coarse = _Target("ids", size, self._ids, size, focal)
         self._dome = self._make_dome(sky)
         self.planes: Planes | None = None
@@ -189,7 +193,9 @@ class Renderer:
         quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], axis=2)
         corners_uv = np.stack([uv[:-1, :-1], uv[:-1, 1:], uv[1:, 1:], uv[1:, :-1]], axis=2)
         white = np.full((quads.shape[0] * quads.shape[1], 4), 255.0)
-        dome = self._picture.attach_new_node(_geometry(quads.reshape(-1, 4, 3), white, corners_uv.reshape(-1, 4, 2)))
+        dome = self._picture.attach_new_node(
+            _geometry(quads.reshape(-1, 4, 3), white, corners_uv.reshape(-1, 4, 2))
+        )
         texture = _texture("sky", sky)
         texture.set_wrap_v(SamplerState.WM_clamp)
         dome.set_texture(texture)

@@ -100,7 +100,9 @@ def render_sequence(
     if variation not in VARIATIONS:
         raise ConfigError(f"there is no variation {variation!r}. Known: {', '.join(VARIATIONS)}")
     if frames < 1 or min(size) < 16:
-        raise ConfigError(f"we expect at least one frame of at least 16x16 px. Got: {frames} of {size[0]}x{size[1]}")
+        raise ConfigError(
+            f"we expect at least one frame of at least 16x16 px. Got: {frames} of {size[0]}x{size[1]}"
+        )
     weather = VARIATIONS[variation]
     world = World(scene=SCENES[scene], seed=(seed, scene), seconds=frames / RATE_HZ, sun=_sun(weather))
     focal = FOCAL_PER_WIDTH * size[0]

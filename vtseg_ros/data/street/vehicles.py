@@ -36,7 +36,13 @@ def _wheels(mesh: Mesh, label: int, half_width: float, axles, radius: float) -> 
     for y in axles:
         for side in (-1, 1):
             x0, x1 = sorted((side * (half_width - 0.22), side * (half_width + 0.02)))
-            box(mesh, (x0, y - radius, 0.0), (x1, y + radius, radius * 1.8), label=label, color=(0.06, 0.06, 0.06))
+            box(
+                mesh,
+                (x0, y - radius, 0.0),
+                (x1, y + radius, radius * 1.8),
+                label=label,
+                color=(0.06, 0.06, 0.06),
+            )
 
 
 def _lights(mesh: Mesh, label: int, half_width: float, y_front: float, y_rear: float, z: float) -> None:
@@ -53,7 +59,9 @@ def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
     mesh.add(loft_corners(_rectangle(half, -length, length, 0.28), _rectangle(half, -length, length, 0.62)),
              label=label, color=color)  # fmt: skip
     mesh.add(
-        loft_corners(_rectangle(half, -length, length, 0.62), _rectangle(half * 0.94, -length + 0.1, length - 0.2, 0.9)),
+        loft_corners(
+            _rectangle(half, -length, length, 0.62), _rectangle(half * 0.94, -length + 0.1, length - 0.2, 0.9)
+        ),
         label=label,
         color=color,
     )
@@ -72,14 +80,18 @@ def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
     cargo = rng.random() < 0.6
     split = length - (1.9 if cargo else 1.2)
     mesh.add(
-        loft_corners(_rectangle(half, -length, split, 1.1), _rectangle(half * 0.95, -length + 0.05, split, roof)),
+        loft_corners(
+            _rectangle(half, -length, split, 1.1), _rectangle(half * 0.95, -length + 0.05, split, roof)
+        ),
         label=label,
         color=color,
     )
     _cabin(mesh, label, color, _rectangle(half * 0.97, split, length - 0.35, 1.1),
            _rectangle(half * 0.9, split, length - 1.0, roof - 0.05))  # fmt: skip
     if not cargo:
-        side = box_corners((-half - 0.02, -length + 0.3, 1.2), (half + 0.02, split - 0.2, roof - 0.35))[[1, 3]]
+        side = box_corners((-half - 0.02, -length + 0.3, 1.2), (half + 0.02, split - 0.2, roof - 0.35))[
+            [1, 3]
+        ]
         mesh.add(side, label=label, color=GLASS)
     back = [[-half * 0.7, -length - 0.02, 1.25], [half * 0.7, -length - 0.02, 1.25],
             [half * 0.7, -length + 0.02, roof - 0.3], [-half * 0.7, -length + 0.02, roof - 0.3]]  # fmt: skip
@@ -93,7 +105,13 @@ def _truck(mesh: Mesh, rng: np.random.Generator, color) -> None:
     cargo = np.array(PAINTS[rng.integers(len(PAINTS))]) * 0.9 + 0.1
     box(mesh, (-half, -length, 0.95), (half, length - 2.4, rng.uniform(3.0, 3.7)), label=label,
         color=np.clip(cargo, 0, 1), texture="metal", scale=3.0)  # fmt: skip
-    box(mesh, (-half * 0.8, -length, 0.55), (half * 0.8, length - 0.3, 0.95), label=label, color=(0.15, 0.15, 0.16))
+    box(
+        mesh,
+        (-half * 0.8, -length, 0.55),
+        (half * 0.8, length - 0.3, 0.95),
+        label=label,
+        color=(0.15, 0.15, 0.16),
+    )
     mesh.add(loft_corners(_rectangle(half, length - 2.2, length, 0.5), _rectangle(half, length - 2.2, length, 1.6)),
              label=label, color=color)  # fmt: skip
     _cabin(mesh, label, color, _rectangle(half, length - 2.2, length, 1.6),

@@ -102,8 +102,14 @@ class World:
                 curb = path.ribbon(s, s1, side * self.half, side * self.half, 0.0, 0.12)
                 mesh.add(curb, label=props.ID["terrain"], color=(0.72, 0.71, 0.69), texture="metal")
                 for inner, outer, texture, low, high in edges:
-                    z = [self._hill(s, side, low) if low > 0.2 else low, self._hill(s, side, high) if high > 0.2 else high]
-                    z1 = [self._hill(s1, side, low) if low > 0.2 else low, self._hill(s1, side, high) if high > 0.2 else high]
+                    z = [
+                        self._hill(s, side, low) if low > 0.2 else low,
+                        self._hill(s, side, high) if high > 0.2 else high,
+                    ]
+                    z1 = [
+                        self._hill(s1, side, low) if low > 0.2 else low,
+                        self._hill(s1, side, high) if high > 0.2 else high,
+                    ]
                     quad = path.ribbon(s, s1, side * inner, side * outer)
                     quad[:, 2] = [z[0], z[1], z1[1], z1[0]]
                     span = (outer - inner) / 5.0
@@ -162,7 +168,13 @@ class World:
             if free(s):
                 self._with(props.bollard, s, side * (self.half + 0.35), rng)
         for s in self._spots(scene.sign_spacing):
-            self._with(props.sign, s, side * (self.half + rng.uniform(0.7, 1.4)), rng, turned=turned and rng.random() < 0.5)
+            self._with(
+                props.sign,
+                s,
+                side * (self.half + rng.uniform(0.7, 1.4)),
+                rng,
+                turned=turned and rng.random() < 0.5,
+            )
         for s in self._spots(scene.board_spacing):
             self._with(props.board, s, side * (verge_end + 0.8), rng)
         for s in self._spots(scene.light_spacing):
@@ -170,9 +182,13 @@ class World:
             props.traffic_light(mesh, rng, side, overhead=rng.random() < 0.6)
             self._put(mesh, s, side * edge)
         for s in self._spots(scene.misc_spacing):
-            self._with(props.misc, s, side * (self.half + rng.uniform(1.2, scene.verge_width + 1.0)), rng, z=0.1)
+            self._with(
+                props.misc, s, side * (self.half + rng.uniform(1.2, scene.verge_width + 1.0)), rng, z=0.1
+            )
         for s in self._spots(scene.person_spacing):
-            self._with(props.unknown, s, side * (self.half + rng.uniform(1.0, scene.verge_width + 0.5)), rng, z=0.1)
+            self._with(
+                props.unknown, s, side * (self.half + rng.uniform(1.0, scene.verge_width + 0.5)), rng, z=0.1
+            )
 
     def _with(self, make, s: float, lateral: float, *args, turned: bool = False, z: float = 0.0) -> None:
         mesh = Mesh()
@@ -228,7 +244,7 @@ class World:
             sway = (rng.uniform(1.0, 4.0), rng.uniform(9.0, 17.0))
             self.vehicles.append(Vehicle(self._vehicle(), s, scene.speed, ego, sway))
             s += rng.uniform(24, 48)
-        for lateral in lane[len(oncoming):]:
+        for lateral in lane[len(oncoming) :]:
             if abs(lateral - ego) > 0.1:
                 s = -20.0
                 while s < 180:

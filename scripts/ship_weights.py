@@ -1,0 +1,56 @@
+"""Stores a trained checkpoint in half precision among the shipped weights, with its position prior.
+
+The position prior (each pixel's most frequent training class) is the baseline that a report prints beside a score.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.labels import IGNORE
+from vtseg_ros.model import load_checkpoint, save_checkpoint
+from vtseg_ros.model.checkpoint import WEIGHTS_DIR
+
+
+def position_prior(bags: list[Path], size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """(H, W) uint8: each position's most frequent class over all labels of the bags."""
+    store = FrameStore(FrameIndex([BagSource(bag) for bag in bags]), size=size)
+    counts = np.zeros((num_classes, size[1], size[0]), np.int64)
+    rows, columns = np.indices((size[1], size[0]))
+    for number in range(len(store)):
+        label = store.label(number)
+        known = label != IGNORE
+        np.add.at(counts, (label[known], rows[known], columns[known]), 1)
+    return counts.argmax(axis=0).astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("name")
+    parser.add_argument(
+        "--prior-of", nargs="+", type=Path, required=True, metavar="BAG", help="the training bags"
+    )
+    args = parser.parse_args()
+    loaded = load_checkpoint(args.checkpoint)
+    target = WEIGHTS_DIR / f"{args.name}.safetensors"
+    save_checkpoint(
+        target,
+        loaded.model,
+        labels=loaded.labels,
+        input_size=loaded.input_size,
+        training=loaded.training,
+        half=True,
+    )
+    prior = position_prior(args.prior_of, loaded.input_size, len(loaded.labels))
+    cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_prior.png"), prior)
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The predictor: exact streaming against the full window, cameras, sizes, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+
+from vtseg_ros.engine import CameraFrame, Segmenter
+from vtseg_ros.engine.exact import newest_logits, prepare_frame
+from vtseg_ros.engine.fold import fold_erfnet
+from vtseg_ros.engine.pixels import resize_rgb, to_mask
+from vtseg_ros.engine.predictor import apply_ego_mask
+from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
+from vtseg_ros.labels import STREET
+from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, save_checkpoint
+
+TICK = 100_000_000
+
+
+def images(count, height=40, width=72):
+    rng = np.random.default_rng(5)
+    base = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return [np.roll(base, 3 * index, axis=1) for index in range(count)]
+
+
+@pytest.mark.parametrize("attention", ["full", "causal"])
+def test_exact_streaming_equals_the_full_window(attention):
+    """Logits over 30 frames, windows of two cameras at once, starting anew at frames 7 and 20."""
+    torch.manual_seed(0)
+    model = VTSeg(VTSegConfig.preset("tiny", num_classes=6, attention=attention)).eval()
+    video = torch.rand(2, 30, 3, 32, 64)
+    windows: list[list] = [[], []]
+    start = 0
+    with torch.inference_mode():
+        for t in range(30):
+            if t in (7, 20):
+                windows, start = [[], []], t
+            for camera in range(2):
+                windows[camera] = [*windows[camera], prepare_frame(model, video[camera, t][None])][-4:]
+            got = newest_logits(model, windows)
+            expected = model(video[:, max(start, t - 3) : t + 1])[:, -1]
+            assert (got - expected).abs().max() < 1e-4, t
+
+
+def test_segmenter_streams_what_the_plain_forward_gives(tiny_checkpoint):
+    exact, plain = (Segmenter(tiny_checkpoint, device="cpu", streaming=s) for s in ("exact", "plain"))
+    stamps = [*range(8), 30, 31, 5, 6, 7]  # a pause and a jump back
+    pictures = [*images(6), *images(4, 32, 64), *images(3)]
+    for index, (tick, image) in enumerate(zip(stamps, pictures)):
+        one, other = (s.step(image, (tick + 1) * TICK) for s in (exact, plain))
+        assert one.frames_in_window == other.frames_in_window, index
+        assert (one.mask == other.mask).mean() > 0.998, index
+        assert np.abs(one.confidence.astype(int) - other.confidence).max() <= 1
+
+
+def test_warm_up_and_resets(tiny_checkpoint):
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    seen = [segmenter.step(image, (i + 1) * TICK).frames_in_window for i, image in enumerate(images(6))]
+    assert seen == [1, 2, 3, 4, 4, 4]
+    segmenter.reset()
+    assert segmenter.step(images(1)[0], 99 * TICK).frames_in_window == 1
+    duplicate = segmenter.step(images(1)[0], 99 * TICK)
+    assert duplicate.duplicate and duplicate.frames_in_window == 0
+    assert "pause" in segmenter.step(images(1)[0], 999 * TICK).restarted
+
+
+def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
+    both = Segmenter(tiny_checkpoint, device="cpu")
+    alone = {name: Segmenter(tiny_checkpoint, device="cpu") for name in "ab"}
+    first, second = images(5), images(5, 32, 64)
+    for index in range(5):
+        stamp = (index + 1) * TICK
+        batch = [CameraFrame("a", first[index], stamp)]
+        if index > 1:  # b joins later: windows of different lengths in one call
+            batch.append(CameraFrame("b", second[index], stamp))
+        for frame, result in zip(batch, both.step_many(batch)):
+            expected = alone[frame.camera].step(frame.image, stamp)
+            assert np.array_equal(result.mask, expected.mask)
+            assert result.frames_in_window == expected.frames_in_window
+
+
+@pytest.mark.parametrize(
+    ("output", "shape"), [("input", (40, 72)), ("network", (32, 64)), ((20, 10), (10, 20))]
+)
+@pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
+def test_output_sizes(tiny_checkpoint, output, shape, upsampling):
+    segmenter = Segmenter(tiny_checkpoint, device="cpu", output_size=output, upsampling=upsampling)
+    result = segmenter.step(images(1)[0])
+    assert result.mask.shape == result.confidence.shape == shape
+    assert result.mask.dtype == result.confidence.dtype == np.uint8
+
+
+def test_mask_and_confidence_by_hand():
+    logits = torch.tensor([[0.0, 2.0], [1.0, 2.0], [3.0, 2.0]]).reshape(1, 3, 1, 2)
+    mask, confidence = to_mask(logits, (2, 1), "bilinear", 0.5)
+    # softmax(0, 1, 3) = 0.0420, 0.1142, 0.8438; three equal logits give 1/3, below the threshold.
+    assert mask.tolist() == [[2, 255]]
+    assert confidence.tolist() == [[round(0.8438 * 255), 85]]
+
+
+def test_resize_is_antialiased():
+    stripes = np.zeros((32, 64, 3), np.uint8)
+    stripes[:, ::2] = 255  # every second column: plain bilinear sampling would keep the stripes
+    small = resize_rgb(stripes, (16, 8))
+    assert small.shape == (8, 16, 3) and np.abs(small[:, 2:-2].astype(int) - 127).max() <= 12
+
+
+def test_ego_mask_is_stretched():
+    mask = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    assert apply_ego_mask(mask, np.array([[True, False]])).tolist() == [[255, 255, 2, 3], [255, 255, 6, 7]]
+
+
+def test_image_networks_run_in_the_same_class(tmp_path):
+    save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
+    segmenter = Segmenter(tmp_path / "e.safetensors", device="cpu")
+    assert [segmenter.step(image).frames_in_window for image in images(2)] == [1, 1]
+
+
+def test_folding_keeps_the_output():
+    torch.manual_seed(0)
+    network = ERFNet(num_classes=4).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.2, 2)
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.allclose(fold_erfnet(network)(image), network(image), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (dict(device="gpu"), DeviceError, "device must be"),
+        (dict(device="cuda:7"), DeviceError, "CUDA devices"),
+        (dict(device="cpu", precision="fp16"), DeviceError, "needs a GPU"),
+        (dict(device="cpu", precision="int8"), DeviceError, "precision must be"),
+        (dict(input_size=(65, 32)), ConfigError, "multiples of 32"),
+        (dict(output_size="large"), ConfigError, "output_size"),
+        (dict(streaming="fast"), ConfigError, "streaming"),
+        (dict(upsampling="cubic"), ConfigError, "upsampling"),
+        (dict(window=-1), ConfigError, "window"),
+        (dict(max_gap_s=0.0), ConfigError, "max_gap"),
+        (dict(min_confidence=2.0), ConfigError, "min_confidence"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(tiny_checkpoint, options, error, words):
+    with pytest.raises(error, match=words):
+        Segmenter(tiny_checkpoint, **{"device": "cpu", **options})
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
+def test_wrong_images_are_refused_and_forgotten(tiny_checkpoint, shape):
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    with pytest.raises(ImageError, match="H, W, 3"):
+        segmenter.step(np.zeros(shape, np.uint8))
+    assert segmenter.step(images(1)[0]).frames_in_window == 1
+
+
+def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypatch):
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    real, sizes = segmenter._logits, []
+
+    def limited(cameras):
+        sizes.append(len(cameras))
+        if len(cameras) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(cameras)
+
+    monkeypatch.setattr(segmenter, "_logits", limited)
+    results = segmenter.step_many([CameraFrame(name, images(1)[0]) for name in "abc"])
+    assert [r.frames_in_window for r in results] == [1, 1, 1] and sizes == [3, 1, 1, 1]
+
+
+def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter.step(images(1)[0], TICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(segmenter.model.head, "forward", lambda maps: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            segmenter.step(images(2)[1], 2 * TICK)
+    assert segmenter.step(images(2)[1], 3 * TICK).frames_in_window == 1
+
+
+def test_an_external_prior_must_be_named_by_the_user(tmp_path):
+    class Flat(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.stack([image[:, 0], image[:, 1], image[:, 2], image[:, 0], image[:, 1]], 1)
+
+    torch.jit.script(Flat()).save(tmp_path / "flat.pt")
+    mapping = (0, 1, 2, 3, -1)
+    config = VTSegConfig.preset(
+        "tiny", num_classes=14, static_prior="external", prior_classes=5, class_mapping=mapping
+    )
+    model = VTSeg(config, static_prior=Flat())
+    save_checkpoint(tmp_path / "v.safetensors", model, labels=STREET, input_size=(64, 32))
+    with pytest.raises(CheckpointError, match="static_prior"):
+        Segmenter(tmp_path / "v.safetensors", device="cpu")
+    segmenter = Segmenter(tmp_path / "v.safetensors", device="cpu", static_prior=str(tmp_path / "flat.pt"))
+    assert segmenter.step(images(1)[0]).mask.max() < 14
+
+
+def test_older_frames_change_the_mask(tmp_path):
+    segmenter = Segmenter(make_checkpoint(tmp_path / "c.safetensors"), device="cpu", output_size="network")
+    newest, older = images(2)
+    alone = segmenter.step(newest, TICK)
+    segmenter.reset()
+    segmenter.step(older[:, ::-1].copy(), TICK)
+    assert not np.array_equal(segmenter.step(newest, 2 * TICK).confidence, alone.confidence)

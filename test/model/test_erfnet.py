@@ -1,0 +1,101 @@
+"""ERFNet against a second building of the published network from its layer table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vtseg_ros.errors import CheckpointError
+from vtseg_ros.model import ERFNet
+
+# (kind, channels, dropout, dilation) of Romera et al., Table I, with the authors' dropout rates.
+ENCODER = [
+    ("down", 64),
+    *[("nb", 64, 0.03, 1)] * 5,
+    ("down", 128),
+    *[("nb", 128, 0.3, d) for d in (2, 4, 8, 16)] * 2,
+]
+DECODER = [("up", 64), *[("nb", 64, 0, 1)] * 2, ("up", 16), *[("nb", 16, 0, 1)] * 2]
+
+
+def functional_erfnet(state: dict, image: torch.Tensor) -> torch.Tensor:
+    """The forward pass in eval mode, straight from a state dict under the published key names."""
+
+    def conv(x, name, **options):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
+
+    def norm(x, name):
+        stats = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, *stats, eps=1e-3)
+
+    def up(x, name):
+        y = F.conv_transpose2d(
+            x, state[f"{name}.conv.weight"], state[f"{name}.conv.bias"], stride=2, padding=1, output_padding=1
+        )
+        return F.relu(norm(y, f"{name}.bn"))
+
+    def down(x, name):
+        both = torch.cat([conv(x, f"{name}.conv", stride=2, padding=1), F.max_pool2d(x, 2, 2)], 1)
+        return F.relu(norm(both, f"{name}.bn"))
+
+    def block(x, name, d):
+        y = F.relu(conv(x, f"{name}.conv3x1_1", padding=(1, 0)))
+        y = F.relu(norm(conv(y, f"{name}.conv1x3_1", padding=(0, 1)), f"{name}.bn1"))
+        y = F.relu(conv(y, f"{name}.conv3x1_2", padding=(d, 0), dilation=(d, 1)))
+        return F.relu(norm(conv(y, f"{name}.conv1x3_2", padding=(0, d), dilation=(1, d)), f"{name}.bn2") + x)
+
+    x = down(image, "encoder.initial_block")
+    for part, table in (("encoder", ENCODER), ("decoder", DECODER)):
+        for index, (kind, *rest) in enumerate(table):
+            name = f"{part}.layers.{index}"
+            x = {"down": down, "up": up}[kind](x, name) if kind != "nb" else block(x, name, rest[2])
+    return F.conv_transpose2d(
+        x, state["decoder.output_conv.weight"], state["decoder.output_conv.bias"], stride=2
+    )
+
+
+def randomised(num_classes: int = 20) -> ERFNet:
+    torch.manual_seed(0)
+    network = ERFNet(num_classes=num_classes).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.001, 0.5)  # small: eps must matter
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.weight, 0.05, 0.3)
+    return network
+
+
+def test_it_is_the_published_network():
+    network, image = randomised(), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.allclose(
+            network(image), functional_erfnet(network.state_dict(), image), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_parameters():
+    assert sum(p.numel() for p in ERFNet(num_classes=20).parameters()) == 2_064_256
+
+
+def test_dropout_rates():
+    rates = [m.p for m in ERFNet(num_classes=2).modules() if isinstance(m, nn.Dropout2d)]
+    assert rates == [0.03] * 5 + [0.3] * 8 + [0.0] * 4
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_key_names_load(prefix):
+    source, target = randomised(), ERFNet(num_classes=20).eval()
+    published = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
+    published[f"{prefix}encoder.output_conv.weight"] = torch.zeros(20, 128, 1, 1)
+    published[f"{prefix}encoder.output_conv.bias"] = torch.zeros(20)
+    target.load_reference_state_dict(published)
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(source(image), target(image))
+
+
+def test_another_class_count_is_refused():
+    with pytest.raises(CheckpointError, match="output_conv.*another shape"):
+        ERFNet(num_classes=19).load_reference_state_dict(randomised(20).state_dict())

@@ -1,0 +1,62 @@
+"""A node of the test's own that talks to a segmenter process over DDS."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+RELIABLE = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+
+
+class Harness:
+    """Publishes, and collects messages by topic; spins in a thread."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        os.environ.update({k: environment[k] for k in ("ROS_DOMAIN_ID", "FASTRTPS_DEFAULT_PROFILES_FILE")})
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=int(environment["ROS_DOMAIN_ID"]))
+        self.node = Node("harness", context=self._context)
+        self.received: dict[str, list] = defaultdict(list)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._stop = False
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._stop:
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def collect(self, kind: type, topic: str, qos: QoSProfile = RELIABLE) -> list:
+        """Subscribe; returns the list that messages are added to."""
+        self.node.create_subscription(kind, topic, self.received[topic].append, qos)
+        return self.received[topic]
+
+    def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE):
+        return self.node.create_publisher(kind, topic, qos)
+
+    def call(self, kind: type, service: str, request, timeout_s: float = 20.0):
+        """Call a service and wait for its answer."""
+        client = self.node.create_client(kind, service)
+        assert client.wait_for_service(timeout_s), service
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(timeout_s), f"{service} did not answer"
+        return future.result()
+
+    def close(self) -> None:
+        self._stop = True
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)

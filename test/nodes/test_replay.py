@@ -1,0 +1,138 @@
+"""Player, segmenter, evaluator and recorder as separate processes: every frame accounted for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.images import decode_image, decode_label
+from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
+
+
+def play(bag, environment, tmp_path, *arguments):
+    sent = tmp_path / "sent.json"
+    command = [sys.executable, "-m", "vtseg_ros.cli", "play", str(bag), "--json", str(sent), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return done, json.loads(sent.read_text())["sent"] if sent.exists() else {}
+
+
+@pytest.mark.parametrize("rate", ["1", "4"])
+def test_replay_accounts_for_every_frame(
+    start_node, ros_environment, street_bag, tiny_checkpoint, tmp_path, rate
+):
+    names = ["-r", "image:=/camera/image", "-r", "label:=/camera/label", "-p", "use_sim_time:=true"]
+    segmenter = start_node(
+        "segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"
+    )
+    evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
+    segmenter.wait_for("window 4")
+    waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
+    done, sent = play(street_bag, ros_environment, tmp_path, "--clock", "--rate", rate, *waits)
+    assert done.returncode == 0, done.stderr
+    assert sent["/camera/image"] == sent["/camera/label"] == 30
+    import time
+
+    time.sleep(1.0)
+    assert evaluator.stop() == 0 and segmenter.stop() == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    assert report["frames_seen"] == 30 == sum(told.values()), report
+    assert told["answered"] > 0 and report["frames_received"] == 30 - told["lost"]
+    assert report["labelled_frames"] == 30 == report["labelled_answered"] + report["labelled_unanswered"]
+    assert report["labelled_scored"] == report["labelled_answered"] == report["systems"][0]["frames"]
+    assert 0 < report["latency_p50_s"] <= report["latency_p95_s"] <= report["latency_p99_s"]
+
+    class Images(HTMLParser):
+        sources: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            self.sources += [value for key, value in attrs if key in ("src", "href")]
+
+    parser = Images()
+    parser.feed((tmp_path / "report.html").read_text())
+    assert parser.sources and all(source.startswith("data:image/") for source in parser.sources)
+
+
+def test_recorded_masks_score_as_the_evaluator_says(
+    start_node, ros_environment, street_bag, tiny_checkpoint, tmp_path
+):
+    names = ["-r", "image:=/camera/image", "-r", "label:=/camera/label"]
+    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+                           "-p", "input_qos:=reliable")  # fmt: skip
+    evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
+    segmenter.wait_for("window 4")
+    command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
+    recorder = subprocess.Popen(command, env=ros_environment)
+    try:
+        waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
+        play(street_bag, ros_environment, tmp_path, "--rate", "0.7", *waits)
+        wait_until(lambda: True, 1)
+    finally:
+        recorder.send_signal(2)
+        recorder.wait(20)
+    assert evaluator.stop() == 0 and segmenter.stop() == 0 and recorder.returncode == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    with BagReader(street_bag) as bag:
+        labels = {
+            stamp_of(m): (decode_label(m), m.header.frame_id) for _, _, m in bag.messages(["/camera/label"])
+        }
+        images = sum(decode_image(m).size > 0 for _, _, m in bag.messages(["/camera/image"]))
+    matrix = ConfusionMatrix(14)
+    with BagReader(tmp_path / "masks") as bag:
+        for _, _, message in bag.messages(["/segmentation/mask/compressed"]):
+            truth, frame_id = labels[stamp_of(message)]
+            assert message.header.frame_id == frame_id
+            matrix.update(decode_label(message), truth)
+    assert images == 30 and report["frames_answered"] > 0
+    assert np.isclose(report["systems"][0]["miou"], matrix.miou(), atol=1e-3)
+
+
+def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
+    for arguments, words in (
+        ([str(tmp_path / "none")], "no bag"),
+        ([str(street_bag), "--rate", "0"], "--rate"),
+        ([str(street_bag), "--topics", "/nope"], "no topic /nope"),
+        ([str(street_bag), "--remap", "x"], "--remap"),
+    ):
+        command = [sys.executable, "-m", "vtseg_ros.cli", "play", *arguments]
+        done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_real_compressed_video(start_node, ros_environment, camvid, tiny_checkpoint, tmp_path):
+    """CamVid's validation bag: a mask for every frame processed, with the input's stamp and frame_id."""
+    names = ["-r", "image/compressed:=/camera/image/compressed", "-p", "image_transport:=compressed"]
+    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+                           "-p", "input_qos:=reliable")  # fmt: skip
+    segmenter.wait_for("window 4")
+    command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
+    recorder = subprocess.Popen(command, env=ros_environment)
+    try:
+        done, sent = play(
+            camvid / "camvid_val", ros_environment, tmp_path, "--wait-for", "/camera/image/compressed"
+        )
+    finally:
+        recorder.send_signal(2)
+        recorder.wait(20)
+    assert done.returncode == 0 and sent["/camera/image/compressed"] == 101
+    assert segmenter.stop() == 0
+    with BagReader(camvid / "camvid_val") as bag:
+        frames = {stamp_of(m): m.header.frame_id for _, _, m in bag.messages(["/camera/image/compressed"])}
+    with BagReader(tmp_path / "masks") as bag:
+        masks = [
+            (stamp_of(m), m.header.frame_id, decode_label(m).shape)
+            for _, _, m in bag.messages(["/segmentation/mask/compressed"])
+        ]
+    assert len(masks) > 20
+    assert all(frames[stamp] == frame_id and shape == (360, 480) for stamp, frame_id, shape in masks)

@@ -1,0 +1,98 @@
+"""Commands as a user types them: results, exit codes, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from vtseg_ros.cli import main
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.images import decode_label
+from vtseg_ros.data.messages import stamp_of
+
+
+def test_segment_a_bag(street_bag, tiny_checkpoint, tmp_path, capsys):
+    out, video = tmp_path / "masks", tmp_path / "overlay.mp4"
+    code = main(["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out), "--overlay", str(video),
+                 "--json", str(tmp_path / "figures.json"), "--device", "cpu"])  # fmt: skip
+    assert code == 0 and "30 masks" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.json").read_text())["frames"] == 30
+    with BagReader(street_bag) as bag:
+        stamps = [stamp_of(m) for _, _, m in bag.messages(["/camera/image"])]
+    with BagReader(out) as bag:
+        masks = [
+            (stamp_of(m), decode_label(m)) for _, _, m in bag.messages(["/segmentation/mask/compressed"])
+        ]
+    assert [stamp for stamp, _ in masks] == stamps
+    assert all(mask.shape == (64, 128) and mask.max() < 14 for _, mask in masks)
+    capture = cv2.VideoCapture(str(video))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 30
+    frame = capture.read()[1]
+    assert frame.shape == (640, 640, 3)  # 128x64 enlarged to 640x320, overlay above colours
+
+
+def test_segment_a_video(tiny_checkpoint, tmp_path, capsys):
+    path = tmp_path / "drive.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for shade in range(5):
+        writer.write(np.full((48, 64, 3), 40 * shade, np.uint8))
+    writer.release()
+    code = main(
+        [
+            "segment",
+            str(path),
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--out",
+            str(tmp_path / "b"),
+            "--device",
+            "cpu",
+        ]
+    )
+    assert code == 0 and "5 masks" in capsys.readouterr().out
+
+
+def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
+    assert main(["info", str(street_bag), "--json", str(tmp_path / "bag.json")]) == 0
+    bag = json.loads((tmp_path / "bag.json").read_text())
+    assert (bag["image_topic"], bag["label_topic"]) == ("/camera/image", "/camera/label")
+    assert bag["topics"]["/camera/image"]["messages"] == 30 and bag["classes"][5] == "road"
+    assert main(["info", str(tiny_checkpoint), "--json", str(tmp_path / "c.json")]) == 0
+    assert json.loads((tmp_path / "c.json").read_text())["architecture"] == "vtseg"
+    assert "road" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["segment", "/nowhere", "--out", "/tmp/x"], "no such bag or video"),
+        (["segment", "/nowhere"], "nothing to write"),
+        (["info", "/nowhere.safetensors"], "no checkpoint"),
+        (["synth", "--out", "X", "--scene", "9"], "no scene '9'"),
+        (["synth", "--out", "X", "--variation", "snow"], "no variation 'snow'"),
+        (["synth", "--out", "X", "--frames", "0"], "at least one frame"),
+        (["train", "/nowhere.yaml", "--out", "X"], "cannot be read"),
+    ],
+)
+def test_mistakes_end_with_2_and_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vtseg")]
+    assert len(err) == 1 and words in err[0]
+
+
+def test_nothing_is_overwritten(street_bag, capsys):
+    assert main(["synth", "--out", str(street_bag), "--frames", "1"]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["frobnicate"], ["synth"], ["synth", "--out", "x", "--size", "640"]]
+)
+def test_wrong_arguments_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and "usage" in capsys.readouterr().err

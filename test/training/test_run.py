@@ -1,0 +1,119 @@
+"""Training runs on a tiny bag: stages, resuming, stopping, faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+
+from vtseg_ros.errors import BagError, CheckpointError, ConfigError
+from vtseg_ros.model import load_checkpoint
+from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
+from vtseg_ros.training.run import TrainingError, train
+
+
+@pytest.fixture
+def config(street_bag):
+    source = (SourceConfig(str(street_bag)),)
+    return TrainConfig(
+        data=DataConfig(
+            train=source, validation=source, size=(64, 32), labels="street", workers=0, validation_every=15
+        ),
+        stages=(
+            StageConfig("prior", steps=3, batch=2, max_lr=1e-3),
+            StageConfig("video", steps=3, batch=1, max_lr=1e-3),
+        ),
+        model=ModelConfig(preset="tiny", overrides={"window": 2}),
+        device="cpu",
+        save_every=1,
+    )
+
+
+def losses(config, folder, **options):
+    seen = []
+    done = train(config, folder, on_progress=lambda p: seen.append((p.step, p.stage, p.loss)), **options)
+    return seen, done
+
+
+def test_stages_and_what_they_leave(config, tmp_path):
+    before = []
+    seen, done = losses(config, tmp_path)
+    assert done and [(step, stage) for step, stage, _ in seen] == [
+        (1, "prior"), (2, "prior"), (3, "prior"), (4, "video"), (5, "video"), (6, "video"),
+    ]  # fmt: skip
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    assert best.input_size == (64, 32) and best.config["window"] == 2
+    assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["prior", "video"]
+    assert 0 <= lines[1]["agreement"] <= 100 and before == []
+
+
+def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
+    whole, _ = losses(config, tmp_path / "whole")
+    for stop_after in (2, 4):  # within a stage of each kind
+        folder, count = tmp_path / f"cut{stop_after}", [0]
+
+        def stop(count=count, stop_after=stop_after):
+            return count[0] >= stop_after
+
+        first = []
+
+        def note(progress, first=first, count=count):
+            first.append(progress.loss)
+            count[0] += 1
+
+        assert not train(config, folder, on_progress=note, should_stop=stop)
+        rest, done = losses(config, folder, resume=True)
+        assert done
+        together = first + [loss for _, _, loss in rest]
+        assert together == pytest.approx([loss for _, _, loss in whole], abs=1e-6)
+
+
+def test_accumulated_batches_give_the_gradients_of_one(config, tmp_path):
+    """Batch 2 at once and 1 + 1 accumulated, with unequal numbers of labelled pixels; no BatchNorm in the way."""
+    model = ModelConfig(architecture="segformer_b0")
+    results = []
+    for batch, accumulate in ((2, 1), (1, 2)):
+        stage = StageConfig("prior", steps=1, batch=batch, accumulate=accumulate, max_lr=1e-3)
+        seen, _ = losses(dataclasses.replace(config, model=model, stages=(stage,)), tmp_path / f"b{batch}")
+        results.append(seen[0][2])
+    # The decode head's BatchNorm sees other batches: close, not equal.
+    assert results[0] == pytest.approx(results[1], rel=0.2)
+
+
+def test_a_loss_that_is_not_finite_stops(config, tmp_path):
+    stage = StageConfig("prior", steps=30, batch=1, max_lr=1e30)
+    with pytest.raises(TrainingError, match="not finite.*step.*learning rate"):
+        train(dataclasses.replace(config, stages=(stage,), clip_norm=0.0), tmp_path)
+
+
+def test_mistakes(config, tmp_path, street_bag):
+    with pytest.raises(CheckpointError, match="no training to resume"):
+        train(config, tmp_path / "empty", resume=True)
+    lost = dataclasses.replace(config.data, train=(SourceConfig(str(tmp_path / "no_bag")),))
+    with pytest.raises(BagError, match="no bag"):
+        train(dataclasses.replace(config, data=lost), tmp_path / "a")
+    unlabelled = dataclasses.replace(
+        config.data, train=(SourceConfig(str(street_bag), "/camera/image", "/camera/image"),)
+    )
+    with pytest.raises((BagError, ConfigError)):
+        train(dataclasses.replace(config, data=unlabelled), tmp_path / "b")
+    wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, labels="camvid"))
+    with pytest.raises(ConfigError, match="class id"):
+        train(wrong, tmp_path / "c")
+
+
+def test_a_damaged_state_is_refused(config, tmp_path):
+    train(dataclasses.replace(config, stages=config.stages[:1]), tmp_path)
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(config, tmp_path, resume=True)
+    torch.save({"x": object}, state)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(config, tmp_path, resume=True)
