@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import defaultdict
 
 import rclpy
@@ -15,6 +16,7 @@ RELIABLE = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+SETTLE_S = 1.0
 
 
 class Harness:
@@ -25,6 +27,7 @@ class Harness:
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=int(environment["ROS_DOMAIN_ID"]))
         self.node = Node("harness", context=self._context)
+        self._clients: dict[str, object] = {}
         self.received: dict[str, list] = defaultdict(list)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
@@ -46,8 +49,12 @@ class Harness:
 
     def call(self, kind: type, service: str, request, timeout_s: float = 20.0):
         """Call a service and wait for its answer."""
-        client = self.node.create_client(kind, service)
-        assert client.wait_for_service(timeout_s), service
+        client = self._clients.get(service)
+        if client is None:
+            client = self._clients[service] = self.node.create_client(kind, service)
+            assert client.wait_for_service(timeout_s), service
+            # The server must know the client too: an answer sent before that is lost, and the call with it.
+            time.sleep(SETTLE_S)
         done = threading.Event()
         future = client.call_async(request)
         future.add_done_callback(lambda _: done.set())

@@ -22,7 +22,7 @@ from vtseg_ros.data.augmentation import Augmentation
 from vtseg_ros.data.bags import BagReader, read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.labels import LABEL_SETS, LabelSet
+from vtseg_ros.labels import IGNORE, LABEL_SETS, LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.priors import EXTERNAL, is_exported, load_external_prior
 from vtseg_ros.training.config import StageConfig, TrainConfig
@@ -213,6 +213,9 @@ class Training:
         steps = self.steps_of[number]
         part = self._trained_part(stage)
         part.train()
+        part.to(
+            memory_format=torch.channels_last
+        )  # what convolutions like best, on the CPU and on tensor cores
         length = 1 if stage.name == "prior" else self.length
         optimizer = AdamW(
             [p for p in part.parameters() if p.requires_grad],
@@ -281,6 +284,8 @@ class Training:
     def _update(self, module, optimizer, chunk, image_network: bool) -> float:
         """One optimiser update over accumulated batches; returns the mean loss over all labelled pixels."""
         fabric = self.fabric
+        for _, labels in chunk:
+            self._check_ids(labels)
         chunk = [(fabric.to_device(video), fabric.to_device(labels)) for video, labels in chunk]
         count = sum(labelled_pixels(labels) for _, labels in chunk)
         count = fabric.all_reduce(count, reduce_op="sum") if fabric.world_size > 1 else count
@@ -289,7 +294,7 @@ class Training:
         for index, (video, labels) in enumerate(chunk):
             video = video.float().div_(255)
             if image_network:
-                video, labels = video[:, -1], labels[:, -1]
+                video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
             with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
                 # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
                 loss = cross_entropy_sum(module(video), labels) * (fabric.world_size / count)
@@ -302,6 +307,15 @@ class Training:
         if fabric.world_size > 1:
             total = fabric.all_reduce(total, reduce_op="mean")
         return float(total)
+
+    def _check_ids(self, labels: torch.Tensor) -> None:
+        # Here and not in the loss: on a GPU an id without a logit ends the process in an assertion.
+        highest = int(torch.where(labels == IGNORE, 0, labels).max())
+        if highest >= len(self.labels):
+            raise ConfigError(
+                f"a label has the class id {highest}, but the class list has {len(self.labels)} classes "
+                f"(0..{len(self.labels) - 1}; {IGNORE} = unlabelled): data.labels or data.class_names must be the bags' own"
+            )
 
     def _validate(self, number: int, stage: StageConfig, step: int, length: int) -> None:
         if not self.fabric.is_global_zero:
