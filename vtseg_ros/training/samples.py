@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vtseg_ros.data.augmentation import Augmentation
 from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.labels import IGNORE
 
 
 class Samples(Dataset):
@@ -17,7 +18,8 @@ class Samples(Dataset):
 
     Args:
         store: pixels.
-        windows: frame indices of each labelled window.
+        windows: frame indices of each labelled window; only labels of frames that are a window's newest one are used,
+            so that labels left out by `label_every` stay out in older frames too.
         length: frames k of a window.
         augmentation: None = as they are.
         seed: of order and augmentation.
@@ -36,6 +38,7 @@ class Samples(Dataset):
     ) -> None:
         self.store, self.windows, self.length = store, windows, length
         self.augmentation, self.seed, self.stage = augmentation, seed, stage
+        self._labelled = {window[-1] for window in windows}
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The position-th sample of an endless shuffled stream.
@@ -45,7 +48,11 @@ class Samples(Dataset):
         """
         epoch, place = divmod(position, len(self.windows))
         order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
-        video, labels = self.store.window(self.windows[order[place]], self.length)
+        numbers = self.windows[order[place]]
+        video, labels = self.store.window(numbers, self.length)
+        for age, number in enumerate(reversed(numbers)):
+            if number not in self._labelled:
+                labels[-1 - age] = IGNORE
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
             video, labels = self.augmentation(video, labels, rng)
