@@ -16,6 +16,7 @@ from vtseg_ros.errors import VTSegError
 COMMANDS = {
     "synth": "synthetic street video with labels, depth and flow into a bag",
     "train": "train from bags",
+    "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",

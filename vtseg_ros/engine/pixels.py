@@ -48,7 +48,7 @@ def to_mask(
     Args:
         logits: (1, C, h, w).
         size: (width, height) of the result.
-        upsampling: `bilinear` (the logits) or `nearest` (the mask).
+        upsampling: `bilinear` or `bicubic` (the logits; bicubic is the paper's in evaluation), or `nearest` (the mask).
         min_confidence: below it, 0..1, a pixel becomes 255.
 
     Returns:
@@ -56,8 +56,8 @@ def to_mask(
     """
     target = (size[1], size[0])
     same = logits.shape[2:] == target
-    if upsampling == "bilinear" and not same:
-        logits = F.interpolate(logits.float(), size=target, mode="bilinear", align_corners=False)
+    if upsampling != "nearest" and not same:
+        logits = F.interpolate(logits.float(), size=target, mode=upsampling, align_corners=False)
     best, ids = logits.max(dim=1)  # (1, H, W)
     probability = torch.exp(best.float() - torch.logsumexp(logits.float(), dim=1))
     confidence = (probability * 255).round().to(torch.uint8)

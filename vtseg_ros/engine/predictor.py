@@ -28,7 +28,7 @@ from vtseg_ros.model.vtseg import check_size
 log = logging.getLogger("vtseg_ros.engine")
 
 STREAMING = ("auto", "plain", "exact")
-UPSAMPLING = ("bilinear", "nearest")
+UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Segmenter:
         input_size: (width, height) px of the network's input, multiples of 32; (0, 0) = the checkpoint's.
         max_gap_s: a longer pause starts a new window.
         output_size: `input` (the image's), `network`, or (width, height) px.
-        upsampling: `bilinear` (logits, then argmax) or `nearest` (the mask).
+        upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
         streaming: `exact` keeps what a frame alone decides, `plain` recomputes the window; `auto` = exact.
         static_prior: an external static network (see `model.priors.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.

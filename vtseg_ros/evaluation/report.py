@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 
 from vtseg_ros.evaluation.score import Scores, error_picture, or_none
+from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import write_atomically
 from vtseg_ros.visual import colorize
 
@@ -60,7 +61,8 @@ def as_json(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _picture(rgb: np.ndarray, kind: str = ".png") -> str:
+def picture_source(rgb: np.ndarray, kind: str = ".png") -> str:
+    """An image (H, W, 3) uint8 RGB as a data URI; kind is `.png` or `.jpg`."""
     payload = cv2.imencode(kind, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1]
     return f"data:image/{'jpeg' if kind == '.jpg' else 'png'};base64,{base64.b64encode(payload).decode()}"
 
@@ -75,7 +77,8 @@ def _histogram(latencies_s: list[float]) -> dict[str, Any]:
     }
 
 
-def _confusion(scores: Scores) -> list[dict[str, Any]]:
+def confusion_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Per true class its name, the shares of what was predicted (last: none of them) in %, and its pixels."""
     matrix = scores.confusion.matrix.astype(np.float64)
     rows = []
     for index, name in enumerate(scores.labels.names):
@@ -85,41 +88,54 @@ def _confusion(scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
+def render(template: str, **values: Any) -> str:
+    """A page from a template beside this module."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def class_items(labels: LabelSet) -> list[dict[str, str]]:
+    """Name and CSS colour of each class."""
+    return [
+        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
+        for name, color in zip(labels.names, labels.colors)
+    ]
+
+
 def render_html(data: ReportData) -> str:
     """The report as one HTML page without outside references."""
-    folder = Path(__file__).resolve().parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     labels = data.scores.labels
     samples = [
         {
             "time_s": f"{sample.stamp_ns / 1e9:.2f}",
             "accuracy": sample.accuracy,
             "pictures": [
-                ("image", _picture(sample.image, ".jpg")),
-                ("label", _picture(colorize(sample.label, labels))),
-                ("mask", _picture(colorize(sample.mask, labels))),
-                ("wrong pixels", _picture(error_picture(sample), ".jpg")),
+                ("image", picture_source(sample.image, ".jpg")),
+                ("label", picture_source(colorize(sample.label, labels))),
+                ("mask", picture_source(colorize(sample.mask, labels))),
+                ("wrong pixels", picture_source(error_picture(sample), ".jpg")),
             ],
         }
         for sample in data.scores.worst
     ]
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=data.title,
         facts=data.facts,
         systems=data.systems,
         main=data.systems[0],
         baseline=or_none(data.scores.baseline.miou()) if data.scores.baseline else None,
         baseline_iou=[or_none(v) for v in data.scores.baseline.iou()] if data.scores.baseline else None,
-        classes=[
-            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
-            for name, color in zip(labels.names, labels.colors)
-        ],
+        classes=class_items(labels),
         counts=data.counts,
         latency=latency_percentiles(data.latencies_s),
         histogram=_histogram(data.latencies_s) if data.latencies_s else None,
-        confusion=_confusion(data.scores),
+        confusion=confusion_rows(data.scores),
         samples=samples,
     )
 

@@ -31,7 +31,7 @@ class Scores:
 
     Args:
         labels: class list.
-        keep: worst frames to keep as pictures.
+        keep: worst frames to keep as pictures; 0 = none.
         baseline: (h, w) uint8 class ids that are scored beside as if they were every frame's mask (the position
             prior: each pixel's most frequent training class); None = none.
     """
@@ -67,9 +67,7 @@ class Scores:
                 cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label
             )
         if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= GAP_NS:
-            self._warped.reset()
-            for consistency in self._consistency.values():
-                consistency.reset()
+            self.new_sequence()
         for consistency in self._consistency.values():
             consistency.update(mask, label)
         self._last_ns = stamp_ns
@@ -78,10 +76,20 @@ class Scores:
             self._warped.update(image, mask)
             self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
 
+    def new_sequence(self) -> None:
+        """The next frame does not follow the last one: the temporal scores start anew."""
+        self._warped.reset()
+        for consistency in self._consistency.values():
+            consistency.reset()
+
     def _remember(
         self, stamp_ns: int, accuracy: float, image: np.ndarray, label: np.ndarray, mask: np.ndarray
     ) -> None:
-        if np.isnan(accuracy) or (len(self.worst) == self._keep and accuracy >= self.worst[-1].accuracy):
+        if (
+            not self._keep
+            or np.isnan(accuracy)
+            or (len(self.worst) == self._keep and accuracy >= self.worst[-1].accuracy)
+        ):
             return
         size = (PICTURE_WIDTH, max(1, round(label.shape[0] * PICTURE_WIDTH / label.shape[1])))
         pictures = [cv2.resize(image, size, interpolation=cv2.INTER_AREA)]

@@ -73,7 +73,7 @@ PARAMETERS = (
     Param("input_qos", "sensor_data", "sensor_data is best effort, depth 1.", allowed=("sensor_data", "reliable")),
     Param("output_size", "input", "Size of mask, confidence and colour: input, network or WIDTHxHEIGHT px.",
           check=parse_output_size, live=True),
-    Param("upsampling", "bilinear", "bilinear upsamples logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
+    Param("upsampling", "bilinear", "bilinear and bicubic upsample logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
     Param("ego_mask", "", "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.", check=_check_ego_mask),

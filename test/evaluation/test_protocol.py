@@ -1,0 +1,188 @@
+"""The evaluation protocol against the networks run by hand on the whole window."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+from torch.nn import functional as F
+
+from vtseg_ros.cli import main
+from vtseg_ros.data import messages
+from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.data.images import decode_any, decode_label
+from vtseg_ros.engine.pixels import resize_rgb
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.model import SegFormer, load_checkpoint, save_checkpoint
+
+NS = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def frames(street_bag):
+    """The first 12 frames: images and labels of 128x64."""
+    with BagReader(street_bag) as bag:
+        images = [decode_any(m) for _, _, m in bag.messages(["/camera/image"])]
+        labels = [decode_label(m) for _, _, m in bag.messages(["/camera/label"])]
+    return images[:12], labels[:12]
+
+
+@pytest.fixture(scope="module")
+def short_bag(frames, tmp_path_factory):
+    """Two sequences of 8 and 4 frames."""
+    return write_bag(tmp_path_factory.mktemp("bags") / "short", *frames)
+
+
+def write_bag(path, images, labels, *, labelled=lambda n: True, names=STREET, corrupt=()):
+    """Frames at 10 Hz with a pause of 20 s after the eighth; `corrupt` ones are cut in half."""
+    with BagWriter(path) as bag:
+        bag.write_label_map("/camera/label_map", names, 100 * NS)
+        for n, (image, label) in enumerate(zip(images, labels)):
+            stamp = (100 + n // 10) * NS + n % 10 * NS // 10 + (20 * NS if n >= 8 else 0)
+            # png keeps every pixel.
+            payload = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+            payload = payload[: len(payload) // 2] if n in corrupt else payload
+            message = messages.compressed_message(payload, "png", stamp, "camera")
+            bag.write("/camera/image/compressed", messages.COMPRESSED_IMAGE, message, stamp)
+            if labelled(n):
+                bag.write_label("/camera/label", label, stamp, "camera")
+    return path
+
+
+def by_hand(model, frames, window, numbers=range(12), size=(64, 32)):
+    """Confusion of whole-window forwards, bicubic upsampling and argmax; the pause is before frame 8."""
+    images, labels = frames
+    matrix = ConfusionMatrix(len(STREET))
+    for n in numbers:
+        first = 0 if n < 8 else 8
+        chosen = [resize_rgb(images[i], size) for i in range(max(first, n - window + 1), n + 1)]
+        video = torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2)[None] / 255
+        with torch.no_grad():
+            logits = (
+                model(video)[:, -1]
+                if hasattr(model, "decoder") and hasattr(model, "head")
+                else model(video[:, -1])
+            )
+        large = F.interpolate(logits, size=labels[n].shape, mode="bicubic", align_corners=False)
+        matrix.update(large.argmax(1)[0].byte().numpy(), labels[n])
+    return matrix
+
+
+def run(tmp_path, *arguments) -> dict:
+    file = tmp_path / "scores.json"
+    assert main(["evaluate", *map(str, arguments), "--device", "cpu", "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def close(system, matrix):
+    """A pixel or two of 98,304 may fall to the other side when logits tie within rounding."""
+    assert system["miou"] == pytest.approx(matrix.miou(), abs=0.02)
+    assert system["pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=0.01)
+    assert [system["iou"][name] is None for name in STREET.names] == np.isnan(matrix.iou()).tolist()
+
+
+def test_every_window_is_the_papers_protocol(short_bag, frames, tiny_checkpoint, tmp_path):
+    found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--window", 1, 3)
+    assert [(s["name"], s["window"], s["frames"]) for s in found["systems"]] == [
+        ("VTSeg, k=1", 1, 12), ("VTSeg, k=3", 3, 12),
+    ]  # fmt: skip
+    model = load_checkpoint(tiny_checkpoint).model
+    for system, window in zip(found["systems"], (1, 3)):
+        close(system, by_hand(model, frames, window))
+    assert found["systems"][0]["miou"] != found["systems"][1]["miou"]
+
+
+def test_image_networks_and_the_static_network_inside(short_bag, frames, tiny_checkpoint, tmp_path):
+    torch.manual_seed(0)
+    segformer = SegFormer(num_classes=len(STREET)).eval()
+    file = tmp_path / "s.safetensors"
+    save_checkpoint(file, segformer, labels=STREET, input_size=(96, 64))
+    found = run(tmp_path, short_bag, "--checkpoint", file)
+    assert found["systems"][0]["model"] == "segformer_b0" and found["systems"][0]["window"] == 1
+    close(found["systems"][0], by_hand(segformer, frames, 1, size=(96, 64)))
+    prior = load_checkpoint(tiny_checkpoint).model.static_prior
+    for model in ("erfnet", "prior"):
+        found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--model", model, "--window", 4)
+        assert (found["systems"][0]["name"], found["systems"][0]["window"]) == ("ERFNet", 1)
+        close(found["systems"][0], by_hand(prior, frames, 1))
+
+
+def test_sparse_labels_see_their_windows_and_have_no_temporal_scores(frames, tiny_checkpoint, tmp_path):
+    bag = write_bag(tmp_path / "sparse", *frames, labelled=lambda n: n % 4 == 3)
+    found = run(tmp_path, bag, "--checkpoint", tiny_checkpoint, "--window", 2)
+    assert found["labelled_frames"] == 3
+    close(found["systems"][0], by_hand(load_checkpoint(tiny_checkpoint).model, frames, 2, (3, 7, 11)))
+    assert found["systems"][0]["mvc8"] is None and found["systems"][0]["temporal_consistency"] is None
+
+
+def test_dense_labels_have_temporal_scores(short_bag, tiny_checkpoint, tmp_path):
+    system = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint)["systems"][0]
+    assert 0 <= system["mvc8"] <= 100 and system["mvc16"] is None  # no 16 frames in a row
+    assert 0 <= system["temporal_consistency"] <= 100
+    every = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--every", 2)["systems"][0]
+    assert every["frames"] == 6 and every["mvc8"] is None
+
+
+def test_a_part_of_the_bag(short_bag, frames, tiny_checkpoint, tmp_path):
+    found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--start", 10, "--window", 2)
+    close(found["systems"][0], by_hand(load_checkpoint(tiny_checkpoint).model, frames, 2, range(8, 12)))
+
+
+def test_corrupt_frames_are_counted_and_said(frames, tiny_checkpoint, tmp_path, capsys):
+    bag = write_bag(tmp_path / "bad", *frames, corrupt=(2, 5))
+    found = run(tmp_path, bag, "--checkpoint", tiny_checkpoint, "--window", 1)
+    assert (found["labelled_frames"], found["scored_frames"], found["unscored_frames"]) == (12, 10, 2)
+    assert len(found["corrupt"]) == 2 and found["corrupt"][0]["reason"].startswith("image: ")
+    good = [n for n in range(12) if n not in (2, 5)]
+    close(found["systems"][0], by_hand(load_checkpoint(tiny_checkpoint).model, frames, 1, good))
+    out = capsys.readouterr().out
+    assert "10 of 12 labelled frames scored" in out and "100.200 s" in out
+
+
+def test_the_report_has_tables_and_every_systems_pictures(short_bag, tiny_checkpoint, tmp_path, capsys):
+    other = make_checkpoint(tmp_path / "other.safetensors")
+    out = tmp_path / "report"
+    code = main(["evaluate", str(short_bag), "--checkpoint", str(tiny_checkpoint), str(other), "--model", "erfnet", "vtseg",
+                 "--window", "1", "2", "--out", str(out), "--pictures", "3", "--device", "cpu"])  # fmt: skip
+    assert code == 0
+    names = [system["name"] for system in json.loads((out / "report.json").read_text())["systems"]]
+    assert names == [
+        "ERFNet (tiny)", "VTSeg (tiny), k=1", "VTSeg (tiny), k=2",
+        "ERFNet (other)", "VTSeg (other), k=1", "VTSeg (other), k=2",
+    ]  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert page.count("<img ") == 3 * (2 + 4)  # image, truth, each system at its longest window
+    assert "http" not in page.replace("http-equiv", "") and "mIoU by frames in the window" in page
+    text = capsys.readouterr().out
+    assert "traffic-sign" in text and "mIoU by frames" in text
+
+
+def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
+    found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours")
+    assert found["systems"][0]["name"] == "ours"
+
+
+def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, capsys):
+    other = write_bag(tmp_path / "other", *frames, names=LabelSet.from_names([f"c{n}" for n in range(14)]))
+    unlabelled = write_bag(tmp_path / "unlabelled", *frames, labelled=lambda n: False)
+    for words, arguments in (
+        ("different class lists", [other]),
+        ("no label topic", [unlabelled]),
+        (
+            "holds no segformer_b0: it is a vtseg with the static network erfnet",
+            [short_bag, "--model", "segformer_b0"],
+        ),
+        ("holds no gru", [short_bag, "--model", "gru"]),
+        ("window must be", [short_bag, "--window", "-1"]),
+        ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
+        ("--every must be at least 1", [short_bag, "--every", "0"]),
+        ("no bag at", [tmp_path / "nowhere"]),
+    ):
+        assert main(["evaluate", *map(str, arguments), "--checkpoint", str(tiny_checkpoint)]) == 2
+        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vtseg")]
+        assert len(err) == 1 and words in err[0], (words, err)

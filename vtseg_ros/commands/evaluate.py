@@ -1,0 +1,183 @@
+"""`vtseg evaluate`: one or several checkpoints against a bag's labels, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
+from vtseg_ros.evaluation.protocol import Outcome, evaluate, labelled_frames
+from vtseg_ros.evaluation.systems import MODELS, open_systems
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model.checkpoint import write_atomically
+
+HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bag", type=Path, nargs="+", help="bags with images and labels of equal header stamps"
+    )
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=["street_tiny"], metavar="C",
+        help="files, or shipped weights by name (default street_tiny)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--name", nargs="+", default=[], metavar="NAME", help="one per checkpoint, for the tables"
+    )
+    parser.add_argument(
+        "--model", nargs="+", default=[], choices=MODELS,
+        help="which network of each checkpoint (default: what it is); `prior`, or an image network's name, stands "
+        "for the static network inside a vtseg or gru checkpoint",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", nargs="+", type=int, default=[0], metavar="N",
+        help="frames; several give the sweep over windows; 0 = the checkpoint's (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--static-prior", help="external static network; it can run code: trust it as a program"
+    )
+    parser.add_argument("--image-topic", default="", help="needed when a bag has several")
+    parser.add_argument("--label-topic", default="", help="needed when a bag has several")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
+    parser.add_argument(
+        "--end", type=float, default=0.0, metavar="S", help="s after each bag's begin; 0 = its end"
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N",
+        help="score every n-th labelled frame; temporal scores need 1 (default)",
+    )  # fmt: skip
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="see only every n-th frame")
+    parser.add_argument(
+        "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--pictures", type=int, default=6, metavar="N", help="rows of pictures (default 6)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json and report.html")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("every", "stride"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
+    if not args.max_gap > 0:
+        raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+    systems = open_systems(
+        args.checkpoint,
+        models=args.model,
+        windows=args.window,
+        names=args.name,
+        static_prior=args.static_prior,
+        device=args.device,
+        precision=args.precision,
+    )
+    for bag in args.bag:
+        _check_classes(bag, systems[0].labels, systems[0].info.checkpoint)
+    sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
+    store = FrameStore(FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride))
+    with track(len(labelled_frames(store, args.every)), "evaluating") as advance:
+        outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
+    facts = _facts(args, store, outcome)
+    _print(outcome)
+    _write(args, outcome, facts)
+    if outcome.labelled == outcome.unscored:
+        raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
+    return 0
+
+
+def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> None:
+    with BagReader(path) as bag:
+        own = read_label_set(bag)
+    if own is not None and own.names != labels.names:
+        raise ConfigError(
+            f"bag {path} and checkpoint {checkpoint} have different class lists: {', '.join(own.names)}; "
+            f"{', '.join(labels.names)}"
+        )
+
+
+def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dict[str, str]:
+    facts = {
+        "bag": ", ".join(bag.name for bag in args.bag),
+        "frames": str(len(store)),
+        "labelled": str(outcome.labelled),
+        "sequences": str(len(store.index.sequences)),
+    }
+    if args.start or args.end:
+        facts["part"] = f"{args.start:g} s to {f'{args.end:g} s' if args.end else 'the end'}"
+    if args.every > 1:
+        facts["scored"] = f"every {args.every}th label"
+    if args.stride > 1:
+        facts["seen"] = f"every {args.stride}th frame"
+    return facts
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _print(outcome: Outcome) -> None:
+    console, systems = Console(), entries(outcome)
+    shown = [systems[place] for place in widest(outcome.infos)]
+    table = Table(title="IoU by class (%)")
+    table.add_column("class")
+    for system in shown:
+        table.add_column(system["name"], justify="right")
+    for name in outcome.scores[0].labels.names:
+        table.add_row(name, *(_text(system["iou"][name]) for system in shown))
+    table.add_section()
+    rows = {
+        "mean": "miou", "pixel accuracy": "pixel_accuracy", "mVC8": "mvc8", "mVC16": "mvc16",
+        "temporal consistency": "temporal_consistency",
+    }  # fmt: skip
+    for title, key in rows.items():
+        table.add_row(title, *(_text(system[key]) for system in shown))
+    console.print(table)
+    swept = sweep(systems)
+    if swept:
+        console.print(_sweep_table(swept))
+    console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
+    if outcome.corrupt:
+        console.print(f"{len(outcome.corrupt)} messages could not be decoded:")
+        for stamp_ns, reason in outcome.corrupt[:5]:
+            console.print(f"  frame at {stamp_ns / 1e9:.3f} s: {reason}", highlight=False)
+
+
+def _sweep_table(swept: Sweep) -> Table:
+    table = Table(title="mIoU by frames in the window (%)")
+    table.add_column("system")
+    for window in swept.windows:
+        table.add_column(str(window), justify="right")
+    for family, row in swept.rows.items():
+        table.add_row(family, *(_text(system["miou"]) if system else "" for system in row))
+    return table
+
+
+def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) -> None:
+    content: dict[str, Any] = as_json(outcome, facts)
+    pages = [args.html] if args.html else []
+    files = [args.json] if args.json else []
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        files.append(args.out / "report.json")
+        pages.append(args.out / "report.html")
+    try:
+        for path in files:
+            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+        if pages:
+            page = render_html(outcome, "Evaluation", facts).encode()
+            for path in pages:
+                write_atomically(path, page)
+    except OSError as err:
+        raise ConfigError(f"the report cannot be written: {err}") from err

@@ -1,0 +1,109 @@
+"""Systems side by side: one table per class, the sweep over windows, pictures in rows; as JSON and as a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vtseg_ros.evaluation.protocol import Outcome
+from vtseg_ros.evaluation.report import class_items, confusion_rows, picture_source, render
+from vtseg_ros.evaluation.systems import SystemInfo
+from vtseg_ros.visual import colorize
+
+SHOWN_CORRUPT = 20
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """mIoU by window (paper, Table IV): windows, and per family of systems its entry for each (or None)."""
+
+    windows: list[int]
+    rows: dict[str, list[dict[str, Any] | None]]
+
+
+def entries(outcome: Outcome) -> list[dict[str, Any]]:
+    """The `systems` of the JSON report, in order; scores 0 to 100, absent is None."""
+    return [
+        {
+            **scores.as_system(
+                name=info.name, model=info.model, checkpoint=info.checkpoint, window=info.window
+            ),
+            "family": info.family,
+            "parameters": info.parameters,
+            "input_size": list(info.input_size),
+        }
+        for info, scores in zip(outcome.infos, outcome.scores)
+    ]
+
+
+def as_json(outcome: Outcome, facts: dict[str, str]) -> dict[str, Any]:
+    """The content of the JSON file."""
+    return {
+        "systems": entries(outcome),
+        "labelled_frames": outcome.labelled,
+        "scored_frames": outcome.labelled - outcome.unscored,
+        "unscored_frames": outcome.unscored,
+        "corrupt": [{"stamp_ns": stamp_ns, "reason": reason} for stamp_ns, reason in outcome.corrupt],
+        "facts": facts,
+    }
+
+
+def widest(infos: list[SystemInfo]) -> list[int]:
+    """Places of the systems that stand for their families in the class table: those with the longest window."""
+    best: dict[str, int] = {}
+    for place, info in enumerate(infos):
+        if info.family not in best or info.window > infos[best[info.family]].window:
+            best[info.family] = place
+    return sorted(best.values())
+
+
+def sweep(systems: list[dict[str, Any]]) -> Sweep | None:
+    """The sweep over windows, or None when no family was run with several."""
+    families: dict[str, dict[int, dict[str, Any]]] = {}
+    for system in systems:
+        families.setdefault(system["family"], {})[system["window"]] = system
+    several = {family: by for family, by in families.items() if len(by) > 1}
+    windows = sorted({window for by in several.values() for window in by})
+    if not several:
+        return None
+    return Sweep(windows, {family: [by.get(window) for window in windows] for family, by in several.items()})
+
+
+def render_html(outcome: Outcome, title: str, facts: dict[str, str]) -> str:
+    """One HTML page without outside references."""
+    systems, labels = entries(outcome), outcome.scores[0].labels
+    shown = widest(outcome.infos)
+    rows = [
+        {
+            "time_s": f"{row.stamp_ns / 1e9:.2f}",
+            "pictures": [
+                ("image", picture_source(row.image, ".jpg")),
+                ("truth", picture_source(colorize(row.label, labels))),
+                *((systems[i]["name"], picture_source(colorize(row.masks[i], labels))) for i in shown),
+            ],
+        }
+        for row in outcome.rows
+    ]
+    return render(
+        "comparison.html.j2",
+        title=title,
+        facts=facts,
+        classes=class_items(labels),
+        systems=[systems[i] for i in shown],
+        best={name: _best([systems[i]["iou"][name] for i in shown]) for name in labels.names},
+        best_miou=_best([systems[i]["miou"] for i in shown]),
+        sweep=sweep(systems),
+        rows=rows,
+        all_systems=systems,
+        confusions=[(systems[i]["name"], confusion_rows(outcome.scores[i])) for i in shown],
+        labelled=outcome.labelled,
+        unscored=outcome.unscored,
+        corrupt=[(f"{stamp_ns / 1e9:.3f}", reason) for stamp_ns, reason in outcome.corrupt[:SHOWN_CORRUPT]],
+        corrupt_count=len(outcome.corrupt),
+    )
+
+
+def _best(values: list[float | None]) -> float | None:
+    """The highest score, where there is something to compare."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(values) > 1 and known else None

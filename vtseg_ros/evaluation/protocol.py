@@ -1,0 +1,172 @@
+"""The paper's evaluation protocol: every labelled frame of some bags, through every system, none left out silently.
+
+Images are resized to the size that a system was trained at, its logits upsampled bicubically to the label's size,
+then argmax (paper, Section IV-C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores
+from vtseg_ros.evaluation.systems import System, SystemInfo
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One frame as pictures at most PICTURE_WIDTH wide: image (h, w, 3) uint8 RGB, the others (h, w) uint8 ids."""
+
+    stamp_ns: int
+    image: np.ndarray
+    label: np.ndarray
+    masks: tuple[np.ndarray, ...]
+
+
+@dataclass
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        infos, scores: of the systems, in order.
+        rows: some frames with every system's mask.
+        labelled: labelled frames chosen.
+        corrupt: (frame's stamp in ns, what was wrong) of frames and labels that could not be decoded.
+        unscored: labelled frames among those; labelled = scored + unscored.
+    """
+
+    infos: list[SystemInfo]
+    scores: list[Scores]
+    rows: list[PictureRow] = field(default_factory=list)
+    labelled: int = 0
+    corrupt: list[tuple[int, str]] = field(default_factory=list)
+    unscored: int = 0
+
+
+class _Images:
+    """Decoded frames by number, the last few kept; a corrupt one is noted once."""
+
+    def __init__(self, store: FrameStore, keep: int, corrupt: list[tuple[int, str]]) -> None:
+        self._store, self._keep, self._corrupt = store, keep, corrupt
+        self._decoded: dict[int, np.ndarray | None] = {}
+
+    def __getitem__(self, number: int) -> np.ndarray | None:
+        if number not in self._decoded:
+            try:
+                image = self._store.image(number)
+            except (ImageError, BagError) as err:
+                image = None
+                self._corrupt.append((self._store.index.frames[number].stamp_ns, f"image: {err}"))
+            self._decoded[number] = image
+            for old in [n for n in self._decoded if n <= number - self._keep]:
+                del self._decoded[old]
+        return self._decoded[number]
+
+
+class _Feed:
+    """Gives one system the frames that the windows of the scored frames hold, each once and in order."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self._first = self._next = -1
+
+    def mask(self, images: _Images, newest: int, first: int, size: tuple[int, int]) -> np.ndarray:
+        """Mask of frame `newest`, whose sequence starts at `first`; its image is not corrupt."""
+        oldest = max(first, newest - self.system.info.window + 1)
+        if first != self._first or not oldest <= self._next <= newest:
+            self.system.reset()
+            self._first, self._next = first, oldest
+        for number in range(self._next, newest):
+            image = images[number]
+            if image is not None:
+                self.system.step(number, image, self.system.info.input_size)
+        self._next = newest + 1
+        return self.system.step(newest, images[newest], size)
+
+
+def evaluate(
+    store: FrameStore,
+    systems: Sequence[System],
+    *,
+    every: int = 1,
+    pictures: int = 6,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Score all systems on the same frames.
+
+    Args:
+        store: frames as they were recorded (no `size`).
+        systems: of one class list.
+        every: score every n-th labelled frame of a sequence; temporal scores need 1.
+        pictures: rows of pictures to keep, evenly spaced.
+        on_frame: called after each labelled frame.
+
+    Raises:
+        ConfigError: if a label holds an id outside the class list.
+    """
+    index, labels = store.index, systems[0].labels
+    outcome = Outcome([s.info for s in systems], [Scores(labels, keep=0) for _ in systems])
+    chosen = labelled_frames(store, every)
+    outcome.labelled = len(chosen)
+    shown = {chosen[i][0] for i in np.linspace(0, len(chosen) - 1, min(pictures, len(chosen))).astype(int)}
+    images = _Images(store, max(s.info.window for s in systems), outcome.corrupt)
+    feeds = [_Feed(system) for system in systems]
+    last = -1
+    for number, first in chosen:
+        label = _label(store, number, outcome)
+        image = images[number]
+        if label is None or image is None:
+            outcome.unscored += 1
+            on_frame()
+            continue
+        if number != last + 1 or number == first:
+            for scores in outcome.scores:
+                scores.new_sequence()
+        last, stamp_ns = number, index.frames[number].stamp_ns
+        size = (label.shape[1], label.shape[0])
+        masks = [feed.mask(images, number, first, size) for feed in feeds]
+        for scores, mask in zip(outcome.scores, masks):
+            _score(scores, stamp_ns, mask, label, image)
+        if number in shown:
+            outcome.rows.append(_row(stamp_ns, image, label, masks))
+        on_frame()
+    return outcome
+
+
+def labelled_frames(store: FrameStore, every: int) -> list[tuple[int, int]]:
+    """(frame number, first frame of its sequence) of every n-th labelled frame of each sequence."""
+    index = store.index
+    found = []
+    for first, stop in index.sequences:
+        labelled = [n for n in range(first, stop) if index.frames[n].label_ns is not None]
+        found += [(number, first) for number in labelled[::every]]
+    return found
+
+
+def _label(store: FrameStore, number: int, outcome: Outcome) -> np.ndarray | None:
+    try:
+        return store.label(number)
+    except (ImageError, BagError) as err:
+        outcome.corrupt.append((store.index.frames[number].stamp_ns, f"label: {err}"))
+        return None
+
+
+def _score(scores: Scores, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray) -> None:
+    try:
+        scores.update(stamp_ns, mask, label, image)
+    except ConfigError as err:
+        raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err
+
+
+def _row(stamp_ns: int, image: np.ndarray, label: np.ndarray, masks: list[np.ndarray]) -> PictureRow:
+    width = min(PICTURE_WIDTH, image.shape[1])
+    size = (width, max(1, round(image.shape[0] * width / image.shape[1])))
+    small = [cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST) for ids in (label, *masks)]
+    return PictureRow(
+        stamp_ns, cv2.resize(image, size, interpolation=cv2.INTER_AREA), small[0], tuple(small[1:])
+    )
