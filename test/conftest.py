@@ -64,6 +64,21 @@ def street_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def street_flow_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 frames of synthetic street, 128x64, with flow and without depth."""
+    from vtseg_ros.cli import main
+
+    path = tmp_path_factory.mktemp("bags") / "street_flow"
+    assert (
+        main(
+            ["synth", "--out", str(path), "--scene", "5", "--frames", "12", "--size", "128x64", "--no-depth"]
+        )
+        == 0
+    )
+    return path
+
+
 def make_checkpoint(path: Path, **overrides: object) -> Path:
     """A tiny VTSeg with random weights, input 64x32, 14 street classes."""
     import torch

@@ -6,6 +6,7 @@ so that every frame of it has a label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -43,6 +44,41 @@ class AugmentationConfig:
     path_rotation_deg: float = 1.5
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One draw of an augmentation.
+
+    Attributes:
+        transforms: (k, 3, 3) affine, source to output px, per frame.
+        derived: whether every frame is made of the newest one.
+        photometric: (H, W, 3) uint8 -> the same, for every frame.
+    """
+
+    transforms: np.ndarray
+    derived: bool
+    photometric: Callable[[np.ndarray], np.ndarray]
+
+    def apply(self, video: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Augment video (k, H, W, 3) uint8 and labels (k, H, W) uint8."""
+        frames, height, width = labels.shape
+        out_video, out_labels = np.empty_like(video), np.empty_like(labels)
+        for t in range(frames):
+            affine = self.transforms[t, :2]
+            source = frames - 1 if self.derived else t
+            image = cv2.warpAffine(
+                video[source],
+                affine,
+                (width, height),
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REFLECT_101,
+            )
+            out_video[t] = self.photometric(image)
+            out_labels[t] = cv2.warpAffine(
+                labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE
+            )
+        return out_video, out_labels
+
+
 class Augmentation:
     """Draws and applies augmentations.
 
@@ -52,6 +88,14 @@ class Augmentation:
 
     def __init__(self, config: AugmentationConfig) -> None:
         self.config = config
+
+    def draw(self, frames: int, size: tuple[int, int], rng: np.random.Generator) -> Draw:
+        """Draw what will be done to a window of k frames of (width, height) px."""
+        transforms = np.repeat(self._crop(*size, rng)[None], frames, axis=0)
+        derived = frames > 1 and bool(rng.random() < self.config.derived)
+        if derived:
+            transforms = self._path(frames, *size, rng) @ transforms
+        return Draw(transforms, derived, self._photometric(rng))
 
     def __call__(
         self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -67,22 +111,7 @@ class Augmentation:
             arrays of the same shapes.
         """
         frames, height, width = labels.shape
-        transforms = np.repeat(self._crop(width, height, rng)[None], frames, axis=0)
-        if frames > 1 and rng.random() < self.config.derived:
-            video, labels = np.repeat(video[-1:], frames, axis=0), np.repeat(labels[-1:], frames, axis=0)
-            transforms = self._path(frames, width, height, rng) @ transforms
-        photometric = self._photometric(rng)
-        out_video, out_labels = np.empty_like(video), np.empty_like(labels)
-        for t in range(frames):
-            affine = transforms[t, :2]
-            image = cv2.warpAffine(
-                video[t], affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-            )
-            out_video[t] = photometric(image)
-            out_labels[t] = cv2.warpAffine(
-                labels[t], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE
-            )
-        return out_video, out_labels
+        return self.draw(frames, (width, height), rng).apply(video, labels)
 
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
         """(3, 3) source-to-output: zoom into a random crop, turn, flip."""

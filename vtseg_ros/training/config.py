@@ -17,7 +17,8 @@ from vtseg_ros.errors import ConfigError
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
-ARCHITECTURES = ("vtseg", "erfnet", "segformer_b0")
+ARCHITECTURES = ("vtseg", "gru", "erfnet", "segformer_b0")
+GRU_FIELDS = ("window", "static_prior")
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,23 @@ class ModelConfig:
     """What is trained.
 
     Args:
-        architecture: `vtseg`, or an image network alone: `erfnet`, `segformer_b0`.
+        architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
+            `segformer_b0`.
         preset: of VTSeg: `b0`, `tiny`.
-        overrides: fields of VTSegConfig.
+        overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
+        flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
+            (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
         static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
             configuration's own.
         init_encoder: safetensors file of a Hugging Face SegformerModel to start the encoder from; empty = none.
-        warm_start: a checkpoint to start from; empty = none.
+        warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
+            `gru`, whose stage `prior` can then be left out. Empty = none.
     """
 
     architecture: str = "vtseg"
     preset: str = "b0"
     overrides: dict[str, Any] = field(default_factory=dict)
+    flow: str = "dis"
     static_prior: str = ""
     init_encoder: str = ""
     warm_start: str = ""
@@ -144,13 +150,22 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
             if stage.batch < 1 or stage.accumulate < 1 or stage.max_lr <= 0:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
-            if self.model.architecture != "vtseg" and stage.name != "prior":
+            if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
+        if self.model.architecture == "gru":
+            self._check_gru()
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name in ("label_every", "stride", "validation_every"):
             if getattr(self.data, name) < 1:
                 raise ConfigError(f"data.{name} must be at least 1. Got: {getattr(self.data, name)}")
+
+    def _check_gru(self) -> None:
+        for key, value in self.model.overrides.items():
+            if key not in GRU_FIELDS:
+                raise ConfigError(f"model.overrides of gru are {', '.join(GRU_FIELDS)}. Got: {key!r}")
+            if key == "window" and (type(value) is not int or value < 2):
+                raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -19,12 +19,14 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.data.augmentation import Augmentation
-from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.labels import IGNORE, LABEL_SETS, LabelSet
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
-from vtseg_ros.model.priors import EXTERNAL, is_exported, load_external_prior
+from vtseg_ros.labels import IGNORE
+from vtseg_ros.model import save_checkpoint
+from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.priors import is_exported
+from vtseg_ros.training.build import build_labels, build_model, has_prior, window_length
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.loss import cross_entropy_sum, labelled_pixels
 from vtseg_ros.training.samples import Positions, Samples, build_loader
@@ -68,56 +70,6 @@ class Progress:
     data_share: float
 
 
-def build_labels(config: TrainConfig) -> LabelSet:
-    """The class list that the configuration names, or that the first training bag carries."""
-    if config.data.class_names:
-        return LabelSet.from_names(config.data.class_names)
-    if config.data.labels:
-        if config.data.labels not in LABEL_SETS:
-            raise ConfigError(
-                f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {config.data.labels!r}"
-            )
-        return LABEL_SETS[config.data.labels]
-    with BagReader(config.data.train[0].path) as bag:
-        labels = read_label_set(bag)
-    if labels is None:
-        raise ConfigError(
-            f"bag {config.data.train[0].path} has no label map: give data.labels or data.class_names"
-        )
-    return labels
-
-
-def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
-    """The network that the configuration describes, freshly initialised or warm-started."""
-    settings = config.model
-    if settings.architecture == "erfnet":
-        model: nn.Module = ERFNet(num_classes=num_classes)
-    elif settings.architecture == "segformer_b0":
-        model = SegFormer(num_classes=num_classes)
-    else:
-        overrides = dict(settings.overrides)
-        prior = None
-        if settings.static_prior:
-            overrides["static_prior"] = EXTERNAL
-        vtseg = VTSegConfig.preset(settings.preset, num_classes=num_classes, **overrides)
-        if settings.static_prior:
-            prior = load_external_prior(settings.static_prior, num_classes=vtseg.prior_classes or num_classes)
-        model = VTSeg(vtseg, static_prior=prior)
-        if settings.init_encoder:
-            from safetensors.torch import load_file
-
-            model.encoder.load_mit_state_dict(load_file(settings.init_encoder))
-    if settings.warm_start:
-        started = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None).model
-        target = model.static_prior if isinstance(model, VTSeg) and not isinstance(started, VTSeg) else model
-        if type(started) is not type(target) or started.state_dict().keys() != target.state_dict().keys():
-            raise ConfigError(
-                f"warm_start {settings.warm_start} is a {type(started).__name__} that does not fit"
-            )
-        target.load_state_dict(started.state_dict())
-    return model
-
-
 class Training:
     """State of a run; see `train`."""
 
@@ -138,13 +90,18 @@ class Training:
         self.labels = build_labels(config)
         torch.manual_seed(config.seed)
         self.model = build_model(config, len(self.labels))
-        self.length = self.model.config.window if isinstance(self.model, VTSeg) else 1
+        self.length = window_length(config, self.model)
         self.train_store = self._store(config.data.train)
         self.validation_store = self._store(config.data.validation)
         self.windows = self.train_store.index.windows(self.length, label_every=config.data.label_every)
         self.validation_windows = self.validation_store.index.windows(
             self.length, label_every=config.data.validation_every
         )
+        self.train_flow = self.validation_flow = None
+        if isinstance(self.model, STGRU):
+            flow = dict(source=config.model.flow, stride=config.data.stride)
+            self.train_flow = WindowFlow(index=self.train_store.index, **flow)
+            self.validation_flow = WindowFlow(index=self.validation_store.index, **flow)
         self.best_miou = float("nan")
         self.validation_miou = float("nan")
         self.history: list[dict[str, Any]] = []
@@ -178,7 +135,7 @@ class Training:
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
         """The module that a stage trains; freezes the rest."""
-        if not isinstance(self.model, VTSeg):
+        if not has_prior(self.model):
             return self.model
         exported = is_exported(self.model.static_prior)
         if stage.name == "prior":
@@ -241,6 +198,7 @@ class Training:
             augmentation=Augmentation(config.augmentation),
             seed=config.seed,
             stage=number,
+            flow=self.train_flow if length > 1 else None,
         )
         positions = Positions(
             first=start * stage.accumulate,
@@ -284,20 +242,20 @@ class Training:
     def _update(self, module, optimizer, chunk, image_network: bool) -> float:
         """One optimiser update over accumulated batches; returns the mean loss over all labelled pixels."""
         fabric = self.fabric
-        for _, labels in chunk:
-            self._check_ids(labels)
-        chunk = [(fabric.to_device(video), fabric.to_device(labels)) for video, labels in chunk]
-        count = sum(labelled_pixels(labels) for _, labels in chunk)
+        for batch in chunk:
+            self._check_ids(batch[1])
+        chunk = [fabric.to_device(batch) for batch in chunk]
+        count = sum(labelled_pixels(batch[1]) for batch in chunk)
         count = fabric.all_reduce(count, reduce_op="sum") if fabric.world_size > 1 else count
         count = count.clamp(min=1)
         total = torch.zeros((), device=fabric.device)
-        for index, (video, labels) in enumerate(chunk):
+        for index, (video, labels, *flow) in enumerate(chunk):
             video = video.float().div_(255)
             if image_network:
                 video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
             with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
                 # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
-                loss = cross_entropy_sum(module(video), labels) * (fabric.world_size / count)
+                loss = cross_entropy_sum(module(video, *flow), labels) * (fabric.world_size / count)
                 fabric.backward(loss)
             total += loss.detach()
         if self.config.clip_norm > 0:
@@ -321,7 +279,7 @@ class Training:
         if not self.fabric.is_global_zero:
             return
         network = self.model
-        if stage.name == "prior" and isinstance(network, VTSeg):
+        if stage.name == "prior" and has_prior(network):
             network = network.static_prior
         result = validate(
             network,
@@ -330,11 +288,12 @@ class Training:
             length=length,
             num_classes=len(self.labels),
             device=self.fabric.device,
+            flow=self.validation_flow,
         )
         self.validation_miou = result.miou
         self._note(number, stage, step, result)
         better = not self.best_miou >= result.miou
-        if stage.name != "prior" or not isinstance(self.model, VTSeg):
+        if stage.name != "prior" or not has_prior(self.model):
             if better:
                 self.best_miou = result.miou
                 self.save_weights(self.output_dir / "best.safetensors")

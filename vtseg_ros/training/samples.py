@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vtseg_ros.data.augmentation import Augmentation
+from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.labels import IGNORE
 
@@ -24,6 +25,7 @@ class Samples(Dataset):
         augmentation: None = as they are.
         seed: of order and augmentation.
         stage: number of the training stage; stages draw differently.
+        flow: where optical flow comes from, for networks that need it.
     """
 
     def __init__(
@@ -35,16 +37,17 @@ class Samples(Dataset):
         augmentation: Augmentation | None,
         seed: int,
         stage: int,
+        flow: WindowFlow | None = None,
     ) -> None:
         self.store, self.windows, self.length = store, windows, length
-        self.augmentation, self.seed, self.stage = augmentation, seed, stage
+        self.augmentation, self.seed, self.stage, self.flow = augmentation, seed, stage, flow
         self._labelled = {window[-1] for window in windows}
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...]:
         """The position-th sample of an endless shuffled stream.
 
         Returns:
-            video (k, 3, H, W) uint8 and labels (k, H, W) uint8.
+            video (k, 3, H, W) uint8, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W) float32.
         """
         epoch, place = divmod(position, len(self.windows))
         order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
@@ -53,10 +56,16 @@ class Samples(Dataset):
         for age, number in enumerate(reversed(numbers)):
             if number not in self._labelled:
                 labels[-1 - age] = IGNORE
+        draw = None
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
-            video, labels = self.augmentation(video, labels, rng)
-        return torch.from_numpy(video.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.copy())
+            draw = self.augmentation.draw(self.length, (video.shape[2], video.shape[1]), rng)
+            video, labels = draw.apply(video, labels)
+        sample = (torch.from_numpy(video.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.copy()))
+        if self.flow is None:
+            return sample
+        flow = self.flow.window(numbers, video, draw)  # (k - 1, H, W, 2)
+        return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
 
 
 class Positions:
@@ -81,7 +90,7 @@ class Positions:
 
 
 def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_memory: bool) -> DataLoader:
-    """Batches (B, k, 3, H, W) uint8 and (B, k, H, W) uint8, prepared ahead by worker processes."""
+    """Batches of `samples`, stacked along a first axis B, prepared ahead by worker processes."""
     return DataLoader(
         samples,
         batch_sampler=positions,

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.gru import STGRU
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ def validate(
     length: int,
     num_classes: int,
     device: torch.device,
+    flow: WindowFlow | None = None,
 ) -> Validation:
     """Score the newest frame of each window; the network is in eval mode meanwhile.
 
     Args:
-        model: VTSeg, or an image network (then length is 1).
+        model: VTSeg, STGRU, or an image network (then length is 1).
         store, windows, length: as in training; short windows stay short.
         num_classes: C.
         device: of the network.
+        flow: of the windows, for STGRU.
     """
     was_training = model.training
     model.eval()
@@ -58,9 +62,16 @@ def validate(
     for numbers in windows:
         video, labels = store.window(numbers[-length:], min(length, len(numbers)))
         frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
-        if isinstance(model, VTSeg):
-            mask = model(frames[None])[0, -1].argmax(0).byte().cpu().numpy()
-            prior_mask = model.static_logits(frames[-1:])[0].argmax(0).byte().cpu().numpy()
+        if isinstance(model, (VTSeg, STGRU)):
+            if isinstance(model, VTSeg):
+                mask = _mask(model(frames[None])[0, -1])
+                prior_mask = _mask(model.static_logits(frames[-1:])[0])
+            else:
+                motion = flow.window(numbers[-length:], video) if len(video) > 1 else None  # (k - 1, H, W, 2)
+                if motion is not None:
+                    motion = torch.from_numpy(motion).to(device).permute(0, 3, 1, 2)[None]
+                mask = _mask(model(frames[None], motion)[0, -1])
+                prior_mask = _mask(model.static_prior(frames[-1:])[0])
             truth = labels[-1]
             known = truth != IGNORE
             prior_total.update(prior_mask, truth)
@@ -70,7 +81,7 @@ def validate(
             differ_right += int((mask == truth)[other].sum())
             differ_prior_right += int((prior_mask == truth)[other].sum())
         else:
-            mask = model(frames[-1:])[0].argmax(0).byte().cpu().numpy()
+            mask = _mask(model(frames[-1:])[0])
         total.update(mask, labels[-1])
     model.train(was_training)
     if not labelled:
@@ -84,3 +95,8 @@ def validate(
         right_where_different=100.0 * differ_right / differ,
         prior_right_where_different=100.0 * differ_prior_right / differ,
     )
+
+
+def _mask(logits: torch.Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W) uint8 class ids."""
+    return logits.argmax(0).byte().cpu().numpy()
