@@ -1,11 +1,13 @@
 """The headers of JPEG and PNG files: how large a picture they claim, and whether they are whole.
 
-Read before decoding, since a file of a few kB can claim a picture of many GB.
+Read before decoding, since a file of a few kB can claim a picture of many GB or hours of work, and since the
+decoders paint what is missing grey and print what they dislike on standard error.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 
@@ -15,6 +17,8 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
 # Start-of-frame markers carry the size; C4, C8 and CC are tables that share their range.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+MAX_SCANS = 100
+"""Progressive files have about 10; every scan walks the whole picture, however short it is in the file."""
 _STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
 
 
@@ -29,7 +33,7 @@ def check_container(data: np.ndarray, *, max_pixels: int) -> tuple[int, int]:
         (width, height) px.
 
     Raises:
-        ImageError: if it is neither JPEG nor PNG, truncated, empty or above the limit.
+        ImageError: if it is neither JPEG nor PNG, truncated, damaged, empty or above a limit.
     """
     start = data[:8].tobytes()
     if start == PNG_MAGIC:
@@ -52,9 +56,18 @@ def check_container(data: np.ndarray, *, max_pixels: int) -> tuple[int, int]:
 def _png_size(data: np.ndarray) -> tuple[int, int]:
     if data.size < 33 or data[12:16].tobytes() != b"IHDR":
         raise ImageError("the png is truncated: it has no header")
-    if b"IEND" not in data[-64:].tobytes():
-        raise ImageError(f"the png is truncated: no end after {data.size} bytes")
-    return struct.unpack(">II", data[16:24].tobytes())
+    view, offset, kind = memoryview(data), 8, b""
+    while kind != b"IEND":
+        if offset + 12 > data.size:
+            raise ImageError(f"the png is truncated: no end after {data.size} bytes")
+        (length,) = struct.unpack(">I", view[offset : offset + 4])
+        kind, end = view[offset + 4 : offset + 8].tobytes(), offset + 8 + length
+        if end + 4 > data.size:
+            raise ImageError(f"the png is truncated: no end after {data.size} bytes")
+        if zlib.crc32(view[offset + 4 : end]) != struct.unpack(">I", view[end : end + 4])[0]:
+            raise ImageError(f"the png is damaged: the check sum of its chunk {kind!r} is wrong")
+        offset = end + 4
+    return struct.unpack(">II", view[16:24])
 
 
 def _jpeg_size(data: np.ndarray) -> tuple[int, int]:
@@ -71,6 +84,10 @@ def _jpeg_size(data: np.ndarray) -> tuple[int, int]:
         elif marker in _STANDALONE:
             offset += 2
         elif marker in _SOF:
+            # Within the pixels FF is followed by 00, so that these two bytes are a scan's start (or a thumbnail's).
+            scans = data.tobytes().count(b"\xff\xda")
+            if scans > MAX_SCANS:
+                raise ImageError(f"the jpeg has {scans} scans. Expected: at most {MAX_SCANS}")
             height, width = struct.unpack(">HH", data[offset + 5 : offset + 9].tobytes())
             return width, height
         else:
