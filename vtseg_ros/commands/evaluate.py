@@ -16,7 +16,7 @@ from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.protocol import Outcome, evaluate, labelled_frames
-from vtseg_ros.evaluation.systems import MODELS, open_systems
+from vtseg_ros.evaluation.selection import MODELS, Selection, open_systems
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import write_atomically
 
@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", nargs="+", type=int, default=[0], metavar="N",
         help="frames; several give the sweep over windows; 0 = the checkpoint's (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flow", nargs="+", default=[], metavar="F",
+        help="optical flow of gru checkpoints: dis, topic (the bag's backward flow), a topic's name, or "
+        "package.module:factory, which can run code (default: what it was trained with)",
     )  # fmt: skip
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
@@ -74,19 +79,22 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
-    systems = open_systems(
+    selection = Selection(
         args.checkpoint,
         models=args.model,
         windows=args.window,
+        flows=args.flow,
         names=args.name,
         static_prior=args.static_prior,
+        stride=args.stride,
         device=args.device,
         precision=args.precision,
     )
-    for bag in args.bag:
-        _check_classes(bag, systems[0].labels, systems[0].info.checkpoint)
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
     store = FrameStore(FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride))
+    systems = open_systems(selection, store.index)
+    for bag in args.bag:
+        _check_classes(bag, systems[0].labels, systems[0].info.checkpoint)
     with track(len(labelled_frames(store, args.every)), "evaluating") as advance:
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
     facts = _facts(args, store, outcome)

@@ -31,6 +31,7 @@ def entries(outcome: Outcome) -> list[dict[str, Any]]:
             "family": info.family,
             "parameters": info.parameters,
             "input_size": list(info.input_size),
+            "flow": info.flow or None,
         }
         for info, scores in zip(outcome.infos, outcome.scores)
     ]
@@ -86,6 +87,7 @@ def render_html(outcome: Outcome, title: str, facts: dict[str, str]) -> str:
     ]
     return render(
         "comparison.html.j2",
+        width=1120 if len(shown) < 4 else 1440,
         title=title,
         facts=facts,
         classes=class_items(labels),
@@ -105,5 +107,5 @@ def render_html(outcome: Outcome, title: str, facts: dict[str, str]) -> str:
 
 def _best(values: list[float | None]) -> float | None:
     """The highest score, where there is something to compare."""
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value]
     return max(known) if len(values) > 1 and known else None

@@ -36,8 +36,8 @@ class Outcome:
         infos, scores: of the systems, in order.
         rows: some frames with every system's mask.
         labelled: labelled frames chosen.
-        corrupt: (frame's stamp in ns, what was wrong) of frames and labels that could not be decoded.
-        unscored: labelled frames among those; labelled = scored + unscored.
+        corrupt: (frame's stamp in ns, what was wrong) of images, labels and flow that could not be decoded.
+        unscored: labelled frames without image or label; labelled = scored + unscored.
     """
 
     infos: list[SystemInfo]
@@ -135,6 +135,9 @@ def evaluate(
         if number in shown:
             outcome.rows.append(_row(stamp_ns, image, label, masks))
         on_frame()
+    for system in systems:
+        for number, reason in system.problems:
+            outcome.corrupt.append((index.frames[number].stamp_ns, f"{system.info.name}, {reason}"))
     return outcome
 
 

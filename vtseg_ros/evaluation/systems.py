@@ -1,26 +1,15 @@
-"""The systems that `vtseg evaluate` compares: a checkpoint, which of its networks, and a window."""
+"""What `vtseg evaluate` compares: systems that take the frames of a sequence and give masks."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import VTSeg
-from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.static import StaticBranch
-
-TITLES = {"vtseg": "VTSeg", "erfnet": "ERFNet", "segformer_b0": "SegFormer-B0", "gru": "GRU"}
-MODELS = (*TITLES, "prior")
-VIDEO_MODELS = ("vtseg", "gru")
+from vtseg_ros.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,6 +24,7 @@ class SystemInfo:
         family: name without the window: systems of one family differ in the window alone.
         parameters: of the network.
         input_size: (width, height) px of its input.
+        flow: where a recurrent network's optical flow comes from; empty = it uses none.
     """
 
     name: str
@@ -44,13 +34,20 @@ class SystemInfo:
     family: str
     parameters: int
     input_size: tuple[int, int]
+    flow: str = ""
 
 
 class System(Protocol):
-    """Frames of a sequence in order, masks out."""
+    """Frames of a sequence in order, masks out.
+
+    Attributes:
+        info, labels: what it is, and its class list.
+        problems: (frame number, what was wrong) of what it could not use besides the image.
+    """
 
     info: SystemInfo
     labels: LabelSet
+    problems: list[tuple[int, str]]
 
     def reset(self) -> None:
         """A new sequence begins."""
@@ -78,6 +75,7 @@ class SegmenterSystem:
 
     def __init__(self, info: SystemInfo, checkpoint: Checkpoint, *, device: str, precision: str) -> None:
         self.info, self.labels = info, checkpoint.labels
+        self.problems: list[tuple[int, str]] = []
         self._segmenter = Segmenter(
             checkpoint, device=device, precision=precision, window=info.window, upsampling="bicubic"
         )
@@ -89,105 +87,3 @@ class SegmenterSystem:
         self._segmenter.output_size = size
         # Without a stamp a frame always joins: where sequences end is the index's to say.
         return self._segmenter.step(image).mask
-
-
-def open_systems(
-    checkpoints: Sequence[str],
-    *,
-    models: Sequence[str] = (),
-    windows: Sequence[int] = (0,),
-    names: Sequence[str] = (),
-    static_prior: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-) -> list[System]:
-    """Every combination of checkpoint, network and window; image networks have one window, of one frame.
-
-    Args:
-        checkpoints: files, or names of shipped weights.
-        models: networks of `MODELS`; empty = what each checkpoint is. An image network's name, or `prior`,
-            stands for the static network inside a VTSeg.
-        windows: frames k; 0 = the checkpoint's.
-        names: one per checkpoint, for tables; empty = by network.
-        static_prior: as `load_checkpoint`.
-        device, precision: as `Segmenter`.
-
-    Raises:
-        ConfigError, CheckpointError: naming what does not fit.
-    """
-    if names and len(names) != len(checkpoints):
-        raise ConfigError(f"one name per checkpoint: {len(checkpoints)} checkpoints, {len(names)} names")
-    if min(windows) < 0:
-        raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {min(windows)}")
-    chosen: list[tuple[str, str, SystemInfo]] = []
-    for place, name in enumerate(checkpoints):
-        loaded = load_checkpoint(name, static_prior=static_prior)
-        for model in models or [loaded.architecture]:
-            part = _part(loaded, name, model)
-            title = names[place] if names else TITLES.get(part.architecture, "static network")
-            for window in dict.fromkeys(_windows(part, windows)):
-                chosen.append((title, model, _info(part, name, window)))
-    labels = None
-    systems: list[System] = []
-    for model, info in _named(chosen):
-        # Loaded once per system: the predictor may change the network that it runs.
-        part = _part(load_checkpoint(info.checkpoint, static_prior=static_prior), info.checkpoint, model)
-        labels = labels or part.labels
-        if part.labels.names != labels.names:
-            raise ConfigError(
-                f"checkpoints with different class lists cannot share a table: {info.checkpoint} has "
-                f"{', '.join(part.labels.names)}; {systems[0].info.checkpoint} has {', '.join(labels.names)}"
-            )
-        systems.append(SegmenterSystem(info, part, device=device, precision=precision))
-    return systems
-
-
-def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
-    """The checkpoint, or the static network inside it."""
-    if model == loaded.architecture:
-        return loaded
-    if model == "prior" and loaded.architecture not in VIDEO_MODELS:
-        return loaded
-    inside = loaded.config.get("static_prior", "")
-    if inside and model in (inside, "prior"):
-        network = loaded.model
-        network = StaticBranch(network).eval() if isinstance(network, VTSeg) else network.static_prior
-        return dataclasses.replace(loaded, model=network, architecture=inside)
-    holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
-    raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
-
-
-def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
-    if part.architecture not in VIDEO_MODELS:
-        return [1]
-    return [window or int(part.config.get("window", 1)) for window in windows]
-
-
-def _info(part: Checkpoint, checkpoint: str, window: int) -> SystemInfo:
-    network = part.model.model.static_prior if isinstance(part.model, StaticBranch) else part.model
-    count = sum(parameter.numel() for parameter in network.parameters())
-    return SystemInfo("", part.architecture, checkpoint, window, "", count, part.input_size)
-
-
-def _label_of(checkpoint: str) -> str:
-    """`best.safetensors` says nothing: the run's folder does."""
-    path = Path(checkpoint)
-    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
-
-
-def _named(chosen: list[tuple[str, str, SystemInfo]]) -> list[tuple[str, SystemInfo]]:
-    """(model, info) with names that tell the systems apart."""
-    sources = {title: {(i.checkpoint, m) for t, m, i in chosen if t == title} for title, _, _ in chosen}
-    families = []
-    for title, model, info in chosen:
-        several = len(sources[title]) > 1
-        families.append((f"{title} ({_label_of(info.checkpoint)})" if several else title, model, info))
-    sizes = Counter(family for family, _, _ in families)
-    named, seen = [], Counter()
-    for family, model, info in families:
-        name = f"{family}, k={info.window}" if sizes[family] > 1 else family
-        seen[name] += 1
-        if seen[name] > 1:  # two folders of one name
-            family, name = f"{family} #{seen[name]}", f"{name} #{seen[name]}"
-        named.append((model, dataclasses.replace(info, name=name, family=family)))
-    return named

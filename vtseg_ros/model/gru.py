@@ -111,8 +111,20 @@ class STGRU(nn.Module):
         """
         frames = video.shape[1]
         static = self.static_prior(video.flatten(0, 1)).unflatten(0, (-1, frames))  # (B, k, C, H, W)
+        return self.propagate(static, video, flow)
+
+    def propagate(self, static: Tensor, video: Tensor, flow: Tensor | None) -> Tensor:
+        """The recurrence over a window whose static logits are known.
+
+        Args:
+            static: (B, k, C, H, W) logits of the static network.
+            video, flow: as `forward`.
+
+        Returns:
+            logits (B, k, C, H, W).
+        """
         outputs = [static[:, 0]]
-        for t in range(1, frames):
+        for t in range(1, video.shape[1]):
             outputs.append(
                 self.step(
                     outputs[-1].softmax(1),

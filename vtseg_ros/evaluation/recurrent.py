@@ -1,0 +1,105 @@
+"""The recurrent flow baseline (STGRU) over a sequence, for `vtseg evaluate`."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
+from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.engine.pixels import resize_rgb, to_input, to_mask
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.systems import SystemInfo
+from vtseg_ros.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What is kept of a frame: its number, pixels, input (1, 3, h, w), static logits and backward flow (1, 2, h, w)."""
+
+    number: int
+    pixels: np.ndarray
+    image: Tensor
+    static: Tensor
+    flow: Tensor | None
+
+
+class RecurrentSystem:
+    """STGRU on a sliding window: each newest frame's recurrence starts k - 1 frames before it, as in training.
+
+    Args:
+        info, checkpoint: what it is; the checkpoint's network is an STGRU.
+        flow: where optical flow comes from, made for the index that frame numbers belong to.
+        device, precision: as `Segmenter`.
+    """
+
+    def __init__(
+        self, info: SystemInfo, checkpoint: Checkpoint, *, flow: WindowFlow, device: str, precision: str
+    ) -> None:
+        self.info, self.labels = info, checkpoint.labels
+        self.problems: list[tuple[int, str]] = []
+        self._flow = flow
+        self._device = resolve_device(device)
+        self._dtype = resolve_precision(precision, self._device)
+        self._model = checkpoint.model.eval().requires_grad_(False).to(self._device)
+        self._past: deque[_Past] = deque(maxlen=info.window)
+
+    def reset(self) -> None:
+        self._past.clear()
+
+    @torch.inference_mode()
+    def step(self, number: int, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        pixels = resize_rgb(image, self.info.input_size)
+        tensor = to_input(pixels, self.info.input_size, self._device)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            static = self._model.static_prior(tensor)
+            flow = self._backward_flow(number, pixels)
+            if flow is None:
+                self._past.clear()
+            self._past.append(_Past(number, pixels, tensor, static, flow))
+            window = list(self._past)
+            logits = self._model.propagate(
+                torch.stack([past.static for past in window], dim=1),  # (1, k, C, h, w)
+                torch.stack([past.image for past in window], dim=1),
+                torch.stack([past.flow for past in window[1:]], dim=1) if len(window) > 1 else None,
+            )
+        return to_mask(logits[:, -1], size, "bicubic", 0.0)[0]
+
+    def _backward_flow(self, number: int, pixels: np.ndarray) -> Tensor | None:
+        """(1, 2, h, w) to the frame before, or None where the window must start anew."""
+        if not self._past:
+            return None
+        past = self._past[-1]
+        if is_topic(self._flow.source) and past.number != number - 1:
+            return None  # a corrupt frame between them: the topic's flow leads there
+        try:
+            flow = self._flow.window([past.number, number], np.stack([past.pixels, pixels]))[0]
+        except (ImageError, BagError) as err:
+            self.problems.append((number, f"flow on {self._flow.source}: {err}"))
+            return None
+        return torch.from_numpy(flow).to(self._device).permute(2, 0, 1)[None]
+
+
+def trained_flow(checkpoint: Checkpoint, name: str) -> str:
+    """The flow source that a checkpoint was trained with, when it is a topic or built in.
+
+    Raises:
+        ConfigError: if it is another program, which a checkpoint cannot start.
+    """
+    source = str(checkpoint.training.get("config", {}).get("model", {}).get("flow", "dis"))
+    if not is_topic(source) and source not in PROVIDERS:
+        raise ConfigError(
+            f"checkpoint {name} was trained with the optical flow {source!r}, a program, and a checkpoint cannot "
+            "start one: name it by --flow"
+        )
+    return source
+
+
+def trained_window(checkpoint: Checkpoint) -> int:
+    """Frames k of the windows that an STGRU was trained on."""
+    overrides = checkpoint.training.get("config", {}).get("model", {}).get("overrides", {})
+    return int(overrides.get("window", 4))

@@ -1,0 +1,177 @@
+"""From what a user names to systems: checkpoints, which of their networks, windows and optical flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
+from vtseg_ros.data.messages import IMAGE
+from vtseg_ros.data.windows import FrameIndex
+from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window
+from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
+from vtseg_ros.model import VTSeg
+from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.static import StaticBranch
+
+TITLES = {"vtseg": "VTSeg", "erfnet": "ERFNet", "segformer_b0": "SegFormer-B0", "gru": "GRU"}
+MODELS = (*TITLES, "prior")
+VIDEO_MODELS = ("vtseg", "gru")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked for: every combination of checkpoint, network, window and flow.
+
+    Args:
+        checkpoints: files, or names of shipped weights.
+        models: networks of `MODELS`; empty = what each checkpoint is. An image network's name, or `prior`,
+            stands for the static network inside a video network.
+        windows: frames k; 0 = the checkpoint's. Image networks have one, of one frame.
+        flows: of `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as it was trained.
+        names: one per checkpoint, for tables; empty = by network.
+        static_prior: as `load_checkpoint`.
+        stride: of the index that frames are taken from.
+        device, precision: as `Segmenter`.
+    """
+
+    checkpoints: Sequence[str]
+    models: Sequence[str] = ()
+    windows: Sequence[int] = (0,)
+    flows: Sequence[str] = ()
+    names: Sequence[str] = ()
+    static_prior: str | None = None
+    stride: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != len(self.checkpoints):
+            raise ConfigError(
+                f"one name per checkpoint: {len(self.checkpoints)} checkpoints, {len(self.names)} names"
+            )
+        if min(self.windows) < 0:
+            raise ConfigError(
+                f"window must be 0 (the checkpoint's) or a number of frames. Got: {min(self.windows)}"
+            )
+
+
+def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
+    """The systems of a selection, for the frames of an index.
+
+    Raises:
+        ConfigError, CheckpointError, BagError: naming what does not fit.
+    """
+    systems: list[System] = []
+    for model, info in _named(_choose(selection, index)):
+        # Loaded once per system: the predictor may change the network that it runs.
+        loaded = load_checkpoint(info.checkpoint, static_prior=selection.static_prior)
+        part = _part(loaded, info.checkpoint, model)
+        first = systems[0] if systems else None
+        if first and part.labels.names != first.labels.names:
+            raise ConfigError(
+                f"checkpoints with different class lists cannot share a table: {info.checkpoint} has "
+                f"{', '.join(part.labels.names)}; {first.info.checkpoint} has {', '.join(first.labels.names)}"
+            )
+        options = dict(device=selection.device, precision=selection.precision)
+        if part.architecture == "gru":
+            flow = WindowFlow(info.flow, index, stride=selection.stride)
+            systems.append(RecurrentSystem(info, part, flow=flow, **options))
+        else:
+            systems.append(SegmenterSystem(info, part, **options))
+    return systems
+
+
+def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, SystemInfo]]:
+    """(title, model, info) of every combination."""
+    chosen = []
+    for place, name in enumerate(selection.checkpoints):
+        loaded = load_checkpoint(name, static_prior=selection.static_prior)
+        for model in selection.models or [loaded.architecture]:
+            part = _part(loaded, name, model)
+            title = (
+                selection.names[place] if selection.names else TITLES.get(part.architecture, "static network")
+            )
+            flows = [""]
+            if part.architecture == "gru":
+                flows = [flow or trained_flow(part, name) for flow in selection.flows or [""]]
+            for flow in flows:
+                source = backward_topic(index) if flow == "topic" else flow
+                shown = "topic" if is_topic(source) else flow.upper() if flow in PROVIDERS else flow
+                for window in dict.fromkeys(_windows(part, selection.windows)):
+                    info = _info(part, name, window, source)
+                    chosen.append((f"{title}({shown})" if flow else title, model, info))
+    return chosen
+
+
+def backward_topic(index: FrameIndex) -> str:
+    """The topic of backward flow in the first bag of an index.
+
+    Raises:
+        BagError: if there is none or more than one; names what there is.
+    """
+    path = index.sources[0].path
+    with BagReader(path) as bag:
+        names = [name for name, info in bag.topics.items() if info.msgtype == IMAGE and "flow" in name]
+    found = [name for name in names if "backward" in name]
+    if len(found) != 1:
+        raise BagError(
+            f"bag {path} has {'several topics' if found else 'no topic'} of backward flow. Name one by --flow. "
+            f"Topics with flow in their name: {', '.join(names) or 'none'}"
+        )
+    return found[0]
+
+
+def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
+    """The checkpoint, or the static network inside it."""
+    if model == loaded.architecture or (model == "prior" and loaded.architecture not in VIDEO_MODELS):
+        return loaded
+    inside = loaded.config.get("static_prior", "")
+    if inside and model in (inside, "prior"):
+        network = loaded.model
+        network = StaticBranch(network).eval() if isinstance(network, VTSeg) else network.static_prior
+        return dataclasses.replace(loaded, model=network, architecture=inside)
+    holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
+    raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
+
+
+def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
+    if part.architecture not in VIDEO_MODELS:
+        return [1]
+    own = trained_window(part) if part.architecture == "gru" else int(part.config["window"])
+    return [window or own for window in windows]
+
+
+def _info(part: Checkpoint, checkpoint: str, window: int, flow: str) -> SystemInfo:
+    network = part.model.model.static_prior if isinstance(part.model, StaticBranch) else part.model
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return SystemInfo("", part.architecture, checkpoint, window, "", count, part.input_size, flow)
+
+
+def _label_of(checkpoint: str) -> str:
+    """`best.safetensors` says nothing: the run's folder does."""
+    path = Path(checkpoint)
+    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
+
+
+def _named(chosen: list[tuple[str, str, SystemInfo]]) -> list[tuple[str, SystemInfo]]:
+    """(model, info) with names that tell the systems apart."""
+    sources = {title: {(i.checkpoint, m) for t, m, i in chosen if t == title} for title, _, _ in chosen}
+    families = []
+    for title, model, info in chosen:
+        several = len(sources[title]) > 1
+        families.append((f"{title} ({_label_of(info.checkpoint)})" if several else title, model, info))
+    sizes = Counter(family for family, _, _ in families)
+    named, seen = [], Counter()
+    for family, model, info in families:
+        name = f"{family}, k={info.window}" if sizes[family] > 1 else family
+        seen[name] += 1
+        if seen[name] > 1:  # two folders of one name
+            family, name = f"{family} #{seen[name]}", f"{name} #{seen[name]}"
+        named.append((model, dataclasses.replace(info, name=name, family=family)))
+    return named
