@@ -40,6 +40,11 @@ def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device) -> 
     return pixels.permute(2, 0, 1)[None].float().div_(255)
 
 
+MAX_LOGITS = 64 * 1024 * 1024
+"""Upsampled logits above this number (256 MB) are made band by band: 14 classes of 64 MP would take 8 GB."""
+BAND_LOGITS = 16 * 1024 * 1024
+
+
 def to_mask(
     logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +61,8 @@ def to_mask(
     """
     target = (size[1], size[0])
     same = logits.shape[2:] == target
+    if upsampling == "bilinear" and logits.shape[1] * size[0] * size[1] > MAX_LOGITS and not same:
+        return _to_mask_in_bands(logits, size, min_confidence)
     if upsampling != "nearest" and not same:
         logits = F.interpolate(logits.float(), size=target, mode=upsampling, align_corners=False)
     best, ids = logits.max(dim=1)  # (1, H, W)
@@ -69,3 +76,26 @@ def to_mask(
         both = F.interpolate(both[None], size=target, mode="nearest-exact")[0]
     mask, confidence = both.cpu().numpy()
     return mask, confidence
+
+
+def _to_mask_in_bands(
+    logits: Tensor, size: tuple[int, int], min_confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """`to_mask` with bilinear upsampling, a few rows at a time."""
+    width, height = size
+    low = logits.shape[2]
+    wide = F.interpolate(logits.float(), size=(low, width), mode="bilinear", align_corners=False)
+    # Where row r of the result lies in the logits: pixel centres at half coordinates, edges repeated.
+    source = ((torch.arange(height, device=logits.device) + 0.5) * low / height - 0.5).clamp(min=0)
+    above = source.long().clamp(max=low - 1)
+    below = (above + 1).clamp(max=low - 1)
+    share = (source - above)[:, None]
+    rows = max(1, BAND_LOGITS // (logits.shape[1] * width))
+    masks, confidences = [], []
+    for start in range(0, height, rows):
+        band = slice(start, start + rows)
+        part = torch.lerp(wide[:, :, above[band]], wide[:, :, below[band]], share[band])  # (1, C, rows, W)
+        mask, confidence = to_mask(part, (width, part.shape[2]), "bilinear", min_confidence)
+        masks.append(mask)
+        confidences.append(confidence)
+    return np.concatenate(masks), np.concatenate(confidences)

@@ -1,0 +1,20 @@
+"""Logits to masks at the edges of their sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vtseg_ros.engine import pixels
+
+
+@pytest.mark.parametrize("size", [(640, 500), (33, 17), (64, 7)])
+def test_bands_give_the_whole_pictures_mask(monkeypatch, size):
+    logits = torch.randn(1, 14, 32, 64, generator=torch.Generator().manual_seed(2)) * 3
+    mask, confidence = pixels.to_mask(logits, size, "bilinear", 0.3)
+    monkeypatch.setattr(pixels, "MAX_LOGITS", 1000)
+    monkeypatch.setattr(pixels, "BAND_LOGITS", 50_000)
+    in_bands, its_confidence = pixels.to_mask(logits, size, "bilinear", 0.3)
+    assert in_bands.shape == (size[1], size[0]) and (mask == in_bands).mean() > 0.9999
+    assert np.abs(confidence.astype(int) - its_confidence).max() <= 1
