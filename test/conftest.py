@@ -125,6 +125,11 @@ class NodeProcess:
     def output(self) -> str:
         return self.log.read_text()
 
+    def peak_memory_mb(self) -> float:
+        """Most resident memory that the process had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
     def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
         wait_until(
             lambda: text in self.output() or self.process.poll() is not None, timeout_s, lambda: self.output()

@@ -49,7 +49,9 @@ def lie(rng: np.random.Generator, message: SimpleNamespace) -> SimpleNamespace:
         if kind < 3:
             field = ("height", "width", "step")[kind]
             near = getattr(message, field) + int(rng.integers(-2, 3))
-            setattr(message, field, max(0, near) if rng.random() < 0.6 else int(rng.choice(EXTREMES)))
+            setattr(
+                message, field, min(max(0, near), U32) if rng.random() < 0.6 else int(rng.choice(EXTREMES))
+            )
         elif kind == 3:
             keep = (
                 int(rng.integers(0, message.data.size + 1)) if rng.random() < 0.7 else message.data.size - 1

@@ -1,0 +1,143 @@
+"""Bad messages over DDS to segmenter processes: each answered or rejected, counted, and the node goes on."""
+
+from __future__ import annotations
+
+import array
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+from faults import lies
+from faults.live import Camera, ros_compressed, ros_image
+from nodes.encoders import compressed_message, image_message, picture, stamped
+from nodes.harness import Harness
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CameraInfo
+from vtseg_ros.msg import SegmentationStatus
+
+MALFORMED, DAMAGED, CUT = 300, 150, 60
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment):
+    made = Harness(ros_environment)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def start(harness, start_node, tiny_checkpoint):
+    def started(namespace: str, *arguments: str, compressed: bool = False) -> Camera:
+        node = start_node(
+            "segmenter", "-r", f"__ns:={namespace}", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+            "-p", "input_qos:=reliable", "-p", f"image_transport:={'compressed' if compressed else 'raw'}", *arguments,
+        )  # fmt: skip
+        node.wait_for("window 4")
+        return Camera(harness, node, namespace, compressed=compressed)
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def camera(start):
+    return start("/bad")
+
+
+def test_malformed_images(camera, rng):
+    answered = rejected = 0
+    for _ in range(MALFORMED):
+        message = lies.lie(rng, lies.good(rng))
+        # A C string ends at its first zero.
+        message.encoding = message.encoding.split("\0")[0]
+        status = camera.ask(ros_image(message))
+        if lies.is_true(message):
+            answered += 1
+            assert status.event == SegmentationStatus.ANSWERED, status
+        else:
+            rejected += 1
+            assert status.event == SegmentationStatus.REJECTED and status.reason, vars(message)
+    last = camera.idle()
+    assert (last.frames_received, last.frames_answered, last.frames_rejected) == (
+        MALFORMED,
+        answered,
+        rejected,
+    )
+    assert answered > 20 and rejected > 150
+    assert camera.good().event == SegmentationStatus.ANSWERED
+
+
+def test_damaged_files(start, rng):
+    camera = start("/damaged", compressed=True)
+    rgb = picture(3)
+    whole = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    bombs = [np.frombuffer(lies.png_file(60000, 60000, b""), np.uint8)] * 20
+    for data in [lies.damage(rng, whole) for _ in range(DAMAGED)] + bombs:
+        assert camera.ask(ros_compressed(data)).event in (
+            SegmentationStatus.ANSWERED,
+            SegmentationStatus.REJECTED,
+        )
+    last = camera.idle()
+    assert last.frames_received == DAMAGED + len(bombs) and last.frames_rejected >= len(bombs) + DAMAGED // 2
+    assert camera.ask(compressed_message(rgb, "png", 0)).event == SegmentationStatus.ANSWERED
+
+
+def test_serialized_messages_cut_anywhere(camera, rng):
+    """What is not even a message must not end the process; it never becomes a frame."""
+    received = camera.good().frames_received
+    whole = serialize_message(stamped(image_message(picture(1, 8, 8), "rgb8", 0), camera.stamp_ns))
+    for _ in range(CUT):
+        cut = bytearray(whole[: int(rng.integers(0, len(whole)))])
+        for place in rng.integers(0, max(len(cut), 1), 3):
+            if len(cut) > 4:
+                cut[4 + place % (len(cut) - 4)] = int(rng.integers(0, 256))
+        camera.publisher.publish(bytes(cut))
+    after = camera.good()
+    assert after.event == SegmentationStatus.ANSWERED and camera.node.process.poll() is None
+    assert received < after.frames_received <= received + CUT + 1
+
+
+def test_lying_camera_info(camera):
+    """No calibration stops the masks."""
+    publisher = camera.harness.publisher(CameraInfo, f"{camera.ns}/camera_info")
+    wait_until(lambda: publisher.get_subscription_count() > 0, 30)
+    nan = float("nan")
+    for info in (
+        CameraInfo(),
+        CameraInfo(width=2**32 - 1, height=2**32 - 1, k=[nan] * 9, p=[float("inf")] * 12),
+        CameraInfo(width=1, height=1, d=[nan] * 5000, distortion_model="x" * 70_000),
+    ):
+        publisher.publish(info)
+        for _ in range(3):
+            assert camera.good().event == SegmentationStatus.ANSWERED
+
+
+def test_stamps_at_the_ends_of_their_range(camera):
+    """The header is the sender's: seconds may be negative, nanoseconds above a second."""
+    message = image_message(picture(2), "rgb8", 0)
+    for sec, nanosec in ((-(2**31), 0), (2**31 - 1, 2**32 - 1), (0, 0), (-1, 2**32 - 1)):
+        message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
+        message.header.frame_id = "x" * 5000
+        before = len(camera.told())
+        camera.sent += 1
+        camera.publisher.publish(message)
+        wait_until(lambda before=before: len(camera.told()) > before, 30, camera.node.output)
+        assert camera.told()[-1].event == SegmentationStatus.ANSWERED
+        assert camera.told()[-1].header.stamp == message.header.stamp
+    assert camera.good().event == SegmentationStatus.ANSWERED
+
+
+def test_a_giant_image_takes_bounded_memory(camera):
+    """12 MP in 14 classes are 670 MB of upsampled logits, several times over if made at once."""
+    before = camera.node.peak_memory_mb()
+    message = image_message(np.zeros((8, 8, 3), np.uint8), "mono8", 0)
+    message.height, message.width, message.step = 3000, 4000, 4000
+    message.data = array.array("B", bytes(12_000_000))
+    camera.send(message)
+    wait_until(lambda: camera.told()[-1].header.stamp == message.header.stamp, 120, camera.node.output)
+    assert camera.told()[-1].event == SegmentationStatus.ANSWERED
+    assert camera.node.peak_memory_mb() - before < 600
+    assert camera.good().event == SegmentationStatus.ANSWERED
