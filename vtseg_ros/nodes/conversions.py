@@ -51,7 +51,8 @@ def to_label_map(labels: LabelSet, header: Header) -> LabelMap:
 def scale_camera_info(info: CameraInfo, size: tuple[int, int], header: Header) -> CameraInfo:
     """A camera's calibration for its image stretched to `size` (width, height).
 
-    Pixel centres lie at whole coordinates, so that the principal point moves by half a pixel too.
+    Pixel centres lie at whole coordinates, so that the principal point moves by half a pixel too. Binning and the
+    region of interest, which the camera's message leaves to be applied, are applied in the result.
     """
     scaled = CameraInfo(
         header=header,
@@ -61,15 +62,17 @@ def scale_camera_info(info: CameraInfo, size: tuple[int, int], header: Header) -
         d=info.d,
         r=info.r,
     )
-    sx = size[0] / info.width if info.width else 1.0
-    sy = size[1] / info.height if info.height else 1.0
+    # What the image shows of the full resolution, in its pixels; an uncalibrated camera may say nothing.
+    roi = info.roi
+    width, height = roi.width or info.width or size[0], roi.height or info.height or size[1]
+    sx, sy = size[0] / width, size[1] / height
     k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
     for matrix in (k, p):
         matrix[0, 0] *= sx
         matrix[0, 1] *= sx
         matrix[1, 1] *= sy
-        matrix[0, 2] = (matrix[0, 2] + 0.5) * sx - 0.5
-        matrix[1, 2] = (matrix[1, 2] + 0.5) * sy - 0.5
+        matrix[0, 2] = (matrix[0, 2] - roi.x_offset + 0.5) * sx - 0.5
+        matrix[1, 2] = (matrix[1, 2] - roi.y_offset + 0.5) * sy - 0.5
     p[0, 3] *= sx
     p[1, 3] *= sy
     scaled.k, scaled.p = k.ravel(), p.ravel()

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 STALE_S = 2.0
 DROP_SHARE = 0.2
+RATE_SPAN_S = 5.0
+# Times kept for the rates: RATE_SPAN_S of a 400 Hz camera.
+KEPT = 2000
 
 
 @dataclass
 class Health:
-    """Recent activity of a camera; times in s on the steady clock."""
+    """Recent activity of a camera since its activation; times in s on the steady clock."""
 
-    inputs: deque = field(default_factory=lambda: deque(maxlen=200))
-    outputs: deque = field(default_factory=lambda: deque(maxlen=200))
+    inputs: deque = field(default_factory=lambda: deque(maxlen=KEPT))
+    outputs: deque = field(default_factory=lambda: deque(maxlen=KEPT))
     latencies: deque = field(default_factory=lambda: deque(maxlen=200))
+    since: float = field(default_factory=time.monotonic)
     last_rejection: str = ""
     last_error: str = ""
 
 
-def rate(times: deque, now: float, span_s: float = 5.0) -> float:
-    """Events per second over the last `span_s`."""
-    recent = [t for t in list(times) if now - t <= span_s]
-    return len(recent) / span_s
+def rate(times: deque, now: float, since: float, span_s: float = RATE_SPAN_S) -> float:
+    """Events per second over the last `span_s`, or since `since` when that is later."""
+    span_s = min(span_s, max(now - since, 1e-3))
+    return sum(now - t <= span_s for t in list(times)) / span_s
+
+
+def memory_mb() -> float:
+    """Resident memory of this process, MB; NaN where /proc is not."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A camera's counts at a time; see `slots.Counters`."""
+
+    received: int = 0
+    answered: int = 0
+    dropped: int = 0
+    rejected: int = 0
 
 
 def status(
@@ -33,37 +59,51 @@ def status(
     name: str,
     hardware_id: str,
     health: Health,
-    counters,
-    previous_dropped: int,
+    counts: Counts,
+    before: Counts,
+    enabled: bool,
     now: float,
     facts: dict[str, str],
 ) -> DiagnosticStatus:
     """Level, message and values.
 
-    ERROR until the first image and after an inference error; WARN on rejected or dropped images and when none came
-    for a while; else OK.
+    ERROR until the first image, after an inference error and while every image is rejected; WARN on rejected or
+    dropped images and when none came for a while; else OK.
+
+    Args:
+        name, hardware_id: of the status.
+        health: recent activity.
+        counts, before: now and at the last status, a second ago.
+        enabled: False while the service ~/enable pauses the node.
+        now: steady clock, s.
+        facts: values to add.
     """
-    dropped = counters.dropped - previous_dropped
+    dropped, rejected = counts.dropped - before.dropped, counts.rejected - before.rejected
     message, level = "running", DiagnosticStatus.OK
-    if not counters.received:
+    if not enabled:
+        message = "paused by ~/enable"
+    elif not counts.received:
         message, level = "no image yet", DiagnosticStatus.ERROR
     elif health.last_error:
         message, level = f"inference failed: {health.last_error}", DiagnosticStatus.ERROR
+    elif counts.rejected and not counts.answered:
+        message, level = f"every image is rejected: {health.last_rejection}", DiagnosticStatus.ERROR
     elif now - health.inputs[-1] > STALE_S:
         message, level = f"no image for {now - health.inputs[-1]:.0f} s", DiagnosticStatus.WARN
-    elif counters.rejected and not counters.answered:
-        message, level = f"every image is rejected: {health.last_rejection}", DiagnosticStatus.ERROR
-    elif dropped > DROP_SHARE * max(rate(health.inputs, now, 1.0), 1.0):
+    elif rejected:
+        message = f"{rejected} images rejected in the last second: {health.last_rejection}"
+        level = DiagnosticStatus.WARN
+    elif dropped > DROP_SHARE * max(counts.received - before.received, 1):
         message, level = f"{dropped} images dropped in the last second", DiagnosticStatus.WARN
     latency = sum(health.latencies) / len(health.latencies) if health.latencies else float("nan")
     values = {
-        "input rate (Hz)": f"{rate(health.inputs, now):.1f}",
-        "output rate (Hz)": f"{rate(health.outputs, now):.1f}",
+        "input rate (Hz)": f"{rate(health.inputs, now, health.since):.1f}",
+        "output rate (Hz)": f"{rate(health.outputs, now, health.since):.1f}",
         "latency (s)": f"{latency:.3f}",
-        "received": str(counters.received),
-        "answered": str(counters.answered),
-        "dropped": str(counters.dropped),
-        "rejected": str(counters.rejected),
+        "received": str(counts.received),
+        "answered": str(counts.answered),
+        "dropped": str(counts.dropped),
+        "rejected": str(counts.rejected),
         "last rejection": health.last_rejection,
         **facts,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from pathlib import Path
 
 import cv2
@@ -22,9 +21,9 @@ from vtseg_ros.evaluation.score import Scores
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
-from vtseg_ros.nodes.ledger import Ledger
+from vtseg_ros.nodes.ledger import Ledger, Waiting
 from vtseg_ros.nodes.outputs import LATCHED, STATUS
-from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 
 # Deep, unlike the segmenter's: every frame is to be seen here.
@@ -33,7 +32,6 @@ FROM_CAMERA = {
     "reliable": QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE),
 }
 FROM_SEGMENTER = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
-PENDING = 600  # frames that wait for their mask or label
 
 EVENTS = {
     SegmentationStatus.ANSWERED: Ledger.ANSWERED,
@@ -48,8 +46,8 @@ def _check_baseline(path: str) -> None:
 
 
 PARAMETERS = (
-    Param("output_dir", "evaluation", "Folder for report.json and report.html."),
-    Param("title", "Replay evaluation", "Heading of the report."),
+    Param("output_dir", "evaluation", "Folder for report.json and report.html.", live=True),
+    Param("title", "Replay evaluation", "Heading of the report.", live=True),
     Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline),
     Param("input_qos", "sensor_data", "reliable sees every image, but needs reliable publishers (a player is one).",
           allowed=("sensor_data", "reliable")),
@@ -62,16 +60,14 @@ class EvaluatorNode(Node):
 
     def __init__(self) -> None:
         super().__init__("evaluator")
-        self._params = Parameters(self, PARAMETERS, lambda name, value: None, lambda: False)
+        self._params = Parameters(self, PARAMETERS, locked=locked_while_running)
         self._params.check_all()
         self._ledger = Ledger()
         self._scores: Scores | None = None
         self._labels: LabelSet | None = None
-        self._images: OrderedDict[int, object] = OrderedDict()
-        self._masks: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._truths: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._images, self._masks, self._truths = Waiting(), Waiting(), Waiting()
         self._latencies: list[float] = []
-        self._bad = 0
+        self._bad, self._other_classes = 0, False
         self._changed = False
         self._newest = None
         camera = self._params["camera"]
@@ -98,50 +94,64 @@ class EvaluatorNode(Node):
         return ids
 
     def _on_label_map(self, message: LabelMap) -> None:
-        labels = label_set_of(message)
+        try:
+            labels = label_set_of(message)
+        except ConfigError as err:
+            self.get_logger().error(f"the label map cannot be used: {err}", throttle_duration_sec=1.0)
+            return
         if self._labels is None:
             self._labels, self._scores = labels, Scores(labels, baseline=self._baseline())
-        elif labels.names != self._labels.names:
+        self._other_classes = labels.names != self._labels.names
+        if self._other_classes:
             self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")
 
     def _on_image(self, message) -> None:
         stamp = stamp_ns(message.header)
         self._ledger.saw_image(stamp)
         self._changed, self._newest = True, message.header
-        _keep(self._images, stamp, message)
+        self._images.put(stamp, message, len(message.data))
 
     def _on_label(self, message) -> None:
         stamp = stamp_ns(message.header)
         self._ledger.saw_label(stamp)
+        self._store("label", self._truths, stamp, message)
+
+    def _on_mask(self, message: Image) -> None:
+        self._store("mask", self._masks, stamp_ns(message.header), message)
+
+    def _store(self, what: str, where: Waiting, stamp: int, message) -> None:
         try:
-            _keep(self._truths, stamp, decode_label(message))
+            ids = decode_label(message)
         except ImageError as err:
             self._bad += 1
             self.get_logger().error(
-                f"label at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0
+                f"{what} at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0
             )
             return
-        self._match(stamp)
-
-    def _on_mask(self, message: Image) -> None:
-        stamp = stamp_ns(message.header)
-        _keep(self._masks, stamp, decode_label(message))
+        where.put(stamp, ids, ids.nbytes)
         self._match(stamp)
 
     def _on_status(self, message: SegmentationStatus) -> None:
         event = EVENTS.get(message.event)
         if event is None:
             return
-        self._ledger.saw_status(event, stamp_ns(message.header))
+        stamp = stamp_ns(message.header)
+        self._ledger.saw_status(event, stamp)
         self._changed = True
         if event == Ledger.ANSWERED:
             self._latencies.append(float(message.total_s))
+        else:  # no mask will come
+            self._images.pop(stamp)
+            self._truths.pop(stamp)
 
     def _match(self, stamp: int) -> None:
         if self._scores is None or stamp not in self._masks or stamp not in self._truths:
             return
         mask, truth = self._masks.pop(stamp), self._truths.pop(stamp)
-        image = self._images.pop(stamp, None)
+        image = self._images.pop(stamp)
+        if self._other_classes:
+            self._bad += 1
+            return
         try:
             rgb = decode_any(image) if image is not None else None
             self._scores.update(stamp, mask, truth, rgb)
@@ -218,12 +228,6 @@ class EvaluatorNode(Node):
         except ConfigError as err:
             self.get_logger().error(str(err))
             self.exit_code = 1
-
-
-def _keep(store: OrderedDict, stamp: int, value: object) -> None:
-    store[stamp] = value
-    while len(store) > PENDING:
-        store.popitem(last=False)
 
 
 def main(args: list[str] | None = None) -> int:

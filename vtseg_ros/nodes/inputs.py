@@ -54,15 +54,19 @@ def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
         p for p in publishers if reliable and p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
     ]
     others = [p.topic_type for p in publishers if p.topic_type != wanted]
-    if refused:
+    if refused and len(refused) == len(publishers):
         why = f"{refused[0].node_name} publishes it best effort, which input_qos reliable refuses: use sensor_data"
-    elif others:
+    elif others and len(others) == len(publishers):
         why = f"it is published as {others[0]}, not {wanted}: change image_transport"
     elif publishers:
-        why = "it has a publisher that sends nothing"
+        why = f"{publishers[0].node_name} publishes it, but sends nothing"
     else:
         kinds = {name for name, _ in IMAGE_TYPES.values()}
         found = sorted(name for name, types in node.get_topic_names_and_types() if kinds & set(types))
         found = [name for name in found if "/segmentation/" not in name]
         why = f"nobody publishes it. Image topics that exist: {', '.join(found) or 'none'}"
+        sibling = topic.removesuffix("/compressed") if transport == "compressed" else f"{topic}/compressed"
+        if sibling in found:
+            other = "raw" if transport == "compressed" else "compressed"
+            why += f". {sibling} is read with image_transport {other}"
     return f"no image on {topic} yet: {why}"

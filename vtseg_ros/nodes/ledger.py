@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from typing import Any
 
 
 class Ledger:
@@ -47,3 +48,35 @@ class Ledger:
     def labelled_answered(self) -> int:
         """Labels whose image was answered."""
         return sum((self._labels & self._events[self.ANSWERED]).values())
+
+
+class Waiting:
+    """What waits for its counterpart of the same stamp; the oldest go when it becomes too much.
+
+    Args:
+        items, size: most things, and most bytes, that wait. Frames that never meet a label must not fill the memory.
+    """
+
+    def __init__(self, items: int = 600, size: int = 256 * 1024 * 1024) -> None:
+        self._items, self._size, self._held = items, size, 0
+        self._waiting: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+
+    def __contains__(self, stamp_ns: int) -> bool:
+        return stamp_ns in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, stamp_ns: int, thing: Any, size: int) -> None:
+        """Keep a thing of `size` bytes; one of the same stamp is replaced. The newest always stays."""
+        self.pop(stamp_ns)
+        self._waiting[stamp_ns] = (thing, size)
+        self._held += size
+        while len(self._waiting) > 1 and (len(self._waiting) > self._items or self._held > self._size):
+            self._held -= self._waiting.popitem(last=False)[1][1]
+
+    def pop(self, stamp_ns: int) -> Any:
+        """The thing of a stamp, no longer kept; None if there is none."""
+        thing, size = self._waiting.pop(stamp_ns, (None, 0))
+        self._held -= size
+        return thing

@@ -48,6 +48,8 @@ class Param:
         text = self.text + (f" One of: {', '.join(self.allowed)}." if self.allowed else "")
         descriptor = ParameterDescriptor(name=self.name, description=text, read_only=False)
         descriptor.type = _TYPES[type(self.default)].value
+        if self.live:
+            descriptor.additional_constraints = "Can change while the node runs."
         if self.low is not None:
             if isinstance(self.default, int):
                 descriptor.integer_range = [
@@ -79,19 +81,19 @@ class Parameters:
     Args:
         node: which.
         table: its parameters.
-        on_change: called with (name, value) after the checks, for live ones; raises ConfigError to refuse.
-        running: whether parameters that are not live are locked now.
+        on_change: called with (name, value) when all changes of a request passed the checks.
+        locked: why a parameter cannot change now; empty if it can.
     """
 
     def __init__(
         self,
         node: Node,
         table: tuple[Param, ...],
-        on_change: Callable[[str, Any], None],
-        running: Callable[[], bool],
+        on_change: Callable[[str, Any], None] = lambda name, value: None,
+        locked: Callable[[Param], str] = lambda param: "",
     ) -> None:
         self._table = {param.name: param for param in table}
-        self._node, self._on_change, self._running = node, on_change, running
+        self._node, self._on_change, self._locked = node, on_change, locked
         for param in table:
             # By type and not by value: rclpy takes an empty list for a byte array.
             value = Parameter(param.name, _TYPES[type(param.default)], param.default)
@@ -113,6 +115,7 @@ class Parameters:
                 raise ConfigError(problem)
 
     def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
+        accepted = []
         for change in changes:
             param = self._table.get(change.name)
             if param is None:
@@ -123,13 +126,18 @@ class Parameters:
                 else change.value
             )
             problem = param.problem(value)
-            if not problem and self._running() and not param.live and value != self[param.name]:
-                problem = f"{param.name} cannot change while the node is configured: clean it up first"
-            if not problem:
-                try:
-                    self._on_change(param.name, value)
-                except ConfigError as err:
-                    problem = f"{param.name}: {err}"
+            if not problem and value != self[param.name]:
+                reason = self._locked(param)
+                problem = f"{param.name} {reason}" if reason else ""
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
+            accepted.append((param.name, value))
+        # Only now: a request that sets several is refused as a whole.
+        for name, value in accepted:
+            self._on_change(name, value)
         return SetParametersResult(successful=True)
+
+
+def locked_while_running(param: Param) -> str:
+    """For nodes without a lifecycle: what is not live needs a restart."""
+    return "" if param.live else "cannot change while the node runs: start it anew"

@@ -88,6 +88,8 @@ class PlayerNode(Node):
         for topic, info in sorted(self._bag.topics.items()):
             if self._config.topics and topic not in self._config.topics:
                 continue
+            if topic == "/clock" and self._config.clock_hz:
+                continue  # the player's own
             package, _, name = info.msgtype.partition("/msg/")
             try:
                 kind = getattr(importlib.import_module(f"{package}.msg"), name)

@@ -11,6 +11,7 @@ from sensor_msgs.msg import Image
 from vtseg_ros.data.bags import BagWriter
 from vtseg_ros.data.images import decode_label
 from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED
@@ -32,17 +33,25 @@ class RecorderNode(Node):
         self.create_subscription(LabelMap, "segmentation/label_map", self._on_label_map, LATCHED)
 
     def _on_mask(self, message: Image) -> None:
+        try:
+            ids = decode_label(message)
+        except ImageError as err:
+            self.get_logger().error(f"a mask cannot be recorded: {err}", throttle_duration_sec=1.0)
+            return
         self._bag.write_label(
-            "/segmentation/mask/compressed", decode_label(message), stamp_ns(message.header),
-            message.header.frame_id, compressed=True,
+            "/segmentation/mask/compressed", ids, stamp_ns(message.header), message.header.frame_id, compressed=True
         )  # fmt: skip
 
     def _on_label_map(self, message: LabelMap) -> None:
-        if not self._labelled:
-            self._labelled = True
-            self._bag.write_label_map(
-                "/segmentation/label_map", label_set_of(message), stamp_ns(message.header)
-            )
+        if self._labelled:
+            return
+        try:
+            labels = label_set_of(message)
+        except ConfigError as err:
+            self.get_logger().error(f"the label map cannot be recorded: {err}", throttle_duration_sec=1.0)
+            return
+        self._labelled = True
+        self._bag.write_label_map("/segmentation/label_map", labels, stamp_ns(message.header))
 
     def close(self) -> None:
         self._bag.close()

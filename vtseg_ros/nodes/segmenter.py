@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from vtseg_ros.commands.arguments import size_from_text
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
+from vtseg_ros.nodes.loading import Loader, load_segmenter, one_line, read_ego_mask
 from vtseg_ros.nodes.outputs import Outputs
-from vtseg_ros.nodes.parameters import Parameters
+from vtseg_ros.nodes.parameters import Param, Parameters
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, parse_output_size
 from vtseg_ros.nodes.slots import Slots
@@ -35,8 +33,8 @@ class SegmenterNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        self._params = Parameters(self, PARAMETERS, self._on_parameter, lambda: self._segmenter is not None)
         self._segmenter: Segmenter | None = None
+        self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked)
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
         self._slots: Slots | None = None
@@ -45,9 +43,9 @@ class SegmenterNode(LifecycleNode):
         self._warned_at: dict[str, float] = {}
         self._activated_s = 0.0
         self._explained = False
-        self._seen_dropped: dict[str, int] = {}
-        self._loading: threading.Thread | None = None
-        self._loaded: Segmenter | VTSegError | None = None
+        self._seen: dict[str, diagnostics.Counts] = {}
+        self._loader = Loader()
+        self._running, self._restoring = "", False
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -60,9 +58,8 @@ class SegmenterNode(LifecycleNode):
 
     def _start_alone(self) -> None:
         self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
-        else:
+        done = TransitionCallbackReturn.SUCCESS
+        if self.trigger_configure() != done or self.trigger_activate() != done:
             self.exit_code, self.finished = 2, True
 
     # Lifecycle
@@ -70,14 +67,14 @@ class SegmenterNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._params.check_all()
-            self._segmenter = self._load(self._params["checkpoint"])
-            self._settings = Settings(self._params["overlay_alpha"], self._read_ego_mask())
-        except VTSegError as err:
-            self.get_logger().error(f"cannot configure: {err}")
+            settings = Settings(self._params["overlay_alpha"], read_ego_mask(self._params["ego_mask"]))
+            segmenter = load_segmenter(self._params, self._params["checkpoint"])
+        except Exception as err:  # rclpy swallows what a transition raises: whatever it is, say it
+            self.get_logger().error(f"cannot configure: {one_line(err)}")
             return TransitionCallbackReturn.FAILURE
         cameras = list(self._params["cameras"]) or [""]
         self._outputs = {camera: Outputs(self, camera) for camera in cameras}
-        segmenter = self._segmenter
+        self._segmenter, self._settings, self._running = segmenter, settings, self._params["checkpoint"]
         self.get_logger().info(
             f"{segmenter.checkpoint.path} ({segmenter.checkpoint.architecture}, {len(segmenter.labels)} classes) on "
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
@@ -108,7 +105,7 @@ class SegmenterNode(LifecycleNode):
                 on_info=lambda message, outputs=outputs: setattr(outputs, "latest_info", message),
             )
         self._activated_s, self._explained = time.monotonic(), False
-        self._seen_dropped = {}
+        self._seen = {}
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -117,6 +114,11 @@ class SegmenterNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.get_logger().error("a transition failed: everything is released, configure again")
+        self.close()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -140,41 +142,10 @@ class SegmenterNode(LifecycleNode):
         for outputs in self._outputs.values():
             outputs.destroy()
         self._outputs = {}
+        self._loader.discard()
         self._segmenter = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _load(self, checkpoint: str) -> Segmenter:
-        """A segmenter, warmed up: the first forward passes allocate and choose kernels."""
-        parameters = self._params
-        segmenter = Segmenter(
-            checkpoint,
-            device=parameters["device"],
-            precision=parameters["precision"],
-            window=parameters["window"],
-            input_size=size_from_text(parameters["input_size"]),
-            max_gap_s=parameters["max_gap"],
-            output_size=parse_output_size(parameters["output_size"]),
-            upsampling=parameters["upsampling"],
-            static_prior=parameters["static_prior"] or None,
-            min_confidence=parameters["min_confidence"],
-        )
-        blank = np.zeros((segmenter.input_size[1], segmenter.input_size[0], 3), np.uint8)
-        for _ in range(segmenter.window):
-            segmenter.step(blank)
-        segmenter.reset()
-        return segmenter
-
-    def _read_ego_mask(self) -> np.ndarray | None:
-        path = self._params["ego_mask"]
-        if not path:
-            return None
-        pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-        if pixels is None:
-            raise ConfigError(
-                f"ego_mask {path} cannot be read. Expected: a PNG whose non-zero pixels are the robot"
-            )
-        return pixels > 0
 
     # Parameters, services, timers
 
@@ -182,41 +153,51 @@ class SegmenterNode(LifecycleNode):
         if self._segmenter is None:
             return
         if name == "checkpoint":
-            if self._loading is not None:
-                raise ConfigError("another checkpoint is being loaded: try again when it is done")
-            self._loading = threading.Thread(target=self._load_other, args=(value,), daemon=True)
-            self._loading.start()
+            if not self._restoring and not self._loader.busy:
+                self._loader.start(lambda: load_segmenter(self._params, value))
         elif name == "overlay_alpha":
             self._settings.overlay_alpha = value
         elif name in ("window", "max_gap", "output_size"):
-            changed = parse_output_size(value) if name == "output_size" else value
-            attribute = {"max_gap": "max_gap_s"}.get(name, name)
-            with self._worker.lock if self._worker else threading.Lock():
-                setattr(self._segmenter, attribute, changed)
+            with self._worker.lock if self._worker else nullcontext():
+                self._apply(self._segmenter, name, value)
 
-    def _load_other(self, checkpoint: str) -> None:
-        try:
-            self._loaded = self._load(checkpoint)
-        except VTSegError as err:
-            self._loaded = err
+    def _locked(self, param: Param) -> str:
+        if self._segmenter is None:
+            return ""
+        if not param.live:
+            return "cannot change while the node is configured: clean it up first"
+        if param.name == "checkpoint" and self._loader.busy and not self._restoring:
+            return "cannot change: another one is being loaded. Try again when that is done"
+        return ""
 
     def _finish_loading(self) -> None:
-        if self._loading is None or self._loading.is_alive():
+        loaded = self._loader.poll()
+        if loaded is None or self._segmenter is None:
             return
-        self._loading.join()
-        self._loading, loaded, self._loaded = None, self._loaded, None
-        if not isinstance(loaded, Segmenter):
-            self.get_logger().error(f"the checkpoint was not changed: {loaded}")
+        if isinstance(loaded, Exception):
+            self.get_logger().error(f"the checkpoint was not changed: {one_line(loaded)}")
+            # The parameter says what runs.
+            self._restoring = True
+            self.set_parameters([Parameter("checkpoint", Parameter.Type.STRING, self._running)])
+            self._restoring = False
             return
-        if self._segmenter is None:
-            return
-        self._segmenter = loaded
-        if self._worker is not None:
-            with self._worker.lock:
+        # What changed while it was loading.
+        for name in ("window", "max_gap", "output_size"):
+            self._apply(loaded, name, self._params[name])
+        with self._worker.lock if self._worker else nullcontext():
+            for outputs in self._outputs.values():
+                outputs.publish_labels(loaded.labels)
+            self._segmenter, self._running = loaded, self._params["checkpoint"]
+            if self._worker is not None:
                 self._worker.segmenter = loaded
-        for outputs in self._outputs.values():
-            outputs.publish_labels(loaded.labels)
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
+
+    @staticmethod
+    def _apply(segmenter: Segmenter, name: str, value: Any) -> None:
+        if name == "output_size":
+            segmenter.output_size = parse_output_size(value)
+        else:
+            setattr(segmenter, {"max_gap": "max_gap_s"}.get(name, name), value)
 
     def _on_image(self, camera: str, message: Any) -> None:
         worker = self._worker
@@ -228,7 +209,7 @@ class SegmenterNode(LifecycleNode):
         response.success = self._segmenter is not None
         response.message = "the window is empty" if response.success else "not configured"
         if response.success:
-            with self._worker.lock if self._worker else threading.Lock():
+            with self._worker.lock if self._worker else nullcontext():
                 self._segmenter.reset()
         return response
 
@@ -266,24 +247,27 @@ class SegmenterNode(LifecycleNode):
             "precision": segmenter.precision,
             "checkpoint": str(segmenter.checkpoint.path),
             "window": str(segmenter.window),
+            "memory (MB)": f"{diagnostics.memory_mb():.0f}",
         }
         if segmenter.device.type == "cuda":
             facts["GPU memory (MB)"] = f"{torch.cuda.memory_allocated(segmenter.device) / 1e6:.0f}"
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         for camera, counters in self._slots.counters.items():
+            counts = diagnostics.Counts(**vars(counters))
             array.status.append(
                 diagnostics.status(
                     name=f"{self.get_fully_qualified_name().lstrip('/')}: {camera or 'camera'}",
                     hardware_id=str(segmenter.device),
                     health=self._worker.health[camera],
-                    counters=counters,
-                    previous_dropped=self._seen_dropped.get(camera, 0),
+                    counts=counts,
+                    before=self._seen.get(camera, diagnostics.Counts()),
+                    enabled=self._worker.enabled,
                     now=now,
                     facts=facts,
                 )
             )
-            self._seen_dropped[camera] = counters.dropped
+            self._seen[camera] = counts
         self._diagnostics.publish(array)
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass
 class Counters:
-    """What became of a camera's frames. Once idle: received = answered + dropped + rejected."""
+    """What became of a camera's frames. Once idle: received = answered + dropped + rejected.
+
+    Read freely; changed only by `Slots`, under its lock: callbacks and the worker both count.
+    """
 
     received: int = 0
     answered: int = 0
@@ -67,21 +70,28 @@ class Slots:
             self._condition.notify()
 
     def take(self, timeout_s: float) -> Taken | None:
-        """What waits, oldest first; an empty `Taken` after the timeout, None when closed and empty."""
+        """What waits, oldest first; an empty `Taken` after the timeout, None when closed and all is told."""
         with self._condition:
             if not self._newest and not self._closed:
                 self._condition.wait(timeout_s)
-            if not self._newest:
+            if not self._newest and not self._dropped:
                 return None if self._closed else Taken()
             taken = Taken(sorted(self._newest.values(), key=lambda p: p.received_s), self._dropped)
             self._newest, self._dropped = {}, []
             return taken
 
-    def close(self) -> None:
-        """No more takes after what still waits, which counts as dropped."""
+    def count(self, camera: str, what: str) -> None:
+        """Add one to `answered`, `dropped` or `rejected` of a camera."""
         with self._condition:
-            for camera in self._newest:
+            counters = self.counters[camera]
+            setattr(counters, what, getattr(counters, what) + 1)
+
+    def close(self) -> None:
+        """What still waits counts as dropped; the next take tells it, the one after that is None."""
+        with self._condition:
+            for camera, pending in self._newest.items():
                 self.counters[camera].dropped += 1
+                self._dropped.append(pending)
             self._newest.clear()
             self._closed = True
             self._condition.notify_all()

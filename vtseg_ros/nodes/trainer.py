@@ -10,7 +10,7 @@ from rclpy.node import Node
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.msg import TrainingProgress
-from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.training.config import load_config
 from vtseg_ros.training.run import Progress, train
@@ -33,7 +33,7 @@ class TrainerNode(Node):
 
     def __init__(self) -> None:
         super().__init__("trainer")
-        self._params = Parameters(self, PARAMETERS, lambda name, value: None, lambda: True)
+        self._params = Parameters(self, PARAMETERS, locked=locked_while_running)
         self._params.check_all()
         self._config = load_config(self._params["config"])
         self.finished, self.exit_code = False, 0

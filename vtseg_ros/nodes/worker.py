@@ -68,7 +68,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the frame in work, drop what waits, tell the final counts."""
+        """Finish the frame in work, drop what waits and say so, tell the final counts."""
         self._slots.close()
         self._thread.join()
         self._publish_idle()
@@ -134,9 +134,9 @@ class Worker:
         decode_s: float,
         began: float,
     ) -> None:
-        counters, health = self._slots.counters[pending.camera], self.health[pending.camera]
+        health = self.health[pending.camera]
         if result.duplicate:
-            counters.dropped += 1
+            self._slots.count(pending.camera, "dropped")
             self._status(pending, SegmentationStatus.DROPPED)
             return
         mask = result.mask
@@ -151,7 +151,7 @@ class Worker:
             self._settings.overlay_alpha,
         )
         done = time.monotonic()
-        counters.answered += 1
+        self._slots.count(pending.camera, "answered")
         health.outputs.append(done)
         health.latencies.append(done - pending.received_s)
         health.last_error = ""
@@ -171,7 +171,7 @@ class Worker:
             self._reject(pending, f"inference failed: {reason}", time.monotonic() - pending.received_s)
 
     def _reject(self, pending: Pending, reason: str, total_s: float) -> None:
-        self._slots.counters[pending.camera].rejected += 1
+        self._slots.count(pending.camera, "rejected")
         self.health[pending.camera].last_rejection = reason
         self._warn(f"rejected {pending.camera}", f"image rejected: {reason}")
         self._status(pending, SegmentationStatus.REJECTED, reason=reason, total_s=total_s)

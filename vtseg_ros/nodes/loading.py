@@ -1,0 +1,100 @@
+"""Segmenters from parameters: loaded and warmed up, at once or in a thread beside a running one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from vtseg_ros.commands.arguments import size_from_text
+from vtseg_ros.engine import Segmenter
+from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.nodes.parameters import Parameters
+from vtseg_ros.nodes.segmenter_parameters import parse_output_size
+
+
+def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:
+    """A segmenter, warmed up: the first forward passes allocate and choose kernels.
+
+    Raises:
+        VTSegError: naming what is wrong.
+    """
+    segmenter = Segmenter(
+        checkpoint,
+        device=parameters["device"],
+        precision=parameters["precision"],
+        window=parameters["window"],
+        input_size=size_from_text(parameters["input_size"]),
+        max_gap_s=parameters["max_gap"],
+        output_size=parse_output_size(parameters["output_size"]),
+        upsampling=parameters["upsampling"],
+        static_prior=parameters["static_prior"] or None,
+        min_confidence=parameters["min_confidence"],
+    )
+    blank = np.zeros((segmenter.input_size[1], segmenter.input_size[0], 3), np.uint8)
+    for _ in range(segmenter.window):
+        segmenter.step(blank)
+    segmenter.reset()
+    return segmenter
+
+
+def read_ego_mask(path: str) -> np.ndarray | None:
+    """(h, w) bool of a PNG, True where the robot sees itself; None for an empty path.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    if not path:
+        return None
+    pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise ConfigError(
+            f"ego_mask {path} cannot be read. Expected: a PNG whose non-zero pixels are the robot"
+        )
+    return pixels > 0
+
+
+def one_line(err: Exception) -> str:
+    """An error for the log: our own as they are, others with their type, first line only."""
+    text = (str(err).strip().splitlines() or [""])[0]
+    return text if isinstance(err, VTSegError) else f"{type(err).__name__}: {text}"
+
+
+class Loader:
+    """Loads one segmenter at a time in a thread."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._result: Segmenter | Exception | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being loaded, or waits for `poll`."""
+        return self._thread is not None
+
+    def start(self, load: Callable[[], Segmenter]) -> None:
+        """Begin to load; must not be busy."""
+        self._thread = threading.Thread(target=self._run, args=(load,), name="loading", daemon=True)
+        self._thread.start()
+
+    def _run(self, load: Callable[[], Segmenter]) -> None:
+        try:
+            self._result = load()
+        except Exception as err:  # told by the node; a thread's own traceback would go unseen
+            self._result = err
+
+    def poll(self) -> Segmenter | Exception | None:
+        """The segmenter, or why there is none, once; None while it is not done."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread.join()
+        self._thread, result, self._result = None, self._result, None
+        return result
+
+    def discard(self) -> None:
+        """Wait for what is being loaded and forget it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = self._result = None
