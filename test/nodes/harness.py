@@ -47,19 +47,22 @@ class Harness:
     def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE):
         return self.node.create_publisher(kind, topic, qos)
 
-    def call(self, kind: type, service: str, request, timeout_s: float = 20.0):
-        """Call a service and wait for its answer."""
+    def call(self, kind: type, service: str, request, timeout_s: float = 20.0, attempts: int = 3):
+        """Call a service and wait for its answer; a lost call is repeated, so the service must bear that."""
         client = self._clients.get(service)
         if client is None:
             client = self._clients[service] = self.node.create_client(kind, service)
             assert client.wait_for_service(timeout_s), service
             # The server must know the client too: an answer sent before that is lost, and the call with it.
             time.sleep(SETTLE_S)
-        done = threading.Event()
-        future = client.call_async(request)
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(timeout_s), f"{service} did not answer"
-        return future.result()
+        for _ in range(attempts):
+            done = threading.Event()
+            future = client.call_async(request)
+            future.add_done_callback(lambda _, done=done: done.set())
+            if done.wait(timeout_s):
+                return future.result()
+            future.cancel()
+        raise AssertionError(f"{service} did not answer {attempts} calls of {timeout_s} s")
 
     def close(self) -> None:
         self._stop = True

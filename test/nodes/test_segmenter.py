@@ -18,7 +18,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from nodes.encoders import NS, compressed_message, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 from vtseg_ros.msg import LabelMap, SegmentationStatus
@@ -243,8 +243,62 @@ def test_checkpoint_swap_while_running(setting, tmp_path):
         ).frames_in_window
         == 3
     )
+    # The parameter says what runs, not what failed.
+    request = GetParameters.Request(names=["checkpoint"])
+    got = setting.harness.call(GetParameters, f"{setting.ns}/segmenter/get_parameters", request)
+    assert got.values[0].string_value == str(other)
+    # What changes while another one is loading holds for the new one too.
     assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
+    assert setting.set("output_size", string_value="16x8").successful
     wait_until(lambda: setting.node.output().count("now running") == 2, 30)
+    setting.answer(setting.images, image_message(picture(6), "rgb8", setting.next_stamp()))
+    wait_until(lambda: (setting.masks[-1].width, setting.masks[-1].height) == (16, 8), 5)
+    assert setting.set("output_size", string_value="input").successful
+
+
+def test_a_swap_misses_no_beat(setting, tmp_path):
+    """While another checkpoint loads and warms up, images are answered and diagnostics go on."""
+    from conftest import make_checkpoint
+
+    other = make_checkpoint(tmp_path / "wide.safetensors", window=8)
+    beats = setting.harness.collect(DiagnosticArray, "/diagnostics")
+    before = setting.node.output().count("now running")
+    assert setting.set("checkpoint", string_value=str(other)).successful
+    swapped = False
+    while not swapped:
+        swapped = setting.node.output().count("now running") > before
+        status = setting.answer(setting.images, image_message(picture(12), "rgb8", setting.next_stamp()))
+        assert status.event == SegmentationStatus.ANSWERED
+    assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
+    wait_until(lambda: setting.node.output().count("now running") == before + 2, 30)
+    wait_until(lambda: sum("raw/segmenter" in a.status[0].name for a in beats) >= 2, 20)
+    times = [
+        a.header.stamp.sec + a.header.stamp.nanosec / 1e9
+        for a in beats
+        if "raw/segmenter" in a.status[0].name
+    ]
+    assert max(b - a for a, b in zip(times, times[1:])) < 5.0
+
+
+def test_a_request_is_refused_as_a_whole(setting):
+    parameters = [
+        Parameter(
+            name="output_size", value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="8x8")
+        ),
+        Parameter(
+            name="overlay_alpha", value=ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=0.2)
+        ),
+        Parameter(
+            name="device", value=ParameterValue(type=ParameterType.PARAMETER_STRING, string_value="gpu")
+        ),
+    ]
+    service = f"{setting.ns}/segmenter/set_parameters_atomically"
+    request = SetParametersAtomically.Request(parameters=parameters)
+    result = setting.harness.call(SetParametersAtomically, service, request).result
+    assert not result.successful and "device must be" in result.reason
+    status = setting.answer(setting.images, image_message(picture(5), "rgb8", setting.next_stamp()))
+    wait_until(lambda: setting.masks[-1].header.stamp == status.header.stamp, 5)
+    assert (setting.masks[-1].width, setting.masks[-1].height) == (80, 48)
 
 
 def test_pause_and_resume(setting):
@@ -341,7 +395,7 @@ def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint,
 
     def change(transition: int) -> bool:
         request = ChangeState.Request(transition=Transition(id=transition))
-        return harness.call(ChangeState, "/managed/segmenter/change_state", request, 60.0).success
+        return harness.call(ChangeState, "/managed/segmenter/change_state", request, 60.0, attempts=1).success
 
     def state() -> str:
         return harness.call(GetState, "/managed/segmenter/get_state", GetState.Request()).current_state.label

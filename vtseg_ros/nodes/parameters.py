@@ -95,17 +95,17 @@ class Parameters:
         self._table = {param.name: param for param in table}
         self._node, self._on_change, self._locked = node, on_change, locked
         for param in table:
-            # By type and not by value: rclpy takes an empty list for a byte array.
-            value = Parameter(param.name, _TYPES[type(param.default)], param.default)
-            node.declare_parameter(
-                param.name, value.value if param.default != [] else value.type_, param.descriptor()
-            )
+            kind = _TYPES[type(param.default)]
+            # rclpy takes an empty list for a byte array: declared by type, and then given its value, since one
+            # parameter without a value makes every request for several come back empty.
+            empty = param.default == []
+            node.declare_parameter(param.name, kind if empty else param.default, param.descriptor())
+            if empty and node.get_parameter_or(param.name, None).value is None:
+                node.set_parameters([Parameter(param.name, kind, [])])
         node.add_on_set_parameters_callback(self._on_set)
 
     def __getitem__(self, name: str) -> Any:
-        value = self._node.get_parameter_or(name, None)
-        found = value.value if value is not None else None
-        return self._table[name].default if found is None else found
+        return self._node.get_parameter(name).value
 
     def check_all(self) -> None:
         """Raise ConfigError for the first value that is not allowed (overrides are not checked when declared)."""

@@ -1,0 +1,76 @@
+"""Newest-only slots: nothing is lost from the counts."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+from vtseg_ros.nodes.ledger import Ledger, Waiting
+from vtseg_ros.nodes.slots import Slots
+
+
+def test_the_newest_of_every_camera_is_taken_oldest_first():
+    slots = Slots(["fast", "slow"])
+    for message in (1, 2, 3):
+        slots.put("fast", message)
+    slots.put("slow", 10)
+    slots.put("fast", 4)
+    taken = slots.take(0.0)
+    assert [(p.camera, p.message) for p in taken.frames] == [("slow", 10), ("fast", 4)]
+    assert [p.message for p in taken.dropped] == [1, 2, 3]
+    assert slots.take(0.0).frames == []
+
+
+def test_what_waits_at_the_end_is_told_as_dropped():
+    slots = Slots(["a"])
+    slots.put("a", 1)
+    slots.put("a", 2)
+    slots.close()
+    taken = slots.take(0.0)
+    assert taken.frames == [] and sorted(p.message for p in taken.dropped) == [1, 2]
+    assert slots.counters["a"].dropped == slots.counters["a"].received == 2
+    assert slots.take(0.0) is None
+
+
+def test_counts_from_two_threads_add_up():
+    slots, rounds = Slots(["a"]), 20_000
+
+    def work(what: str) -> None:
+        for _ in range(rounds):
+            slots.count("a", what)
+
+    threads = [threading.Thread(target=work, args=(what,)) for what in ("dropped", "dropped", "answered")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (slots.counters["a"].dropped, slots.counters["a"].answered) == (2 * rounds, rounds)
+
+
+def test_a_ledger_of_a_looped_bag():
+    ledger = Ledger()
+    for _ in range(2):
+        for stamp in (1, 2, 3):
+            ledger.saw_image(stamp)
+            ledger.saw_label(stamp)
+    for event, stamp in (("answered", 1), ("answered", 1), ("dropped", 2), ("answered", 2), ("rejected", 3)):
+        ledger.saw_status(event, stamp)
+    assert ledger.counts() == {
+        "frames_seen": 6, "labelled_frames": 6, "frames_received": 5, "frames_answered": 3, "frames_dropped": 1,
+        "frames_rejected": 1, "frames_lost": 1,
+    }  # fmt: skip
+    assert ledger.labelled_answered() == 3
+
+
+def test_what_waits_for_its_counterpart_is_bounded():
+    waiting = Waiting(items=3, size=100)
+    for stamp in range(5):
+        waiting.put(stamp, f"thing {stamp}", 10)
+    assert [stamp in waiting for stamp in range(5)] == [False, False, True, True, True]
+    waiting.put(9, "large", 95)
+    assert len(waiting) == 1 and waiting.pop(9) == "large" and waiting.pop(9) is None
+    waiting.put(10, "larger than all", 1000)
+    assert 10 in waiting
