@@ -15,7 +15,7 @@ from vtseg_ros.data.bags import BagReader, read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
-from vtseg_ros.evaluation.protocol import Outcome, evaluate, labelled_frames
+from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.selection import MODELS, Selection, open_systems
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import write_atomically
@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, default=1, metavar="N",
         help="score every n-th labelled frame; temporal scores need 1 (default)",
     )  # fmt: skip
-    parser.add_argument("--stride", type=int, default=1, metavar="N", help="see only every n-th frame")
+    parser.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="frames of a window are this far apart"
+    )
     parser.add_argument(
         "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
     )
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     systems = open_systems(selection, store.index)
     for bag in args.bag:
         _check_classes(bag, systems[0].labels, systems[0].info.checkpoint)
-    with track(len(labelled_frames(store, args.every)), "evaluating") as advance:
+    with track(len(store.index.labelled(args.every)), "evaluating") as advance:
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
     facts = _facts(args, store, outcome)
     _print(outcome)
@@ -127,7 +129,7 @@ def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dic
     if args.every > 1:
         facts["scored"] = f"every {args.every}th label"
     if args.stride > 1:
-        facts["seen"] = f"every {args.stride}th frame"
+        facts["windows"] = f"of frames {args.stride} apart"
     return facts
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer, WriterError
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from vtseg_ros.data import messages
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of, typestore
-from vtseg_ros.errors import BagError
+from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.labels import LabelSet
 
 JPEG_QUALITY = 95
@@ -129,11 +132,42 @@ class BagReader:
                 continue
             yield topic, time_ns, message
 
-    def read(self, topic: str, time_ns: int):
-        """The message of a topic at a bag time, by seeking; BagError if there is none."""
+    def read(self, topic: str, time_ns: int, stamp_ns: int | None = None):
+        """The message of a topic at a bag time, by seeking.
+
+        Args:
+            stamp_ns: header stamp, which tells messages apart that were recorded at the same time; None = the first.
+
+        Raises:
+            BagError: if there is none, or the storage or the message is damaged.
+        """
         for _, _, message in self.messages([topic], time_ns, time_ns + 1):
-            return message
+            if stamp_ns is None or messages.stamp_of(message) == stamp_ns:
+                return message
         raise BagError(f"bag {self.path}, topic {topic}: no message at {time_ns} ns")
+
+
+class OpenBags:
+    """Bags opened when they are first asked for, anew in each process.
+
+    A forked process shares file positions with its parent: what it reads from its parent's files is a matter of luck.
+
+    Args:
+        paths: one per bag.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths, self._open, self._process = paths, {}, os.getpid()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}
+
+    def __getitem__(self, number: int) -> BagReader:
+        if self._process != os.getpid():
+            self._process, self._open = os.getpid(), {}
+        if number not in self._open:
+            self._open[number] = BagReader(self._paths[number])
+        return self._open[number]
 
 
 def _line(err: Exception) -> str:
@@ -150,29 +184,41 @@ def find_topics(bag: BagReader) -> tuple[str, str | None]:
     Raises:
         BagError: if there is no or more than one candidate; names them.
     """
-    names = [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
-    labels = [name for name in names if "label" in name]
     others = ("label", "mask", "confidence", "depth", "flow", "overlay", "color")
-    images = [name for name in names if not any(word in name for word in others)]
-    for kind, found in (("image", images), ("label", labels)):
-        if len(found) > 1:
-            raise BagError(f"bag {bag.path} has several {kind} topics: {', '.join(found)}. Name one")
+    images = [name for name in _image_topics(bag) if not any(word in name for word in others)]
+    if len(images) > 1:
+        raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
         raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
-    return images[0], labels[0] if labels else None
+    return images[0], find_label_topic(bag)
+
+
+def find_label_topic(bag: BagReader) -> str | None:
+    """The bag's image topic with `label` in its name, or None; BagError if there are several."""
+    labels = [name for name in _image_topics(bag) if "label" in name]
+    if len(labels) > 1:
+        raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
+    return labels[0] if labels else None
+
+
+def _image_topics(bag: BagReader) -> list[str]:
+    return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
 
 
 def read_label_set(bag: BagReader) -> LabelSet | None:
-    """The class list of the bag's LabelMap topic, or None when it has none."""
+    """The class list of the bag's LabelMap topic, or None when it has none; BagError if it is not a class list."""
     for name, info in bag.topics.items():
         if info.msgtype == LABEL_MAP and info.count:
             for _, _, message in bag.messages([name]):
-                return label_set_of(message)
+                try:
+                    return label_set_of(message)
+                except ConfigError as err:
+                    raise BagError(f"bag {bag.path}, topic {name}: {err}") from err
     return None
 
 
 class BagWriter:
-    """A bag written message by message; use it as a context manager.
+    """A bag written message by message; use it as a context manager: an exception inside removes what was begun.
 
     Args:
         path: folder to make; must not exist.
@@ -188,29 +234,50 @@ class BagWriter:
             raise BagError(f"{self.path} exists: nothing is overwritten. Remove it or choose another name")
         if storage not in STORAGES:
             raise BagError(f"storage must be one of {', '.join(STORAGES)}. Got: {storage!r}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Version 8 is what Humble writes and every newer release reads.
             self._writer = Writer(self.path, version=8, storage_plugin=STORAGES[storage])
             self._writer.open()
-        except (WriterError, OSError) as err:
-            raise BagError(f"bag {self.path} cannot be written: {_line(err)}") from err
         self._connections: dict[str, object] = {}
 
     def __enter__(self) -> BagWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            try:
+                self.close()
+                return
+            except BagError:
+                self._remove()
+                raise
+        self._remove()
 
     def close(self) -> None:
-        self._writer.close()
+        """Finish the bag; without it there is no metadata.yaml and readers refuse it."""
+        with self._told():
+            self._writer.close()
+
+    def _remove(self) -> None:
+        with suppress(Exception):  # a storage that cannot be written may not close either
+            self._writer.abort()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of the disk and of the storage in one line."""
+        try:
+            yield
+        except Exception as err:  # sqlite's come in the class of whichever binding rosbags uses
+            raise BagError(f"bag {self.path} cannot be written: {_line(err)}") from err
 
     def write_raw(self, topic: str, msgtype: str, data: bytes, time_ns: int) -> None:
-        """Add a serialized message."""
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=typestore())
-        self._writer.write(self._connections[topic], time_ns, data)
+        """Add a serialized message; BagError if the disk is full."""
+        with self._told():
+            if topic not in self._connections:
+                self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=typestore())
+            self._writer.write(self._connections[topic], time_ns, data)
 
     def write(self, topic: str, msgtype: str, message, time_ns: int) -> None:
         """Add a message at a bag time."""

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from vtseg_ros.data.augmentation import Draw
-from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.bags import BagReader, OpenBags
 from vtseg_ros.data.images import decode_float
-from vtseg_ros.data.messages import IMAGE
-from vtseg_ros.data.windows import FrameIndex, header_stamp
+from vtseg_ros.data.messages import IMAGE, header_stamp
+from vtseg_ros.data.windows import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
 
 Provider = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -80,7 +80,7 @@ class FlowTopic:
 
     def __init__(self, index: FrameIndex, topic: str) -> None:
         self.index, self.topic = index, topic
-        self._bags: dict[int, BagReader] = {}
+        self._bags = OpenBags([source.path for source in index.sources])
         self._times = [self._scan(number) for number in range(len(index.sources))]
         for start, stop in index.sequences:
             for frame in index.frames[start + 1 : stop]:
@@ -100,9 +100,6 @@ class FlowTopic:
                 )
             return {header_stamp(data): time_ns for _, _, time_ns, data in bag.raw([self.topic])}
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_bags": {}}
-
     def read(self, number: int, size: tuple[int, int]) -> np.ndarray:
         """Backward flow of a frame at (width, height) px: (height, width, 2) float32.
 
@@ -110,9 +107,9 @@ class FlowTopic:
             ImageError, BagError: for a corrupt message.
         """
         frame = self.index.frames[number]
-        if frame.source not in self._bags:
-            self._bags[frame.source] = BagReader(self.index.sources[frame.source].path)
-        message = self._bags[frame.source].read(self.topic, self._times[frame.source][frame.stamp_ns])
+        message = self._bags[frame.source].read(
+            self.topic, self._times[frame.source][frame.stamp_ns], frame.stamp_ns
+        )
         return resize_flow(decode_float(message, 2), size)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.labels import LabelSet
 
 NS = 1_000_000_000
@@ -47,6 +48,19 @@ def header(stamp_ns: int, frame_id: str):
 def stamp_of(message) -> int:
     """Nanoseconds of a message's header stamp."""
     return message.header.stamp.sec * NS + message.header.stamp.nanosec
+
+
+def header_stamp(data: bytes) -> int:
+    """Nanoseconds of the header stamp of a serialized message whose first field is a std_msgs/Header.
+
+    Raises:
+        BagError: if it is too short for one.
+    """
+    if len(data) < 12:
+        raise BagError(f"a message of {len(data)} bytes has no header")
+    order = "little" if data[1] & 1 else "big"
+    sec = int.from_bytes(data[4:8], order, signed=True)
+    return sec * NS + int.from_bytes(data[8:12], order)
 
 
 def image_message(array: np.ndarray, encoding: str, stamp_ns: int, frame_id: str):
@@ -102,8 +116,15 @@ def label_map_message(labels: LabelSet, stamp_ns: int):
 
 
 def label_set_of(message) -> LabelSet:
-    """The class list of a LabelMap message (a bag's or rclpy's)."""
+    """The class list of a LabelMap message (a bag's or rclpy's).
+
+    Raises:
+        ConfigError: if the ids are not 0, 1, 2 ..., or names or colours are not a class list's.
+    """
     entries = sorted(message.labels, key=lambda entry: entry.id)
+    ids = [int(entry.id) for entry in entries]
+    if ids != list(range(len(ids))):
+        raise ConfigError(f"a label map has the ids 0 to {max(len(ids) - 1, 0)}, each once. Got: {ids}")
     return LabelSet(
         tuple(entry.name for entry in entries), tuple((int(e.r), int(e.g), int(e.b)) for e in entries)
     )

@@ -53,6 +53,7 @@ class _Images:
 
     def __init__(self, store: FrameStore, keep: int, corrupt: list[tuple[int, str]]) -> None:
         self._store, self._keep, self._corrupt = store, keep, corrupt
+        self.index = store.index
         self._decoded: dict[int, np.ndarray | None] = {}
 
     def __getitem__(self, number: int) -> np.ndarray | None:
@@ -77,15 +78,15 @@ class _Feed:
 
     def mask(self, images: _Images, newest: int, first: int, size: tuple[int, int]) -> np.ndarray:
         """Mask of frame `newest`, whose sequence starts at `first`; its image is not corrupt."""
-        oldest = max(first, newest - self.system.info.window + 1)
-        if first != self._first or not oldest <= self._next <= newest:
+        window = images.index.window(newest, first, self.system.info.window)
+        if first != self._first or self._next not in window:
             self.system.reset()
-            self._first, self._next = first, oldest
-        for number in range(self._next, newest):
+            self._first, self._next = first, window[0]
+        for number in window[window.index(self._next) : -1]:
             image = images[number]
             if image is not None:
                 self.system.step(number, image, self.system.info.input_size)
-        self._next = newest + 1
+        self._next = newest + images.index.stride
         return self.system.step(newest, images[newest], size)
 
 
@@ -111,10 +112,11 @@ def evaluate(
     """
     index, labels = store.index, systems[0].labels
     outcome = Outcome([s.info for s in systems], [Scores(labels, keep=0) for _ in systems])
-    chosen = labelled_frames(store, every)
+    chosen = index.labelled(every)
     outcome.labelled = len(chosen)
     shown = {chosen[i][0] for i in np.linspace(0, len(chosen) - 1, min(pictures, len(chosen))).astype(int)}
-    images = _Images(store, max(s.info.window for s in systems), outcome.corrupt)
+    outcome.corrupt += [(c.time_ns, f"{c.topic}: {c.reason}") for c in index.corrupt]
+    images = _Images(store, max(s.info.window for s in systems) * index.stride, outcome.corrupt)
     feeds = [_Feed(system) for system in systems]
     last = -1
     for number, first in chosen:
@@ -139,16 +141,6 @@ def evaluate(
         for number, reason in system.problems:
             outcome.corrupt.append((index.frames[number].stamp_ns, f"{system.info.name}, {reason}"))
     return outcome
-
-
-def labelled_frames(store: FrameStore, every: int) -> list[tuple[int, int]]:
-    """(frame number, first frame of its sequence) of every n-th labelled frame of each sequence."""
-    index = store.index
-    found = []
-    for first, stop in index.sequences:
-        labelled = [n for n in range(first, stop) if index.frames[n].label_ns is not None]
-        found += [(number, first) for number in labelled[::every]]
-    return found
 
 
 def _label(store: FrameStore, number: int, outcome: Outcome) -> np.ndarray | None:

@@ -1,0 +1,293 @@
+"""Image messages to arrays, compared with formulas written out here; bad ones refused with a reason."""
+
+from __future__ import annotations
+
+import zlib
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtseg_ros.data.images import (
+    ENCODINGS,
+    MAX_PIXELS,
+    decode_any,
+    decode_compressed,
+    decode_float,
+    decode_image,
+    decode_label,
+)
+from vtseg_ros.errors import ImageError
+
+BYTES_PER_PIXEL = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "uyvy": 2,
+                   "yuv422_yuy2": 2, "yuyv": 2}  # fmt: skip
+
+
+def message(rows: np.ndarray, encoding: str, width: int, height: int, *, big: bool = False, padding: int = 0):
+    """A message whose rows end in `padding` bytes of rubbish."""
+    rows = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAB)
+    return SimpleNamespace(
+        height=height, width=width, encoding=encoding, is_bigendian=int(big), step=rows.shape[1],
+        data=rows.reshape(-1),
+    )  # fmt: skip
+
+
+def rgb_of(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601, studio range: (H, W) each -> (H, W, 3) uint8."""
+    y, u, v = 1.164383 * (y.astype(float) - 16), u.astype(float) - 128, v.astype(float) - 128
+    rgb = np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=2)
+    return np.clip(np.round(rgb), 0, 255).astype(np.uint8)
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: int) -> bool:
+    return found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= tolerance
+
+
+sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(size=sizes, seed=seeds, padding=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_plain_encodings(size, seed, padding):
+    height, width = size
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    alpha = rng.integers(0, 256, (height, width, 1), dtype=np.uint8)
+    rows = {
+        "rgb8": rgb,
+        "bgr8": rgb[..., ::-1],
+        "rgba8": np.concatenate([rgb, alpha], axis=2),
+        "bgra8": np.concatenate([rgb[..., ::-1], alpha], axis=2),
+    }
+    for encoding, pixels in rows.items():
+        found = decode_image(message(pixels, encoding, width, height, padding=padding))
+        assert found.dtype == np.uint8 and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, rgb)
+    gray = rgb[..., 0]
+    found = decode_image(message(gray, "mono8", width, height, padding=padding))
+    np.testing.assert_array_equal(found, np.repeat(gray[..., None], 3, axis=2))
+
+
+@given(size=sizes, seed=seeds, padding=st.integers(0, 3), big=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_mono16_is_divided_by_257_in_both_byte_orders(size, seed, padding, big):
+    deep = np.random.default_rng(seed).integers(0, 65536, size)
+    rows = deep.astype(">u2" if big else "<u2")
+    found = decode_image(message(rows, "mono16", size[1], size[0], big=big, padding=padding))
+    expected = np.floor(deep / 257 + 0.5).astype(np.uint8)  # k + 0.5 cannot occur: 257 is odd
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, axis=2))
+
+
+@given(size=sizes, seed=seeds, padding=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_packed_yuv(size, seed, padding):
+    height, width = size[0], 2 * size[1]
+    rng = np.random.default_rng(seed)
+    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
+    u, v = rng.integers(16, 241, (2, height, width // 2), dtype=np.uint8)
+    expected = rgb_of(y, np.repeat(u, 2, axis=1), np.repeat(v, 2, axis=1))
+    uyvy = np.stack([u, y[:, 0::2], v, y[:, 1::2]], axis=2)
+    yuyv = np.stack([y[:, 0::2], u, y[:, 1::2], v], axis=2)
+    for encoding, rows in (("yuv422", uyvy), ("uyvy", uyvy), ("yuv422_yuy2", yuyv), ("yuyv", yuyv)):
+        found = decode_image(message(rows, encoding, width, height, padding=padding))
+        assert close(found, expected, 2), encoding
+
+
+@given(size=sizes, seed=seeds, padding=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_planar_yuv(size, seed, padding):
+    height, width = 2 * size[0], 2 * size[1]
+    rng = np.random.default_rng(seed)
+    y = rng.integers(16, 236, (height, width), dtype=np.uint8)
+    u, v = rng.integers(16, 241, (2, height // 2, width // 2), dtype=np.uint8)
+    expected = rgb_of(y, u.repeat(2, 0).repeat(2, 1), v.repeat(2, 0).repeat(2, 1))
+    for encoding, pair in (("nv12", (u, v)), ("nv21", (v, u))):
+        chroma = np.stack(pair, axis=2).reshape(height // 2, width)
+        found = decode_image(message(np.vstack([y, chroma]), encoding, width, height, padding=padding))
+        assert close(found, expected, 2), encoding
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_bayer(pattern, rng):
+    """Away from the border: a pixel keeps its own sample, the other two channels are their neighbours' means."""
+    height, width = 12, 16
+    mosaic = rng.integers(0, 256, (height, width), dtype=np.uint8)
+    channel = np.array(
+        [["rgb".index(pattern[2 * (r % 2) + c % 2]) for c in range(width)] for r in range(height)]
+    )
+    expected = np.zeros((height, width, 3))
+    for r in range(1, height - 1):
+        for c in range(1, width - 1):
+            near = channel[r - 1 : r + 2, c - 1 : c + 2]
+            samples = mosaic[r - 1 : r + 2, c - 1 : c + 2]
+            for wanted in range(3):
+                own = channel[r, c] == wanted
+                # A green pixel has greens at its corners too, and is not averaged with them.
+                expected[r, c, wanted] = mosaic[r, c] if own else samples[near == wanted].mean()
+    found = decode_image(message(mosaic, f"bayer_{pattern}8", width, height, padding=3))
+    assert close(found[1:-1, 1:-1], np.round(expected[1:-1, 1:-1]).astype(int), 1)
+
+
+def test_every_encoding_of_the_interface_is_known():
+    assert set(ENCODINGS) == {
+        "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
+        "yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv21", "nv12",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_lies_of_every_encoding_are_refused(encoding):
+    width, height = 8, 4
+    row = width * BYTES_PER_PIXEL.get(encoding, 1)
+    rows = height * 3 // 2 if encoding.startswith("nv") else height
+    good = dict(height=height, width=width, encoding=encoding, is_bigendian=0, step=row)
+    data = np.zeros(rows * row, np.uint8)
+    assert decode_image(SimpleNamespace(**good, data=data)).shape == (height, width, 3)
+    assert decode_image(SimpleNamespace(**good, data=data.tobytes())).shape == (height, width, 3)
+    for change, words in (
+        ({"data": data[:-1]}, "too short"),
+        ({"data": data[:0]}, "too short"),
+        ({"step": row - 1}, "step is too small"),
+        ({"step": 2**31, "data": data}, "too short"),
+        ({"height": 0}, "empty"),
+        ({"width": 0}, "empty"),
+        ({"height": 2**31, "width": 2**31}, "at most"),
+        ({"encoding": "32FC1"}, "unknown encoding '32FC1'. Known: rgb8"),
+        ({"encoding": ""}, "unknown encoding"),
+        ({"encoding": "x" * 10_000}, "x" * 38),
+    ):
+        with pytest.raises(ImageError, match=words) as refused:
+            decode_image(SimpleNamespace(**{**good, "data": data, **change}))
+        assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("encoding", "width", "height"), [("yuyv", 7, 4), ("nv12", 8, 3), ("bayer_rggb8", 7, 4), ("bayer_rggb8", 2, 2)]
+)  # fmt: skip
+def test_sides_that_colours_cannot_be_shared_on_are_refused(encoding, width, height):
+    with pytest.raises(ImageError, match="even"):
+        decode_image(message(np.zeros((height * 2, width * 2), np.uint8), encoding, width, height))
+
+
+@given(
+    encoding=st.sampled_from(ENCODINGS), height=st.integers(0, 40), width=st.integers(0, 40),
+    step=st.integers(0, 200), size=st.integers(0, 4000), big=st.integers(0, 1),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_any_fields_give_an_image_or_an_image_error(encoding, height, width, step, size, big):
+    made = SimpleNamespace(height=height, width=width, encoding=encoding, is_bigendian=big, step=step,
+                           data=np.zeros(size, np.uint8))  # fmt: skip
+    try:
+        assert decode_image(made).shape == (height, width, 3)
+    except ImageError:
+        pass
+
+
+def compressed(payload: bytes, fmt: str = "jpeg"):
+    return SimpleNamespace(format=fmt, data=np.frombuffer(payload, np.uint8))
+
+
+def picture(rng) -> np.ndarray:
+    smooth = cv2.resize(
+        rng.integers(0, 256, (4, 6, 3), dtype=np.uint8), (48, 32), interpolation=cv2.INTER_CUBIC
+    )
+    return np.ascontiguousarray(smooth)
+
+
+def test_compressed_images_by_another_decoder(rng, tmp_path):
+    import io
+
+    from PIL import Image
+
+    rgb = picture(rng)
+    for fmt, tolerance in (("png", 0), ("jpeg", 4)):
+        payload = io.BytesIO()
+        Image.fromarray(rgb).save(payload, fmt, **({"quality": 95} if fmt == "jpeg" else {}))
+        expected = np.asarray(Image.open(payload).convert("RGB"))
+        found = decode_any(compressed(payload.getvalue(), fmt))
+        assert close(found, expected.astype(int), tolerance)
+
+
+def test_a_giant_picture_in_a_small_file_is_refused_before_it_is_decoded(rng):
+    png = bytearray(cv2.imencode(".png", picture(rng))[1].tobytes())
+    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    with pytest.raises(ImageError, match=f"claims 60000x60000 px. Expected: at most {MAX_PIXELS}"):
+        decode_compressed(compressed(bytes(png)))
+    jpeg = bytearray(cv2.imencode(".jpg", picture(rng))[1].tobytes())
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
+    with pytest.raises(ImageError, match="claims 65000x65000 px"):
+        decode_compressed(compressed(bytes(jpeg)))
+    jpeg[frame + 5 : frame + 9] = bytes(4)
+    with pytest.raises(ImageError, match="empty"):
+        decode_compressed(compressed(bytes(jpeg)))
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_a_file_cut_anywhere_is_refused(rng, kind):
+    payload = cv2.imencode(kind, picture(rng))[1].tobytes()
+    for length in range(0, len(payload) - 4, 7):
+        with pytest.raises(ImageError):
+            decode_compressed(compressed(payload[:length]))
+
+
+@given(
+    data=st.binary(max_size=200), prefix=st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+)
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_give_an_image_or_an_image_error(data, prefix):
+    for ending in (b"", b"\xff\xd9", b"IEND\xaeB`\x82"):
+        try:
+            decode_compressed(compressed(prefix + data + ending))
+        except ImageError:
+            pass
+
+
+@given(seed=seeds, kind=st.sampled_from([".jpg", ".png"]), flips=st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_flipped_bytes_give_an_image_or_an_image_error(seed, kind, flips):
+    rng = np.random.default_rng(seed)
+    payload = bytearray(cv2.imencode(kind, picture(rng))[1].tobytes())
+    for place in rng.integers(0, len(payload), flips):
+        payload[place] ^= int(rng.integers(1, 256))
+    try:
+        assert decode_compressed(compressed(bytes(payload))).ndim == 3
+    except ImageError:
+        pass
+
+
+def test_labels(rng):
+    ids = rng.integers(0, 256, (5, 7), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_label(message(ids, "mono8", 7, 5, padding=2)), ids)
+    for big in (False, True):
+        rows = ids.astype(">u2" if big else "<u2")
+        np.testing.assert_array_equal(decode_label(message(rows, "mono16", 7, 5, big=big)), ids)
+    deep = ids.astype(np.uint16)
+    for pixels in (ids, deep):
+        payload = cv2.imencode(".png", pixels)[1].tobytes()
+        np.testing.assert_array_equal(decode_label(compressed(payload, "png")), ids)
+    deep[2, 3] = 300
+    with pytest.raises(ImageError, match="class ids are 0..255. Got: 300"):
+        decode_label(message(deep, "mono16", 7, 5))
+    with pytest.raises(ImageError, match="mono8 or mono16. Got: 'rgb8'"):
+        decode_label(message(np.zeros((5, 21), np.uint8), "rgb8", 7, 5))
+    with pytest.raises(ImageError, match="one channel of class ids. Got: 3"):
+        decode_label(compressed(cv2.imencode(".png", picture(rng))[1].tobytes(), "png"))
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_depth_and_flow(rng, big):
+    flow = rng.normal(size=(5, 6, 2)).astype(np.float32)
+    rows = flow.reshape(5, 12).astype(">f4" if big else "<f4")
+    np.testing.assert_array_equal(decode_float(message(rows, "32FC2", 6, 5, big=big, padding=4), 2), flow)
+    depth = flow[..., 0]
+    rows = depth.astype(">f4" if big else "<f4")
+    np.testing.assert_array_equal(decode_float(message(rows, "32FC1", 6, 5, big=big), 1), depth)
+    with pytest.raises(ImageError, match="32FC2. Got: '32FC1'"):
+        decode_float(message(rows, "32FC1", 6, 5), 2)
