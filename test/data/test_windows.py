@@ -203,7 +203,7 @@ class TestStore:
                 return i % 20, store.image(i % 20)[0, 0, :2].astype(int)
 
         loader = torch.utils.data.DataLoader(
-            Frames(), num_workers=4, batch_size=5, multiprocessing_context="fork"
+            Frames(), num_workers=2, batch_size=5, multiprocessing_context="fork"
         )
         for numbers, pixels in loader:
             np.testing.assert_array_equal(pixels[:, 0], numbers)
