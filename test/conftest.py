@@ -94,6 +94,16 @@ def make_checkpoint(path: Path, **overrides: object) -> Path:
     return path
 
 
+def randomize_batch_norm(network: object) -> None:
+    """Statistics as after training, so that leaving a BatchNorm out shows."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.2, 2)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("weights") / "tiny.safetensors")

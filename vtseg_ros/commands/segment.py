@@ -18,6 +18,7 @@ from vtseg_ros.data.bags import BagReader, BagWriter, find_topics
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.engine import Segmenter
+from vtseg_ros.engine.predictor import STREAMING
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.video import overlay_video
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
+    parser.add_argument("--streaming", choices=STREAMING, default="auto", help="how older frames are kept")
     parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         window=args.window,
         max_gap_s=args.max_gap,
+        streaming=args.streaming,
         static_prior=args.static_prior,
     )
     labels, done, bad = segmenter.labels, 0, []

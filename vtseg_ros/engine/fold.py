@@ -7,11 +7,13 @@ import copy
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtseg_ros.model.erfnet import ERFNet, NonBottleneck1D, UpsamplerBlock
+from vtseg_ros.model import SegFormer
+from vtseg_ros.model.erfnet import NonBottleneck1D, UpsamplerBlock
+from vtseg_ros.model.head import VTSegHead
 
 
-def fold_erfnet(network: ERFNet) -> ERFNet:
-    """A copy of an ERFNet in eval mode with its BatchNorms folded where a convolution stands before them."""
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode, its BatchNorms folded where a convolution stands right before them."""
     folded = copy.deepcopy(network).eval()
     for module in folded.modules():
         if isinstance(module, NonBottleneck1D):
@@ -21,4 +23,9 @@ def fold_erfnet(network: ERFNet) -> ERFNet:
         elif isinstance(module, UpsamplerBlock):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn, transpose=True)
             module.bn = nn.Identity()
+        elif isinstance(module, VTSegHead):
+            module.fuse = nn.Sequential(fuse_conv_bn_eval(module.fuse[0], module.fuse[1]), nn.ReLU())
+        elif isinstance(module, SegFormer):
+            module.fuse = fuse_conv_bn_eval(module.fuse, module.norm)
+            module.norm = nn.Identity()
     return folded

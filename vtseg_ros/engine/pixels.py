@@ -32,12 +32,50 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded."""
+    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded.
+
+    A GPU resizes by itself; the result may differ from `resize_rgb` by 1/255.
+    """
+    if device.type != "cuda":
+        image = resize_rgb(image, size)
     # Messages give read-only views, which torch does not take.
-    pixels = torch.from_numpy(np.require(resize_rgb(image, size), requirements="CW"))
+    pixels = torch.from_numpy(np.require(image, requirements="CW"))
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(2, 0, 1)[None].float().div_(255)
+    planes = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last in memory
+    if planes.shape[2:] != (size[1], size[0]):
+        planes = F.interpolate(
+            planes, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
+        ).round_()
+    return planes.div_(255)
+
+
+def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float) -> Tensor:
+    """Class ids and confidences.
+
+    Args:
+        logits: (n, C, h, w).
+        size: (width, height) of the result.
+        upsampling: `bilinear`, `bicubic` (the logits) or `nearest` (the mask).
+        min_confidence: below it, 0..1, a pixel becomes 255.
+
+    Returns:
+        (n, 2, H, W) uint8: class ids, and the softmax maximum * 255.
+    """
+    target = (size[1], size[0])
+    same = logits.shape[2:] == target
+    logits = logits.float()
+    if upsampling != "nearest" and not same:
+        logits = F.interpolate(logits, size=target, mode=upsampling, align_corners=False)
+    best, ids = logits.max(dim=1)  # (n, H, W)
+    probability = torch.exp(best - torch.logsumexp(logits, dim=1))
+    mask = ids.to(torch.uint8)
+    if min_confidence > 0:
+        mask = torch.where(probability < min_confidence, IGNORE, mask)
+    both = torch.stack([mask, (probability * 255).round().to(torch.uint8)], dim=1)
+    if upsampling == "nearest" and not same:
+        both = F.interpolate(both, size=target, mode="nearest-exact")
+    return both
 
 
 MAX_LOGITS = 64 * 1024 * 1024
@@ -48,33 +86,21 @@ BAND_LOGITS = 16 * 1024 * 1024
 def to_mask(
     logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and confidence of one frame.
-
-    Args:
-        logits: (1, C, h, w).
-        size: (width, height) of the result.
-        upsampling: `bilinear` or `bicubic` (the logits; bicubic is the paper's in evaluation), or `nearest` (the mask).
-        min_confidence: below it, 0..1, a pixel becomes 255.
+    """Mask and confidence of one frame: logits (1, C, h, w); the rest as `decide`.
 
     Returns:
         mask (H, W) uint8 class ids and confidence (H, W) uint8, softmax maximum * 255.
     """
-    target = (size[1], size[0])
-    same = logits.shape[2:] == target
-    if upsampling == "bilinear" and logits.shape[1] * size[0] * size[1] > MAX_LOGITS and not same:
+    too_large = logits.shape[1] * size[0] * size[1] > MAX_LOGITS and logits.shape[2:] != (size[1], size[0])
+    if upsampling == "bilinear" and too_large:
         return _to_mask_in_bands(logits, size, min_confidence)
-    if upsampling != "nearest" and not same:
-        logits = F.interpolate(logits.float(), size=target, mode=upsampling, align_corners=False)
-    best, ids = logits.max(dim=1)  # (1, H, W)
-    probability = torch.exp(best.float() - torch.logsumexp(logits.float(), dim=1))
-    confidence = (probability * 255).round().to(torch.uint8)
-    mask = ids.to(torch.uint8)
-    if min_confidence > 0:
-        mask = torch.where(probability < min_confidence, IGNORE, mask)
-    both = torch.stack([mask[0], confidence[0]])  # (2, h, w): one download
-    if upsampling == "nearest" and not same:
-        both = F.interpolate(both[None], size=target, mode="nearest-exact")[0]
-    mask, confidence = both.cpu().numpy()
+    both = decide(logits, size, upsampling, min_confidence)[0]
+    if both.is_cuda:  # one download, into memory that the GPU writes directly
+        host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+        host.copy_(both, non_blocking=True)
+        torch.cuda.current_stream(both.device).synchronize()
+        both = host
+    mask, confidence = both.numpy()
     return mask, confidence
 
 

@@ -13,21 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.engine import exact
+from vtseg_ros.engine import causal, exact
 from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
-from vtseg_ros.engine.fold import fold_erfnet
 from vtseg_ros.engine.pixels import to_input, to_mask
+from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.engine.runner import Runner
+from vtseg_ros.engine.steps import build_step
 from vtseg_ros.engine.window import Action, FrameWindow
 from vtseg_ros.errors import ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import IGNORE
-from vtseg_ros.model import ERFNet, VTSeg
+from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.engine")
 
-STREAMING = ("auto", "plain", "exact")
+STREAMING = ("auto", "plain", "exact", "causal")
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
@@ -66,7 +68,20 @@ class CameraFrame:
 @dataclass
 class _Camera:
     window: FrameWindow
-    states: deque = field(default_factory=deque)
+    past: deque = field(default_factory=deque)
+    """What each older frame left behind, (S,); at most k - 1."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A frame that waits for its turn: pixels (1, 3, h, w) on the device."""
+
+    index: int
+    frame: CameraFrame
+    camera: _Camera
+    pixels: Tensor
+    reason: str
+    preprocess_s: float
 
 
 class Segmenter:
@@ -83,9 +98,11 @@ class Segmenter:
         max_gap_s: a longer pause starts a new window.
         output_size: `input` (the image's), `network`, or (width, height) px.
         upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
-        streaming: `exact` keeps what a frame alone decides, `plain` recomputes the window; `auto` = exact.
+        streaming: `exact` keeps what a frame alone decides, `causal` keeps keys and values (for networks trained
+            with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
         static_prior: an external static network (see `model.priors.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
+        compile: use torch.compile; the first full window then takes about a minute.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: naming what is wrong.
@@ -105,6 +122,7 @@ class Segmenter:
         streaming: str = "auto",
         static_prior: str | None = None,
         min_confidence: float = 0.0,
+        compile: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self._dtype = resolve_precision(precision, self.device)
@@ -121,21 +139,19 @@ class Segmenter:
         if upsampling not in UPSAMPLING:
             raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
         self.upsampling = upsampling
-        self.model = self._prepared(checkpoint.model)
+        self.model = prepare(checkpoint.model, self.device, self._dtype)
         self.video = isinstance(self.model, VTSeg)
-        self.streaming = (
-            "exact" if streaming != "plain" and self.video and exact.supports(self.model) else "plain"
-        )
+        self.streaming = _streaming_of(self.model, streaming)
         self._cameras: dict[str, _Camera] = {}
+        self._runner = Runner(
+            build_step(self.model, (height, width), self.streaming),
+            window=1,
+            compile=compile,
+            graph=self.device.type == "cuda",
+        )
         self._window = self._max_gap_s = self._min_confidence = 0
         self.window, self.max_gap_s = window, max_gap_s
         self.output_size, self.min_confidence = output_size, min_confidence
-
-    def _prepared(self, model: torch.nn.Module) -> torch.nn.Module:
-        model.eval().requires_grad_(False)
-        if isinstance(model, VTSeg) and isinstance(model.static_prior, ERFNet):
-            model.static_prior = fold_erfnet(model.static_prior)
-        return model.to(self.device)
 
     @property
     def precision(self) -> str:
@@ -152,9 +168,11 @@ class Segmenter:
         if frames < 0:
             raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
         trained = int(self.checkpoint.config.get("window", 1))
-        self._window = (frames or trained) if self.video else 1
+        self._window = self._runner.window = (frames or trained) if self.video else 1
+        if self.video:
+            causal.set_band(self.model, self._window)
         for camera in self._cameras.values():
-            camera.states = deque(camera.states, maxlen=self._window)
+            camera.past = deque(camera.past, maxlen=self._window - 1)
 
     @property
     def max_gap_s(self) -> float:
@@ -225,11 +243,11 @@ class Segmenter:
         """
         _check_batch(batch)
         results: list[Result | None] = [None] * len(batch)
-        pending: dict[int, list[tuple[int, str, float]]] = {}
+        pending: dict[int, list[_Pending]] = {}
         for index, frame in enumerate(batch):
             started = time.monotonic()
             camera = self._cameras.setdefault(
-                frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window))
+                frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window - 1))
             )
             decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
             if decision.action is Action.DUPLICATE:
@@ -237,62 +255,66 @@ class Segmenter:
                 results[index] = Result(empty, empty, 0, duplicate=True)
                 continue
             if decision.action is Action.RESTART:
-                camera.states.clear()
-            camera.states.append(to_input(frame.image, self.input_size, self.device))
+                camera.past.clear()
+            pixels = to_input(frame.image, self.input_size, self.device)
             spent = time.monotonic() - started
-            pending.setdefault(len(camera.states), []).append((index, decision.reason, spent))
-        for length, group in pending.items():
-            for (index, reason, spent), (mask, confidence, inference) in zip(
-                group, self._infer([batch[index] for index, _, _ in group], length)
-            ):
-                results[index] = Result(mask, confidence, length, False, reason, spent, inference)
+            pending.setdefault(len(camera.past), []).append(
+                _Pending(index, frame, camera, pixels, decision.reason, spent)
+            )
+        for older, group in pending.items():
+            for one, (mask, confidence, inference) in zip(group, self._infer(group)):
+                results[one.index] = Result(
+                    mask, confidence, older + 1, False, one.reason, one.preprocess_s, inference
+                )
         return results
 
-    def _infer(self, frames: list[CameraFrame], length: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    def _infer(self, group: list[_Pending]) -> list[tuple[np.ndarray, np.ndarray, float]]:
         started = time.monotonic()
         try:
-            logits = self._logits([self._cameras[frame.camera] for frame in frames])
+            logits, kept = self._logits(group)
         except torch.OutOfMemoryError as err:
-            self.reset()
             torch.cuda.empty_cache()
-            if len(frames) == 1:
+            if len(group) == 1:
+                self.reset()
+                width, height = self.input_size
                 raise DeviceError(
-                    f"{self.device} is out of memory at {self.input_size} px, {length} frames"
+                    f"{self.device} is out of memory at {width}x{height} px, "
+                    f"{len(group[0].camera.past) + 1} frames"
                 ) from err
-            log.warning(
-                "%s is out of memory with %d cameras at once: one at a time", self.device, len(frames)
-            )
-            return [self._retry(frame) for frame in frames]
+            log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(group))
+            return [self._infer([one])[0] for one in group]
         except Exception:
-            # The newest entry is not prepared: what is left of the windows cannot be trusted.
+            # The windows have taken a frame that left nothing behind.
             self.reset()
             raise
         answers = []
-        for row, frame in enumerate(frames):
+        for row, one in enumerate(group):
+            one.camera.past.append(kept[row])
             mask, confidence = to_mask(
-                logits[row : row + 1], self._target(frame.image), self.upsampling, self._min_confidence
+                logits[row : row + 1], self._target(one.frame.image), self.upsampling, self._min_confidence
             )
             answers.append((mask, confidence, time.monotonic() - started))
         return answers
 
-    def _retry(self, frame: CameraFrame) -> tuple[np.ndarray, np.ndarray, float]:
-        result = self.step_many([frame])[0]
-        return result.mask, result.confidence, result.inference_s
-
-    def _logits(self, cameras: list[_Camera]) -> Tensor:
-        """(B, C, h, w) of the newest frames."""
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            if self.streaming == "exact":
-                for camera in cameras:
-                    camera.states[-1] = exact.prepare_frame(self.model, camera.states[-1])
-                return exact.newest_logits(self.model, [list(camera.states) for camera in cameras])
-            windows = torch.stack([torch.cat(list(camera.states)) for camera in cameras])  # (B, k, 3, h, w)
-            return self.model(windows)[:, -1] if self.video else self.model(windows[:, -1])
+    def _logits(self, group: list[_Pending]) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, h, w) of the newest frames, and what each leaves behind."""
+        images = torch.cat([one.pixels for one in group])
+        return self._runner(images, [one.camera.past for one in group])
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":
             return image.shape[1], image.shape[0]
         return self.input_size if self._output_size == "network" else self._output_size
+
+
+def _streaming_of(model: torch.nn.Module, wanted: str) -> str:
+    if not isinstance(model, VTSeg):
+        return "plain"
+    if wanted == "causal":
+        causal.check(model)
+    if wanted in ("causal", "plain") or not exact.supports(model):
+        return wanted if wanted == "causal" else "plain"
+    return "causal" if wanted == "auto" and model.config.attention == "causal" else "exact"
 
 
 def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:

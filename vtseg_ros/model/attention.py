@@ -5,6 +5,8 @@ Tokens of a window travel as (B*k, N, D): one row per frame, frames of a window 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +33,17 @@ def causal_frame_mask(frames: int, window: int, queries: int, keys: int, device:
     age = index[:, None] - index[None, :]  # (k, k): how much older the key's frame is
     allowed = (age >= 0) & (age < window)
     return allowed.repeat_interleave(queries, dim=0).repeat_interleave(keys, dim=1)
+
+
+class Memory(Protocol):
+    """What a streaming engine puts between the keys and values of the frames at hand and the attention."""
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values to attend to, and a mask (True = allowed) or None.
+
+        Args:
+            keys, values: (B, k*M, D), serialized. Called once per attention, in the order of the forward pass.
+        """
 
 
 class VideoAttention(nn.Module):
@@ -81,7 +94,9 @@ class VideoAttention(nn.Module):
         )
         return self.proj(attended.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, memory: Tensor, size: tuple[int, int], frames: int) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, size: tuple[int, int], frames: int, stream: Memory | None = None
+    ) -> Tensor:
         """Attend from x to memory.
 
         Args:
@@ -89,18 +104,16 @@ class VideoAttention(nn.Module):
             memory: (B*k, H*W, D), where keys and values come from; x itself for self-attention.
             size: (H, W) of the memory's token grid.
             frames: k.
+            stream: adds older frames' keys and values; it then decides what may be seen.
 
         Returns:
             (B*k, N, D).
         """
-        keys, values = self.project_memory(memory, size)
+        keys, values = (serialize(each, frames) for each in self.project_memory(memory, size))
         mask = None
-        if self.window:
-            mask = causal_frame_mask(frames, self.window, x.shape[1], keys.shape[1], x.device)
-        attended = self.attend(
-            serialize(self.project_queries(x), frames),
-            serialize(keys, frames),
-            serialize(values, frames),
-            mask,
-        )
+        if stream is not None:
+            keys, values, mask = stream.extend(keys, values)
+        elif self.window:
+            mask = causal_frame_mask(frames, self.window, x.shape[1], keys.shape[1] // frames, x.device)
+        attended = self.attend(serialize(self.project_queries(x), frames), keys, values, mask)
         return deserialize(attended, frames)

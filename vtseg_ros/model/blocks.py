@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.attention import VideoAttention
+from vtseg_ros.model.attention import Memory, VideoAttention
 
 NORM_EPS = 1e-5
 
@@ -96,11 +96,18 @@ class VTLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = MixFFN(dim=dim, hidden=dim * mlp_ratio, spatiotemporal=spatiotemporal)
 
-    def forward(self, x: Tensor, memory: Tensor | None, size: tuple[int, int], frames: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        size: tuple[int, int],
+        frames: int,
+        stream: Memory | None = None,
+    ) -> Tensor:
         """x, memory (B*k, H*W, D) -> (B*k, H*W, D); memory is None for self-attention."""
         normed = self.norm1(x)
         source = normed if self.norm_memory is None else self.norm_memory(memory)
-        x = x + self.attention(normed, source, size, frames)
+        x = x + self.attention(normed, source, size, frames, stream)
         return x + self.mlp(self.norm2(x), size, frames)
 
 
@@ -115,11 +122,11 @@ class VTEncBlock(nn.Module):
         self.layers = nn.ModuleList(VTLayer(dim=dim, **layer) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, images: Tensor, frames: int) -> Tensor:
+    def forward(self, images: Tensor, frames: int, stream: Memory | None = None) -> Tensor:
         """(B*k, C, H, W) -> (B*k, D, H', W')."""
         x, size = self.embed(images)
         for layer in self.layers:
-            x = layer(x, None, size, frames)
+            x = layer(x, None, size, frames, stream)
         return to_grid(self.norm(x), size)
 
 
@@ -131,10 +138,10 @@ class VTDecBlock(nn.Module):
         self.layers = nn.ModuleList(VTLayer(dim=dim, cross=True, **layer) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, grid: Tensor, memory: Tensor, frames: int) -> Tensor:
+    def forward(self, grid: Tensor, memory: Tensor, frames: int, stream: Memory | None = None) -> Tensor:
         """grid, memory (B*k, D, H, W) -> (B*k, D, H, W)."""
         size = (grid.shape[2], grid.shape[3])
         x, source = to_tokens(grid), to_tokens(memory)
         for layer in self.layers:
-            x = layer(x, source, size, frames)
+            x = layer(x, source, size, frames, stream)
         return to_grid(self.norm(x), size)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vtseg_ros.model.attention import Memory
 from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock
 from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.encoder import build_encoder_blocks, layer_options
@@ -21,7 +22,7 @@ class VTDecConcat(nn.Module):
     def forward(self, static_logits: Tensor, rgb: Tensor) -> Tensor:
         """(n, C, H, W) and (n, 3, H, W) in [0, 1] -> (n, C + 3, H, W)."""
         normed = self.norm(static_logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return torch.cat([F.gelu(normed), rgb], dim=1)
+        return torch.cat([F.gelu(normed), rgb.to(normed.dtype)], dim=1)
 
 
 class VTSegDecoder(nn.Module):
@@ -42,13 +43,16 @@ class VTSegDecoder(nn.Module):
             for stage in range(STAGES)
         )
 
-    def forward(self, static_logits: Tensor, video: Tensor, features: list[Tensor]) -> list[Tensor]:
+    def forward(
+        self, static_logits: Tensor, video: Tensor, features: list[Tensor], stream: Memory | None = None
+    ) -> list[Tensor]:
         """Decode a window.
 
         Args:
             static_logits: (B, k, C, H, W).
             video: (B, k, 3, H, W) in [0, 1].
             features: the encoder's four maps, each (B, k, C_i, H_i, W_i).
+            stream: see `VideoAttention.forward`.
 
         Returns:
             D_1..D_4, each (B, k, C_i, H_i, W_i).
@@ -57,6 +61,6 @@ class VTSegDecoder(nn.Module):
         y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
         maps = []
         for enc_block, dec_block, memory in zip(self.enc_blocks, self.dec_blocks, features):
-            y = dec_block(enc_block(y, frames), memory.flatten(0, 1), frames)
+            y = dec_block(enc_block(y, frames, stream), memory.flatten(0, 1), frames, stream)
             maps.append(y.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
         return maps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vtseg_ros.model.attention import Memory
 from vtseg_ros.model.blocks import VTEncBlock
 from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.mit import translate_mit_state_dict
@@ -51,13 +52,13 @@ class VTSegEncoder(nn.Module):
         super().__init__()
         self.blocks = build_encoder_blocks(config, in_channels=3)
 
-    def forward(self, video: Tensor) -> list[Tensor]:
+    def forward(self, video: Tensor, stream: Memory | None = None) -> list[Tensor]:
         """(B, k, 3, H, W) -> four maps (B, k, C_i, H / s_i, W / s_i), s = 4, 8, 16, 32."""
         frames = video.shape[1]
         x = video.flatten(0, 1)  # (B*k, 3, H, W)
         maps = []
         for block in self.blocks:
-            x = block(x, frames)
+            x = block(x, frames, stream)
             maps.append(x.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
         return maps
 

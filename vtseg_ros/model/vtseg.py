@@ -55,6 +55,8 @@ class VTSeg(nn.Module):
             self.register_buffer(f"{branch}_mean", torch.zeros(3))
             self.register_buffer(f"{branch}_std", torch.ones(3))
         self.prior_frozen = False
+        self.input_dtype: dict[str, torch.dtype | None] = {"encoder": None, "prior": None}
+        """What each branch is fed after the normalisation, where it is not the images' own dtype."""
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
 
@@ -66,7 +68,8 @@ class VTSeg(nn.Module):
     def normalize(self, branch: str, images: Tensor) -> Tensor:
         """Normalised RGB of a branch, (..., 3, H, W) -> the same shape."""
         mean, std = getattr(self, f"{branch}_mean"), getattr(self, f"{branch}_std")
-        return (images - mean[:, None, None]) / std[:, None, None]
+        normed = (images - mean[:, None, None]) / std[:, None, None]
+        return normed.to(self.input_dtype[branch] or normed.dtype)
 
     def freeze_prior(self, frozen: bool = True) -> None:
         """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""

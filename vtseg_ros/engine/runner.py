@@ -1,0 +1,134 @@
+"""Runs a step over the windows of several cameras: eagerly, compiled, or as a CUDA graph.
+
+Compiled code and graphs have static shapes: they serve full windows, which is every frame but the first few.
+Whatever keeps them from working is logged once, and the step runs eagerly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vtseg_ros.engine.steps import Step
+
+log = logging.getLogger("vtseg_ros.engine")
+
+StepFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Runner:
+    """Not thread-safe; call it in inference mode.
+
+    Args:
+        step: the step.
+        window: frames k of a full window.
+        compile: use torch.compile; the first full window then takes about a minute.
+        graph: capture CUDA graphs, one per number of cameras; on a GPU only.
+    """
+
+    def __init__(self, step: Step, *, window: int, compile: bool = False, graph: bool = False) -> None:
+        self.step = step
+        self.window = window
+        self._compiled: StepFunction | None = None
+        if compile:
+            # Not one variant for all shapes: each number of cameras has its own code.
+            self._compiled = torch.compile(step, dynamic=False)
+        self._graph = graph
+        self._graphs: dict[tuple[int, ...], _Graph] = {}
+
+    @property
+    def mode(self) -> str:
+        """`eager`, `compile`, `graph` or `compile+graph`: how full windows are run."""
+        parts = ["compile"] * (self._compiled is not None) + ["graph"] * self._graph
+        return "+".join(parts) or "eager"
+
+    def __call__(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """Logits of the newest frames.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1].
+            past: for each camera the rows (S,) that its older frames left behind, equally many.
+
+        Returns:
+            logits (B, C, H, W), valid until the next call, and a row (S,) per camera.
+        """
+        older = len(past[0])
+        if older + 1 == self.window:
+            if self._graph:
+                answer = self._replay(images, past)
+                if answer is not None:
+                    return answer
+            if self._compiled is not None:
+                answer = self._run_compiled(images, _stack(past, self.step, images))
+                if answer is not None:
+                    return answer[0], list(answer[1].unbind(0))
+        logits, kept = self.step(images, _stack(past, self.step, images))
+        return logits, list(kept.unbind(0))
+
+    def _run_compiled(self, images: Tensor, past: Tensor) -> tuple[Tensor, Tensor] | None:
+        try:
+            return self._compiled(images, past)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as err:  # inductor raises errors of many kinds: no compiler, no headers, an operator
+            log.warning("torch.compile is not used: %s", _first_line(err))
+            self._compiled = None
+            return None
+
+    def _replay(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]] | None:
+        key = (images.shape[0], len(past[0]))
+        if key not in self._graphs:
+            rows = _stack(past, self.step, images)
+            # The compiler works outside the capture, and may give up.
+            compiled = self._compiled is not None and self._run_compiled(images, rows) is not None
+            try:
+                self._graphs[key] = _Graph(self._compiled if compiled else self.step, images, rows)
+            except torch.OutOfMemoryError:
+                self._graphs.clear()
+                raise
+            except Exception as err:  # an operator that cannot be captured
+                log.warning("CUDA graphs are not used: %s", _first_line(err))
+                self._graph = False
+                return None
+        return self._graphs[key](images, past)
+
+
+class _Graph:
+    """A captured step with its own input and output memory."""
+
+    WARM_UP = 3
+
+    def __init__(self, step: StepFunction, images: Tensor, past: Tensor) -> None:
+        self.images, self.past = images.clone(), past.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(self.WARM_UP):
+                step(self.images, self.past)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits, self.kept = step(self.images, self.past)
+
+    def __call__(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        self.images.copy_(images)
+        for camera, rows in enumerate(past):
+            if rows:
+                torch.stack(list(rows), out=self.past[camera])
+        self.graph.replay()
+        return self.logits, list(self.kept.clone().unbind(0))
+
+
+def _stack(past: Sequence[Sequence[Tensor]], step: Step, images: Tensor) -> Tensor:
+    """(B, m, S)."""
+    if not past[0]:
+        return images.new_empty(len(past), 0, step.kept_size, dtype=step.kept_dtype)
+    return torch.stack([row for rows in past for row in rows]).unflatten(0, (len(past), -1))
+
+
+def _first_line(err: Exception) -> str:
+    text = str(err).strip()
+    return f"{type(err).__name__}: {text.splitlines()[0]}" if text else type(err).__name__
