@@ -79,7 +79,7 @@ def street_flow_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_checkpoint(path: Path, **overrides: object) -> Path:
+def make_checkpoint(path: Path, prior: object = None, **overrides: object) -> Path:
     """A tiny VTSeg with random weights, input 64x32, 14 street classes."""
     import torch
 
@@ -87,7 +87,8 @@ def make_checkpoint(path: Path, **overrides: object) -> Path:
     from vtseg_ros.model import VTSeg, VTSegConfig, save_checkpoint
 
     torch.manual_seed(3)
-    model = VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET), **overrides)).eval()
+    config = VTSegConfig.preset("tiny", num_classes=len(STREET), **overrides)
+    model = VTSeg(config, static_prior=prior).eval()
     # Random weights leave nearly flat logits; larger ones make masks that differ from place to place.
     torch.nn.init.normal_(model.head.classify.weight, std=3.0)
     save_checkpoint(path, model, labels=STREET, input_size=(64, 32))

@@ -118,6 +118,10 @@ def rewritten(path, tmp_path, edit):
         (lambda m, t: m["config"].update(embed_dims=[16, 32]), "embed_dims"),
         (lambda m, t: m.pop("input_size"), "input_size"),
         (lambda m, t: m.update(format=99), "format"),
+        (lambda m, t: m.update(input_size=[1 << 20, 1 << 20]), "at most 16384"),
+        (lambda m, t: m.update(input_size=[100, 100]), "multiples of 32"),
+        (lambda m, t: m.update(architecture="erfnet"), "not of this network|missing"),
+        (lambda m, t: m.update(architecture="gru"), "not of this network|missing"),
     ],
 )
 def test_wrong_contents_are_refused_by_name(path, tmp_path, edit, words):
@@ -149,3 +153,21 @@ def test_a_failed_write_leaves_the_old_file(model, path, monkeypatch):
 def test_a_class_list_of_another_length(model, tmp_path):
     with pytest.raises(ConfigError, match="3 classes and the class list 14"):
         save_checkpoint(tmp_path / "x.safetensors", model, labels=STREET, input_size=(64, 32))
+
+
+def test_one_line_from_the_command(path, tmp_path, capsys):
+    from vtseg_ros.cli import main
+
+    torch.save({"model": torch.zeros(3)}, tmp_path / "weights.pth")
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
+    (tmp_path / "text.safetensors").write_text("not weights\n" * 100)
+    other = rewritten(path, tmp_path, lambda m, t: m.update(architecture="segformer_b0"))
+    for file in (
+        tmp_path / "weights.pth",
+        tmp_path / "cut.safetensors",
+        tmp_path / "text.safetensors",
+        other,
+    ):
+        assert main(["info", str(file)]) == 2
+        err = capsys.readouterr().err.strip().splitlines()
+        assert len(err) == 1 and str(file) in err[0], err

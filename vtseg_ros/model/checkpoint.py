@@ -26,12 +26,13 @@ from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, is_registered, load_external_prior
 from vtseg_ros.model.segformer import SegFormer
 from vtseg_ros.model.state import load_exact
-from vtseg_ros.model.vtseg import VTSeg
+from vtseg_ros.model.vtseg import VTSeg, check_size
 
 FORMAT = 1
 METADATA_KEY = "vtseg_ros"
 WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
 MAX_HEADER_BYTES = 16 * 1024 * 1024
+MAX_SIDE = 16384
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _build(architecture: str, config: dict[str, Any], static_prior: str | None) -> nn.Module:
+def _build(
+    architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
+) -> nn.Module:
     if architecture == "erfnet":
         return ERFNet(num_classes=config["num_classes"])
     if architecture == "segformer_b0":
@@ -209,7 +212,8 @@ def _build(architecture: str, config: dict[str, Any], static_prior: str | None) 
     vtseg_config = VTSegConfig.from_dict(config)
     if vtseg_config.static_prior == EXTERNAL and static_prior:
         classes = vtseg_config.prior_classes or vtseg_config.num_classes
-        return VTSeg(vtseg_config, static_prior=load_external_prior(static_prior, num_classes=classes))
+        prior = load_external_prior(static_prior, num_classes=classes, size=size)
+        return VTSeg(vtseg_config, static_prior=prior)
     if vtseg_config.static_prior != EXTERNAL and not is_registered(vtseg_config.static_prior):
         raise CheckpointError(
             f"the checkpoint names a static prior {vtseg_config.static_prior!r} that is not built in. "
@@ -239,11 +243,14 @@ def load_checkpoint(
             tuple(metadata["class_names"]), tuple(tuple(color) for color in metadata["class_colors"])
         )
         width, height = (int(side) for side in metadata["input_size"])
+        check_size(height, width)
+        if max(width, height) > MAX_SIDE:
+            raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
         config = dict(metadata["config"])
-        model = _build(metadata["architecture"], config, static_prior)
+        state = load_file(path)
+        model = _build(metadata["architecture"], config, static_prior, (height, width))
         if config["num_classes"] != len(labels):
             raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
-        state = load_file(path)
     except (SafetensorError, KeyError, TypeError, ValueError, ConfigError, OSError) as err:
         raise CheckpointError(f"checkpoint {path} cannot be used: {err}") from err
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
@@ -261,7 +268,7 @@ def load_checkpoint(
     )
     if static_prior and not external and isinstance(model, VTSeg):
         classes = model.config.prior_classes or model.config.num_classes
-        model.static_prior = load_external_prior(static_prior, num_classes=classes)
+        model.static_prior = load_external_prior(static_prior, num_classes=classes, size=(height, width))
     model.eval().to(device)
     return Checkpoint(
         model=model,

@@ -41,12 +41,43 @@ class OnnxPrior(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
-            raise CheckpointError(f"{path} cannot be read as ONNX: {err}") from err
+            raise CheckpointError(f"static prior {path} cannot be read as ONNX: {_line(err)}") from err
         self.input_name = self.session.get_inputs()[0].name
 
     def forward(self, images: Tensor) -> Tensor:
         outputs = self.session.run(None, {self.input_name: images.detach().float().cpu().numpy()})
         return torch.from_numpy(outputs[0]).to(images.device, images.dtype)
+
+
+class ExportedPrior(nn.Module):
+    """A static network in a `torch.export` file, as it was exported: there is no training mode.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.network = torch.export.load(str(path)).module()
+
+    def train(self, mode: bool = True) -> ExportedPrior:
+        # The program's module refuses train() and eval().
+        self.training = mode
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class ImageByImage(nn.Module):
+    """A network exported for one image at a time, given each image of a batch in turn."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.network(image[None]) for image in images])
 
 
 def is_registered(name: str) -> bool:
@@ -80,7 +111,8 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
         source: path of a TorchScript file (.pt, .ts, .jit), a torch.export file (.pt2), an ONNX file (.onnx),
             or `package.module:factory`, called with `num_classes=`.
         num_classes: classes C that its logits must have.
-        size: (height, width) of the image that its output's shape is checked with.
+        size: (height, width) of the image that its output's shape is checked with; the network's input size, where
+            files exported for one size must work.
 
     Raises:
         ConfigError: if it cannot be found, or its output is not (n, C, H, W).
@@ -89,35 +121,54 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
     prior = (
         _factory(source, num_classes) if ":" in source and not Path(source).exists() else _file(Path(source))
     )
-    with torch.no_grad():
-        probe = torch.zeros(1, 3, *size)
-        try:
-            logits = prior(probe)
-        except Exception as err:
-            raise ConfigError(
-                f"static prior {source} fails on an image of shape {tuple(probe.shape)}: {err}"
-            ) from err
-    expected = (1, num_classes, *size)
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+    prior.eval()
+    expected = (num_classes, *size)
+    try:
+        logits = _probe(prior, 1, size)
+    except Exception as err:  # whatever a user's network raises
+        raise ConfigError(
+            f"static prior {source} fails on an image of shape {(1, 3, *size)}: {_line(err)}"
+        ) from err
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, *expected):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"static prior {source} has another output. Expected: {expected}. Got: {got}")
-    return prior
+        raise ConfigError(f"static prior {source} has another output. Expected: {(1, *expected)}. Got: {got}")
+    try:
+        batched = tuple(_probe(prior, 2, size).shape) == (2, *expected)
+    except Exception:  # exported for a batch of one, which is common
+        batched = False
+    return prior if batched else ImageByImage(prior)
+
+
+@torch.no_grad()
+def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
+    return prior(torch.zeros(count, 3, *size))
 
 
 def is_exported(prior: nn.Module) -> bool:
     """Whether the network is an exported file, which stays frozen in training."""
-    return isinstance(prior, (OnnxPrior, torch.jit.ScriptModule)) or getattr(prior, "exported_program", False)
+    if isinstance(prior, ImageByImage):
+        return is_exported(prior.network)
+    return isinstance(prior, (OnnxPrior, ExportedPrior, torch.jit.ScriptModule))
+
+
+def _line(err: Exception) -> str:
+    return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
 
 
 def _factory(source: str, num_classes: int) -> nn.Module:
     module_name, _, attribute = source.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as err:
+    except Exception as err:  # the user's module may raise anything
         raise ConfigError(
-            f"static prior {source}: cannot import it ({err}). Expected package.module:factory"
+            f"static prior {source}: cannot import it ({_line(err)}). Expected package.module:factory"
         ) from err
-    prior = factory(num_classes=num_classes)
+    try:
+        prior = factory(num_classes=num_classes)
+    except Exception as err:
+        raise ConfigError(
+            f"static prior {source}: calling it with num_classes={num_classes} fails: {_line(err)}"
+        ) from err
     if not isinstance(prior, nn.Module):
         raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")
     return prior
@@ -131,12 +182,10 @@ def _file(path: Path) -> nn.Module:
         return OnnxPrior(path)
     try:
         if suffix == ".pt2":
-            module = torch.export.load(str(path)).module()
-            module.exported_program = True
-            return module
+            return ExportedPrior(path)
         return torch.jit.load(str(path), map_location="cpu")
     except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
         raise CheckpointError(
             f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
-            f"{str(err).splitlines()[0] if str(err) else type(err).__name__}"
+            f"{_line(err)}"
         ) from err

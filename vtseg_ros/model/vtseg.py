@@ -74,7 +74,8 @@ class VTSeg(nn.Module):
     def freeze_prior(self, frozen: bool = True) -> None:
         """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""
         self.prior_frozen = frozen
-        self.static_prior.requires_grad_(not frozen)
+        for parameter in self.static_prior.parameters():  # a TorchScript module has no requires_grad_
+            parameter.requires_grad_(not frozen)
         self.static_prior.train(self.training and not frozen)
 
     def train(self, mode: bool = True) -> VTSeg:

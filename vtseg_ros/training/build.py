@@ -48,7 +48,10 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
             overrides["static_prior"] = EXTERNAL
         vtseg = VTSegConfig.preset(settings.preset, num_classes=num_classes, **overrides)
         if settings.static_prior:
-            prior = load_external_prior(settings.static_prior, num_classes=vtseg.prior_classes or num_classes)
+            width, height = config.data.size
+            prior = load_external_prior(
+                settings.static_prior, num_classes=vtseg.prior_classes or num_classes, size=(height, width)
+            )
         model = VTSeg(vtseg, static_prior=prior)
         if settings.init_encoder:
             from safetensors.torch import load_file
