@@ -15,5 +15,7 @@ done
 [ -d "$folder/val" ] || vtseg synth --out "$folder/val" --scene 4 --variation clone fog sunset --frames 40 \
   --size 320x96 --seed 100 --no-depth --no-flow
 cp "$here/../config/train/street.yaml" "$folder/street.yaml"
-vtseg train "$folder/street.yaml" --out "$folder/run"
+resume=()
+[ ! -f "$folder/run/state.pt" ] || resume=(--resume)
+vtseg train "$folder/street.yaml" --out "$folder/run" "${resume[@]}"
 python "$here/ship_weights.py" "$folder/run/best.safetensors" street_tiny --prior-of "$folder"/train_*

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
+import math
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.training.config import load_config
-from vtseg_ros.training.run import Progress as Step
+from vtseg_ros.training.processes import is_main_process
+from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train
+from vtseg_ros.training.state import NAME, saving
 
 HELP = "Train from bags as a YAML configuration says; Ctrl-C saves and ends, --resume goes on."
 
@@ -22,48 +29,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="training YAML, e.g. config/train/street.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument(
+        "--init-encoder",
+        type=Path,
+        metavar="FILE",
+        help="weights of a Hugging Face SegformerModel (.safetensors or .bin) to start the encoder from",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the final figures")
 
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
-    args.out.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(args.out / "train.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger = logging.getLogger("vtseg_ros.training")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    stop = [False]
+    if args.init_encoder:
+        model = dataclasses.replace(config.model, init_encoder=str(args.init_encoder))
+        config = dataclasses.replace(config, model=model)
+    if (args.out / NAME).is_file() and not args.resume:
+        raise ConfigError(
+            f"{args.out} holds a training: nothing is overwritten. Go on with --resume, or choose another --out"
+        )
+    with saving(args.out):
+        args.out.mkdir(parents=True, exist_ok=True)
+    last: list[Step] = []
+    with _stop_signals() as stop, _log_file(args.out), _progress_bar() as show:
 
-    def on_signal(*_: object) -> None:
-        stop[0] = True
+        def on_progress(step: Step) -> None:
+            last[:] = [step]
+            show(step)
+
+        done = train(
+            config, args.out, resume=args.resume, on_progress=on_progress, should_stop=lambda: bool(stop)
+        )
+    if not is_main_process():
+        return 0
+    if last:
+        where = f"at update {last[0].step} of {last[0].steps}"
+        print(f"{'done' if done else 'stopped and saved'} {where}: {args.out}")
+    else:
+        print(f"nothing left to do: {args.out}")
+    if args.json and last:
+        miou = last[0].validation_miou
+        figures = {"done": done, "step": last[0].step, "steps": last[0].steps, "loss": last[0].loss}
+        figures["validation_miou"] = miou if math.isfinite(miou) else None
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM add themselves to."""
+    caught: list[int] = []
+
+    def on_signal(number: int, _: object) -> None:
+        caught.append(number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    last: list[Step] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("starting")
-
-            def on_progress(step: Step) -> None:
-                last[:] = [step]
-                text = f"{step.stage}: loss {step.loss:.3f}, mIoU {step.validation_miou:.1f}"
-                bar.update(task, total=step.steps, completed=step.step, description=text)
-
-            done = train(
-                config, args.out, resume=args.resume, on_progress=on_progress, should_stop=lambda: stop[0]
-            )
+        yield caught
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A log line that cannot be written is lost; whether the run can go on shows when it saves."""
+
+
+@contextmanager
+def _log_file(folder: Path) -> Iterator[None]:
+    """The project's log lines into `train.log`, of the main process alone."""
+    if not is_main_process():
+        yield
+        return
+    with saving(folder):
+        handler = _LogFile(folder / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("vtseg_ros")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         handler.close()
-    if last:
-        print(
-            f"{'done' if done else 'stopped and saved'} at update {last[0].step} of {last[0].steps}: {args.out}"
-        )
-        if args.json:
-            figures = {"step": last[0].step, "steps": last[0].steps, "loss": last[0].loss}
-            figures["validation_miou"] = last[0].validation_miou if last[0].validation_miou >= 0 else None
-            args.json.write_text(json.dumps({"done": done, **figures}, indent=2) + "\n")
-    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator:
+    """A function that shows a step, with loss, validation mIoU and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(step: Step) -> None:
+            miou = f", mIoU {step.validation_miou:.1f}" if math.isfinite(step.validation_miou) else ""
+            text = f"{step.stage} {step.epoch}/{step.epochs}: loss {step.loss:.3f}{miou}"
+            bar.update(task, total=step.steps, completed=step.step, description=text)
+
+        yield show

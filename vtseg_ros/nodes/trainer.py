@@ -13,7 +13,8 @@ from vtseg_ros.msg import TrainingProgress
 from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.training.config import load_config
-from vtseg_ros.training.run import Progress, train
+from vtseg_ros.training.record import Progress
+from vtseg_ros.training.run import train
 
 
 def _check_config(path: str) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from vtseg_ros.data.bags import BagReader, read_label_set
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LABEL_SETS, LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
-from vtseg_ros.training.config import TrainConfig
+from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 
 def build_labels(config: TrainConfig) -> LabelSet:
@@ -32,9 +38,9 @@ def build_labels(config: TrainConfig) -> LabelSet:
     return labels
 
 
-def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
+def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     """The network that the configuration describes, freshly initialised or warm-started."""
-    settings = config.model
+    settings, num_classes = config.model, len(labels)
     if settings.architecture == "erfnet":
         model: nn.Module = ERFNet(num_classes=num_classes)
     elif settings.architecture == "segformer_b0":
@@ -53,19 +59,67 @@ def build_model(config: TrainConfig, num_classes: int) -> nn.Module:
                 settings.static_prior, num_classes=vtseg.prior_classes or num_classes, size=(height, width)
             )
         model = VTSeg(vtseg, static_prior=prior)
-        if settings.init_encoder:
-            from safetensors.torch import load_file
-
-            model.encoder.load_mit_state_dict(load_file(settings.init_encoder))
+    if settings.init_encoder:
+        _init_encoder(model, settings.init_encoder)
     if settings.warm_start:
-        started = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None).model
-        target = model.static_prior if has_prior(model) and not has_prior(started) else model
-        if type(started) is not type(target) or started.state_dict().keys() != target.state_dict().keys():
-            raise ConfigError(
-                f"warm_start {settings.warm_start} is a {type(started).__name__} that does not fit"
-            )
-        target.load_state_dict(started.state_dict())
+        _warm_start(model, settings, labels)
     return model
+
+
+def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> None:
+    checkpoint = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None)
+    as_prior = has_prior(model) and not has_prior(checkpoint.model)
+    target = model.static_prior if as_prior else model
+    if type(checkpoint.model) is not type(target):
+        raise ConfigError(
+            f"warm_start {settings.warm_start} is a {type(checkpoint.model).__name__}. "
+            f"Expected: {type(target).__name__}"
+        )
+    mapped = as_prior and isinstance(model, VTSeg) and model.config.class_mapping
+    if not mapped and checkpoint.labels.names != labels.names:
+        raise ConfigError(
+            f"warm_start {settings.warm_start} knows other classes. Expected: {', '.join(labels.names)}. "
+            f"Got: {', '.join(checkpoint.labels.names)}"
+        )
+    load_exact(target, checkpoint.model.state_dict(), source=f"warm_start {settings.warm_start}")
+
+
+def _init_encoder(model: nn.Module, path: str) -> None:
+    """Start the encoder from a Hugging Face SegformerModel, which was trained on normalised RGB."""
+    state = _read_state(Path(path))
+    try:
+        model.encoder.load_mit_state_dict(state)
+    except CheckpointError as err:
+        raise CheckpointError(f"init_encoder {path}: {err}") from err
+    if isinstance(model, VTSeg):
+        model.set_normalization("encoder", IMAGENET_MEAN, IMAGENET_STD)
+        return
+    # SegFormer takes RGB in [0, 1] as it is: its first convolution normalises (exactly, but for the padding's rim).
+    conv = model.encoder.blocks[0].embed.proj
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    with torch.no_grad():
+        conv.weight /= std[None, :, None, None]
+        conv.bias -= (conv.weight * mean[None, :, None, None]).sum(dim=(1, 2, 3))
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or a PyTorch file; nothing in it is run."""
+    if not path.is_file():
+        raise CheckpointError(f"init_encoder {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(
+            isinstance(value, torch.Tensor) for value in state.values()
+        ):
+            raise ValueError("it is not a state dict")
+        return state
+    except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
+        raise CheckpointError(
+            f"init_encoder {path} cannot be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}. "
+            "Expected: model.safetensors or pytorch_model.bin of a SegformerModel"
+        ) from err
 
 
 def has_prior(model: nn.Module) -> bool:

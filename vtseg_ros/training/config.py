@@ -75,7 +75,8 @@ class ModelConfig:
             (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
         static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
             configuration's own.
-        init_encoder: safetensors file of a Hugging Face SegformerModel to start the encoder from; empty = none.
+        init_encoder: file of a Hugging Face SegformerModel (.safetensors or .bin) to start the encoder of `vtseg` or
+            `segformer_b0` from; empty = none.
         warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
             `gru`, whose stage `prior` can then be left out. Empty = none.
     """
@@ -124,6 +125,8 @@ class TrainConfig:
         validate_every: updates between validations; 0 = at the end of each stage alone.
         save_every: updates between saves of the resumable state.
         log_every: updates between log lines.
+        sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
+        pictures: validation frames that TensorBoard shows; 0 = none.
     """
 
     data: DataConfig
@@ -138,6 +141,8 @@ class TrainConfig:
     validate_every: int = 0
     save_every: int = 200
     log_every: int = 20
+    sweep_frames: int = 24
+    pictures: int = 4
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -152,13 +157,22 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
+        if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
+            raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.architecture == "gru":
             self._check_gru()
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name in ("label_every", "stride", "validation_every"):
-            if getattr(self.data, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1. Got: {getattr(self.data, name)}")
+            _at_least(f"data.{name}", getattr(self.data, name), 1)
+        for name, least in (
+            ("save_every", 1),
+            ("log_every", 1),
+            ("validate_every", 0),
+            ("sweep_frames", 0),
+            ("pictures", 0),
+        ):
+            _at_least(name, getattr(self, name), least)
 
     def _check_gru(self) -> None:
         for key, value in self.model.overrides.items():
@@ -166,6 +180,11 @@ class TrainConfig:
                 raise ConfigError(f"model.overrides of gru are {', '.join(GRU_FIELDS)}. Got: {key!r}")
             if key == "window" and (type(value) is not int or value < 2):
                 raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}. Got: {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

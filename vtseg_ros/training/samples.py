@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vtseg_ros.data.augmentation import Augmentation
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.labels import IGNORE
 
 
@@ -25,6 +27,7 @@ class Samples(Dataset):
         augmentation: None = as they are.
         seed: of order and augmentation.
         stage: number of the training stage; stages draw differently.
+        num_classes: C; a label with a class id from C on is a ConfigError.
         flow: where optical flow comes from, for networks that need it.
     """
 
@@ -37,18 +40,26 @@ class Samples(Dataset):
         augmentation: Augmentation | None,
         seed: int,
         stage: int,
+        num_classes: int,
         flow: WindowFlow | None = None,
     ) -> None:
         self.store, self.windows, self.length = store, windows, length
         self.augmentation, self.seed, self.stage, self.flow = augmentation, seed, stage, flow
+        self.num_classes = num_classes
         self._labelled = {window[-1] for window in windows}
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...] | VTSegError:
         """The position-th sample of an endless shuffled stream.
 
         Returns:
-            video (k, 3, H, W) uint8, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W) float32.
+            an error that the user must hear of, or video (k, 3, H, W) uint8, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W) float32.
         """
+        try:
+            return self._sample(position)
+        except VTSegError as err:
+            return err
+
+    def _sample(self, position: int) -> tuple[torch.Tensor, ...]:
         epoch, place = divmod(position, len(self.windows))
         order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
         numbers = self.windows[order[place]]
@@ -56,6 +67,7 @@ class Samples(Dataset):
         for age, number in enumerate(reversed(numbers)):
             if number not in self._labelled:
                 labels[-1 - age] = IGNORE
+        self._check_ids(labels, numbers[-1])
         draw = None
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
@@ -66,6 +78,17 @@ class Samples(Dataset):
             return sample
         flow = self.flow.window(numbers, video, draw)  # (k - 1, H, W, 2)
         return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
+
+    def _check_ids(self, labels: np.ndarray, newest: int) -> None:
+        # Here and not in the loss: on a GPU an id without a logit ends the process in an assertion.
+        highest = int(np.where(labels == IGNORE, 0, labels).max())
+        if highest >= self.num_classes:
+            frame = self.store.index.frames[newest]
+            raise ConfigError(
+                f"bag {self.store.index.sources[frame.source].path}: a label of the window that ends at stamp "
+                f"{frame.stamp_ns} ns has the class id {highest}, but the class list has {self.num_classes} classes "
+                f"(0..{self.num_classes - 1}; {IGNORE} = unlabelled): data.labels or data.class_names must be the bags' own"
+            )
 
 
 class Positions:
@@ -97,12 +120,22 @@ def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_me
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread if workers else None,
+        collate_fn=_collate,
+        worker_init_fn=_set_up_worker if workers else None,
     )
 
 
-def _one_thread(_: int) -> None:
+def _collate(samples: list) -> list[torch.Tensor] | VTSegError:
+    """Samples as one batch, or the first error among them."""
+    errors = [sample for sample in samples if isinstance(sample, VTSegError)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def _set_up_worker(_: int) -> None:
     import cv2
 
+    # Ctrl-C in a terminal and systemd reach every process of a training: it ends its workers itself, once it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

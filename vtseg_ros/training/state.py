@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vtseg_ros.errors import CheckpointError
+from vtseg_ros.errors import CheckpointError, ConfigError, VTSegError
 from vtseg_ros.model.checkpoint import write_atomically
+from vtseg_ros.training.config import TrainConfig
 
 NAME = "state.pt"
+
+
+class SaveError(VTSegError):
+    """Something of a run that cannot be written, for example because the disk is full."""
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Turn a failure to write into a SaveError that says what is still there."""
+    try:
+        yield
+    except OSError as err:
+        kept = f"{folder / NAME} is as it was: --resume goes on from it" if (folder / NAME).is_file() else ""
+        raise SaveError(f"cannot save to {folder}: {err.strerror or err}. {kept}".rstrip()) from err
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -34,3 +53,34 @@ def load_state(folder: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises pickle, zip and runtime errors for damaged files
         raise CheckpointError(f"training state {path} cannot be read: {type(err).__name__}") from err
+
+
+def plan_of(config: TrainConfig, steps: list[int], world_size: int) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had not been interrupted: plain values by name."""
+    model = {
+        k: v for k, v in dataclasses.asdict(config.model).items() if k not in ("warm_start", "init_encoder")
+    }
+    stages = [
+        {**dataclasses.asdict(stage), "epochs": 0, "steps": count}
+        for stage, count in zip(config.stages, steps)
+    ]
+    plan = {"processes": world_size, "seed": config.seed, "precision": config.precision, "model": model}
+    plan |= {"data.size": config.data.size, "data.label_every": config.data.label_every, "stages": stages}
+    return json.loads(json.dumps(plan, default=str))
+
+
+def check_plan(state: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Refuse to resume with another plan; stages that have not begun may differ.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    saved = dict(state.get("plan", plan))
+    begun = state["stage"] + 1
+    given = {**plan, "stages": plan["stages"][:begun]}
+    saved["stages"] = saved["stages"][:begun]
+    for key, value in given.items():
+        if saved.get(key) != value:
+            raise ConfigError(
+                f"cannot resume: {key} is not what the interrupted run had. Expected: {saved.get(key)}. Got: {value}"
+            )

@@ -1,30 +1,42 @@
-"""Validation: mIoU at the network's resolution, and how far VTSeg leaves its static network."""
+"""Validation: mIoU at the network's resolution, how far it leaves its static network, what older frames change."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.gru import STGRU
+from vtseg_ros.training.attention import AttentionShares
+from vtseg_ros.training.pictures import row, sheet
+from vtseg_ros.training.processes import sum_over_ranks
+
+ATTENTION_FRAMES = 4
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of a validation, 0 to 100; NaN where there is nothing to say.
+    """Scores of a validation, 0 to 100; NaN and empty where there is nothing to say.
 
     Attributes:
         miou, iou: of the network's newest frames.
         prior_miou: of its static network on the same frames.
         agreement: labelled pixels on which the two agree.
         right_where_different, prior_right_where_different: who is right where they differ.
+        miou_by_window: with windows of 1 .. k frames, on some of the frames.
+        attention_elsewhere: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
+        seconds: that it took.
+        pictures: (H, W, 3) uint8 RGB: image, truth, static network, network, difference; None = none wanted.
     """
 
     miou: float
@@ -33,70 +45,165 @@ class Validation:
     agreement: float = float("nan")
     right_where_different: float = float("nan")
     prior_right_where_different: float = float("nan")
+    miou_by_window: tuple[float, ...] = ()
+    attention_elsewhere: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    pictures: np.ndarray | None = None
 
 
-@torch.inference_mode()
-def validate(
-    model: nn.Module,
-    store: FrameStore,
-    windows: list[list[int]],
-    *,
-    length: int,
-    num_classes: int,
-    device: torch.device,
-    flow: WindowFlow | None = None,
-) -> Validation:
-    """Score the newest frame of each window; the network is in eval mode meanwhile.
+class Validator:
+    """Scores the newest frame of each window; the windows are shared out among the processes.
 
     Args:
-        model: VTSeg, STGRU, or an image network (then length is 1).
-        store, windows, length: as in training; short windows stay short.
-        num_classes: C.
-        device: of the network.
+        fabric: device, precision and processes.
+        store, windows: as in training; short windows stay short.
+        length: frames k of a window.
+        labels: class list.
         flow: of the windows, for STGRU.
+        sweep_frames: on how many frames windows of 1 .. k frames are compared; 0 = not at all.
+        pictures: how many frames are shown; 0 = none.
     """
-    was_training = model.training
-    model.eval()
-    total, prior_total = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
-    same = differ_right = differ_prior_right = labelled = 0
-    for numbers in windows:
-        video, labels = store.window(numbers[-length:], min(length, len(numbers)))
-        frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
-        if isinstance(model, (VTSeg, STGRU)):
-            if isinstance(model, VTSeg):
-                mask = _mask(model(frames[None])[0, -1])
-                prior_mask = _mask(model.static_logits(frames[-1:])[0])
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        store: FrameStore,
+        windows: list[list[int]],
+        *,
+        length: int,
+        labels: LabelSet,
+        flow: WindowFlow | None = None,
+        sweep_frames: int = 24,
+        pictures: int = 4,
+    ) -> None:
+        self.fabric, self.store, self.windows = fabric, store, windows
+        self.length, self.labels, self.flow = length, labels, flow
+        whole = [number for number, window in enumerate(windows) if len(window) >= length]
+        self.sweep = _spread(whole, sweep_frames)
+        self.looked_at = _spread(self.sweep, ATTENTION_FRAMES)
+        self.shown = _spread(range(len(windows)), pictures)
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module) -> Validation:
+        """Validate VTSeg, STGRU or an image network; it is in eval mode meanwhile."""
+        began = time.monotonic()
+        was_training = model.training
+        model.eval()
+        counts = _Counts(len(self.labels), self.length)
+        shares = AttentionShares(model) if isinstance(model, VTSeg) and self.length > 1 else None
+        video_network = isinstance(model, (VTSeg, STGRU))
+        sweep, looked_at = set(self.sweep), set(self.looked_at)
+        for number in range(self.fabric.global_rank, len(self.windows), self.fabric.world_size):
+            predict, truth, _ = self._frames(model, self.windows[number])
+            if shares is not None and number in looked_at:
+                with shares:
+                    mask = predict(self.length)
             else:
-                motion = flow.window(numbers[-length:], video) if len(video) > 1 else None  # (k - 1, H, W, 2)
-                if motion is not None:
-                    motion = torch.from_numpy(motion).to(device).permute(0, 3, 1, 2)[None]
-                mask = _mask(model(frames[None], motion)[0, -1])
-                prior_mask = _mask(model.static_prior(frames[-1:])[0])
-            truth = labels[-1]
-            known = truth != IGNORE
-            prior_total.update(prior_mask, truth)
-            other = known & (mask != prior_mask)
-            labelled += int(known.sum())
-            same += int((known & (mask == prior_mask)).sum())
-            differ_right += int((mask == truth)[other].sum())
-            differ_prior_right += int((prior_mask == truth)[other].sum())
-        else:
-            mask = _mask(model(frames[-1:])[0])
-        total.update(mask, labels[-1])
-    model.train(was_training)
-    if not labelled:
-        return Validation(total.miou(), total.iou())
-    differ = max(labelled - same, 1)
-    return Validation(
-        miou=total.miou(),
-        iou=total.iou(),
-        prior_miou=prior_total.miou(),
-        agreement=100.0 * same / labelled,
-        right_where_different=100.0 * differ_right / differ,
-        prior_right_where_different=100.0 * differ_prior_right / differ,
-    )
+                mask = predict(self.length)
+            counts.total.update(mask, truth)
+            if video_network:
+                counts.compare(mask, predict(0), truth)
+            if video_network and number in sweep:
+                for window in range(1, self.length):
+                    counts.sweep[window - 1].update(predict(window), truth)
+                counts.sweep[-1].update(mask, truth)
+        counts.reduce(self.fabric)
+        attention = self._attention(shares)
+        pictures = self._pictures(model, video_network) if self.fabric.is_global_zero else None
+        model.train(was_training)
+        scores = counts.scores(video_network, bool(self.sweep))
+        return Validation(
+            **scores, attention_elsewhere=attention, pictures=pictures, seconds=time.monotonic() - began
+        )
+
+    def _frames(
+        self, model: nn.Module, numbers: list[int]
+    ) -> tuple[Callable[[int], np.ndarray], np.ndarray, np.ndarray]:
+        """From a window's length to the newest frame's mask (0 = the static network's), its truth and its image."""
+        numbers = numbers[-self.length :]
+        video, labels = self.store.window(numbers, len(numbers))
+        device = self.fabric.device
+        frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
+        flow = None
+        if isinstance(model, STGRU) and len(video) > 1:
+            flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
+
+        def predict(window: int) -> np.ndarray:
+            window = min(window, len(frames))
+            with self.fabric.autocast():
+                if isinstance(model, STGRU) and window > 0:
+                    motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
+                    logits = model(frames[None, -window:], motion)[0, -1]
+                elif isinstance(model, VTSeg) and window > 0:
+                    logits = model(frames[None, -window:])[0, -1]
+                elif isinstance(model, VTSeg):
+                    logits = model.static_logits(frames[-1:])[0]
+                else:
+                    network = model.static_prior if isinstance(model, STGRU) else model
+                    logits = network(frames[-1:])[0]
+            return logits.argmax(0).byte().cpu().numpy()
+
+        return predict, labels[-1], video[-1]
+
+    def _attention(self, shares: AttentionShares | None) -> dict[str, float]:
+        if shares is None:
+            return {}
+        totals = sum_over_ranks(self.fabric, np.array(shares.totals(), np.float64))  # (2, names)
+        if not totals[1].all():
+            return {}
+        return {name: 100.0 * total / count for name, total, count in zip(shares.names, *totals.tolist())}
+
+    def _pictures(self, model: nn.Module, video_network: bool) -> np.ndarray | None:
+        rows = []
+        for number in self.shown:
+            predict, truth, image = self._frames(model, self.windows[number])
+            prior = predict(0) if video_network else None
+            rows.append(row(image, truth, prior, predict(self.length), self.labels))
+        return sheet(rows) if rows else None
 
 
-def _mask(logits: torch.Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W) uint8 class ids."""
-    return logits.argmax(0).byte().cpu().numpy()
+class _Counts:
+    """What a validation counts; sums over frames, so that processes can be added up."""
+
+    def __init__(self, num_classes: int, length: int) -> None:
+        self.total, self.prior = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
+        self.sweep = [ConfusionMatrix(num_classes) for _ in range(length)]
+        self.pixels = np.zeros(4, np.int64)  # labelled, the same, network right, static network right
+
+    def compare(self, mask: np.ndarray, prior: np.ndarray, truth: np.ndarray) -> None:
+        self.prior.update(prior, truth)
+        known = truth != IGNORE
+        other = known & (mask != prior)
+        self.pixels += (
+            known.sum(),
+            (known & ~other).sum(),
+            (mask == truth)[other].sum(),
+            (prior == truth)[other].sum(),
+        )
+
+    def reduce(self, fabric: Fabric) -> None:
+        for matrix in (self.total, self.prior, *self.sweep):
+            matrix.matrix = sum_over_ranks(fabric, matrix.matrix)
+        self.pixels = sum_over_ranks(fabric, self.pixels)
+
+    def scores(self, video_network: bool, swept: bool) -> dict:
+        scores = {"miou": self.total.miou(), "iou": self.total.iou()}
+        labelled, same, right, prior_right = self.pixels.tolist()
+        if not video_network or not labelled:
+            return scores
+        scores |= {"prior_miou": self.prior.miou(), "agreement": 100.0 * same / labelled}
+        if labelled > same:
+            scores["right_where_different"] = 100.0 * right / (labelled - same)
+            scores["prior_right_where_different"] = 100.0 * prior_right / (labelled - same)
+        if swept:
+            scores["miou_by_window"] = tuple(matrix.miou() for matrix in self.sweep)
+        return scores
+
+
+def _spread(items, count: int) -> list[int]:
+    """At most `count` of the items, evenly spaced."""
+    items = list(items)
+    if count <= 0 or not items:
+        return []
+    places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
+    return [items[place] for place in places]

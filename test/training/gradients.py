@@ -1,0 +1,33 @@
+"""Gradients of updates, for test_processes.py: `gradients.py CONFIG FOLDER`, alone or under torchrun.
+
+For each stage one update's, from the initial weights, with BatchNorm and dropout in eval mode. The first process
+writes losses and gradients, each one how many labelled pixels it had.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from vtseg_ros.training.config import load_config
+from vtseg_ros.training.loss import labelled_pixels
+from vtseg_ros.training.run import Training
+
+config, folder = load_config(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+training = Training(config, folder)
+counts, results = [], []
+for number, stage in enumerate(config.stages):
+    module, optimizer = training.set_up_stage(number)
+    training.model.eval()
+    batches = training.batches(number)
+    chunk = [next(batches) for _ in range(stage.accumulate)]
+    counts.append(sum(int(labelled_pixels(batch[1])) for batch in chunk))
+    loss = training.backward(module, chunk, image_network=False)
+    gradients = {name: p.grad for name, p in training.model.named_parameters() if p.grad is not None}
+    results.append({"loss": loss, "gradients": gradients})
+    optimizer.zero_grad(set_to_none=True)
+torch.save(counts, folder / f"counts_{training.fabric.global_rank}.pt")
+if training.fabric.is_global_zero:
+    torch.save(results, folder / "gradients.pt")
+training.close()

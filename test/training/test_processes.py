@@ -1,0 +1,211 @@
+"""Training as real processes: several at once, killed, stopped, without room to write."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import wait_until
+
+pytest.importorskip("lightning_fabric")
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    "COLUMNS": "200",
+}
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+CLI = ("-m", "vtseg_ros.cli", "train")
+
+
+@pytest.fixture
+def write(tmp_path, street_bag):
+    """Write a training YAML of a tiny network; keywords change its top level."""
+
+    def write(name: str = "train", **changes) -> Path:
+        values = {
+            "data": {
+                "train": [str(street_bag)],
+                "validation": [str(street_bag)],
+                "size": [64, 32],
+                "labels": "street",
+                "workers": 0,
+                "validation_every": 15,
+            },
+            "model": {"preset": "tiny", "overrides": {"window": 2}},
+            "stages": [{"name": "prior", "steps": 4, "batch": 2}, {"name": "video", "steps": 4, "batch": 1}],
+            "device": "cpu",
+            "log_every": 1,
+            "save_every": 3,
+            **changes,
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def start(*command: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [str(part) for part in command],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, timeout_s: float = 180.0) -> tuple[int, str]:
+    """Exit code and what it printed."""
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+        raise AssertionError(f"still running after {timeout_s} s:\n{output}") from None
+    return process.returncode, output
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by update, from the TensorBoard files; the last one written counts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+def test_two_processes_have_the_gradients_of_one(write, tmp_path):
+    """Two with batch 1 and one with batch 2; then two with two batches each and one with four windows at once."""
+    data = {
+        **yaml.safe_load(write().read_text())["data"],
+        "label_every": 2,
+    }  # real windows have one label of two
+    results = {}
+    for name, prefix, sizes in (
+        ("one", (sys.executable,), ((2, 1), (4, 1))),
+        ("two", (*TORCHRUN, 2), ((1, 1), (1, 2))),
+    ):
+        stages = [{"name": "end_to_end", "steps": 1, "batch": b, "accumulate": a} for b, a in sizes]
+        path = write(name, data=data, augmentation={"derived": 0.5}, stages=stages, seed=0)
+        code, output = finish(start(*prefix, HERE / "gradients.py", path, tmp_path / name))
+        assert code == 0, output
+        results[name] = torch.load(tmp_path / name / "gradients.pt", weights_only=True)
+    counts = [torch.load(tmp_path / "two" / f"counts_{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for number, (one, two) in enumerate(zip(results["one"], results["two"])):
+        per_rank = [count[number] for count in counts]
+        # A mean of the two ranks' means would be far off.
+        assert min(per_rank) > 0 and max(per_rank) > 1.3 * min(per_rank), per_rank
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 100
+        for key, value in one["gradients"].items():
+            scale = float(value.abs().max())
+            assert torch.allclose(two["gradients"][key], value, rtol=1e-4, atol=1e-5 * scale + 1e-9), key
+
+
+def test_torchrun_trains_all_stages(write, tmp_path):
+    """Every process takes its part and one writes; another number of processes cannot go on."""
+    path = write(stages=[{"name": name, "steps": 2, "batch": 1} for name in ("prior", "video", "end_to_end")])
+    code, output = finish(
+        start(*TORCHRUN, 2, *CLI, path, "--out", tmp_path / "run", "--json", tmp_path / "f.json")
+    )
+    assert code == 0 and output.count("done at update 6 of 6") == 1, output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["prior", "video", "end_to_end"]
+    assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
+    code, output = finish(start(sys.executable, *CLI, path, "--out", tmp_path / "run", "--resume"))
+    assert code == 2 and "processes is not what the interrupted run had. Expected: 2. Got: 1" in output, (
+        output
+    )
+
+
+def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path):
+    path = write()
+    code, output = finish(start(sys.executable, *CLI, path, "--out", tmp_path / "whole"))
+    assert code == 0, output
+    whole = losses(tmp_path / "whole")
+    assert sorted(whole) == list(range(1, 9))
+    folder = tmp_path / "killed"
+    log, kill_after = folder / "train.log", int(np.random.default_rng().integers(4, 8))
+    process = start(sys.executable, *CLI, path, "--out", folder)
+    wait_until(
+        lambda: process.poll() is not None or (log.is_file() and f"step {kill_after} of" in log.read_text()),
+        120,
+    )
+    process.kill()
+    code, output = finish(process)
+    assert code == -signal.SIGKILL, f"{code}: {output}"
+    state = torch.load(folder / "state.pt", weights_only=True)
+    done = 4 * state["stage"] + state["step"]
+    code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))
+    assert code == 0 and "done at update 8 of 8" in output, output
+    again = losses(folder)
+    assert sorted(again) == sorted(whole)
+    for step in range(done + 1, 9):
+        assert again[step] == pytest.approx(whole[step], abs=1e-6), f"step {step}, resumed after {done}"
+    for name in ("validation.jsonl",):  # nothing twice, nothing lost
+        stages = [json.loads(line)["stage"] for line in (folder / name).read_text().splitlines()]
+        assert stages == ["prior", "video"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
+    """As Ctrl-C in a terminal and systemd do: workers get the signal too."""
+    data = yaml.safe_load(write().read_text())["data"]
+    path = write(
+        stages=[{"name": "prior", "steps": 100000, "batch": 1}], data={**data, "workers": 1}, save_every=10**6
+    )
+    folder = tmp_path / "run"
+    process = start(sys.executable, *CLI, path, "--out", folder, start_new_session=True)
+    log = folder / "train.log"
+    wait_until(lambda: process.poll() is not None or (log.is_file() and "step 2 of" in log.read_text()), 120)
+    os.killpg(process.pid, number)
+    code, output = finish(process)
+    assert code == 0 and "stopped and saved at update" in output, output
+    assert torch.load(folder / "state.pt", weights_only=True)["step"] >= 2
+
+
+def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
+    """A limit on file sizes, which the operating system enforces as it does a full disk."""
+    path, folder = (
+        write(stages=[{"name": "prior", "steps": 3, "batch": 1}], save_every=10**6),
+        tmp_path / "run",
+    )
+    code, output = finish(start(sys.executable, *CLI, path, "--out", folder))
+    assert code == 0, output
+    before = {name: (folder / name).read_bytes() for name in ("state.pt", "last.safetensors")}
+    path = write(stages=[{"name": "prior", "steps": 3, "batch": 1}, {"name": "video", "steps": 2}])
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume", preexec_fn=limit))
+    assert code == 2 and "Traceback" not in output, output
+    assert "vtseg train: cannot save to" in output and "--resume goes on from it" in output, output
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
+    code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))
+    assert code == 0 and "done at update 5 of 5" in output, output
+
+
+def test_a_run_is_not_overwritten(write, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"hours of work")
+    code, output = finish(start(sys.executable, *CLI, write(), "--out", folder))
+    assert code == 2 and "nothing is overwritten" in output, output
+    assert sorted(item.name for item in folder.iterdir()) == ["state.pt"]

@@ -1,0 +1,52 @@
+"""Pictures of a validation: what the camera saw, what is true, what the static network and the network say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.visual import colorize
+
+GAP = 4
+BETTER, WORSE = (40, 200, 90), (230, 50, 60)
+
+
+def difference(image: np.ndarray, truth: np.ndarray, prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Where the network leaves its static network: green where that is right, red where the static network was.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, shown dark below.
+        truth, prior, mask: (H, W) uint8 class ids.
+    """
+    picture = image // 3
+    left = (mask != prior) & (truth != IGNORE)
+    picture[left & (mask == truth)] = BETTER
+    picture[left & (prior == truth)] = WORSE
+    picture[left & (mask != truth) & (prior != truth)] = 160
+    return picture
+
+
+def row(
+    image: np.ndarray, truth: np.ndarray, prior: np.ndarray | None, mask: np.ndarray, labels: LabelSet
+) -> np.ndarray:
+    """One frame side by side: image, truth, [static network,] network[, difference]."""
+    parts = [image, colorize(truth, labels)]
+    if prior is not None:
+        parts.append(colorize(prior, labels))
+    parts.append(colorize(mask, labels))
+    if prior is not None:
+        parts.append(difference(image, truth, prior, mask))
+    return _joined(parts, axis=1)
+
+
+def sheet(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows below each other, (H, W, 3) uint8."""
+    return _joined(rows, axis=0)
+
+
+def _joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
+    gap = np.full_like(parts[0][:GAP] if axis == 0 else parts[0][:, :GAP], 255)
+    spaced = [parts[0]]
+    for part in parts[1:]:
+        spaced += [gap, part]
+    return np.concatenate(spaced, axis=axis)

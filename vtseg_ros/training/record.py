@@ -1,0 +1,131 @@
+"""What a training leaves to be read: log lines, validation.jsonl, TensorBoard, and calls with its progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtseg_ros.model.checkpoint import write_atomically
+from vtseg_ros.training.validation import Validation
+
+log = logging.getLogger("vtseg_ros.training")
+VALIDATIONS = "validation.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is; figures of the last update.
+
+    Attributes:
+        stage: name of the stage.
+        epoch, epochs: of the stage, 1-based.
+        step, steps: optimiser updates, all stages.
+        loss: mean cross-entropy over labelled pixels, nats.
+        learning_rate: of the last update.
+        validation_miou: 0..100; NaN before the first.
+        seconds_left: estimate.
+        data_share: share of the time spent waiting for data, 0..1.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    validation_miou: float
+    seconds_left: float
+    data_share: float
+
+
+class Record:
+    """Writes the record of a run into its folder.
+
+    Args:
+        folder: of the run.
+        on_progress: called after every update.
+        history: validations of the run before it was interrupted; what was recorded after them is dropped.
+        step: updates that are done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None] | None,
+        history: list[dict[str, Any]],
+        step: int,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.on_progress, self.history = folder, on_progress, history
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        lines = "".join(json.dumps(entry) + "\n" for entry in history)
+        write_atomically(folder / VALIDATIONS, lines.encode())
+
+    def close(self) -> None:
+        self._board.close()
+
+    def update(self, progress: Progress, *, recent_share: float, log_it: bool) -> None:
+        """After an update; `recent_share` of the time since the last log line was waiting for data."""
+        if log_it:
+            log.info(
+                "stage %s, step %d of %d: loss %.4f, learning rate %.2e, waited for data %.1f %%, %s left",
+                progress.stage, progress.step, progress.steps, progress.loss, progress.learning_rate,
+                100 * recent_share, _duration(progress.seconds_left),
+            )  # fmt: skip
+            for key in ("loss", "learning_rate"):
+                self._board.add_scalar(f"train/{key}", getattr(progress, key), progress.step)
+            self._board.add_scalar("train/data_share", recent_share, progress.step)
+        if self.on_progress:
+            self.on_progress(progress)
+
+    def validation(self, stage: str, step: int, result: Validation) -> None:
+        """After a validation."""
+        values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "pictures"}
+        values["iou"] = [float(value) for value in result.iou]
+        entry = {"stage": stage, "step": step, **values}
+        self.history.append(json.loads(json.dumps(_nulls(entry))))
+        with (self.folder / VALIDATIONS).open("a") as file:
+            file.write(json.dumps(self.history[-1]) + "\n")
+        scalars = {
+            key: value for key, value in values.items() if isinstance(value, float) and math.isfinite(value)
+        }
+        for key, value in scalars.items():
+            self._board.add_scalar(f"validation/{key}", value, step)
+        for window, value in enumerate(result.miou_by_window, start=1):
+            self._board.add_scalar(f"validation_by_window/{window}", value, step)
+        for name, value in result.attention_elsewhere.items():
+            self._board.add_scalar(f"attention_elsewhere/{name}", value, step)
+        if result.pictures is not None:
+            self._board.add_image("validation", result.pictures, step, dataformats="HWC")
+        self._board.flush()
+        text = ", ".join(f"{key} {value:.2f}" for key, value in scalars.items())
+        log.info("validation, stage %s, step %d: %s", stage, step, text)
+        if result.miou_by_window:
+            sweep = " ".join(f"{value:.2f}" for value in result.miou_by_window)
+            log.info("  miou with windows of 1..%d frames: %s", len(result.miou_by_window), sweep)
+        if result.attention_elsewhere:
+            shares = ", ".join(f"{name} {value:.0f}" for name, value in result.attention_elsewhere.items())
+            log.info("  attention on other frames, %%: %s", shares)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _nulls(value: Any) -> Any:
+    """The value with null for what is not finite, as JSON wants it."""
+    if isinstance(value, dict):
+        return {key: _nulls(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_nulls(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
