@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE
 
 
@@ -42,6 +43,21 @@ class AugmentationConfig:
     path_zoom: float = 0.12
     path_shift: float = 0.06
     path_rotation_deg: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("derived", "flip", "blur", "brightness", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
+        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ConfigError(
+                f"augmentation.scale must be lowest <= highest, above 0. Got: {list(self.scale)}"
+            )
+        for name in ("path_zoom", "path_shift"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise ConfigError(f"augmentation.{name} must be in 0..0.5. Got: {getattr(self, name)}")
+        for name in ("rotation_deg", "hue_deg", "path_rotation_deg"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"augmentation.{name} must be at least 0. Got: {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -150,9 +166,10 @@ class Augmentation:
         sigma = rng.uniform(0.3, 1.2) if rng.random() < config.blur else 0.0
 
         def apply(image: np.ndarray) -> np.ndarray:
-            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-            hsv = cv2.LUT(hsv, _tables(hue, saturation, gain))
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            if (hue, saturation, gain) != (0.0, 1.0, 1.0):  # the way through 8-bit HSV is not lossless
+                hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+                hsv = cv2.LUT(hsv, _tables(hue, saturation, gain))
+                image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
             return cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
 
         return apply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vtseg_ros.data.street.mesh import yaw_matrix
-from vtseg_ros.data.street.renderer import Planes
+from vtseg_ros.data.street.renderer import FAR_M, NEAR_M, Planes
 
 FOCAL_PER_WIDTH = 0.5837
 """Focal length over image width: Virtual KITTI 2's 725 px at 1242 px."""
@@ -43,7 +43,6 @@ class FrameGeometry:
             [(u - self._center[0]) / focal, np.ones_like(u), -(v - self._center[1]) / focal], axis=2
         )
         self._world_rays = rays @ camera[:3, :3].T  # (H, W, 3)
-        self._sky = ids == 0
         self._owner = planes.owner[ids]
         inverse = np.linalg.inv(objects)
         to_local = inverse[self._owner]  # (H, W, 4, 4)
@@ -54,14 +53,19 @@ class FrameGeometry:
         distance = planes.offset[ids] - (normal * origin).sum(axis=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             depth = distance / facing
-        depth[self._sky | ~np.isfinite(depth) | (depth <= 0)] = np.inf
+        # A face seen edge-on covers pixels whose middle lies beside it: their ray meets its plane anywhere.
+        depth[~((depth > NEAR_M / 2) & (depth < FAR_M * 1.1))] = np.nan
+        depth[ids == 0] = np.inf
         self.depth = depth
-        """(H, W) float64, m along the optical axis; inf for the sky."""
+        """(H, W) float64, m along the optical axis; inf for the sky, NaN where a face is seen edge-on."""
         near = np.where(np.isfinite(depth), depth, 0.0)
         self._points = origin + near[..., None] * local_rays  # (H, W, 3), coordinates of each pixel's object
 
     def flow_to(self, camera: np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """(H, W, 2) float32 (dx, dy) px: where each pixel's point lies in another frame. NaN behind that camera."""
+        """(H, W, 2) float32 (dx, dy) px: where each pixel's point lies in another frame.
+
+        NaN behind that camera and where the depth is.
+        """
         moved = objects[self._owner]
         world = np.einsum("hwij,hwj->hwi", moved[..., :3, :3], self._points) + moved[..., :3, 3]
         relative = np.where(np.isfinite(self.depth)[..., None], world - camera[:3, 3], self._world_rays)
@@ -70,5 +74,5 @@ class FrameGeometry:
             u = self._center[0] + self._focal * local[..., 0] / local[..., 1]
             v = self._center[1] - self._focal * local[..., 2] / local[..., 1]
         flow = np.stack([u, v], axis=2) - self._pixels
-        flow[local[..., 1] <= 1e-6] = np.nan
+        flow[(local[..., 1] <= 1e-6) | np.isnan(self.depth)] = np.nan
         return flow.astype(np.float32)

@@ -33,7 +33,7 @@ def expose(
 
     Args:
         fine: (s*H, s*W, 3) uint8, the supersampled picture.
-        depth: (H, W) m, inf for the sky.
+        depth: (H, W) m, inf for the sky, NaN unknown.
         motion: (H, W, 2) px to the next frame.
         variation: weather and gain.
         rng: of the noise.
@@ -43,7 +43,7 @@ def expose(
     """
     height, width = depth.shape
     image = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-    clear = np.exp(-variation.fog * np.minimum(depth, 400.0)).astype(np.float32)
+    clear = np.exp(-variation.fog * np.fmin(depth, 400.0)).astype(np.float32)
     clear = np.where(np.isfinite(depth), clear, 1.0 - min(variation.fog * 20, 0.9) * 0.6)[..., None].astype(
         np.float32
     )

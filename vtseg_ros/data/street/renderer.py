@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from panda3d.core import (
     Camera,
+    CullBinManager,
     FrameBufferProperties,
     Geom,
     GeomNode,
@@ -38,6 +39,7 @@ from vtseg_ros.data.street.world import SHADOW
 NEAR_M, FAR_M = 0.3, 320.0
 SUPERSAMPLE = 2
 ID_BITS = 6  # per channel, kept apart by 4 steps of 255: the renderer's colours come back within 1
+IN_ORDER = "in_order"
 MAX_IDS = 1 << (3 * ID_BITS)
 
 _VERTEX = np.dtype([("position", np.float32, 3), ("color", np.uint8, 4), ("uv", np.float32, 2)])
@@ -55,6 +57,8 @@ def _graphics() -> tuple[GraphicsEngine, GraphicsPipe]:
         )
         _pipe = GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
         _engine = GraphicsEngine(_pipe)
+        # Panda's own order follows memory addresses, and where faces meet the one drawn first is seen.
+        CullBinManager.get_global_ptr().add_bin(IN_ORDER, CullBinManager.BT_unsorted, 20)
     return _engine, _pipe
 
 
@@ -94,6 +98,9 @@ class Renderer:
         self._textures = {name: _texture(name, image) for name, image in textures.items()}
         self._textures[SHADOW] = _shadow_texture(shadow)
         self._picture, self._ids = NodePath("picture"), NodePath("ids")
+        _graphics()
+        for root in (self._picture, self._ids):
+            root.set_bin(IN_ORDER, 0)
         self._nodes: list[tuple[NodePath, NodePath]] = []
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = [
             (np.zeros((1, 3)), np.ones(1), np.array([sky_label]), np.zeros(1, int))

@@ -28,9 +28,9 @@ class StreetFrame:
     Attributes:
         rgb: (H, W, 3) uint8.
         label: (H, W) uint8 class ids of `labels.STREET`; 255 = undefined.
-        depth: (H, W) float32, m along the optical axis; inf for the sky.
+        depth: (H, W) float32, m along the optical axis; inf for the sky, NaN for the few pixels of faces seen edge-on.
         flow_forward, flow_backward: (H, W, 2) float32 (dx, dy) px from this frame to the next / previous;
-            NaN where the point lies behind that frame's camera.
+            NaN where the point lies behind that frame's camera, and where the depth is.
         focal: focal length in px; the principal point is the middle of the image.
         stamp_ns: time of the frame, ns.
         frame_id: scene and variation.
