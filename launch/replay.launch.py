@@ -1,6 +1,8 @@
 """Plays a labelled bag to the segmenter and the evaluator under sim time; ends with the bag and leaves a report.
 
 ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
+
+It ends as a whole: include it where nothing else is to go on after the bag.
 """
 
 from launch.actions import (
@@ -17,17 +19,24 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
+from vtseg_ros.fastdds import profile_environment
 
 ARGUMENTS = (
     ("image_topic", "/camera/image", "Base name of the bag's image topic."),
     ("label_topic", "/camera/label", "Base name of the bag's label topic."),
     ("image_transport", "raw", "raw or compressed: how the bag holds the images."),
     ("label_transport", "raw", "raw or compressed: how the bag holds the labels."),
-    ("checkpoint", "street_tiny", "Shipped weights by name or a .safetensors file."),
-    ("device", "auto", "auto, cpu, cuda or cuda:N."),
+    ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
+    ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("rate", "1.0", "Speed of the bag."),
+    ("loop", "false", "Play the bag over and over, until Ctrl-C."),
     ("output_dir", "evaluation", "Folder for report.json and report.html."),
+    ("title", "Replay evaluation", "Heading of the report."),
+    ("log_level", "info", "debug, info, warn, error or fatal."),
+    ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
+# Writing the report of a long bag may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
+PATIENCE_S = "60"
 
 
 def _nodes(context):
@@ -38,30 +47,37 @@ def _nodes(context):
     remappings = [("image", image), ("image/compressed", f"{image}/compressed"),
                   ("label", label), ("label/compressed", f"{label}/compressed")]  # fmt: skip
     sim_time = {"use_sim_time": True}
+    arguments = ["--ros-args", "--log-level", value("log_level")]
+    profile = profile_environment(value("fastdds_profile"), FindPackageShare("vtseg_ros").perform(context))
+    overrides = {name: value(name) for name in ("checkpoint", "device") if value(name)}
     segmenter = Node(
         package="vtseg_ros",
         executable="segmenter",
         name="segmenter",
         parameters=[
             value("params_file"),
-            {
-                "checkpoint": value("checkpoint"),
-                "device": value("device"),
-                "image_transport": value("image_transport"),
-                "autostart": True,
-                **sim_time,
-            },
+            {**overrides, "image_transport": value("image_transport"), "autostart": True, **sim_time},
         ],
         remappings=remappings,
+        arguments=arguments,
+        additional_env=profile,
         output="screen",
+        on_exit=[EmitEvent(event=Shutdown(reason="the segmenter ended"))],
     )
     evaluator = Node(
         package="vtseg_ros",
         executable="evaluator",
         name="evaluator",
-        parameters=[{"output_dir": value("output_dir"), "input_qos": "reliable", **sim_time}],
+        parameters=[
+            {"output_dir": value("output_dir"), "title": value("title"), "input_qos": "reliable", **sim_time}
+        ],
         remappings=remappings,
+        arguments=arguments,
+        additional_env=profile,
         output="screen",
+        sigterm_timeout=PATIENCE_S,
+        sigkill_timeout=PATIENCE_S,
+        on_exit=[EmitEvent(event=Shutdown(reason="the evaluator ended"))],
     )
     published = {
         name: base + ("/compressed" if value(f"{name}_transport") == "compressed" else "")
@@ -70,7 +86,10 @@ def _nodes(context):
     # The bag starts when both nodes listen; `vtseg play` plays what `ros2 bag record` recorded.
     player = ExecuteProcess(
         cmd=["vtseg", "play", value("bag"), "--clock", "--rate", value("rate"),
+             # Should a node end instead of subscribing, so does all of this.
+             "--wait-timeout", "600", *(["--loop"] if value("loop").lower() == "true" else []),
              "--wait-for", published["image"], published["image"], published["label"]],
+        additional_env=profile,
         output="screen",
     )  # fmt: skip
     finish = RegisterEventHandler(

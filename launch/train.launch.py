@@ -3,7 +3,7 @@
 ros2 launch vtseg_ros train.launch.py params_file:=train.yaml output_dir:=run
 """
 
-from launch.actions import DeclareLaunchArgument, Shutdown
+from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -35,7 +35,9 @@ def generate_launch_description():
                     }
                 ],
                 output="screen",
-                on_exit=Shutdown(reason="the training ended"),
+                # Saving a checkpoint may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
+                sigterm_timeout="120",
+                sigkill_timeout="120",
             ),
         ]
     )

@@ -3,13 +3,14 @@
 ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
 """
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
+from vtseg_ros.fastdds import profile_environment
 
 ARGUMENTS = (
     (
@@ -20,26 +21,28 @@ ARGUMENTS = (
     ("image_transport", "", "raw or compressed; empty = the parameter file's."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
-    ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one unnamed camera."),
+    ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one camera, image_topic."),
     ("namespace", "", "Namespace of the node."),
     ("autostart", "true", "Configure and activate at once; false leaves it to a lifecycle manager."),
     ("use_sim_time", "false", "Take the time from /clock."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
+    ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
 
 
-def _segmenter(context):
+def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
+    share = FindPackageShare("vtseg_ros").perform(context)
     overrides = {name: value(name) for name in ("image_transport", "checkpoint", "device") if value(name)}
     cameras = [name.strip() for name in value("cameras").split(",") if name.strip()]
     if cameras:
         overrides["cameras"] = cameras
     overrides["autostart"] = value("autostart").lower() == "true"
-    overrides["use_sim_time"] = value("use_sim_time").lower() == "true"
-    topic = value("image_topic")
+    sim_time = {"use_sim_time": value("use_sim_time").lower() == "true"}
+    topic, namespace = value("image_topic"), value("namespace").strip("/")
     parent = topic.rsplit("/", 1)[0]
     remappings = [
         ("image", topic),
@@ -47,34 +50,41 @@ def _segmenter(context):
         ("image/compressed", f"{topic}/compressed"),
         ("camera_info", f"{parent}/camera_info"),
     ]
+    # What the RViz configuration shows, by the names it has here.
+    base = "".join(f"/{part}" for part in (namespace, *cameras[:1]) if part)
+    shown = [(f"/segmentation/{name}", f"{base}/segmentation/{name}") for name in ("overlay", "color")]
+    shown.append(("/camera/image", f"{base}/image" if cameras else topic))
+    profile = profile_environment(value("fastdds_profile"), share)
     return [
         Node(
             package="vtseg_ros",
             executable="segmenter",
             name="segmenter",
-            namespace=value("namespace"),
-            parameters=[value("params_file"), overrides],
+            namespace=namespace,
+            parameters=[value("params_file"), overrides, sim_time],
             remappings=[] if cameras else remappings,
             arguments=["--ros-args", "--log-level", value("log_level")],
+            additional_env=profile,
             output="screen",
-            on_exit=Shutdown(reason="the segmenter ended"),
-        )
+        ),
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            arguments=["-d", f"{share}/config/vtseg.rviz"],
+            parameters=[sim_time],
+            remappings=shown,
+            additional_env=profile,
+            condition=IfCondition(LaunchConfiguration("rviz")),
+        ),
     ]
 
 
 def generate_launch_description():
-    share = FindPackageShare("vtseg_ros")
-    params_file = PathJoinSubstitution([share, "config", "segmenter.yaml"])
+    params_file = PathJoinSubstitution([FindPackageShare("vtseg_ros"), "config", "segmenter.yaml"])
     return LaunchDescription(
         [
             DeclareLaunchArgument("params_file", default_value=params_file, description="Parameter YAML."),
             *(DeclareLaunchArgument(n, default_value=d, description=text) for n, d, text in ARGUMENTS),
-            OpaqueFunction(function=_segmenter),
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                arguments=["-d", PathJoinSubstitution([share, "config", "vtseg.rviz"])],
-                condition=IfCondition(LaunchConfiguration("rviz")),
-            ),
+            OpaqueFunction(function=_nodes),
         ]
     )

@@ -17,7 +17,7 @@ kind=pypi
 [ -n "${ROS_DISTRO:-}" ] && [ -n "${AMENT_PREFIX_PATH:-}" ] && [ "${AMENT_PREFIX_PATH#"$root"}" = "$AMENT_PREFIX_PATH" ] && kind=ros
 
 wanted_packages=$(digest requirements/*.txt)-$kind-$want_test
-wanted_build=$(digest CMakeLists.txt package.xml msg/*.msg scripts/executable.in)-$kind
+wanted_build=$(digest CMakeLists.txt package.xml msg/*.msg scripts/executable.in $(find launch config -type f | LC_ALL=C sort))-$kind
 have() { cat "$1" 2>/dev/null || true; }
 packages_done() {
   local found; found=$(have .venv/.vtseg_packages)

@@ -38,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
     chosen = build_parser().parse_args(argv)
-    module = importlib.import_module(f"vtseg_ros.commands.{chosen.command}")
-    parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
-    module.add_arguments(parser)
-    args = parser.parse_args(chosen.arguments)
     try:
+        module = importlib.import_module(f"vtseg_ros.commands.{chosen.command}")
+        parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
+        module.add_arguments(parser)
+        args = parser.parse_args(chosen.arguments)
         return module.run(args) or 0
     except VTSegError as err:
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)

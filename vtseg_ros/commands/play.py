@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC",
                         help="start when these have subscribers; name one twice for two")  # fmt: skip
+    parser.add_argument("--wait-timeout", type=float, default=60.0, metavar="S",
+                        help="give up waiting for subscribers after this (default 60)")  # fmt: skip
     parser.add_argument(
         "--start-paused", action="store_true", help="until the service player/pause says false"
     )
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         topics=tuple(args.topics),
         remap=remap,
         wait_for=tuple(args.wait_for),
+        wait_timeout_s=args.wait_timeout,
         paused=args.start_paused,
     )
     with BagReader(args.bag) as bag:

@@ -47,7 +47,7 @@ class PlayerConfig:
     topics: tuple[str, ...] = ()
     remap: dict[str, str] = field(default_factory=dict)
     wait_for: tuple[str, ...] = ()
-    wait_timeout_s: float = 30.0
+    wait_timeout_s: float = 60.0
     paused: bool = False
 
 
