@@ -62,6 +62,8 @@ def _nodes(context):
         arguments=arguments,
         additional_env=profile,
         output="screen",
+        sigterm_timeout=PATIENCE_S,
+        sigkill_timeout=PATIENCE_S,
         on_exit=[EmitEvent(event=Shutdown(reason="the segmenter ended"))],
     )
     evaluator = Node(

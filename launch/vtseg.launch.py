@@ -66,6 +66,8 @@ def _nodes(context):
             arguments=["--ros-args", "--log-level", value("log_level")],
             additional_env=profile,
             output="screen",
+            # It finishes the frame in work and frees the GPU; launch's own limit is 5 s.
+            sigterm_timeout="20",
         ),
         Node(
             package="rviz2",

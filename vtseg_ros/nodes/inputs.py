@@ -63,7 +63,7 @@ def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
     else:
         kinds = {name for name, _ in IMAGE_TYPES.values()}
         found = sorted(name for name, types in node.get_topic_names_and_types() if kinds & set(types))
-        found = [name for name in found if "/segmentation/" not in name]
+        found = [name for name in found if "/segmentation/" not in name and node.count_publishers(name)]
         why = f"nobody publishes it. Image topics that exist: {', '.join(found) or 'none'}"
         sibling = topic.removesuffix("/compressed") if transport == "compressed" else f"{topic}/compressed"
         if sibling in found:

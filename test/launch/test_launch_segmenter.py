@@ -1,0 +1,66 @@
+"""launch/vtseg.launch.py: the segmenter comes up under the names asked for and ends cleanly."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rclpy")
+launch_pytest = pytest.importorskip("launch_pytest")
+pytest.importorskip("launch_ros")
+
+from conftest import wait_until
+from nodes.encoders import NS, compressed_message, picture
+from nodes.harness import Harness
+from sensor_msgs.msg import CompressedImage, Image
+from watching import Watch, launched
+
+
+@pytest.fixture
+def watch():
+    return Watch()
+
+
+@launch_pytest.fixture
+def segmenter(watch, ros_environment, tiny_checkpoint):
+    arguments = {
+        "checkpoint": str(tiny_checkpoint), "namespace": "robot", "image_topic": "/robot/front/image",
+        "image_transport": "compressed", "device": "cpu", "fastdds_profile": "loopback", "log_level": "debug",
+    }  # fmt: skip
+    return launched("vtseg", watch, ros_environment, arguments)
+
+
+@pytest.mark.launch(fixture=segmenter)
+def test_masks_flow_and_sigint_ends_it(segmenter, watch, ros_environment):
+    watch.wait_for_text("segmenter", "window 4")
+    harness = Harness(ros_environment)
+    try:
+        masks = harness.collect(Image, "/robot/segmentation/mask")
+        images = harness.publisher(CompressedImage, "/robot/front/image/compressed")
+        wait_until(lambda: images.get_subscription_count() > 0, 30)
+        stamps = iter(range(10, 10_000))
+
+        def answered() -> bool:
+            images.publish(compressed_message(picture(1), "jpg", next(stamps) * NS // 10))
+            return bool(masks)
+
+        wait_until(answered, 30, lambda: str(watch.text))
+        assert (masks[0].width, masks[0].height) == (80, 48)
+    finally:
+        harness.close()
+    yield
+    assert watch.codes == {"segmenter": 0}
+    assert "Traceback" not in watch.text["segmenter"]
+
+
+@launch_pytest.fixture
+def broken(watch, ros_environment, tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not a checkpoint")
+    return launched("vtseg", watch, ros_environment, {"checkpoint": str(bad)})
+
+
+@pytest.mark.launch(fixture=broken)
+def test_a_bad_checkpoint_is_reported(broken, watch):
+    watch.wait_for_exit("segmenter")
+    assert watch.codes["segmenter"] == 2
+    assert "bad.safetensors" in watch.text["segmenter"] and "Traceback" not in watch.text["segmenter"]
