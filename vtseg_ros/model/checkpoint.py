@@ -147,9 +147,12 @@ def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: if there is neither; lists the shipped names.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError) as err:  # too long, of an unknown home, with a zero in it
+        raise CheckpointError(f"no checkpoint {str(name)[:100]!r}: {err}") from err
     shipped = WEIGHTS_DIR / f"{name}.safetensors"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
@@ -167,8 +170,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is not a whole safetensors file written by `save_checkpoint`.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        size = path.stat().st_size
+        file = path.open("rb")
+    except OSError as err:
+        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from err
+    with file:
         start = file.read(8)
         if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, VTSegError
 
 _TYPES = {
     bool: Parameter.Type.BOOL,
@@ -63,6 +67,8 @@ class Param:
 
     def problem(self, value: Any) -> str:
         """Why a value is not allowed; empty if it is."""
+        if value is None:
+            return f"{self.name} cannot be without a value"
         if self.allowed and value not in self.allowed:
             return f"{self.name} must be one of {', '.join(self.allowed)}. Got: {value!r}"
         if self.low is not None and not self.low <= value <= self.high:
@@ -70,7 +76,12 @@ class Param:
         if self.check is not None:
             try:
                 self.check(value)
-            except ConfigError as err:
+            except (
+                VTSegError,
+                OSError,
+                RuntimeError,
+                ValueError,
+            ) as err:  # of a path that no file can have, say
                 return f"{self.name}: {err}"
         return ""
 
@@ -102,6 +113,7 @@ class Parameters:
             node.declare_parameter(param.name, kind if empty else param.default, param.descriptor())
             if empty and node.get_parameter_or(param.name, None).value is None:
                 node.set_parameters([Parameter(param.name, kind, [])])
+        self._refuse_unknown()
         node.add_on_set_parameters_callback(self._on_set)
 
     def __getitem__(self, name: str) -> Any:
@@ -113,6 +125,17 @@ class Parameters:
             problem = param.problem(self[name])
             if problem:
                 raise ConfigError(problem)
+
+    def _refuse_unknown(self) -> None:
+        """Raise ConfigError for a name that this node does not have: rclpy would ignore it."""
+        for name in getattr(self._node, "_parameter_overrides", {}):
+            if self._node.has_parameter(name) or name.startswith("qos_overrides."):
+                continue
+            near = get_close_matches(name, self._table, n=1)
+            if near:
+                raise ConfigError(f"there is no parameter {name}; did you mean {near[0]}?")
+            if name not in _names_for_all_nodes(sys.argv):
+                raise ConfigError(f"there is no parameter {name}. Known: {', '.join(self._table)}")
 
     def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
         accepted = []
@@ -134,10 +157,31 @@ class Parameters:
             accepted.append((param.name, value))
         # Only now: a request that sets several is refused as a whole.
         for name, value in accepted:
-            self._on_change(name, value)
+            try:
+                self._on_change(name, value)
+            except VTSegError as err:
+                return SetParametersResult(successful=False, reason=f"{name}: {err}")
         return SetParametersResult(successful=True)
 
 
 def locked_while_running(param: Param) -> str:
     """For nodes without a lifecycle: what is not live needs a restart."""
     return "" if param.live else "cannot change while the node runs: start it anew"
+
+
+def _names_for_all_nodes(argv: list[str]) -> set[str]:
+    """Names in the sections of parameter files that address several nodes (`/**`): some may be another node's."""
+    names: set[str] = set()
+    for option, path in zip(argv, argv[1:]):
+        if option == "--params-file":
+            sections = yaml.safe_load(Path(path).read_text())
+            for key, section in (sections if isinstance(sections, dict) else {}).items():
+                if "*" in str(key):
+                    names |= _dotted(section.get("ros__parameters"), "")
+    return names
+
+
+def _dotted(values: Any, prefix: str) -> set[str]:
+    if not isinstance(values, dict):
+        return {prefix.removesuffix(".")}
+    return set().union(*(_dotted(value, f"{prefix}{key}.") for key, value in values.items()))

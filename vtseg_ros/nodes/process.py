@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -20,7 +23,16 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
 
     The node's `close()` runs before it is destroyed. 2 = the user's mistake, told in one line.
     """
-    rclpy.init(args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(
+            args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO
+        )
+    except (
+        _rclpy.RCLError,
+        _rclpy.UnknownROSArgsError,
+    ) as err:  # a parameter file or an argument that cannot be parsed
+        print(f"vtseg_ros: {str(err).splitlines()[0]}", file=sys.stderr)
+        return 2
     stop = [False]
     executor = SingleThreadedExecutor()
 
@@ -34,7 +46,7 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         node = make()
         executor.add_node(node)
         while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
-            executor.spin_once(timeout_sec=0.1)
+            _spin_once(executor, node)
     except (VTSegError, ParameterException) as err:
         print(f"{node.get_name() if node else 'vtseg_ros'}: {err}", file=sys.stderr)
         return 2
@@ -47,3 +59,20 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         executor.shutdown()
         rclpy.try_shutdown()
     return getattr(node, "exit_code", 0)
+
+
+def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:
+    """One round of callbacks; what none of them expects is told and does not end the node.
+
+    rclpy's own services raise too: a parameter of a type that does not exist would end any node.
+    """
+    try:
+        executor.spin_once(timeout_sec=0.1)
+    except (VTSegError, ExternalShutdownException):
+        raise
+    except Exception as err:
+        where = traceback.extract_tb(err.__traceback__)[-1]
+        node.get_logger().error(
+            f"a callback failed: {type(err).__name__}: {err} ({Path(where.filename).name}:{where.lineno})",
+            throttle_duration_sec=1.0,
+        )

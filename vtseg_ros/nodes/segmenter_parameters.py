@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vtseg_ros.commands.arguments import size_from_text
+from vtseg_ros.data.images import MAX_PIXELS
 from vtseg_ros.engine.device import resolve_device, resolve_precision
 from vtseg_ros.engine.predictor import UPSAMPLING
 from vtseg_ros.errors import ConfigError, VTSegError
@@ -15,7 +17,12 @@ from vtseg_ros.nodes.parameters import Param
 
 def parse_output_size(text: str) -> str | tuple[int, int]:
     """`input`, `network` or WxH."""
-    return text if text in ("input", "network") else size_from_text(text)
+    if text in ("input", "network"):
+        return text
+    width, height = size_from_text(text)
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ConfigError(f"a picture has 1 to {MAX_PIXELS} px. Got: {text}")
+    return width, height
 
 
 def _check_checkpoint(name: str) -> None:
@@ -56,7 +63,7 @@ def _check_cameras(names: list[str]) -> None:
     if len(set(names)) != len(names):
         raise ConfigError(f"camera names must be unique. Got: {', '.join(names)}")
     for name in names:
-        if not name.replace("_", "a").replace("/", "a").isalnum() or name[0].isdigit():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*", name):
             raise ConfigError(
                 f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}"
             )

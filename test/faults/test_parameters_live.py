@@ -1,0 +1,92 @@
+"""Wrong parameters: at start, in files, and over the service; refused by name, and the node goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+from faults.live import Camera
+from nodes.harness import Harness
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from vtseg_ros.msg import SegmentationStatus
+
+NAN = float("nan")
+VALUES = [
+    ParameterValue(),
+    *(ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value) for value in (True, False)),
+    *(ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=v) for v in (0, -1, 33, 2**63 - 1, -(2**63))),
+    *(ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=v) for v in (-1.0, NAN, float("inf"), 1e308)),
+    *(
+        ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=v)
+        for v in ("", "0x0", "x", "99999x99999", "~nobody_of_this_name/x", "a" * 5000, "/dev/zero", "/", "../../x", "b\xe9", "cuda:99999999999")
+    ),
+    ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=["", "a//b", "b\xe9", "../x"]),
+    ParameterValue(type=ParameterType.PARAMETER_BYTE_ARRAY, byte_array_value=[b"\x00"] * 3),
+    ParameterValue(type=250),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment):
+    made = Harness(ros_environment)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def camera(harness, start_node, tiny_checkpoint):
+    node = start_node("segmenter", "-r", "__ns:=/set", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+                      "-p", "input_qos:=reliable")  # fmt: skip
+    node.wait_for("window 4")
+    return Camera(harness, node, "/set")
+
+
+def test_any_value_for_any_parameter(camera):
+    from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
+
+    refused = 0
+    for name in [*(param.name for param in PARAMETERS), "use_sim_time", "no_such_parameter", ""]:
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=value) for value in VALUES])
+        results = camera.harness.call(SetParameters, "/set/segmenter/set_parameters", request).results
+        assert len(results) == len(VALUES), name
+        refused += sum(not result.successful for result in results)
+        assert all(result.reason for result in results if not result.successful), name
+    assert refused > 15 * len(VALUES) // 2
+    assert camera.node.process.poll() is None, camera.node.output()
+    assert camera.good().event == SegmentationStatus.ANSWERED
+
+
+def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"vtseg_ros.nodes.{node}", "--ros-args", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("node", "content", "words"),
+    [
+        ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
+        ("segmenter", "'/**': {ros__parameters: {input_sise: 64x32}}", "did you mean input_size"),
+        ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
+        ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
+        ("segmenter", "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}", "unique"),
+        ("segmenter", "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}", "letters"),
+        ("segmenter", "segmenter: [not a mapping", "parameter"),
+        ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
+        ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),
+        ("evaluator", "evaluator: {ros__parameters: {output_dir: 3}}", "output_dir"),
+        ("trainer", "trainer: {ros__parameters: {confog: x}}", "did you mean config"),
+    ],
+)  # fmt: skip
+def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, content, words):
+    """Exit code 2 and the reason; a misspelt name is not taken for a wish to keep the default."""
+    file = tmp_path / "parameters.yaml"
+    file.write_text(content)
+    given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
+    done = run(node, ros_environment, "--params-file", str(file), *given)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
