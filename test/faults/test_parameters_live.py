@@ -27,7 +27,6 @@ VALUES = [
     ),
     ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=["", "a//b", "b\xe9", "../x"]),
     ParameterValue(type=ParameterType.PARAMETER_BYTE_ARRAY, byte_array_value=[b"\x00"] * 3),
-    ParameterValue(type=250),
 ]  # fmt: skip
 
 
@@ -59,6 +58,18 @@ def test_any_value_for_any_parameter(camera):
     assert refused > 15 * len(VALUES) // 2
     assert camera.node.process.poll() is None, camera.node.output()
     assert camera.good().event == SegmentationStatus.ANSWERED
+
+
+def test_a_parameter_of_no_type(camera):
+    """rclpy raises on it in its own service, which ended the node; the caller gets no answer, all others do."""
+    names = ["window"]
+    client = camera.harness.node.create_client(SetParameters, "/set/segmenter/set_parameters")
+    assert client.wait_for_service(20)
+    value = ParameterValue(type=250)
+    client.call_async(SetParameters.Request(parameters=[Parameter(name=n, value=value) for n in names]))
+    camera.node.wait_for("a callback failed")
+    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert camera.node.stop() == 0
 
 
 def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
