@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train from bags",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
+    "labels": "frames of a bag out for labelling, label images back in",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }

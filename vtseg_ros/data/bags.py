@@ -20,6 +20,7 @@ from vtseg_ros.labels import LabelSet
 
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+NO_HASH = "RIHS01_" + 64 * "0"
 OnCorrupt = Callable[[str, int, str], None]
 
 
@@ -61,6 +62,10 @@ class BagReader:
         self.topics = {
             name: TopicInfo(info.msgtype or "", info.msgcount) for name, info in self._reader.topics.items()
         }
+        self.definitions = {
+            c.msgtype: (c.msgdef.data, c.digest or NO_HASH) for c in self._reader.connections if c.msgdef.data
+        }
+        """Message definition and type hash by type, of those that the bag carries."""
         self.start_ns, self.end_ns = self._reader.start_time, self._reader.end_time
 
     def __enter__(self) -> BagReader:
@@ -185,7 +190,7 @@ def find_topics(bag: BagReader) -> tuple[str, str | None]:
         BagError: if there is no or more than one candidate; names them.
     """
     others = ("label", "mask", "confidence", "depth", "flow", "overlay", "color")
-    images = [name for name in _image_topics(bag) if not any(word in name for word in others)]
+    images = [name for name in image_topics(bag) if not any(word in name for word in others)]
     if len(images) > 1:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
@@ -195,13 +200,14 @@ def find_topics(bag: BagReader) -> tuple[str, str | None]:
 
 def find_label_topic(bag: BagReader) -> str | None:
     """The bag's image topic with `label` in its name, or None; BagError if there are several."""
-    labels = [name for name in _image_topics(bag) if "label" in name]
+    labels = [name for name in image_topics(bag) if "label" in name]
     if len(labels) > 1:
         raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
     return labels[0] if labels else None
 
 
-def _image_topics(bag: BagReader) -> list[str]:
+def image_topics(bag: BagReader) -> list[str]:
+    """Topics of images, raw or compressed, whatever they show."""
     return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
 
 
@@ -272,11 +278,20 @@ class BagWriter:
         except Exception as err:  # sqlite's come in the class of whichever binding rosbags uses
             raise BagError(f"bag {self.path} cannot be written: {_line(err)}") from err
 
-    def write_raw(self, topic: str, msgtype: str, data: bytes, time_ns: int) -> None:
-        """Add a serialized message; BagError if the disk is full."""
+    def write_raw(
+        self, topic: str, msgtype: str, data: bytes, time_ns: int, definition: tuple[str, str] | None = None
+    ) -> None:
+        """Add a serialized message; `definition` is needed for types that this package does not know.
+
+        Raises:
+            BagError: if the disk is full, or the type is unknown.
+        """
         with self._told():
             if topic not in self._connections:
-                self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=typestore())
+                kind: dict = {"typestore": typestore()}
+                if msgtype not in typestore().types and definition is not None:
+                    kind = {"msgdef": definition[0], "rihs01": definition[1]}
+                self._connections[topic] = self._writer.add_connection(topic, msgtype, **kind)
             self._writer.write(self._connections[topic], time_ns, data)
 
     def write(self, topic: str, msgtype: str, message, time_ns: int) -> None:
@@ -301,7 +316,7 @@ class BagWriter:
         """(H, W) uint8 class ids as mono8, or as png."""
         if compressed:
             message = messages.compressed_message(
-                cv2.imencode(".png", ids)[1], "mono8; png compressed", stamp_ns, frame_id
+                cv2.imencode(".png", ids)[1], messages.PNG_LABEL, stamp_ns, frame_id
             )
             self.write(topic, COMPRESSED_IMAGE, message, stamp_ns)
         else:

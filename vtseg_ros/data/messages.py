@@ -17,6 +17,8 @@ IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 LABEL_MAP = "vtseg_ros/msg/LabelMap"
+PNG_LABEL = "mono8; png compressed"
+"""Format of a CompressedImage of class ids."""
 
 
 def definitions_dir() -> Path:

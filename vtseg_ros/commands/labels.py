@@ -1,0 +1,200 @@
+"""`vtseg labels`: frames of a bag out for labelling, label images back in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import BagReader, find_topics, image_topics, read_label_set
+from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
+from vtseg_ros.data.merge import check_labels, merge, place_images
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
+from vtseg_ros.data.palette import format_palette, open_palette
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+
+HELP = "Frames of a bag out for labelling, and label images back into a copy of the bag."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{extract,merge}")
+    extract = actions.add_parser("extract", help="write frames as PNG files whose names carry their stamps")
+    extract.add_argument("bag", type=Path)
+    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    which = extract.add_mutually_exclusive_group()
+    which.add_argument(
+        "--every", type=int, metavar="N", help="every N-th frame, from the first on (default 25)"
+    )
+    which.add_argument("--count", type=int, metavar="N", help="N frames, evenly spaced over the bag")
+    extract.add_argument("--image-topic", default="", help="needed when the bag has several")
+    join = actions.add_parser("merge", help="write a copy of the bag that has the labels too")
+    join.add_argument("bag", type=Path)
+    join.add_argument("masks", type=Path, metavar="DIR_OR_ZIP",
+                      help="PNG files of class ids or colours, a CVAT export (Segmentation mask 1.1), or a Label Studio "
+                      "export (Brush labels to PNG, its JSON export beside it)")  # fmt: skip
+    join.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    join.add_argument("--labels", default="", metavar="LIST",
+                      help="class list: street, camvid, cityscapes or a labelmap.txt (default: the export's, then the "
+                      "bag's)")  # fmt: skip
+    join.add_argument("--image-topic", default="", help="needed when the bag has several")
+    join.add_argument(
+        "--topic", default="/camera/label/compressed", help="of the labels (default %(default)s)"
+    )
+    join.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
+    join.add_argument(
+        "--skip-refused", action="store_true", help="merge the others when some files cannot be used"
+    )
+    for action in (extract, join):
+        action.add_argument("--json", type=Path, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"extract": _extract, "merge": _merge}[args.action](args)
+
+
+def _image_topic(bag: BagReader, topic: str) -> str:
+    topic = topic or find_topics(bag)[0]
+    bag.require(topic)
+    if bag.topics[topic].msgtype not in (IMAGE, COMPRESSED_IMAGE):
+        raise ConfigError(f"{topic} is no image topic: it is of type {bag.topics[topic].msgtype}")
+    if not bag.topics[topic].count:
+        raise BagError(f"bag {bag.path} has no message on {topic}")
+    return topic
+
+
+def _chosen(args: argparse.Namespace, total: int) -> set[int]:
+    """Numbers of the messages to extract."""
+    for name in ("every", "count"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
+    if args.count is not None:
+        return set(np.linspace(0, total - 1, min(args.count, total)).round().astype(int).tolist())
+    return set(range(0, total, args.every or 25))
+
+
+def _extract(args: argparse.Namespace) -> int:
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ConfigError(f"{args.out} exists and is not an empty folder: nothing is overwritten")
+    written: list[str] = []
+    left_out: list[str] = []
+    with BagReader(args.bag) as bag:
+        topic = _image_topic(bag, args.image_topic)
+        chosen = _chosen(args, bag.topics[topic].count)
+        labels = read_label_set(bag)
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            with track(len(chosen), "extracting") as advance:
+                for stamp, result in _frames(bag, topic, chosen):
+                    advance()
+                    if isinstance(result, str):
+                        left_out.append(f"frame at stamp {stamp} ns: {result}")
+                        continue
+                    _write(args.out / frame_name(stamp), result)
+                    written.append(frame_name(stamp))
+            if labels is not None:
+                (args.out / CLASS_LIST).write_text(format_palette(labels))
+        except OSError as err:
+            raise ConfigError(f"frames cannot be written to {args.out}: {err.strerror or err}") from err
+    print(f"{len(written)} frames of {args.bag} in {args.out}")
+    for line in left_out:
+        print(f"  left out: {line}")
+    if labels is not None:
+        print(f"  {CLASS_LIST} holds the bag's class list")
+    if args.json:
+        args.json.write_text(json.dumps({"frames": written, "left_out": left_out}, indent=2) + "\n")
+    if not written:
+        raise BagError(f"bag {args.bag}: none of the {len(chosen)} frames could be extracted")
+    return 0
+
+
+def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int, np.ndarray | str]]:
+    """(stamp in ns, (H, W, 3) uint8 RGB or why there is none) of the messages with the chosen numbers."""
+    seen: set[int] = set()
+    for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
+        if number not in chosen:
+            continue
+        try:
+            stamp = header_stamp(data)
+            if stamp == 0:
+                raise ImageError("it has no stamp (zero), by which its label would be found again")
+            if stamp in seen:
+                raise ImageError("another frame has the same stamp")
+            message = bag.read(topic, time_ns, stamp)
+            assert stamp_of(message) == stamp
+            image = decode_any(message)
+        except (ImageError, BagError) as err:
+            yield time_ns, str(err)
+            continue
+        seen.add(stamp)
+        yield stamp, image
+
+
+def _write(path: Path, rgb: np.ndarray) -> None:
+    payload = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    with path.open("xb") as file:
+        file.write(payload)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    if args.out.exists():
+        raise BagError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
+    with BagReader(args.bag) as bag:
+        topic, own = _image_topic(bag, args.image_topic), read_label_set(bag)
+        taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()
+        named = open_palette(args.labels) if args.labels else None
+        with open_label_files(args.masks, named, own) as found:
+            places = place_images(bag, topic, {file.stamp_ns for file in found.files})
+            good, refused = check_labels(found.files, places, taken)
+            refused = found.refused + refused
+            _tell_refused(refused, args, found)
+            if not good:
+                raise ConfigError(
+                    f"{args.masks}: none of its {found.kind} files can be merged; nothing was written"
+                )
+            labels = found.palette.labels if found.palette else None
+            others = [name for name in image_topics(bag) if "label" in name and name != args.topic]
+            total = sum(info.count for info in bag.topics.values())
+            with track(total, "merging") as advance:
+                lost = merge(
+                    bag, args.out, good, places, topic=args.topic, labels=None if own else labels,
+                    storage=args.storage, on_message=advance,
+                )  # fmt: skip
+    print(f"{args.out}: {len(good)} labels on {args.topic}, from {found.kind} files")
+    for name in lost:
+        print(f"  left out: topic {name}, of a type whose definition is not in the bag")
+    for name in others:
+        print(f"  there are labels on {name} too: name one of the two as label_topic in a training")
+    if labels is None:
+        print("  without a class list: name the classes in the training's data.class_names")
+    if args.json:
+        told = [{"file": name, "reason": reason} for name, reason in refused]
+        args.json.write_text(
+            json.dumps({"labels": len(good), "refused": told, "topics_left_out": lost}, indent=2)
+        )
+    return 0
+
+
+def _stamps(bag: BagReader, topic: str) -> set[int]:
+    if bag.topics[topic].msgtype != COMPRESSED_IMAGE:
+        raise ConfigError(
+            f"{topic} of bag {bag.path} is of type {bag.topics[topic].msgtype}. Choose another --topic"
+        )
+    return {header_stamp(data) for _, _, _, data in bag.raw([topic])}
+
+
+def _tell_refused(refused: list[tuple[str, str]], args: argparse.Namespace, found: LabelFiles) -> None:
+    for name, reason in refused:
+        print(f"vtseg labels: refused {name}: {reason}", file=sys.stderr)
+    if refused and not args.skip_refused:
+        total = len({name for name, _ in refused} | {file.name for file in found.files})
+        raise ConfigError(
+            f"{len(refused)} of {total} files in {args.masks} cannot be used, as said above; nothing was written. "
+            "Mend or remove them, or merge the others with --skip-refused"
+        )
