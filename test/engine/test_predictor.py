@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +148,42 @@ def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypa
         results = segmenter.step_many([CameraFrame(name, images(1)[0]) for name in "abc"])
         assert [r.frames_in_window for r in results] == [expected] * 3
     assert sizes == [3, 1, 1, 1] * 2
+
+
+def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatch):
+    """An error that is still being handled holds its traceback, and that the tensors of the pass that failed."""
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    real, held = segmenter._logits, []
+
+    def limited(group):
+        if len(group) > 1:
+            activations = torch.zeros(100)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("out of memory")
+        assert held[-1]() is None, "the activations of the failed pass are still there"
+        return real(group)
+
+    monkeypatch.setattr(segmenter, "_logits", limited)
+    results = segmenter.step_many([CameraFrame(name, images(1)[0]) for name in "ab"])
+    assert [r.frames_in_window for r in results] == [1, 1]
+
+
+def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeypatch):
+    from vtseg_ros.engine import predictor
+
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    real, calls = predictor.to_mask, []
+
+    def limited(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*arguments)
+
+    monkeypatch.setattr(predictor, "to_mask", limited)
+    for expected in (1, 2):
+        results = segmenter.step_many([CameraFrame(name, images(1)[0]) for name in "ab"])
+        assert [r.frames_in_window for r in results] == [expected] * 2
 
 
 def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):

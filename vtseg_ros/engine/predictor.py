@@ -269,31 +269,35 @@ class Segmenter:
         return results
 
     def _infer(self, group: list[_Pending]) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        started = time.monotonic()
         try:
-            logits, kept = self._logits(group)
-        except torch.OutOfMemoryError as err:
-            torch.cuda.empty_cache()
-            if len(group) == 1:
-                self.reset()
-                width, height = self.input_size
-                raise DeviceError(
-                    f"{self.device} is out of memory at {width}x{height} px, "
-                    f"{len(group[0].camera.past) + 1} frames"
-                ) from err
-            log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(group))
-            return [self._infer([one])[0] for one in group]
+            return self._answers(group)
+        except torch.OutOfMemoryError:
+            pass  # not handled in here: while the error lives, its traceback keeps the failed pass's tensors
         except Exception:
             # The windows have taken a frame that left nothing behind.
             self.reset()
             raise
+        torch.cuda.empty_cache()
+        if len(group) == 1:
+            frames = len(group[0].camera.past) + 1
+            self.reset()
+            width, height = self.input_size
+            raise DeviceError(f"{self.device} is out of memory at {width}x{height} px, {frames} frames")
+        log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(group))
+        return [self._infer([one])[0] for one in group]
+
+    def _answers(self, group: list[_Pending]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+        started = time.monotonic()
+        logits, kept = self._logits(group)
         answers = []
         for row, one in enumerate(group):
-            one.camera.past.append(kept[row])
             mask, confidence = to_mask(
                 logits[row : row + 1], self._target(one.frame.image), self.upsampling, self._min_confidence
             )
             answers.append((mask, confidence, time.monotonic() - started))
+        # Only when all went well: a group that is tried again must find its windows as they were.
+        for row, one in enumerate(group):
+            one.camera.past.append(kept[row])
         return answers
 
     def _logits(self, group: list[_Pending]) -> tuple[Tensor, list[Tensor]]:

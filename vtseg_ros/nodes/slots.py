@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import threading
 import time
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Slots:
         cameras: their names.
     """
 
-    MAX_DROPPED = 1000  # of those kept for the worker to report one by one; all are counted
+    MAX_DROPPED = 10_000  # of those kept for the worker to report one by one; all are counted
 
     def __init__(self, cameras: list[str]) -> None:
         self.counters = {camera: Counters() for camera in cameras}
@@ -66,6 +67,7 @@ class Slots:
                 counters.dropped += 1
                 if len(self._dropped) < self.MAX_DROPPED:
                     self._dropped.append(old)
+                    _free_pixels(old.message)
             self._newest[camera] = Pending(camera, message, time.monotonic())
             self._condition.notify()
 
@@ -95,3 +97,9 @@ class Slots:
             self._newest.clear()
             self._closed = True
             self._condition.notify_all()
+
+
+def _free_pixels(message: Any) -> None:
+    """Only the header of a dropped image is still needed; a flood of whole images would fill the memory."""
+    if hasattr(message, "data"):
+        message.data = array.array("B")

@@ -103,6 +103,8 @@ class Worker:
                 decoded.append((pending, decode_any(pending.message), time.monotonic() - started))
             except ImageError as err:
                 self._reject(pending, str(err), time.monotonic() - pending.received_s)
+            except Exception as err:  # too little memory, say: as below
+                self._fail([pending], f"{type(err).__name__}: {err}")
         if not decoded:
             return
         batch = [
@@ -117,13 +119,16 @@ class Worker:
                 segmenter = self.segmenter
                 results = segmenter.step_many(batch)
         except DeviceError as err:
-            self._fail(decoded, str(err))
+            self._fail([pending for pending, _, _ in decoded], str(err))
             return
         except Exception as err:  # one frame's failure must not end the node; it is counted and reported
-            self._fail(decoded, f"{type(err).__name__}: {err}")
+            self._fail([pending for pending, _, _ in decoded], f"{type(err).__name__}: {err}")
             return
         for (pending, image, decode_s), result in zip(decoded, results):
-            self._answer(pending, image, result, segmenter, decode_s, began)
+            try:
+                self._answer(pending, image, result, segmenter, decode_s, began)
+            except Exception as err:  # pictures and publishers: without its thread the node would be deaf
+                self._fail([pending], f"{type(err).__name__}: {err}")
 
     def _answer(
         self,
@@ -165,8 +170,8 @@ class Worker:
             total_s=done - pending.received_s,
         )
 
-    def _fail(self, decoded: list[tuple[Pending, np.ndarray, float]], reason: str) -> None:
-        for pending, _, _ in decoded:
+    def _fail(self, frames: list[Pending], reason: str) -> None:
+        for pending in frames:
             self.health[pending.camera].last_error = reason
             self._reject(pending, f"inference failed: {reason}", time.monotonic() - pending.received_s)
 
