@@ -1,0 +1,186 @@
+"""Faults while the segmenter runs: in what comes, in what takes its masks, in time and in the network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import ROOT, wait_until
+from diagnostic_msgs.msg import DiagnosticArray
+from faults.live import Camera
+from nodes.encoders import NS, image_message, picture
+from nodes.harness import Harness
+from rosgraph_msgs.msg import Clock
+from vtseg_ros.msg import SegmentationStatus
+
+ANSWERED, REJECTED = SegmentationStatus.ANSWERED, SegmentationStatus.REJECTED
+STOPPED_SUBSCRIBER = """
+import sys, rclpy
+from sensor_msgs.msg import Image
+from vtseg_ros.msg import SegmentationStatus
+rclpy.init()
+node = rclpy.create_node("slow")
+node.create_subscription(Image, sys.argv[1] + "/segmentation/mask", lambda m: print("mask", flush=True), 1)
+node.create_subscription(SegmentationStatus, sys.argv[1] + "/segmentation/status", lambda m: None, 1)
+rclpy.spin(node)
+"""
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment):
+    made = Harness(ros_environment)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def camera(harness, start_node, tiny_checkpoint) -> Iterator[Camera]:
+    path = os.pathsep.join([str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])
+    node = start_node(
+        "segmenter", "-r", "__ns:=/run", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+        "-p", "input_qos:=reliable", "-p", "use_sim_time:=true", "-p", "static_prior:=faults.priors:fragile",
+        environment={"PYTHONPATH": path},
+    )  # fmt: skip
+    node.wait_for("window 4")
+    made = Camera(harness, node, "/run")
+    yield made
+    made.idle()
+    assert node.stop() == 0, node.output()
+    assert "Traceback" not in node.output()
+
+
+def plain(*color: int):
+    return image_message(np.full((48, 80, 3), color, np.uint8), "rgb8", 0)
+
+
+def test_out_of_memory_is_told_and_the_next_frame_answered(camera):
+    assert camera.good().event == ANSWERED
+    for _ in range(3):
+        status = camera.ask(plain(255, 0, 0))
+        assert status.event == REJECTED and "cpu is out of memory at 64x32 px" in status.reason
+        after = camera.good()
+        assert (after.event, after.frames_in_window) == (ANSWERED, 1)
+
+
+def test_an_error_of_the_network_costs_one_frame(camera):
+    arrays = camera.harness.collect(DiagnosticArray, "/diagnostics")
+    for _ in range(3):
+        status = camera.ask(plain(255, 255, 255))
+        assert status.event == REJECTED and "illegal instruction" in status.reason
+    told = "inference failed: RuntimeError: an illegal instruction was encountered"
+    wait_until(lambda: any(told in s.message for a in list(arrays) for s in a.status), 10)
+    assert [camera.good().frames_in_window for _ in range(3)] == [1, 2, 3]
+
+
+def test_another_size_and_back(camera):
+    """A camera that changes its size in mid-stream starts a new window; masks have the new size."""
+    for size, frames in (((50, 90), 5), ((96, 64), 2), ((30, 200), 1), ((48, 80), 3)):
+        for index in range(frames):
+            status = camera.good(height=size[0], width=size[1])
+            assert status.event == ANSWERED and (index == 0) == (status.frames_in_window == 1)
+        wait_until(lambda size=size: (camera.masks[-1].height, camera.masks[-1].width) == size, 10)
+
+
+def test_time_runs_back(camera):
+    """A looped bag: the window starts anew, nothing is refused."""
+    for _ in range(3):
+        assert camera.good(gap_s=-5.0).frames_in_window == 1
+        assert [camera.good().frames_in_window for _ in range(2)] == [2, 3]
+
+
+def test_the_clock_stops_and_jumps(camera):
+    """Latency and idle statuses come from the steady clock, whatever /clock does."""
+    clock = camera.harness.publisher(Clock, "/clock")
+    wait_until(lambda: clock.get_subscription_count() > 0, 30)
+    for seconds in (100, 101, 50, 50, 2**31 - 1, 0):
+        message = Clock()
+        message.clock.sec = seconds
+        clock.publish(message)
+        status = camera.good()
+        assert status.event == ANSWERED and 0 < status.total_s < 20
+    camera.idle()
+    for _ in range(3):
+        assert camera.good().event == ANSWERED
+    assert camera.idle().frames_received == camera.sent
+
+
+def test_a_flood(camera):
+    """Ten times what the network can take: newest frames answered, the others dropped and told, memory bounded."""
+    camera.idle()
+    rgb = picture(1, 480, 640)
+    before, memory = camera.good(height=480, width=640), camera.node.peak_memory_mb()
+    messages = [image_message(rgb, "rgb8", 0) for _ in range(400)]
+    began = time.monotonic()
+    for message in messages:
+        camera.send(message, gap_s=0.001)
+    took = time.monotonic() - began
+    last = camera.idle()
+    received = last.frames_received - before.frames_received
+    answered = last.frames_answered - before.frames_answered
+    assert 0 < answered < received <= 400 and took < 60
+    # 400 images are 370 MB; those that wait are one, and what DDS holds.
+    assert camera.node.peak_memory_mb() - memory < 200
+    assert camera.good().total_s < 20
+
+
+def test_a_publisher_that_dies_and_returns(camera, ros_environment, street_bag):
+    """Killed without a word, three times; each time the next one's frames are answered."""
+    play = [sys.executable, "-m", "vtseg_ros.cli", "play", str(street_bag), "--loop", "--rate", "3", "--topics",
+            "/camera/image", "--remap", f"/camera/image:={camera.ns}/image"]  # fmt: skip
+    for _ in range(3):
+        before = camera.status[-1].frames_answered
+        player = subprocess.Popen(
+            play, env=ros_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_until(
+                lambda before=before: camera.status[-1].frames_answered >= before + 5, 60, camera.node.output
+            )
+        finally:
+            player.kill()
+            player.wait()
+        last = camera.idle()
+    camera.sent = last.frames_received
+    assert camera.good().event == ANSWERED
+
+
+def test_a_subscriber_that_does_not_read(camera, ros_environment, tmp_path):
+    """A stopped process that wants every mask reliably: the others get theirs, none later than without it."""
+    camera.idle()
+    log = tmp_path / "slow.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-c", STOPPED_SUBSCRIBER, camera.ns]
+        slow = subprocess.Popen(command, env=ros_environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+
+        def connected() -> bool:
+            camera.good()
+            return "mask" in Path(log).read_text()
+
+        wait_until(connected, 60, log.read_text)
+        slow.send_signal(signal.SIGSTOP)
+        statuses = [camera.good(height=240, width=320) for _ in range(60)]
+        assert all(status.event == ANSWERED for status in statuses)
+        waited = sorted(status.total_s - status.inference_s for status in statuses)
+        assert waited[len(waited) // 2] < 0.05, waited
+        assert camera.idle().frames_dropped + camera.idle().frames_rejected <= camera.sent
+    finally:
+        slow.kill()
+        slow.wait()
+    assert camera.good().event == ANSWERED
+
+
+def test_stamps_of_a_good_frame_stay(camera):
+    """After all of this the header still is the camera's."""
+    status = camera.good()
+    assert status.header.stamp.sec * NS + status.header.stamp.nanosec == camera.stamp_ns
