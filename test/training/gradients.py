@@ -1,6 +1,6 @@
 """Gradients of updates, for test_processes.py: `gradients.py CONFIG FOLDER`, alone or under torchrun.
 
-For each stage one update's, from the initial weights, with BatchNorm and dropout in eval mode. The first process
+For each stage one update's, from the initial weights, with BatchNorm and dropout in eval mode; then a validation. The first process
 writes losses and gradients, each one how many labelled pixels it had.
 """
 
@@ -27,7 +27,10 @@ for number, stage in enumerate(config.stages):
     gradients = {name: p.grad for name, p in training.model.named_parameters() if p.grad is not None}
     results.append({"loss": loss, "gradients": gradients})
     optimizer.zero_grad(set_to_none=True)
+result = training._validator(config.stages[0])(training.model)
+scores = {"miou": result.miou, "prior_miou": result.prior_miou, "agreement": result.agreement}
+scores |= {"sweep": list(result.miou_by_window), "attention": result.attention_elsewhere}
 torch.save(counts, folder / f"counts_{training.fabric.global_rank}.pt")
 if training.fabric.is_global_zero:
-    torch.save(results, folder / "gradients.pt")
+    torch.save({"updates": results, "validation": scores}, folder / "gradients.pt")
 training.close()

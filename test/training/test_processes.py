@@ -89,7 +89,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars("train/loss")}
 
 
-def test_two_processes_have_the_gradients_of_one(write, tmp_path):
+def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
     """Two with batch 1 and one with batch 2; then two with two batches each and one with four windows at once."""
     data = {
         **yaml.safe_load(write().read_text())["data"],
@@ -106,7 +106,7 @@ def test_two_processes_have_the_gradients_of_one(write, tmp_path):
         assert code == 0, output
         results[name] = torch.load(tmp_path / name / "gradients.pt", weights_only=True)
     counts = [torch.load(tmp_path / "two" / f"counts_{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for number, (one, two) in enumerate(zip(results["one"], results["two"])):
+    for number, (one, two) in enumerate(zip(results["one"]["updates"], results["two"]["updates"])):
         per_rank = [count[number] for count in counts]
         # A mean of the two ranks' means would be far off.
         assert min(per_rank) > 0 and max(per_rank) > 1.3 * min(per_rank), per_rank
@@ -115,6 +115,10 @@ def test_two_processes_have_the_gradients_of_one(write, tmp_path):
         for key, value in one["gradients"].items():
             scale = float(value.abs().max())
             assert torch.allclose(two["gradients"][key], value, rtol=1e-4, atol=1e-5 * scale + 1e-9), key
+    one, two = results["one"]["validation"], results["two"]["validation"]
+    assert len(one["sweep"]) == 2 and len(one["attention"]) == 12
+    for key in ("miou", "prior_miou", "agreement", "sweep", "attention"):
+        assert two[key] == pytest.approx(one[key], abs=1e-3), key
 
 
 def test_torchrun_trains_all_stages(write, tmp_path):
@@ -140,10 +144,13 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path
     whole = losses(tmp_path / "whole")
     assert sorted(whole) == list(range(1, 9))
     folder = tmp_path / "killed"
-    log, kill_after = folder / "train.log", int(np.random.default_rng().integers(4, 8))
+    stage, step = divmod(
+        int(np.random.default_rng().integers(3, 7)), 4
+    )  # after the first save, before the end
+    log, line = folder / "train.log", f"stage {('prior', 'video')[stage]}, step {step + 1}/4"
     process = start(sys.executable, *CLI, path, "--out", folder)
     wait_until(
-        lambda: process.poll() is not None or (log.is_file() and f"step {kill_after} of" in log.read_text()),
+        lambda: process.poll() is not None or (log.is_file() and line in log.read_text()),
         120,
     )
     process.kill()
@@ -172,7 +179,7 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
     folder = tmp_path / "run"
     process = start(sys.executable, *CLI, path, "--out", folder, start_new_session=True)
     log = folder / "train.log"
-    wait_until(lambda: process.poll() is not None or (log.is_file() and "step 2 of" in log.read_text()), 120)
+    wait_until(lambda: process.poll() is not None or (log.is_file() and "step 2/" in log.read_text()), 120)
     os.killpg(process.pid, number)
     code, output = finish(process)
     assert code == 0 and "stopped and saved at update" in output, output

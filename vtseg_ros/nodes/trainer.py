@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from pathlib import Path
 
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.node import Node
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.msg import TrainingProgress
 from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.training.config import load_config
 from vtseg_ros.training.record import Progress
 from vtseg_ros.training.run import train
+
+ACK_S = 1.0  # how long the last progress waits to be received before the node goes
 
 
 def _check_config(path: str) -> None:
@@ -40,6 +44,7 @@ class TrainerNode(Node):
         self.finished, self.exit_code = False, 0
         self._stop = threading.Event()
         self._latest: Progress | None = None
+        self._published: Progress | None = None
         self._publisher = self.create_publisher(TrainingProgress, "training/progress", 10)
         self._thread = threading.Thread(target=self._train, name="training")
         self._thread.start()
@@ -54,15 +59,19 @@ class TrainerNode(Node):
                 on_progress=lambda progress: setattr(self, "_latest", progress),
                 should_stop=self._stop.is_set,
             )
-        except Exception as err:  # any failure of the thread must end the process with a word
+        except VTSegError as err:
             self.get_logger().error(f"training failed: {err}")
             self.exit_code = 2
+        except Exception:  # any failure of the thread must end the process with a word
+            self.get_logger().error(f"training failed:\n{traceback.format_exc()}")
+            self.exit_code = 1
         self.finished = True
 
     def _on_timer(self) -> None:
-        progress, self._latest = self._latest, None
-        if progress is None:
+        progress = self._latest
+        if progress is None or progress is self._published:
             return
+        self._published = progress
         message = TrainingProgress(
             stage=progress.stage,
             epoch=progress.epoch,
@@ -82,6 +91,7 @@ class TrainerNode(Node):
         self._stop.set()
         self._thread.join()
         self._on_timer()
+        self._publisher.wait_for_all_acked(Duration(seconds=ACK_S))
 
 
 def main(args: list[str] | None = None) -> int:

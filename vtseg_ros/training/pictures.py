@@ -45,7 +45,9 @@ def sheet(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
-    gap = np.full_like(parts[0][:GAP] if axis == 0 else parts[0][:, :GAP], 255)
+    shape = list(parts[0].shape)
+    shape[axis] = GAP
+    gap = np.full(shape, 255, np.uint8)
     spaced = [parts[0]]
     for part in parts[1:]:
         spaced += [gap, part]

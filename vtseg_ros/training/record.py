@@ -26,6 +26,7 @@ class Progress:
         stage: name of the stage.
         epoch, epochs: of the stage, 1-based.
         step, steps: optimiser updates, all stages.
+        stage_step, stage_steps: those of the stage.
         loss: mean cross-entropy over labelled pixels, nats.
         learning_rate: of the last update.
         validation_miou: 0..100; NaN before the first.
@@ -38,6 +39,8 @@ class Progress:
     epochs: int
     step: int
     steps: int
+    stage_step: int
+    stage_steps: int
     loss: float
     learning_rate: float
     validation_miou: float
@@ -77,8 +80,8 @@ class Record:
         """After an update; `recent_share` of the time since the last log line was waiting for data."""
         if log_it:
             log.info(
-                "stage %s, step %d of %d: loss %.4f, learning rate %.2e, waited for data %.1f %%, %s left",
-                progress.stage, progress.step, progress.steps, progress.loss, progress.learning_rate,
+                "stage %s, step %d/%d: loss %.4f, learning rate %.2e, waited for data %.1f %%, %s left",
+                progress.stage, progress.stage_step, progress.stage_steps, progress.loss, progress.learning_rate,
                 100 * recent_share, _duration(progress.seconds_left),
             )  # fmt: skip
             for key in ("loss", "learning_rate"):
@@ -87,8 +90,8 @@ class Record:
         if self.on_progress:
             self.on_progress(progress)
 
-    def validation(self, stage: str, step: int, result: Validation) -> None:
-        """After a validation."""
+    def validation(self, stage: str, stage_step: int, step: int, result: Validation) -> None:
+        """After a validation, at an update of the stage and of the run."""
         values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "pictures"}
         values["iou"] = [float(value) for value in result.iou]
         entry = {"stage": stage, "step": step, **values}
@@ -108,7 +111,7 @@ class Record:
             self._board.add_image("validation", result.pictures, step, dataformats="HWC")
         self._board.flush()
         text = ", ".join(f"{key} {value:.2f}" for key, value in scalars.items())
-        log.info("validation, stage %s, step %d: %s", stage, step, text)
+        log.info("validation, stage %s, step %d: %s", stage, stage_step, text)
         if result.miou_by_window:
             sweep = " ".join(f"{value:.2f}" for value in result.miou_by_window)
             log.info("  miou with windows of 1..%d frames: %s", len(result.miou_by_window), sweep)

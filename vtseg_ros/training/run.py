@@ -302,8 +302,8 @@ class Training:
     def _check_finite(self, value: float, what: str, number: int, step: int, rate: float) -> None:
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {what} is not finite ({value}) in stage {self.config.stages[number].name}, "
-                f"step {sum(self.steps_of[:number]) + step + 1}, learning rate {rate:.3g}. "
+                f"the {what} is not finite ({value}) in stage {self.config.stages[number].name}, step {step + 1} of "
+                f"{self.steps_of[number]}, learning rate {rate:.3g}. "
                 "Lower max_lr, or use fp32 or bf16"
             )
 
@@ -327,7 +327,7 @@ class Training:
         if self.record is None:
             return
         with saving(self.output_dir):
-            self.record.validation(stage.name, sum(self.steps_of[:number]) + step, result)
+            self.record.validation(stage.name, step, sum(self.steps_of[:number]) + step, result)
             if not on_prior and not self.best_miou >= result.miou:
                 self.best_miou = result.miou
                 self.save_weights(self.output_dir / "best.safetensors")
@@ -347,6 +347,8 @@ class Training:
             epochs=epochs,
             step=overall,
             steps=sum(self.steps_of),
+            stage_step=done,
+            stage_steps=steps,
             loss=loss,
             learning_rate=rate,
             validation_miou=self.validation_miou,

@@ -1,0 +1,96 @@
+"""The trainer as a process of its own: progress over DDS, a checkpoint at shutdown, going on from it."""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy")
+pytest.importorskip("lightning_fabric")
+
+from conftest import wait_until
+from harness import Harness
+from vtseg_ros.msg import TrainingProgress
+
+from vtseg_ros.model import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment):
+    harness = Harness(ros_environment)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture
+def config(street_bag, tmp_path):
+    """200 updates of a tiny network; a signal comes long before their end."""
+    values = {
+        "data": {
+            "train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32],
+            "labels": "street", "validation_every": 15,
+        },
+        "model": {"preset": "tiny", "overrides": {"window": 2}},
+        "stages": [{"name": "prior", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
+        "device": "cpu",
+        "pictures": 0,
+    }  # fmt: skip
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
+    progress = harness.collect(TrainingProgress, "training/progress")
+    arguments = ("-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
+    trainer = start_node("trainer", *arguments)
+    wait_until(
+        lambda: trainer.process.poll() is not None or any(m.stage == "video" for m in progress),
+        120,
+        trainer.output,
+    )
+    assert trainer.stop(signal.SIGTERM, 60) == 0, trainer.output()
+    stopped = progress[-1]
+    assert stopped.stage == "video" and stopped.steps == 200 and 2 < stopped.step < 200, stopped
+    assert stopped.loss > 0 and stopped.learning_rate > 0 and stopped.seconds_left > 0 and stopped.epoch >= 1
+    assert 0 <= stopped.validation_miou <= 100  # of the stage before
+    assert math.isnan(progress[0].validation_miou) or progress[0].step >= 2
+    assert [m.step for m in progress] == sorted({m.step for m in progress})
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").architecture == "vtseg"
+    # The same plan but for the stage's length could not go on; so the rest is stopped again, further on.
+    trainer = start_node("trainer", *arguments, "-p", "resume:=true")
+    wait_until(
+        lambda: trainer.process.poll() is not None or progress[-1].step > stopped.step, 120, trainer.output
+    )
+    assert trainer.stop(signal.SIGINT, 60) == 0, trainer.output()
+    assert progress[-1].step > stopped.step and progress[-1].steps == 200
+
+
+def test_it_ends_by_itself(harness, start_node, config, tmp_path):
+    values = yaml.safe_load(config.read_text())
+    values["stages"] = [{"name": "prior", "steps": 2, "batch": 1}]
+    config.write_text(yaml.safe_dump(values))
+    progress = harness.collect(TrainingProgress, "training/progress")
+    seen = len(progress)
+    trainer = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
+    assert trainer.process.wait(120) == 0, trainer.output()
+    wait_until(lambda: len(progress) > seen and progress[-1].step == 2, 10)
+    assert (tmp_path / "run" / "best.safetensors").is_file() or (
+        tmp_path / "run" / "last.safetensors"
+    ).is_file()
+
+
+def test_mistakes_are_one_line(start_node, config, tmp_path):
+    nothing = start_node("trainer", "-p", f"config:={tmp_path / 'no.yaml'}")
+    assert nothing.process.wait(60) == 2
+    assert "no such training YAML" in nothing.output() and "Traceback" not in nothing.output()
+    values = yaml.safe_load(config.read_text())
+    values["data"]["train"] = [str(tmp_path / "no_bag")]
+    config.write_text(yaml.safe_dump(values))
+    lost = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
+    assert lost.process.wait(60) == 2
+    assert "training failed: no bag at" in lost.output() and "Traceback" not in lost.output()
+    assert not (tmp_path / "run" / "state.pt").exists()

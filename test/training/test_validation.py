@@ -1,0 +1,169 @@
+"""What a validation says, by hand, and what is left of it to be read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+
+from vtseg_ros.data.flow import WindowFlow
+from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.labels import IGNORE, STREET
+from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
+from vtseg_ros.model.attention import VideoAttention
+from vtseg_ros.model.gru import STGRU
+from vtseg_ros.training.attention import AttentionShares, elsewhere
+from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
+from vtseg_ros.training.processes import launch
+from vtseg_ros.training.record import Record
+from vtseg_ros.training.validation import Validator, _Counts, _spread
+
+
+@pytest.fixture(scope="module")
+def fabric():
+    return launch("cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def store(street_flow_bag):
+    return FrameStore(FrameIndex([BagSource(street_flow_bag)]), size=(64, 32))
+
+
+@pytest.fixture
+def vtseg():
+    torch.manual_seed(3)
+    return VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET), window=3))
+
+
+def test_attention_share_against_loops():
+    torch.manual_seed(1)
+    layer = VideoAttention(dim=8, heads=2, reduction=2)
+    frames, height, width = 3, 4, 4
+    x = torch.randn(2 * frames, height * width, 8)
+    keys = layer.project_memory(x, (height, width))[0].detach().double()  # (6, 4, 8)
+    queries = layer.query(x).detach().double()
+    shares = []
+    for window in range(2):
+        for token in range(height * width):
+            for head in range(2):
+                part = slice(head * 4, head * 4 + 4)
+                query = queries[window * frames + 2, token, part]
+                weights = [
+                    [float(torch.exp(query @ keys[window * frames + frame, m, part] / 2.0)) for m in range(4)]
+                    for frame in range(frames)
+                ]
+                shares.append((sum(weights[0]) + sum(weights[1])) / sum(map(sum, weights)))
+    assert elsewhere(layer, x, x, (height, width), frames) == pytest.approx(np.mean(shares), abs=1e-6)
+
+
+def test_attention_that_ignores_time(vtseg):
+    """Queries of zero look at every key alike: two thirds of the attention of three frames is elsewhere."""
+    for module in vtseg.modules():
+        if isinstance(module, VideoAttention):
+            torch.nn.init.zeros_(module.query.weight)
+    vtseg.eval()
+    with torch.no_grad(), AttentionShares(vtseg) as shares:
+        vtseg(torch.rand(1, 3, 3, 32, 64))
+    totals, counts = shares.totals()
+    assert counts == [2] * 12 and totals == pytest.approx([4 / 3] * 12, abs=1e-5)
+    assert shares.names[0] == "encoder_1" and shares.names[-1] == "decoder_cross_4"
+    with torch.no_grad():
+        vtseg(torch.rand(1, 3, 3, 32, 64))
+    assert shares.totals()[1] == [2] * 12  # nothing is recorded after it was left
+
+
+def test_who_is_right_where_they_differ_by_hand():
+    counts = _Counts(3, 1)
+    truth = np.array([[0, 1, 2, IGNORE, 1]], np.uint8)
+    mask = np.array([[0, 1, 1, 0, 2]], np.uint8)
+    prior = np.array([[0, 0, 2, 1, 0]], np.uint8)
+    counts.total.update(mask, truth)
+    counts.compare(mask, prior, truth)
+    scores = counts.scores(video_network=True, swept=False)
+    # Of four labelled pixels one agrees; of the others one is the network's, one the prior's, one nobody's.
+    assert scores["agreement"] == 25.0
+    assert scores["right_where_different"] == pytest.approx(100 / 3)
+    assert scores["prior_right_where_different"] == pytest.approx(100 / 3)
+
+
+def test_validation_of_a_recurrent_network(fabric, store):
+    """A window of one frame is the static network; the longest one is the network."""
+    torch.manual_seed(2)
+    model = STGRU(num_classes=len(STREET))
+    windows = [w for w in store.index.windows(3) if len(w) == 3]
+    validator = Validator(
+        fabric, store, windows, length=3, labels=STREET, flow=WindowFlow("dis", store.index), sweep_frames=100
+    )
+    model.train()
+    result = validator(model)
+    assert model.training
+    assert result.miou_by_window[0] == pytest.approx(result.prior_miou)
+    assert result.miou_by_window[2] == pytest.approx(result.miou)
+    total = ConfusionMatrix(len(STREET))
+    with torch.no_grad():
+        for window in windows:
+            image = torch.from_numpy(store.image(window[-1]).copy()).permute(2, 0, 1)[None] / 255
+            total.update(
+                model.static_prior.eval()(image)[0].argmax(0).byte().numpy(), store.label(window[-1])
+            )
+    assert result.prior_miou == pytest.approx(total.miou(), abs=0.05)
+    assert result.attention_elsewhere == {}
+
+
+def test_validation_of_an_image_network_and_short_windows(fabric, store, vtseg):
+    windows = store.index.windows(1)
+    result = Validator(fabric, store, windows, length=1, labels=STREET, pictures=0)(
+        ERFNet(num_classes=len(STREET))
+    )
+    assert result.miou >= 0 and np.isnan(result.prior_miou) and result.pictures is None
+    short = [window for window in store.index.windows(3) if len(window) < 3]
+    result = Validator(fabric, store, short, length=3, labels=STREET)(vtseg)
+    assert result.miou >= 0 and result.miou_by_window == () and result.attention_elsewhere == {}
+
+
+def test_what_is_recorded(fabric, store, vtseg, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = Validator(fabric, store, store.index.windows(3), length=3, labels=STREET, sweep_frames=4)(vtseg)
+    assert result.pictures.shape == (4 * 32 + 3 * 4, 5 * 64 + 4 * 4, 3)
+    record = Record(tmp_path, on_progress=None, history=[{"stage": "prior", "step": 7}], step=7)
+    record.validation("video", 2, 9, result)
+    record.close()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    first, second = [
+        json.loads(line, parse_constant=refuse)
+        for line in (tmp_path / "validation.jsonl").read_text().splitlines()
+    ]
+    assert first == {"stage": "prior", "step": 7} and second["step"] == 9
+    assert len(second["miou_by_window"]) == 3 and len(second["attention_elsewhere"]) == 12
+    assert len(second["iou"]) == len(STREET) and second == record.history[1]
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert tags["images"] == ["validation"]
+    for tag in ("validation/agreement", "validation_by_window/3", "attention_elsewhere/decoder_cross_4"):
+        assert tag in tags["scalars"]
+    assert events.Scalars("validation/miou")[0].value == pytest.approx(result.miou, abs=1e-4)
+
+
+def test_difference_by_hand():
+    image = np.full((1, 4, 3), 90, np.uint8)
+    truth, prior, mask = (np.array([v], np.uint8) for v in ([1, 1, 1, IGNORE], [1, 0, 1, 0], [1, 1, 0, 1]))
+    picture = difference(image, truth, prior, mask)
+    assert picture[0].tolist() == [[30] * 3, list(BETTER), list(WORSE), [30] * 3]
+    assert row(image, truth, None, mask, STREET).shape == (1, 4 * 3 + 2 * 4, 3)
+    assert sheet([image] * 2).shape == (1 + 4 + 1, 4, 3)
+
+
+def test_spread():
+    assert (
+        _spread(range(10), 4) == [0, 3, 6, 9] and _spread([5, 6], 9) == [5, 6] and _spread(range(5), 0) == []
+    )
