@@ -90,7 +90,7 @@ class Segmenter:
     Not thread-safe: one caller at a time.
 
     Args:
-        checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network may be modified).
+        checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied).
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         window: frames k; 0 = the checkpoint's.

@@ -1,11 +1,13 @@
-"""A network made ready for inference: BatchNorm folded, channels last in memory, weights in the wanted precision."""
+"""A network made ready for inference: layers folded, channels last in memory, weights in the wanted precision."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.engine.fold import fold_batch_norm
+from vtseg_ros.engine.fold import fold
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg
 
 
@@ -27,7 +29,7 @@ class ForeignPrior(nn.Module):
 
 
 def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network for inference on a device; the one given may share weights with it.
+    """A copy of a network for inference on a device; an external static network is shared, not copied.
 
     Means and standard deviations of the normalisation stay fp32: they meet the images before the first rounding.
 
@@ -35,22 +37,28 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
         network: VTSeg, or a network of single images.
         dtype: of weights and activations.
     """
-    network.eval().requires_grad_(False)
     if not isinstance(network, VTSeg):
         return _own(network, device, dtype)
+    prior = network.static_prior
+    network = copy.deepcopy(network, {id(prior): prior}).eval()
     for name in ("encoder", "decoder", "head"):
         setattr(network, name, _own(getattr(network, name), device, dtype))
     network.input_dtype["encoder"] = dtype
-    if isinstance(network.static_prior, (ERFNet, SegFormer)):
-        network.static_prior = _own(network.static_prior, device, dtype)
+    network.takes_unit_range = tuple(
+        branch
+        for branch in network.input_dtype
+        if not getattr(network, f"{branch}_mean").any() and (getattr(network, f"{branch}_std") == 1).all()
+    )
+    if isinstance(prior, (ERFNet, SegFormer)):
+        network.static_prior = _own(prior, device, dtype)
         network.input_dtype["prior"] = dtype
     elif dtype != torch.float32:
-        network.static_prior = ForeignPrior(network.static_prior, dtype)
+        network.static_prior = ForeignPrior(prior, dtype)
     return network.to(device)
 
 
 def _own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    module = fold_batch_norm(module).to(device, dtype)
+    module = fold(module).requires_grad_(False).to(device, dtype)
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             part.to(memory_format=torch.channels_last)

@@ -81,11 +81,15 @@ class VideoAttention(nn.Module):
 
         They depend on the frame alone, so that a streaming engine can keep them.
         """
-        if self.reduce is not None:
-            grid = memory.transpose(1, 2).unflatten(2, size)  # (n, D, H, W)
-            memory = self.reduce(grid).flatten(2).transpose(1, 2)  # (n, M, D)
-            memory = self.reduce_norm(memory)
+        memory = self.reduced(memory, size)
         return self.key(memory), self.value(memory)
+
+    def reduced(self, memory: Tensor, size: tuple[int, int]) -> Tensor:
+        """Spatial reduction, (n, H*W, D) -> (n, M, D)."""
+        if self.reduce is None:
+            return memory
+        grid = memory.transpose(1, 2).unflatten(2, size)  # (n, D, H, W)
+        return self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Serialized attention: (B, T, D), (B, S, D), (B, S, D) -> (B, T, D), output projection included."""

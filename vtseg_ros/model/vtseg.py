@@ -57,6 +57,8 @@ class VTSeg(nn.Module):
         self.prior_frozen = False
         self.input_dtype: dict[str, torch.dtype | None] = {"encoder": None, "prior": None}
         """What each branch is fed after the normalisation, where it is not the images' own dtype."""
+        self.takes_unit_range: tuple[str, ...] = ()
+        """Branches whose mean is 0 and standard deviation 1, where an engine has looked: nothing to compute."""
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
 
@@ -68,8 +70,9 @@ class VTSeg(nn.Module):
     def normalize(self, branch: str, images: Tensor) -> Tensor:
         """Normalised RGB of a branch, (..., 3, H, W) -> the same shape."""
         mean, std = getattr(self, f"{branch}_mean"), getattr(self, f"{branch}_std")
-        normed = (images - mean[:, None, None]) / std[:, None, None]
-        return normed.to(self.input_dtype[branch] or normed.dtype)
+        if branch not in self.takes_unit_range:
+            images = (images - mean[:, None, None]) / std[:, None, None]
+        return images.to(self.input_dtype[branch] or images.dtype)
 
     def freeze_prior(self, frozen: bool = True) -> None:
         """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""
