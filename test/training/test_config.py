@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.training.config import load_config
+from vtseg_ros.model import VTSegConfig
+from vtseg_ros.training.config import DataConfig, ModelConfig, StageConfig, TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {
@@ -60,3 +64,39 @@ def test_other_files(tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "train").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_load(path):
     assert load_config(path).stages
+
+
+def test_every_key_is_documented():
+    """The table in docs/training.md has each key of the configuration, and no other."""
+    listed = set()
+    for line in (ROOT / "docs" / "training.md").read_text().splitlines():
+        if line.startswith("| `") and line.count("|") == 4:
+            listed |= set(re.findall(r"`([a-z_.\[\]]+)`", line.split("|")[1]))
+    groups = {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "stages[]": StageConfig,
+        "augmentation": AugmentationConfig,
+    }
+    keys = {f.name for f in fields(TrainConfig)} - {name.rstrip("[]") for name in groups}
+    keys |= {f"{group}.{f.name}" for group, kind in groups.items() for f in fields(kind)}
+    assert keys - listed == set()
+    assert {name for name in listed if "." in name} - keys == set()
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "vkitti2"])
+def test_the_papers_values(name):
+    """Windows of 4, batch 2, 100 and 200 epochs, 6e-5, weight decay 1e-2, 80 % derived (paper, Section IV-B)."""
+    config = load_config(ROOT / "config" / "train" / f"{name}.yaml")
+    video, end_to_end = config.stages[1:]
+    assert (video.name, video.epochs, video.batch, video.max_lr) == ("video", 100, 2, 6e-5)
+    assert (end_to_end.name, end_to_end.epochs, end_to_end.batch, end_to_end.max_lr) == (
+        "end_to_end",
+        200,
+        2,
+        6e-5,
+    )
+    assert config.weight_decay == 1e-2 and config.augmentation.derived == 0.8 and config.model.preset == "b0"
+    assert "window" not in config.model.overrides and VTSegConfig(num_classes=2).window == 4
+    assert config.data.size == {"cityscapes": (1024, 512), "vkitti2": (640, 192)}[name]
+    assert config.data.label_every == {"cityscapes": 1, "vkitti2": 4}[name]

@@ -39,9 +39,10 @@ def config(street_flow_bag, prior):
     )
 
 
-@pytest.mark.parametrize("flow", ["dis", "/camera/flow_backward"])
-def test_video_stage_on_a_prior_from_a_checkpoint(config, prior, tmp_path, flow):
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, flow=flow))
+@pytest.mark.parametrize(("flow", "precision"), [("dis", "bf16"), ("/camera/flow_backward", "fp32")])
+def test_video_stage_on_a_prior_from_a_checkpoint(config, prior, tmp_path, flow, precision):
+    model = dataclasses.replace(config.model, flow=flow)
+    config = dataclasses.replace(config, model=model, precision=precision)
     seen = []
     assert train(config, tmp_path, on_progress=lambda p: seen.append(p.loss))
     assert len(seen) == 3

@@ -1,0 +1,138 @@
+"""Where a training starts from: SegFormer weights for the encoder, checkpoints, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+pytest.importorskip("lightning_fabric")
+transformers = pytest.importorskip("transformers")
+from safetensors.torch import save_file
+
+from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.labels import CAMVID, STREET
+from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
+from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.training.build import build_model
+from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
+
+SOURCE = (SourceConfig("unused"),)
+
+
+def build(labels=STREET, **model):
+    stage = "prior" if model.get("architecture") in ("erfnet", "segformer_b0") else "video"
+    config = TrainConfig(
+        data=DataConfig(train=SOURCE, validation=SOURCE, size=(64, 32)),
+        stages=(StageConfig(stage, steps=1),),
+        model=ModelConfig(**model),
+    )
+    return build_model(config, labels).eval()
+
+
+@pytest.fixture(scope="module")
+def segformer():
+    torch.manual_seed(4)
+    return transformers.SegformerModel(transformers.SegformerConfig()).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def expected(segformer, images):
+    """Feature maps of RGB in [0, 1], normalised as the weights were trained."""
+    mean, std = (torch.tensor(values)[None, :, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        return segformer((images - mean) / std, output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_encoder_starts_from_a_segformer(segformer, images, expected, tmp_path, name):
+    state = segformer.state_dict()
+    save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
+    model = build(init_encoder=str(tmp_path / name))
+    with torch.no_grad():
+        maps = model.encoder(model.normalize("encoder", images[:, None]))
+    for ours, theirs in zip(maps, expected):
+        assert torch.allclose(ours[:, 0], theirs, atol=1e-4)
+    assert model.prior_mean.tolist() == [0, 0, 0]  # the static network's input stays in [0, 1]
+
+
+def test_the_image_network_starts_from_it_too(segformer, images, expected, tmp_path):
+    """Its first convolution takes over the normalisation: the same away from the padded rim."""
+    save_file(segformer.state_dict(), tmp_path / "model.safetensors")
+    model = build(architecture="segformer_b0", init_encoder=str(tmp_path / "model.safetensors"))
+    mean, std = (torch.tensor(values)[None, :, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    state = segformer.state_dict()
+    key = next(k for k in state if state[k].shape == (32, 3, 7, 7))
+    theirs = torch.nn.functional.conv2d(
+        (images - mean) / std, state[key], state[key.replace("weight", "bias")], stride=4, padding=3
+    )
+    with torch.no_grad():
+        ours = model.encoder.blocks[0].embed.proj(images)
+    assert torch.allclose(ours[..., 1:, 1:], theirs[..., 1:, 1:], atol=1e-4)
+    assert not torch.allclose(ours[..., 0, :], theirs[..., 0, :], atol=1e-2)
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch hacked",))
+
+
+def test_files_that_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.bin").write_bytes(pickle.dumps({"x": Payload()}))
+    torch.save({"x": Payload()}, tmp_path / "code2.bin")
+    save_file({"foreign": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:-2])
+    torch.save([1, 2], tmp_path / "list.bin")
+    for name in (
+        "code.bin",
+        "code2.bin",
+        "foreign.safetensors",
+        "cut.safetensors",
+        "list.bin",
+        "missing.bin",
+    ):
+        with pytest.raises(CheckpointError, match="init_encoder") as caught:
+            build(init_encoder=name)
+        assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "hacked").exists()
+    with pytest.raises(ConfigError, match="erfnet has no encoder"):
+        build(architecture="erfnet", init_encoder="x.bin")
+
+
+def test_warm_starts(tmp_path):
+    torch.manual_seed(2)
+    erfnet, wrong = ERFNet(num_classes=len(STREET)), ERFNet(num_classes=len(CAMVID))
+    save_checkpoint(tmp_path / "erfnet.safetensors", erfnet, labels=STREET, input_size=(64, 32))
+    save_checkpoint(tmp_path / "camvid.safetensors", wrong, labels=CAMVID, input_size=(64, 32))
+    segformer = SegFormer(num_classes=len(STREET))
+    save_checkpoint(tmp_path / "segformer.safetensors", segformer, labels=STREET, input_size=(64, 32))
+    tiny = VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET)))
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny, labels=STREET, input_size=(64, 32))
+
+    def start(name, **model):
+        return build(warm_start=str(tmp_path / f"{name}.safetensors"), **model)
+
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        for architecture in ("vtseg", "gru"):
+            model = start("erfnet", architecture=architecture)
+            assert torch.equal(model.static_prior(image), erfnet.eval()(image))
+        assert torch.equal(start("tiny", preset="tiny")(image[None]), tiny.eval()(image[None]))
+        as_prior = start("segformer", overrides={"static_prior": "segformer_b0"})
+        assert torch.equal(as_prior.static_prior(image), segformer.eval()(image))
+    with pytest.raises(ConfigError, match="is a SegFormer. Expected: ERFNet"):
+        start("segformer")
+    with pytest.raises(ConfigError, match="is a VTSeg. Expected: ERFNet"):
+        start("tiny", architecture="erfnet")
+    with pytest.raises(ConfigError, match="knows other classes"):
+        start("camvid")
+    with pytest.raises(CheckpointError, match="tiny.safetensors"):
+        start("tiny", preset="b0")
