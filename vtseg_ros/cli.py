@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import sys
 
 from vtseg_ros import __version__
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": "train from bags",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
+    "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
     "labels": "frames of a bag out for labelling, label images back in",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
     chosen = build_parser().parse_args(argv)
     try:
-        module = importlib.import_module(f"vtseg_ros.commands.{chosen.command}")
+        name = f"{chosen.command}_" if keyword.iskeyword(chosen.command) else chosen.command
+        module = importlib.import_module(f"vtseg_ros.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)
         args = parser.parse_args(chosen.arguments)

@@ -164,8 +164,12 @@ def _own_palette(archive: _Archive) -> Palette | None:
     return parse_palette(text, f"{archive.path}/{min(lists, key=len)}")
 
 
-def _decode(data: bytes) -> np.ndarray:
-    """(H, W) of one channel, or (H, W, 3) uint8 RGB; alpha is left out."""
+def decode_png(data: bytes) -> np.ndarray:
+    """A png file as (H, W) of one channel, or (H, W, 3) uint8 RGB without alpha.
+
+    Raises:
+        ImageError: if it is none, or damaged.
+    """
     buffer = np.frombuffer(data, np.uint8)
     if buffer[:8].tobytes() != PNG_MAGIC:
         raise ImageError("it is not a png file")
@@ -180,7 +184,13 @@ def _decode(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(image[..., 2::-1])
 
 
-def _ids(image: np.ndarray, palette: Palette | None) -> np.ndarray:
+def label_ids(data: bytes, palette: Palette | None) -> np.ndarray:
+    """A png file of class ids or colours as (H, W) uint8 class ids; ids are not checked without a palette.
+
+    Raises:
+        ImageError: if it is none, or shows an id or a colour of no class.
+    """
+    image = decode_png(data)
     if image.ndim == 3:
         if palette is None:
             raise ImageError("it shows colours: a class list with colours is needed (--labels)")
@@ -205,7 +215,7 @@ def _plain(
         except ImageError as err:
             refused.append((name, str(err)))
             continue
-        found[stamp] = LabelFile(name, stamp, lambda name=name: _ids(_decode(archive.read(name)), palette))
+        found[stamp] = LabelFile(name, stamp, lambda name=name: label_ids(archive.read(name), palette))
     return [found[stamp] for stamp in sorted(found)], refused
 
 
@@ -269,7 +279,7 @@ def _stack(archive: _Archive, parts: list[tuple[str, int]]) -> np.ndarray:
     """One label image of a binary mask per region; pixels that two classes claim stay unlabelled."""
     ids, claimed = None, None
     for name, number in parts:
-        mask = _decode(archive.read(name))
+        mask = decode_png(archive.read(name))
         if mask.ndim != 2:
             raise ImageError(f"{name}: a region's mask has one channel. Got: {mask.shape[2]}")
         if ids is None:

@@ -1,0 +1,86 @@
+"""`vtseg import`: data sets into bags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vtseg_ros.commands.arguments import parse_size
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
+from vtseg_ros.data.importers.frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
+from vtseg_ros.data.palette import open_palette
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
+
+HELP = f"Data sets of image files into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sets = parser.add_subparsers(dest="data_set", required=True, metavar="{cityscapes,vkitti2,camvid,images}")
+    city = sets.add_parser("cityscapes", help="leftImg8bit_sequence and gtFine; the 19 train ids")
+    city.add_argument("--split", choices=cityscapes.SPLITS, default="train")
+    city.add_argument("--before", type=int, default=3, metavar="N",
+                      help="frames to keep before each labelled one (default 3, for windows of 4)")  # fmt: skip
+    city.add_argument("--after", type=int, default=0, metavar="N", help="and after it (default 0)")
+    kitti = sets.add_parser("vkitti2", help="Virtual KITTI 2: six variations, 14 classes")
+    kitti.add_argument("--split", choices=vkitti2.SPLITS, default="train")
+    kitti.add_argument("--by", choices=("scene", "time"), default="scene",
+                       help="split into whole scenes (default; 68, 21 and 11 %% of the frames), or cut each scene in time "
+                       f"(70, 20 and 10 %%, {vkitti2.GUARD} frames apart)")  # fmt: skip
+    kitti.add_argument("--camera", type=int, choices=(0, 1), default=0, help="left (default) or right")
+    cam = sets.add_parser("camvid", help="CamVid's colours as the usual 11 classes")
+    cam.add_argument("--list", type=Path, metavar="FILE", help="text file with the image names of a split")
+    folder = sets.add_parser(
+        "images", help="a folder of png or jpeg files, sorted by the numbers in their names"
+    )
+    folder.add_argument(
+        "--rate", type=float, default=10.0, metavar="HZ", help="frames per second (default 10)"
+    )
+    folder.add_argument("--frame-id", default="camera")
+    folder.add_argument("--masks", type=Path, metavar="DIR", help="labels: png files with the images' names")
+    folder.add_argument("--labels", default="", metavar="LIST",
+                        help="their class list: street, camvid, cityscapes or a labelmap.txt")  # fmt: skip
+    for one in (city, kitti, cam, folder):
+        one.add_argument("root", type=Path, help="the data set's folder")
+        one.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+        one.add_argument("--size", type=parse_size, metavar="WxH", help="resize images and labels")
+        one.add_argument("--jpeg", action="store_true", help="store images as jpeg (quality 95)")
+        one.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
+        one.add_argument("--json", type=Path, metavar="FILE", help="write what was made")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
+    frames, labels = _find(args)
+    with track(len(frames), "importing") as advance:
+        write_frames(
+            args.out, frames, labels, size=args.size, jpeg=args.jpeg, storage=args.storage, on_frame=advance
+        )
+    labelled = sum(frame.label is not None for frame in frames)
+    sequences = len({frame.frame_id for frame in frames})
+    print(f"{args.out}: {len(frames)} frames, {labelled} of them labelled, in {sequences} sequences")
+    if args.json:
+        made = {"bag": str(args.out), "frames": len(frames), "labelled": labelled, "sequences": sequences}
+        args.json.write_text(json.dumps(made, indent=2) + "\n")
+    return 0
+
+
+def _find(args: argparse.Namespace) -> tuple[list[DataFrame], LabelSet | None]:
+    if args.data_set == "cityscapes":
+        if args.before < 0 or args.after < 0:
+            raise ConfigError(f"--before and --after must be at least 0. Got: {args.before}, {args.after}")
+        return cityscapes.find_frames(args.root, args.split, before=args.before, after=args.after), CITYSCAPES
+    if args.data_set == "vkitti2":
+        return vkitti2.find_frames(args.root, args.split, by=args.by, camera=args.camera), STREET
+    if args.data_set == "camvid":
+        return camvid.find_frames(args.root, names=args.list), CAMVID
+    if args.masks and not args.labels:
+        raise ConfigError("--masks need their class list: --labels")
+    palette = open_palette(args.labels) if args.labels else None
+    frames = images.find_frames(
+        args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, palette=palette
+    )
+    return frames, palette.labels if palette else None

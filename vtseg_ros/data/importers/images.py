@@ -1,0 +1,63 @@
+"""A folder of images, as a camera's frames in the order of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vtseg_ros.data.importers.frames import DataFrame, natural_key, read_bytes, require_folder, stamp_of_frame
+from vtseg_ros.data.label_files import label_ids
+from vtseg_ros.data.palette import Palette
+from vtseg_ros.errors import ConfigError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def find_frames(
+    folder: Path, *, rate_hz: float, frame_id: str, labels: Path | None = None, palette: Palette | None = None
+) -> list[DataFrame]:
+    """Images of a folder with their labels.
+
+    Args:
+        folder: png and jpeg files; names are sorted by the numbers in them.
+        rate_hz: frames per second.
+        frame_id: of all frames.
+        labels: folder of png files with the images' names; None = no labels.
+        palette: class list of the labels.
+
+    Raises:
+        ConfigError: if there are no images, or a label has none.
+    """
+    if not rate_hz > 0:
+        raise ConfigError(f"the rate must be above 0 Hz. Got: {rate_hz}")
+    images = sorted(
+        (
+            path
+            for path in require_folder(folder, "a folder of images").iterdir()
+            if path.suffix.lower() in SUFFIXES
+        ),
+        key=natural_key,
+    )
+    if not images:
+        raise ConfigError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+    given = {}
+    if labels is not None:
+        if palette is None:
+            raise ConfigError("labels need a class list")
+        given = {
+            path.stem: path for path in sorted(require_folder(labels, "a folder of labels").glob("*.png"))
+        }
+        lost = sorted(set(given) - {path.stem for path in images})
+        if lost:
+            raise ConfigError(f"{given[lost[0]]} and {len(lost) - 1} more labels have no image in {folder}")
+        if not given:
+            raise ConfigError(f"{labels} holds no .png file")
+
+    def ids(path: Path) -> np.ndarray:
+        return label_ids(read_bytes(path), palette)
+
+    return [
+        DataFrame(path, stamp_of_frame(0, number, rate_hz), frame_id, given.get(path.stem), ids)
+        for number, path in enumerate(images)
+    ]
