@@ -32,7 +32,7 @@ class Rings:
         self._valid = None if valid is None else torch.cat([valid, valid.new_ones(1)])
         self.kept: list[Tensor] = []
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def extend(self, keys: Tensor, values: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `vtseg_ros.model.attention.Memory`. No position tells frames apart: any order would do."""
         self.kept += [keys, values]
         keys = torch.cat([next(self._past).flatten(1, 2), keys], dim=1)  # (B, (m + 1) * M, D)

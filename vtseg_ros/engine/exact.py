@@ -33,14 +33,22 @@ class ValidFrames:
 
     Args:
         valid: (k,) bool, oldest frame first.
+        band: of a causal network, in frames; 0 = every frame sees all frames.
     """
 
-    def __init__(self, valid: Tensor) -> None:
-        self.valid = valid
+    def __init__(self, valid: Tensor, band: int = 0) -> None:
+        self.valid, self.band = valid, band
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `vtseg_ros.model.attention.Memory`; the mask is (1, 1, 1, k*M)."""
-        return keys, values, frame_mask(self.valid, keys.shape[1])
+    def extend(self, keys: Tensor, values: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `vtseg_ros.model.attention.Memory`; the mask is (1, 1, 1 or T, k*M)."""
+        frames = self.valid.shape[0]
+        mask = frame_mask(self.valid, keys.shape[1])
+        if self.band:
+            sizes = (queries // frames, keys.shape[1] // frames)
+            mask = mask & causal_frame_mask(frames, self.band, *sizes, keys.device)
+            # A missing frame sees itself: a row without any key has no softmax.
+            mask = mask | causal_frame_mask(frames, 1, *sizes, keys.device)
+        return keys, values, mask
 
 
 def frame_mask(valid: Tensor, keys: int) -> Tensor:
@@ -98,7 +106,7 @@ def _first_block(
     x, queries, keys, values = (each.flatten(0, 1) for each in kept)  # (B*k, tokens, D)
     keys, values, mask = serialize(keys, frames), serialize(values, frames), None
     if stream is not None:
-        keys, values, mask = stream.extend(keys, values)
+        keys, values, mask = stream.extend(keys, values, frames * queries.shape[1])
     elif layer.attention.window:
         mask = causal_frame_mask(
             frames, layer.attention.window, queries.shape[1], keys.shape[1] // frames, x.device
@@ -157,8 +165,9 @@ def _newest_layer(
     source = layer.norm1(x) if memory is None else layer.norm_memory(memory)
     keys, values = (serialize(each, frames) for each in layer.attention.project_memory(source, size))
     # The newest frame may look at every frame of its window, in causal networks too.
-    keys, values, mask = (keys, values, None) if stream is None else stream.extend(keys, values)
-    queries = layer.attention.project_queries(layer.norm1(queries_from))
+    queries, mask = layer.attention.project_queries(layer.norm1(queries_from)), None
+    if stream is not None:
+        keys, values, mask = stream.extend(keys, values, queries.shape[1])
     y = queries_from + layer.attention.attend(queries, keys, values, mask)
     return y + layer.mlp(layer.norm2(y), size, 1)
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from vtseg_ros.engine import causal, exact
 from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
+from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.pixels import to_input, to_mask
 from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.engine.runner import Runner
 from vtseg_ros.engine.steps import build_step
 from vtseg_ros.engine.window import Action, FrameWindow
-from vtseg_ros.errors import ConfigError, DeviceError, ImageError
+from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -30,6 +32,7 @@ from vtseg_ros.model.vtseg import check_size
 log = logging.getLogger("vtseg_ros.engine")
 
 STREAMING = ("auto", "plain", "exact", "causal")
+ONNX_SUFFIX = ".onnx"
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
@@ -90,7 +93,8 @@ class Segmenter:
     Not thread-safe: one caller at a time.
 
     Args:
-        checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied).
+        checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
+            file of `vtseg export` runs in onnxruntime, at the size it was exported for and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         window: frames k; 0 = the checkpoint's.
@@ -124,34 +128,72 @@ class Segmenter:
         min_confidence: float = 0.0,
         compile: bool = False,
     ) -> None:
-        self.device = resolve_device(device)
-        self._dtype = resolve_precision(precision, self.device)
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
-        if isinstance(checkpoint.model, STGRU):
-            raise ConfigError("a gru checkpoint needs optical flow: score it with `vtseg evaluate`")
-        self.checkpoint, self.labels = checkpoint, checkpoint.labels
-        width, height = input_size if any(input_size) else checkpoint.input_size
-        check_size(height, width)
-        self.input_size = (width, height)
         if streaming not in STREAMING:
             raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
         if upsampling not in UPSAMPLING:
             raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
         self.upsampling = upsampling
+        self.device = resolve_device(device)
+        self._dtype = resolve_precision(precision, self.device)
+        self._runner: Runner | OnnxRunner
+        if not isinstance(checkpoint, Checkpoint) and Path(checkpoint).suffix.lower() == ONNX_SUFFIX:
+            self._open_exported(Path(checkpoint), device, precision, input_size, streaming, static_prior)
+        else:
+            if not isinstance(checkpoint, Checkpoint):
+                checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
+            self._open(checkpoint, input_size, streaming, compile)
+        self.labels = self.checkpoint.labels
+        self._cameras: dict[str, _Camera] = {}
+        self._window = self._max_gap_s = self._min_confidence = 0
+        self.window, self.max_gap_s = window, max_gap_s
+        self.output_size, self.min_confidence = output_size, min_confidence
+
+    def _open(
+        self, checkpoint: Checkpoint, input_size: tuple[int, int], streaming: str, compile: bool
+    ) -> None:
+        if isinstance(checkpoint.model, STGRU):
+            raise ConfigError("a gru checkpoint needs optical flow: score it with `vtseg evaluate`")
+        self.checkpoint = checkpoint
+        width, height = input_size if any(input_size) else checkpoint.input_size
+        check_size(height, width)
+        self.input_size = (width, height)
         self.model = prepare(checkpoint.model, self.device, self._dtype)
         self.video = isinstance(self.model, VTSeg)
         self.streaming = _streaming_of(self.model, streaming)
-        self._cameras: dict[str, _Camera] = {}
         self._runner = Runner(
             build_step(self.model, (height, width), self.streaming),
             window=1,
             compile=compile,
             graph=self.device.type == "cuda",
         )
-        self._window = self._max_gap_s = self._min_confidence = 0
-        self.window, self.max_gap_s = window, max_gap_s
-        self.output_size, self.min_confidence = output_size, min_confidence
+
+    def _open_exported(
+        self,
+        path: Path,
+        device: str,
+        precision: str,
+        input_size: tuple[int, int],
+        streaming: str,
+        static_prior: str | None,
+    ) -> None:
+        if not path.is_file():
+            raise CheckpointError(f"no exported network {path}: there is no such file")
+        if precision not in ("auto", "fp32") or static_prior:
+            raise ConfigError(
+                f"precision and static prior of {path} were fixed at its export: leave them unset"
+            )
+        self._runner = runner = OnnxRunner(path, device)
+        self.checkpoint, self.device, self._dtype = runner.checkpoint, runner.device, torch.float32
+        self.input_size = self.checkpoint.input_size
+        if any(input_size) and tuple(input_size) != self.input_size:
+            raise ConfigError(
+                f"{path} takes images of {self.input_size[0]}x{self.input_size[1]} px alone. "
+                f"Got: {input_size[0]}x{input_size[1]}"
+            )
+        self.video, self.streaming = runner.kind != "image", runner.streaming
+        if streaming not in ("auto", self.streaming):
+            raise ConfigError(f"{path} was exported for streaming {self.streaming}. Got: {streaming}")
+        log.info("%s runs on %s", path, ", ".join(runner.providers))
 
     @property
     def precision(self) -> str:
@@ -168,8 +210,13 @@ class Segmenter:
         if frames < 0:
             raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
         trained = int(self.checkpoint.config.get("window", 1))
+        exported = isinstance(self._runner, OnnxRunner)
+        if exported and frames > trained:
+            raise ConfigError(
+                f"this network was exported for windows of at most {trained} frames. Got: {frames}"
+            )
         self._window = self._runner.window = (frames or trained) if self.video else 1
-        if self.video:
+        if self.video and not exported:
             causal.set_band(self.model, self._window)
         for camera in self._cameras.values():
             camera.past = deque(camera.past, maxlen=self._window - 1)

@@ -38,11 +38,12 @@ def causal_frame_mask(frames: int, window: int, queries: int, keys: int, device:
 class Memory(Protocol):
     """What a streaming engine puts between the keys and values of the frames at hand and the attention."""
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def extend(self, keys: Tensor, values: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values to attend to, and a mask (True = allowed) or None.
 
         Args:
             keys, values: (B, k*M, D), serialized. Called once per attention, in the order of the forward pass.
+            queries: number T of serialized queries.
         """
 
 
@@ -116,7 +117,7 @@ class VideoAttention(nn.Module):
         keys, values = (serialize(each, frames) for each in self.project_memory(memory, size))
         mask = None
         if stream is not None:
-            keys, values, mask = stream.extend(keys, values)
+            keys, values, mask = stream.extend(keys, values, frames * x.shape[1])
         elif self.window:
             mask = causal_frame_mask(frames, self.window, x.shape[1], keys.shape[1] // frames, x.device)
         attended = self.attend(serialize(self.project_queries(x), frames), keys, values, mask)

@@ -70,7 +70,7 @@ def _check_cameras(names: list[str]) -> None:
 
 
 PARAMETERS = (
-    Param("checkpoint", "street_tiny", "Shipped weights by name, or a .safetensors file.", check=_check_checkpoint, live=True),
+    Param("checkpoint", "street_tiny", "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.", check=_check_checkpoint, live=True),
     Param("device", "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.", check=_check_device),
     Param("precision", "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.", check=_check_precision),
     Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size),

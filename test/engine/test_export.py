@@ -1,0 +1,211 @@
+"""Exports: files that answer as the network does, state in and out, refused when they do not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import make_checkpoint, wait_until
+
+from vtseg_ros.cli import main
+from vtseg_ros.engine import CameraFrame, Segmenter, exporting
+from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
+from vtseg_ros.labels import STREET
+from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
+
+SMALL = {"depths": (1, 1, 1, 1), "window": 3}
+TICK = 100_000_000
+
+
+@pytest.fixture(scope="module", params=["exact", "causal"])
+def exported(request, tmp_path_factory):
+    """A checkpoint and its streaming step as ONNX, with what the export said about it."""
+    folder = tmp_path_factory.mktemp("exports")
+    attention = "causal" if request.param == "causal" else "full"
+    checkpoint = make_checkpoint(folder / f"{request.param}.safetensors", attention=attention, **SMALL)
+    path = folder / f"{request.param}.onnx"
+    assert main(["export", str(checkpoint), "--out", str(path), "--json", str(folder / "said.json")]) == 0
+    return checkpoint, path, json.loads((folder / "said.json").read_text())
+
+
+def pictures(count):
+    rng = np.random.default_rng(8)
+    return rng.integers(0, 256, (count, 40, 72, 3), dtype=np.uint8)
+
+
+def test_the_predictor_runs_an_onnx_file(exported):
+    """Warm-up, a restart, a smaller window, two cameras: as the checkpoint itself."""
+    checkpoint, path, said = exported
+    assert said["agreement"] == 1.0 and said["frames"] == 7 and said["difference"] < 1e-3
+    by_file, by_network = (Segmenter(source, device="cpu") for source in (path, checkpoint))
+    assert by_file.streaming == by_network.streaming and by_file.labels == by_network.labels
+    assert by_file.window == 3 and by_file.input_size == (64, 32)
+    for index, image in enumerate(pictures(9)):
+        stamp = (index + (100 if index > 4 else 1)) * TICK
+        if index == 7:
+            by_file.window = by_network.window = 2
+        batch = [CameraFrame("a", image, stamp), CameraFrame("b", image[::-1].copy(), stamp)]
+        for one, other in zip(by_file.step_many(batch), by_network.step_many(batch)):
+            assert one.frames_in_window == other.frames_in_window
+            assert (one.mask == other.mask).mean() > 0.999, index
+            assert np.abs(one.confidence.astype(int) - other.confidence).max() <= 1
+
+
+def test_state_fed_back_by_hand(exported):
+    """Another program needs only the file: zeros at the start, then each output into the next input."""
+    checkpoint, path, _ = exported
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = {one.name: one.shape for one in session.get_inputs()}
+    past, valid = np.zeros(shapes["past"], np.float32), np.zeros(shapes["valid"], bool)
+    assert shapes["images"] == [1, 3, 32, 64] and valid.shape == (2,)
+    model = load_checkpoint(checkpoint).model
+    video = torch.rand(1, 7, 3, 32, 64)
+    with torch.no_grad():
+        clip = model(video)
+        for t in range(7):
+            feed = {"images": video[:, t].numpy(), "past": past, "valid": valid}
+            logits, past, valid = session.run(None, feed)
+            window = model(video[:, max(0, t - 2) : t + 1])[:, -1]
+            expected = clip[:, t] if model.config.attention == "causal" else window
+            assert np.abs(logits - expected.numpy()).max() < 1e-3, t
+    assert valid.all()
+
+
+def test_metadata_and_one_file(exported):
+    _, path, _ = exported
+    model = onnx.load(str(path), load_external_data=False)
+    onnx.checker.check_model(model)
+    metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}["vtseg_ros"])
+    assert metadata["class_names"] == list(STREET.names) and metadata["input_size"] == [64, 32]
+    assert len(list(path.parent.glob("*.onnx*"))) == 1
+
+
+def test_full_window_as_torch_export(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention="causal", **SMALL)
+    code = main(
+        ["export", str(checkpoint), "--out", str(tmp_path / "w.pt2"), "--full-window", "--window", "2"]
+    )
+    assert code == 0 and "the same class on 100.000 %" in capsys.readouterr().out
+    module = torch.export.load(str(tmp_path / "w.pt2")).module()
+    video = torch.rand(1, 2, 3, 32, 64)
+    with torch.no_grad():
+        expected = load_checkpoint(checkpoint).model(video)[:, -1]
+        alone = load_checkpoint(checkpoint).model(video[:, 1:])[:, -1]
+        assert (module(video, torch.ones(2, dtype=torch.bool)) - expected).abs().max() < 1e-3
+        assert (module(video, torch.tensor([False, True])) - alone).abs().max() < 1e-3
+
+
+def test_image_networks_and_the_full_window_in_the_predictor(tmp_path):
+    save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
+    make_checkpoint(tmp_path / "w.safetensors", **SMALL)
+    for name, options in (("e", []), ("w", ["--full-window"])):
+        source, out = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.onnx"
+        assert main(["export", str(source), "--out", str(out), *options]) == 0
+        by_file, by_network = Segmenter(out, device="cpu"), Segmenter(source, device="cpu")
+        for image in pictures(5):
+            one, other = by_file.step(image), by_network.step(image)
+            assert one.frames_in_window == other.frames_in_window
+            assert (one.mask == other.mask).mean() > 0.999
+
+
+def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):
+    """The file holds other weights than the network: nothing is left at the path."""
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", **SMALL)
+    real = exporting.torch.export.export
+
+    def damaged(module, arguments):
+        torch.nn.init.zeros_(module.step.model.head.up2[0][0].weight)
+        return real(module, arguments)
+
+    monkeypatch.setattr(exporting.torch.export, "export", damaged)
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "x.pt2")]) == 2
+    assert "the export differs from the network" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (dict(window=4), ConfigError, "at most 3 frames"),
+        (dict(input_size=(96, 32)), ConfigError, "64x32"),
+        (dict(precision="bf16"), ConfigError, "precision"),
+        (dict(streaming="plain"), ConfigError, "exported for streaming"),
+        (dict(device="cuda"), DeviceError, "CUDA"),
+    ],
+)
+def test_what_an_export_fixed_cannot_be_changed(exported, options, error, words):
+    with pytest.raises(error, match=words):
+        Segmenter(exported[1], **{"device": "cpu", **options})
+
+
+def test_other_onnx_files_are_refused(tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"\x08\x07 not a model")
+    with pytest.raises(CheckpointError, match="cannot be read as ONNX"):
+        Segmenter(tmp_path / "junk.onnx", device="cpu")
+    with pytest.raises(CheckpointError, match="no such file"):
+        Segmenter(tmp_path / "none.onnx", device="cpu")
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) {y = Relu(x)}'
+    )
+    onnx.save(graph, str(tmp_path / "relu.onnx"))
+    with pytest.raises(CheckpointError, match="vtseg export"):
+        Segmenter(tmp_path / "relu.onnx", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "x.pt"], "must end in"),
+        (["--out", "x.onnx", "--format", "torch-export"], "must end in .pt2"),
+        (["--out", "x.onnx", "--size", "65x32"], "multiples of 32"),
+        (["--out", "nowhere/x.onnx"], "no folder"),
+    ],
+)
+def test_wrong_arguments(tiny_checkpoint, arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(tiny_checkpoint), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_node_runs_an_onnx_file(exported, start_node, ros_environment):
+    pytest.importorskip("rclpy")
+    from nodes.encoders import NS, image_message
+    from nodes.harness import Harness
+    from sensor_msgs.msg import Image
+
+    _, path, _ = exported
+    node = start_node(
+        "segmenter",
+        "-r",
+        "__ns:=/exported",
+        "-p",
+        f"checkpoint:={path}",
+        "-p",
+        "device:=cpu",
+        "-p",
+        "autostart:=true",
+    )
+    node.wait_for("window 3, streaming")
+    harness = Harness(ros_environment)
+    try:
+        images = harness.publisher(Image, "/exported/image")
+        masks = harness.collect(Image, "/exported/segmentation/mask")
+        wait_until(lambda: images.get_subscription_count() > 0, 30, node.output)
+        picture = pictures(1)[0]
+        sent = 10 * NS
+
+        def answered():
+            nonlocal sent
+            sent += 10 * NS  # each a window of its own; the first may be sent before the reader is known
+            images.publish(image_message(picture, "rgb8", sent))
+            return masks
+
+        wait_until(answered, 30, node.output)
+        expected = Segmenter(path, device="cpu").step(picture).mask
+        assert np.array_equal(np.frombuffer(masks[0].data, np.uint8).reshape(40, 72), expected)
+    finally:
+        harness.close()

@@ -1,0 +1,124 @@
+"""`vtseg export`: a checkpoint as a file for onnxruntime, TensorRT or PyTorch without this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.commands.arguments import parse_size
+from vtseg_ros.data.bags import BagReader, find_topics
+from vtseg_ros.data.images import decode_any
+from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
+from vtseg_ros.engine.verifying import Verification, verify
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.model.checkpoint import load_checkpoint
+from vtseg_ros.model.vtseg import check_size
+
+HELP = "A checkpoint as ONNX or torch.export file: its streaming step with the state, or the full window."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="shipped weights by name, or a file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="by default what the suffix of --out says")
+    parser.add_argument("--window", type=int, default=0, help="frames k; 0 = the checkpoint's")
+    parser.add_argument(
+        "--size", type=parse_size, default=(0, 0), metavar="WxH", help="default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--full-window", action="store_true", help="the full window instead of the streaming step"
+    )
+    parser.add_argument(
+        "--frames",
+        type=Path,
+        metavar="BAG",
+        help="bag whose images it is verified on; default: a random moving picture",
+    )
+    parser.add_argument(
+        "--static-prior", help="external static network; it can run code: trust it as a program"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the result of the verification")
+
+
+def _bag_frames(path: Path, count: int) -> list[np.ndarray]:
+    images: list[np.ndarray] = []
+    with BagReader(path) as bag:
+        for _, _, message in bag.messages([find_topics(bag)[0]]):
+            try:
+                images.append(decode_any(message))
+            except ImageError:
+                continue
+            if len(images) == count:
+                break
+    if not images:
+        raise BagError(f"{path} has no image that can be decoded")
+    return images
+
+
+def _moving_picture(size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
+    """Smooth random colours that drift: what a network without a bag is verified on."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for index in range(count):
+        yield np.roll(picture, 3 * index, axis=1)
+
+
+def _format(out: Path, named: str | None) -> str:
+    known = {suffix: name for name, suffix in SUFFIXES.items()}
+    found = known.get(out.suffix.lower())
+    if found is None or named not in (None, found):
+        expected = SUFFIXES[named] if named else " or ".join(known)
+        raise ConfigError(f"--out must end in {expected}. Got: {out}")
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    file_format = _format(args.out, args.format)
+    if any(args.size):
+        check_size(args.size[1], args.size[0])
+    if args.window < 0:
+        raise ConfigError(f"--window must be 0 (the checkpoint's) or a number of frames. Got: {args.window}")
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {args.out.parent}")
+    checkpoint = load_checkpoint(args.checkpoint, static_prior=args.static_prior)
+    what = exportable(checkpoint, window=args.window, size=args.size, full_window=args.full_window)
+    window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
+    count = 2 * window + 1 if what.kind != "image" else 2
+    images = _bag_frames(args.frames, count) if args.frames else list(_moving_picture(size, count))
+    temporary = temporary_beside(args.out)
+    try:
+        write_export(what, temporary, file_format)
+        result = verify(temporary, what, checkpoint, images)
+        _say(result, real=args.frames is not None)
+        result.check(args.out)
+        temporary.chmod(0o644)
+        temporary.replace(args.out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    kind = {
+        "stream": f"streaming step ({what.metadata['streaming']})",
+        "window": "full window",
+        "image": "image network",
+    }
+    print(
+        f"{args.out}: {kind[what.kind]}, k = {window}, {size[0]}x{size[1]} px, "
+        f"{args.out.stat().st_size / 1e6:.1f} MB; inputs {', '.join(what.inputs)}; outputs {', '.join(what.outputs)}"
+    )
+    if args.json:
+        args.json.write_text(json.dumps({"file": str(args.out), **vars(result)}, indent=2) + "\n")
+    return 0
+
+
+def _say(result: Verification, real: bool) -> None:
+    print(
+        f"against PyTorch on {result.frames} {'frames of the bag' if real else 'random pictures (--frames BAG: real ones)'}: "
+        f"the same class on {100 * result.agreement:.3f} % of pixels, logits differ by at most {result.difference:.2e} "
+        f"(largest logit {result.largest:.1f})"
+    )
