@@ -21,6 +21,7 @@ COMMANDS = {
     "segment": "masks for every frame of a bag or video file",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
     "labels": "frames of a bag out for labelling, label images back in",
+    "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",

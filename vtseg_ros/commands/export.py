@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.bags import BagReader, find_topics
 from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
 from vtseg_ros.engine.verifying import Verification, verify
 from vtseg_ros.errors import BagError, ConfigError, ImageError
@@ -60,16 +59,6 @@ def _bag_frames(path: Path, count: int) -> list[np.ndarray]:
     return images
 
 
-def _moving_picture(size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    """Smooth random colours that drift: what a network without a bag is verified on."""
-    width, height = size
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
-    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    for index in range(count):
-        yield np.roll(picture, 3 * index, axis=1)
-
-
 def _format(out: Path, named: str | None) -> str:
     known = {suffix: name for name, suffix in SUFFIXES.items()}
     found = known.get(out.suffix.lower())
@@ -91,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     what = exportable(checkpoint, window=args.window, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
     count = 2 * window + 1 if what.kind != "image" else 2
-    images = _bag_frames(args.frames, count) if args.frames else list(_moving_picture(size, count))
+    images = _bag_frames(args.frames, count) if args.frames else moving_picture(size, count)
     temporary = temporary_beside(args.out)
     try:
         write_export(what, temporary, file_format)

@@ -20,7 +20,7 @@ from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.pixels import to_input, to_mask
 from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import build_step
+from vtseg_ros.engine.steps import Step, build_step
 from vtseg_ros.engine.window import Action, FrameWindow
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import IGNORE
@@ -199,6 +199,21 @@ class Segmenter:
     def precision(self) -> str:
         """`fp32`, `fp16` or `bf16`."""
         return precision_name(self._dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self._dtype
+
+    @property
+    def network_step(self) -> Step:
+        """The step that runs, for those who count or export it; not for exported networks."""
+        return self._runner.step
+
+    @property
+    def run_mode(self) -> str:
+        """How full windows run: `eager`, `compile`, `graph`, `compile+graph` or `onnxruntime`."""
+        return self._runner.mode
 
     @property
     def window(self) -> int:

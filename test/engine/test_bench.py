@@ -1,0 +1,78 @@
+"""`vtseg bench`: every mode in one run, numbers that belong together. What they are is no test's business."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+from PIL import Image
+
+from vtseg_ros.cli import main
+from vtseg_ros.data.pictures import moving_picture
+from vtseg_ros.engine.benchmark import MODES, Settings, measure, twin
+from vtseg_ros.model import load_checkpoint
+
+
+def test_all_modes_in_one_run(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", depths=(1, 1, 1, 1))
+    arguments = ["--size", "64x32", "--window", "3", "--seconds", "0", "--against", "segformer_b0"]
+    files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
+    assert main(["bench", "--checkpoint", str(checkpoint), *arguments, *files]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "b.json").read_text())
+    rows = {row["mode"]: row for row in found["modes"]}
+    assert list(rows) == [*MODES, "segformer_b0"] and found["machine"]["threads"] == torch.get_num_threads()
+    for name, row in rows.items():
+        assert row["size"] == [64, 32] and row["window"] == 3 and row["frames"] >= 12
+        assert 0 < row["p50_ms"] <= row["p95_ms"] and row["fps"] > 0
+        assert row["ratio_to_plain"] == pytest.approx(row["p50_ms"] / rows["plain"]["p50_ms"], abs=1e-3)
+        assert name in printed
+    assert (
+        rows["plain"]["gmacs"]
+        > rows["plain_optimised"]["gmacs"]
+        > rows["exact"]["gmacs"]
+        > rows["causal"]["gmacs"]
+    )
+    assert Image.open(tmp_path / "b.png").size[0] > 1000
+
+
+def test_operations_of_one_frame_are_the_same_in_every_mode():
+    """With k = 1 there is nothing to keep."""
+    from vtseg_ros.commands.bench import _random_checkpoint
+
+    checkpoint, images = _random_checkpoint("tiny"), moving_picture((64, 32), 2)
+    modes = ("plain_optimised", "exact", "causal")
+    rows = measure(checkpoint, Settings((64, 32), 1, modes=modes, device="cpu", seconds=0), images)
+    assert rows[0]["gmacs"] == rows[1]["gmacs"] == rows[2]["gmacs"] > 0
+
+
+def test_the_twin_has_the_same_weights(tiny_checkpoint):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    other = twin(checkpoint, "causal")
+    assert twin(checkpoint, "full") is checkpoint and other.model.config.attention == "causal"
+    for key, value in checkpoint.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[key]), key
+
+
+def test_the_picture_moves():
+    first, second = moving_picture((64, 32), 2)
+    assert first.shape == (32, 64, 3) and np.array_equal(np.roll(first, 3, axis=1), second)
+    assert first.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "60x32"], "multiples of 32"),
+        (["--window", "0"], "--window"),
+        (["--threads", "0"], "--threads"),
+        (["--plot", "x.svg"], ".png"),
+        (["--precision", "int8"], "precision"),
+    ],
+)
+def test_wrong_arguments(arguments, words, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""`vtseg bench`: what a frame costs, by the full window, by streaming and by an export, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtseg_ros.commands.arguments import parse_size
+from vtseg_ros.data.pictures import moving_picture
+from vtseg_ros.engine.benchmark import AGAINST, MODES, Settings, measure
+from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model import VTSeg, VTSegConfig
+from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.config import PRESETS
+from vtseg_ros.model.vtseg import check_size
+
+HELP = "What a frame costs: full window, exact and causal streaming and an export, same weights, same frames, one run."
+PICTURES = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="b0", help="random weights, 19 classes")
+    parser.add_argument("--checkpoint", help="these weights instead of a preset's")
+    parser.add_argument("--size", type=parse_size, nargs="+", default=[(256, 128)], metavar="WxH")
+    parser.add_argument("--window", type=int, nargs="+", default=[4], metavar="K")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=", ".join(MODES)
+    )
+    parser.add_argument(
+        "--against", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", help="of every mode but plain, which is fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile in every mode but plain")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
+    parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="cost against k and against size")
+
+
+def _random_checkpoint(preset: str) -> Checkpoint:
+    torch.manual_seed(0)
+    model = VTSeg(VTSegConfig.preset(preset, num_classes=19)).eval()
+    count = model.config.num_classes
+    labels = LabelSet(
+        tuple(f"class_{i}" for i in range(count)), tuple((i * 13, 99, 255 - i * 13) for i in range(count))
+    )
+    return Checkpoint(model, "vtseg", model.config.to_dict(), labels, (256, 128))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check(args: argparse.Namespace) -> None:
+    for width, height in args.size:
+        check_size(height, width)
+    if min(args.window) < 1:
+        raise ConfigError(f"--window must be at least 1 frame. Got: {min(args.window)}")
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f"--threads must be at least 1. Got: {args.threads}")
+    if not args.seconds >= 0:
+        raise ConfigError(f"--seconds must not be negative. Got: {args.seconds}")
+    if args.plot and args.plot.suffix.lower() != ".png":
+        raise ConfigError(f"--plot must end in .png. Got: {args.plot}")
+    resolve_precision(args.precision, resolve_device(args.device))
+
+
+def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_mode = {row["mode"]: row["p50_ms"] for row in rows}
+    for row in rows:
+        for base in ("plain", "plain_optimised"):
+            row[f"ratio_to_{base}"] = round(row["p50_ms"] / by_mode[base], 3) if base in by_mode else None
+    return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = _machine(resolve_device(args.device))
+    checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    print(
+        f"{machine['processor']}, {machine['threads']} threads{gpu}; torch {machine['torch']}; {machine['date']}"
+    )
+    if args.checkpoint is None or checkpoint.model.config.attention == "full":
+        print(
+            "causal runs the same weights with the causal mask: its cost is right, its masks are not what it was trained for"
+        )
+    results: list[dict[str, Any]] = []
+    for size in args.size:
+        images = moving_picture(size, PICTURES)
+        for window in args.window:
+            settings = Settings(
+                size=size,
+                window=window,
+                modes=tuple(args.modes),
+                against=tuple(args.against),
+                device=args.device,
+                precision=args.precision,
+                compile=args.compile,
+                seconds=args.seconds,
+            )
+            rows = _with_ratios(measure(checkpoint, settings, images))
+            results += [{**row, "size": list(size), "window": window} for row in rows]
+            _print(size, window, rows)
+    if args.json:
+        what = args.checkpoint or f"{args.preset}, random weights"
+        args.json.write_text(
+            json.dumps({"weights": what, "machine": machine, "modes": results}, indent=2) + "\n"
+        )
+    if args.plot:
+        from vtseg_ros.commands.bench_plot import plot
+
+        plot(results, machine, args.plot)
+    return 0
+
+
+def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{size[0]}x{size[1]} px, k = {window}")
+    print(
+        f"{'mode':<17}{'run':<15}{'prec.':<7}{'p50 ms':>9}{'p95 ms':>9}{'frames/s':>10}{'GMAC':>8}{'peak MB':>9}"
+        f"{'/plain':>8}{'/plain_opt':>12}"
+    )
+    for row in rows:
+        ratios = [row["ratio_to_plain"], row["ratio_to_plain_optimised"]]
+        plain, optimised = ("" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
+        gmacs = "" if row["gmacs"] is None else f"{row['gmacs']:.2f}"
+        print(
+            f"{row['mode']:<17}{row['run']:<15}{row['precision']:<7}{row['p50_ms']:>9.2f}{row['p95_ms']:>9.2f}"
+            f"{row['fps']:>10.1f}{gmacs:>8}{row['peak_memory_mb']:>9.0f}{plain:>8}{optimised:>12}"
+        )

@@ -1,0 +1,72 @@
+"""The plot of `vtseg bench`: cost of a frame against k and against the image size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vtseg_ros.errors import ConfigError
+
+COLORS = {
+    "plain": "#7f7f7f",
+    "plain_optimised": "#1f77b4",
+    "exact": "#2ca02c",
+    "causal": "#d62728",
+    "exported": "#9467bd",
+    "segformer_b0": "#8c564b",
+}
+
+
+def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
+    """Write a PNG: median ms per frame against k (at the first size measured) and against size (at the last k).
+
+    Args:
+        results: entries of the JSON's `modes`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot, ticker
+    except ImportError as err:
+        raise ConfigError("--plot needs matplotlib: pip install vtseg_ros[bench]") from err
+    sizes = sorted({tuple(row["size"]) for row in results}, key=lambda size: size[0] * size[1])
+    windows = sorted({row["window"] for row in results})
+    window = windows[len(windows) // 2]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    for mode in dict.fromkeys(row["mode"] for row in results):
+        rows = [row for row in results if row["mode"] == mode]
+        style = {"color": COLORS.get(mode), "marker": "o", "label": mode.replace("_", " ")}
+        by_window = {row["window"]: row["p50_ms"] for row in rows if tuple(row["size"]) == sizes[0]}
+        left.plot(list(by_window), list(by_window.values()), **style)
+        by_size = {row["size"][0] * row["size"][1]: row["p50_ms"] for row in rows if row["window"] == window}
+        right.plot(list(by_size), list(by_size.values()), **style)
+    left.set(
+        title=f"{sizes[0][0]}x{sizes[0][1]} px",
+        xlabel="frames k of the window",
+        ylabel="ms per frame (median)",
+    )
+    left.set_xticks(windows)
+    left.set_ylim(bottom=0)
+    right.set(
+        title=f"k = {window}",
+        xlabel="image size, px",
+        ylabel="ms per frame (median)",
+        xscale="log",
+        yscale="log",
+    )
+    right.set_xticks([w * h for w, h in sizes], [f"{w}x{h}" for w, h in sizes], rotation=20)
+    right.minorticks_off()
+    right.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    for axes in (left, right):
+        axes.grid(True, color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    gpu = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    figure.suptitle(f"{gpu}, {machine['date'][:10]}", fontsize=9, color="#555555")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

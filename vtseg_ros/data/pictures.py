@@ -1,0 +1,24 @@
+"""Pictures for where no recording is at hand: benchmarks and checks."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+CELL = 16
+SHIFT = 3
+
+
+def moving_picture(size: tuple[int, int], count: int) -> list[np.ndarray]:
+    """Smooth random colours that drift by 3 px a frame.
+
+    Args:
+        size: (width, height) px.
+
+    Returns:
+        `count` images (H, W, 3) uint8, always the same.
+    """
+    width, height = size
+    coarse = np.random.default_rng(0).integers(0, 256, (height // CELL + 2, width // CELL + 2, 3), np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return [np.roll(picture, SHIFT * index, axis=1) for index in range(count)]

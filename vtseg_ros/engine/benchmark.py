@@ -1,0 +1,266 @@
+"""What a frame costs: the same weights over the same frames by the full window, by streaming and by an export.
+
+The modes take turns within one run, a few frames each, so that whatever else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtseg_ros.engine.device import resolve_device
+from vtseg_ros.engine.exporting import exportable, write_export
+from vtseg_ros.engine.pixels import to_input, to_mask
+from vtseg_ros.engine.predictor import Segmenter
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model import VTSeg
+from vtseg_ros.model.checkpoint import Checkpoint
+
+MODES = ("plain", "plain_optimised", "exact", "causal", "exported")
+AGAINST = ("segformer_b0",)
+BURST = 5
+"""Frames of a turn; the first, which finds the caches full of another mode's weights, is not counted."""
+MIN_TURNS = 3
+
+Frame = Callable[[np.ndarray], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        size: (width, height) px of images and network.
+        window: frames k.
+        precision, compile: of every mode but `plain`, which is fp32 and eager.
+        seconds: measuring time for all modes together.
+    """
+
+    size: tuple[int, int]
+    window: int
+    modes: tuple[str, ...] = MODES
+    against: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    seconds: float = 20.0
+
+
+@dataclass
+class Measurement:
+    """One mode; times are per frame, from the uint8 image to the mask on the host."""
+
+    mode: str
+    run: str
+    precision: str
+    times_ms: list[float] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
+    gmacs: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values; memory above what the process held before the mode was built (on a GPU: allocated)."""
+        times = sorted(self.times_ms)
+        return {
+            "mode": self.mode,
+            "run": self.run,
+            "precision": self.precision,
+            "frames": len(times),
+            "p50_ms": round(statistics.median(times), 3),
+            "p95_ms": round(times[min(len(times) - 1, int(0.95 * len(times)))], 3),
+            "fps": round(1000 / statistics.fmean(times), 2),
+            "peak_memory_mb": round(self.peak_memory_mb, 1),
+            "gmacs": None if self.gmacs is None else round(self.gmacs, 3),
+        }
+
+
+def twin(checkpoint: Checkpoint, attention: str) -> Checkpoint:
+    """The same weights with the other attention mask: good for measuring what it costs, not for masks."""
+    model = checkpoint.model
+    if model.config.attention == attention:
+        return checkpoint
+    other = VTSeg(dataclasses.replace(model.config, attention=attention), static_prior=model.static_prior)
+    other.load_state_dict(model.state_dict())
+    return dataclasses.replace(checkpoint, model=other.eval(), config=other.config.to_dict())
+
+
+class _Plain:
+    """The full-window forward of the network as trained: fp32, eager, logits of all k frames."""
+
+    def __init__(self, model: VTSeg, settings: Settings) -> None:
+        self.device = resolve_device(settings.device)
+        self.model = model.eval().to(self.device)
+        self.size = settings.size
+        self.frames: deque = deque(maxlen=settings.window)
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray) -> object:
+        self.frames.append(to_input(image, self.size, self.device))
+        logits = self.model(torch.cat(list(self.frames))[None])
+        return to_mask(logits[:, -1], self.size, "bilinear", 0.0)
+
+
+class _HuggingFaceSegFormer:
+    """SegFormer-B0 of Hugging Face transformers, random weights; logits upsampled as its authors do."""
+
+    def __init__(self, classes: int, settings: Settings, dtype: torch.dtype) -> None:
+        try:
+            from transformers import SegformerConfig, SegformerForSemanticSegmentation
+        except ImportError as err:
+            raise ConfigError("--against segformer_b0 needs transformers: pip install transformers") from err
+        self.device, self.dtype, self.size = resolve_device(settings.device), dtype, settings.size
+        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes)).eval()
+        self.model = model.to(self.device, dtype)
+
+    @torch.inference_mode()
+    def step(self, image: np.ndarray) -> object:
+        pixels = to_input(image, self.size, self.device).to(self.dtype)
+        return to_mask(self.model(pixels).logits, self.size, "bilinear", 0.0)
+
+
+def measure(
+    checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray]
+) -> list[dict[str, object]]:
+    """Measure the modes; see `Measurement.to_dict`.
+
+    Args:
+        checkpoint: of a VTSeg with spatial Mix-FFN.
+        images: (H, W, 3) uint8 of the settings' size, shown in turn.
+    """
+    if not isinstance(checkpoint.model, VTSeg) or checkpoint.model.config.mix_ffn != "spatial":
+        raise ConfigError("bench measures VTSeg with mix_ffn spatial")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            _prepare(name, checkpoint, settings, images, Path(folder))
+            for name in (*settings.modes, *settings.against)
+        ]
+        _take_turns(rows, settings.seconds, images)
+    return [measurement.to_dict() for measurement, _ in rows]
+
+
+def _prepare(
+    mode: str, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
+) -> tuple[Measurement, Frame]:
+    """A mode, warmed up, its memory and operations taken."""
+    source: Checkpoint | Path = twin(checkpoint, "causal" if mode == "causal" else "full")
+    if mode == "exported":
+        what = exportable(source, window=settings.window, size=settings.size)
+        source = folder / "network.onnx"
+        write_export(what, source, "onnx")
+    cuda = resolve_device(settings.device).type == "cuda"
+    before = _memory_mb(cuda, reset=True)
+    system, measurement = _build(mode, source, settings)
+    for _, image in zip(range(settings.window + 2), _endless(images)):
+        system.step(image)
+    measurement.peak_memory_mb = max(0.0, _memory_mb(cuda, peak=True) - before)
+    if mode != "exported":
+        measurement.gmacs = _gmacs(system, settings)
+    return measurement, system.step
+
+
+def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[object, Measurement]:
+    if mode == "plain":
+        return _Plain(source.model, settings), Measurement(mode, "eager", "fp32")
+    common = {"device": settings.device, "window": settings.window, "output_size": "network"}
+    if mode == "exported":
+        segmenter = Segmenter(source, **common)
+        return segmenter, Measurement(mode, "onnxruntime", "fp32")
+    streaming = "plain" if mode not in ("exact", "causal") else mode
+    segmenter = Segmenter(
+        source,
+        precision=settings.precision,
+        input_size=settings.size,
+        streaming=streaming,
+        compile=settings.compile,
+        **common,
+    )
+    if mode == "segformer_b0":
+        system = _HuggingFaceSegFormer(len(source.labels), settings, segmenter.dtype)
+        return system, Measurement(mode, "eager", segmenter.precision)
+    return segmenter, Measurement(mode, segmenter.run_mode, segmenter.precision)
+
+
+def _take_turns(rows: list[tuple[Measurement, Frame]], seconds: float, images: Sequence[np.ndarray]) -> None:
+    shown = _endless(images)
+    end, turns = time.perf_counter() + seconds, 0
+    while turns < MIN_TURNS or time.perf_counter() < end:
+        for measurement, step in rows:
+            for index in range(BURST):
+                image = next(shown)
+                began = time.perf_counter()
+                step(image)
+                if index:
+                    measurement.times_ms.append((time.perf_counter() - began) * 1000)
+        turns += 1
+
+
+def _endless(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    while True:
+        yield from images
+
+
+@torch.inference_mode()
+def _gmacs(system: object, settings: Settings) -> float:
+    """Multiply-adds of matrix products, convolutions and attention of one frame of a full window, in 1e9."""
+    width, height = settings.size
+    device = system.device
+    images = torch.rand(1, 3, height, width, device=device)
+    counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+    if isinstance(system, Segmenter):
+        step = system.network_step
+        past = torch.zeros(1, settings.window - 1, step.kept_size, dtype=step.kept_dtype, device=device)
+        with counter:
+            step(images, past)
+    elif isinstance(system, _Plain):
+        with counter:
+            system.model(images[None].expand(1, settings.window, 3, height, width))
+    else:
+        with counter:
+            system.model(images.to(system.dtype))
+    return counter.get_total_flops() / 2e9
+
+
+def _attention_flops() -> dict:
+    """The CPU's fused attention, which torch's counter leaves out."""
+    operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+    def flops(
+        query: tuple, key: tuple, value: tuple, *args: object, out_shape: object = None, **kwargs: object
+    ):
+        batch, heads, queries, width = query
+        return 4 * batch * heads * queries * key[2] * width
+
+    return {operator: flops} if operator is not None else {}
+
+
+def _memory_mb(cuda: bool, reset: bool = False, peak: bool = False) -> float:
+    """Memory in use, or its peak since the last reset, in MB."""
+    if cuda:
+        if reset:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 1e6
+    if reset:
+        gc.collect()
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        except (OSError, AttributeError):
+            pass  # another C library or system: the peak is then that of the whole process
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return int(values["VmHWM" if peak else "VmRSS"]) / 1e3
