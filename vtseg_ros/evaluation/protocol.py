@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.data.windows import FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores
 from vtseg_ros.evaluation.systems import System, SystemInfo
@@ -36,7 +36,8 @@ class Outcome:
         infos, scores: of the systems, in order.
         rows: some frames with every system's mask.
         labelled: labelled frames chosen.
-        corrupt: (frame's stamp in ns, what was wrong) of images, labels and flow that could not be decoded.
+        corrupt: (stamp in ns, what was wrong) of images, labels and flow that could not be decoded; bag time for a
+            message without a readable stamp.
         unscored: labelled frames without image or label; labelled = scored + unscored.
     """
 
@@ -53,7 +54,6 @@ class _Images:
 
     def __init__(self, store: FrameStore, keep: int, corrupt: list[tuple[int, str]]) -> None:
         self._store, self._keep, self._corrupt = store, keep, corrupt
-        self.index = store.index
         self._decoded: dict[int, np.ndarray | None] = {}
 
     def __getitem__(self, number: int) -> np.ndarray | None:
@@ -70,24 +70,29 @@ class _Images:
 
 
 class _Feed:
-    """Gives one system the frames that the windows of the scored frames hold, each once and in order."""
+    """Gives one system the frames that the windows of the scored frames hold, each once and in order.
 
-    def __init__(self, system: System) -> None:
-        self.system = system
-        self._first = self._next = -1
+    With a stride, windows of neighbouring frames have no frame in common: each residue is a stream of its own.
+    """
+
+    def __init__(self, system: System, index: FrameIndex) -> None:
+        self.system, self._index = system, index
+        self._fed: dict[int, tuple[int, int]] = {}
 
     def mask(self, images: _Images, newest: int, first: int, size: tuple[int, int]) -> np.ndarray:
         """Mask of frame `newest`, whose sequence starts at `first`; its image is not corrupt."""
-        window = images.index.window(newest, first, self.system.info.window)
-        if first != self._first or self._next not in window:
-            self.system.reset()
-            self._first, self._next = first, window[0]
-        for number in window[window.index(self._next) : -1]:
-            image = images[number]
-            if image is not None:
-                self.system.step(number, image, self.system.info.input_size)
-        self._next = newest + images.index.stride
-        return self.system.step(newest, images[newest], size)
+        system, stride = self.system, self._index.stride
+        window = self._index.window(newest, first, system.info.window)
+        stream = newest % stride
+        sequence, last = self._fed.get(stream, (-1, -1))
+        if sequence != first or not window[0] <= last + stride <= newest:
+            system.reset(stream)
+            last = -1
+        self._fed[stream] = (first, newest)
+        for number in window[:-1]:
+            if number > last and images[number] is not None:
+                system.step(number, images[number], system.info.input_size, stream)
+        return system.step(newest, images[newest], size, stream)
 
 
 def evaluate(
@@ -117,7 +122,7 @@ def evaluate(
     shown = {chosen[i][0] for i in np.linspace(0, len(chosen) - 1, min(pictures, len(chosen))).astype(int)}
     outcome.corrupt += [(c.time_ns, f"{c.topic}: {c.reason}") for c in index.corrupt]
     images = _Images(store, max(s.info.window for s in systems) * index.stride, outcome.corrupt)
-    feeds = [_Feed(system) for system in systems]
+    feeds = [_Feed(system, index) for system in systems]
     last = -1
     for number, first in chosen:
         label = _label(store, number, outcome)

@@ -46,34 +46,34 @@ class RecurrentSystem:
         self._device = resolve_device(device)
         self._dtype = resolve_precision(precision, self._device)
         self._model = checkpoint.model.eval().requires_grad_(False).to(self._device)
-        self._past: deque[_Past] = deque(maxlen=info.window)
+        self._streams: dict[int, deque[_Past]] = {}
 
-    def reset(self) -> None:
-        self._past.clear()
+    def reset(self, stream: int) -> None:
+        self._streams.pop(stream, None)
 
     @torch.inference_mode()
-    def step(self, number: int, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
+        past = self._streams.setdefault(stream, deque(maxlen=self.info.window))
         pixels = resize_rgb(image, self.info.input_size)
         tensor = to_input(pixels, self.info.input_size, self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             static = self._model.static_prior(tensor)
-            flow = self._backward_flow(number, pixels)
+            flow = self._backward_flow(past[-1] if past else None, number, pixels)
             if flow is None:
-                self._past.clear()
-            self._past.append(_Past(number, pixels, tensor, static, flow))
-            window = list(self._past)
+                past.clear()
+            past.append(_Past(number, pixels, tensor, static, flow))
+            window = list(past)
             logits = self._model.propagate(
-                torch.stack([past.static for past in window], dim=1),  # (1, k, C, h, w)
-                torch.stack([past.image for past in window], dim=1),
-                torch.stack([past.flow for past in window[1:]], dim=1) if len(window) > 1 else None,
+                torch.stack([frame.static for frame in window], dim=1),  # (1, k, C, h, w)
+                torch.stack([frame.image for frame in window], dim=1),
+                torch.stack([frame.flow for frame in window[1:]], dim=1) if len(window) > 1 else None,
             )
         return to_mask(logits[:, -1], size, "bicubic", 0.0)[0]
 
-    def _backward_flow(self, number: int, pixels: np.ndarray) -> Tensor | None:
+    def _backward_flow(self, past: _Past | None, number: int, pixels: np.ndarray) -> Tensor | None:
         """(1, 2, h, w) to the frame before, or None where the window must start anew."""
-        if not self._past:
+        if past is None:
             return None
-        past = self._past[-1]
         if is_topic(self._flow.source) and past.number != number - 1:
             return None  # a corrupt frame between them: the topic's flow leads there
         try:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.engine import CameraFrame, Segmenter
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
@@ -38,7 +38,7 @@ class SystemInfo:
 
 
 class System(Protocol):
-    """Frames of a sequence in order, masks out.
+    """Frames of a sequence in order, masks out; several streams of frames at once.
 
     Attributes:
         info, labels: what it is, and its class list.
@@ -49,11 +49,11 @@ class System(Protocol):
     labels: LabelSet
     problems: list[tuple[int, str]]
 
-    def reset(self) -> None:
-        """A new sequence begins."""
+    def reset(self, stream: int) -> None:
+        """A new sequence begins in a stream."""
 
-    def step(self, number: int, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The next frame's mask.
+    def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
+        """The mask of the next frame of a stream.
 
         Args:
             number: of the frame in its index.
@@ -80,10 +80,10 @@ class SegmenterSystem:
             checkpoint, device=device, precision=precision, window=info.window, upsampling="bicubic"
         )
 
-    def reset(self) -> None:
-        self._segmenter.reset()
+    def reset(self, stream: int) -> None:
+        self._segmenter.reset(str(stream))
 
-    def step(self, number: int, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
         self._segmenter.output_size = size
         # Without a stamp a frame always joins: where sequences end is the index's to say.
-        return self._segmenter.step(image).mask
+        return self._segmenter.step_many([CameraFrame(str(stream), image)])[0].mask
