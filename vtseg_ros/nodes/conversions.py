@@ -26,16 +26,22 @@ def to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
         header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, is_bigendian=0
     )
     message.step = pixels.shape[1] * (pixels.shape[2] if pixels.ndim == 3 else 1)
-    # Any other sequence is checked element by element.
-    message.data = array.array("B", pixels.tobytes())
+    message.data = _octets(pixels)
     return message
+
+
+def _octets(pixels: np.ndarray) -> array.array:
+    """uint8 values as the one sequence that rclpy takes without looking at each element."""
+    octets = array.array("B")
+    octets.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
+    return octets
 
 
 def to_png(pixels: np.ndarray, header: Header) -> CompressedImage:
     """(H, W) uint8 class ids as a png."""
     payload = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
     message = CompressedImage(header=header, format="mono8; png compressed")
-    message.data = array.array("B", payload.tobytes())
+    message.data = _octets(payload)
     return message
 
 

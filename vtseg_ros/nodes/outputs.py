@@ -79,6 +79,8 @@ class Outputs:
             labels: class list.
             alpha: share of the colour in the overlay.
         """
+        # First what every consumer waits for.
+        self.mask.publish(to_image(mask, "mono8", header))
         if self.latest_info is not None:
             size = (mask.shape[1], mask.shape[0])
             self.camera_info.publish(scale_camera_info(self.latest_info, size, header))
@@ -90,7 +92,6 @@ class Outputs:
             self.overlay.publish(to_image(overlay(image, mask, labels, alpha), "rgb8", header))
         if _wanted(self.png):
             self.png.publish(to_png(mask, header))
-        self.mask.publish(to_image(mask, "mono8", header))
 
     def destroy(self) -> None:
         """Take all publishers down."""

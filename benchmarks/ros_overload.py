@@ -1,0 +1,140 @@
+"""The segmenter at several times the rate it can serve: latency, memory and counts. Exit code 1 if a promise breaks.
+
+Promises: p99 of the latency below three inference times, memory flat, received = answered + dropped + rejected.
+Usage: python benchmarks/ros_overload.py [--seconds 60] [--factor 4] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from graph import Client, Processes, RoundTrip, picture, start_client, use_loopback
+
+# Memory may still grow while the first overload fills queues and allocator pools.
+SETTLE_S = 10.0
+FLAT_MB = 20.0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="street_tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--size", default="640x480")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--factor", type=float, default=4.0)
+    parser.add_argument(
+        "--profile", default="loopback", help="Fast DDS profile; empty = Fast DDS's own settings"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    return parser.parse_args()
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process, MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"benchmark: no memory figure of process {pid}")
+
+
+def flood(
+    client: Client, trip: RoundTrip, image: np.ndarray, rate_hz: float, seconds: float, pid: int
+) -> dict:
+    """Publish at a rate; resident memory of the segmenter once a second."""
+    began, memory, sent = time.monotonic(), [], 0
+    while (now := time.monotonic()) - began < seconds:
+        if now - began >= sent / rate_hz:
+            sent += 1
+            trip.publish(image, 10**12 + round(sent * 1e9 / rate_hz))
+        if now - began >= len(memory):
+            memory.append(resident_mb(pid))
+        client.executor_.spin_once(timeout_sec=max(0.0, min(0.01, began + sent / rate_hz - time.monotonic())))
+    return {
+        "sent": sent,
+        "seconds": time.monotonic() - began,
+        "memory_mb": [round(value, 1) for value in memory],
+    }
+
+
+def measure(args: argparse.Namespace) -> dict:
+    from vtseg_ros.msg import SegmentationStatus
+
+    from vtseg_ros.nodes.outputs import STATUS
+
+    client, processes, told = start_client(), Processes(), []
+    try:
+        node = processes.start(
+            "-m", "vtseg_ros.nodes.segmenter", "--ros-args", "-p", f"checkpoint:={args.checkpoint}",
+            "-p", f"device:={args.device}", "-p", "autostart:=true",
+        )  # fmt: skip
+        client.create_subscription(SegmentationStatus, "segmentation/status", told.append, STATUS)
+        trip = RoundTrip(client, "image", "segmentation/mask")
+        trip.connect()
+        width, height = map(int, args.size.split("x"))
+        image = picture((width, height))
+        alone = [trip(image, (index + 1) * 100_000_000) for index in range(30)][10:]
+        client.wait(lambda: told and told[-1].event == SegmentationStatus.IDLE, 30.0, "no idle status")
+        inference = [s.inference_s for s in told if s.event == SegmentationStatus.ANSWERED][10:]
+        before, rate = told[-1], args.factor / float(np.median(alone))
+        told.clear()
+        figures = flood(client, trip, image, rate, args.seconds, node.pid)
+        client.wait(lambda: told and told[-1].event == SegmentationStatus.IDLE, 60.0, "no idle status")
+    finally:
+        processes.stop()
+    last = told[-1]
+    answered = [s for s in told if s.event == SegmentationStatus.ANSWERED]
+    latency = [s.total_s for s in answered]
+    counts = {name: getattr(last, f"frames_{name}") - getattr(before, f"frames_{name}")
+              for name in ("received", "answered", "dropped", "rejected")}  # fmt: skip
+    under_load = float(np.median([s.inference_s for s in answered]))
+    return {
+        **figures, **counts, "rate_hz": round(rate, 1), "inference_ms": round(float(np.median(inference)) * 1e3, 2),
+        "inference_under_load_ms": round(under_load * 1e3, 2),
+        **{f"latency_p{q}_ms": round(float(np.percentile(latency, q)) * 1e3, 2) for q in (50, 95, 99)},
+        "latency_p99_in_inference_times": round(float(np.percentile(latency, 99)) / under_load, 2),
+        "statuses": len(told) - sum(s.event == SegmentationStatus.IDLE for s in told),
+    }  # fmt: skip
+
+
+def broken(figures: dict) -> list[str]:
+    """The promises that do not hold."""
+    found = []
+    if figures["latency_p99_in_inference_times"] >= 3:
+        found.append(f"p99 of the latency is {figures['latency_p99_in_inference_times']} inference times")
+    settled = figures["memory_mb"][int(SETTLE_S) :] or figures["memory_mb"]
+    if settled[-1] - settled[0] > FLAT_MB:
+        found.append(f"memory grew from {settled[0]} to {settled[-1]} MB")
+    if figures["received"] != figures["answered"] + figures["dropped"] + figures["rejected"]:
+        found.append("received is not answered + dropped + rejected")
+    if figures["statuses"] != figures["received"]:
+        found.append(f"{figures['statuses']} statuses for {figures['received']} frames")
+    return found
+
+
+def main() -> int:
+    args = parse_arguments()
+    use_loopback(args.profile)
+    figures = measure(args)
+    print(
+        f"{figures['sent']} images at {figures['rate_hz']} Hz: received {figures['received']} = answered "
+        f"{figures['answered']} + dropped {figures['dropped']} + rejected {figures['rejected']}\n"
+        f"latency p50 {figures['latency_p50_ms']} ms, p95 {figures['latency_p95_ms']} ms, p99 {figures['latency_p99_ms']} ms "
+        f"= {figures['latency_p99_in_inference_times']} inference times ({figures['inference_under_load_ms']} ms; "
+        f"{figures['inference_ms']} ms without the flood)\n"
+        f"memory {figures['memory_mb'][0]} MB at the start, {figures['memory_mb'][-1]} MB at the end"
+    )
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    problems = broken(figures)
+    for problem in problems:
+        print(f"does not hold: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
