@@ -141,13 +141,13 @@ class NodeProcess:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
         wait_until(
             lambda: text in self.output() or self.process.poll() is not None, timeout_s, lambda: self.output()
         )
         assert text in self.output(), self.output()
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 30.0) -> int:
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """Signal the process; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)

@@ -15,58 +15,19 @@ from conftest import wait_until
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from nodes.encoders import NS, compressed_message, image_message, picture, stamped
+from nodes.encoders import compressed_message, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
+from nodes.setting import Setting, expected_mask, pixels
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
+from rcl_interfaces.srv import GetParameters, SetParametersAtomically
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import SetBool
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 
 from vtseg_ros.data.images import ENCODINGS
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.labels import STREET
 
 LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8"}
-
-
-class Setting:
-    """A running segmenter with a harness around it; frames go out one at a time."""
-
-    def __init__(self, harness: Harness, node, checkpoint, namespace: str) -> None:
-        self.harness, self.node, self.checkpoint, self.ns = harness, node, checkpoint, namespace
-        self.images = harness.publisher(Image, f"{namespace}/image")
-        self.masks = harness.collect(Image, f"{namespace}/segmentation/mask")
-        self.status = harness.collect(SegmentationStatus, f"{namespace}/segmentation/status")
-        self._stamp = 10 * NS
-
-    def next_stamp(self, gap_s: float = 0.1) -> int:
-        self._stamp += round(gap_s * NS)
-        return self._stamp
-
-    def matched(self, publisher) -> None:
-        wait_until(lambda: publisher.get_subscription_count() > 0, 30, self.node.output)
-        time.sleep(0.3)
-
-    def answer(self, publisher, message) -> SegmentationStatus:
-        """Publish one image and wait until it is answered or rejected."""
-        count = sum(s.event != SegmentationStatus.IDLE for s in self.status)
-        publisher.publish(message)
-        wait_until(
-            lambda: sum(s.event != SegmentationStatus.IDLE for s in self.status) > count, 20, self.node.output
-        )
-        return [s for s in self.status if s.event != SegmentationStatus.IDLE][-1]
-
-    def reset(self) -> None:
-        assert self.harness.call(Trigger, f"{self.ns}/segmenter/reset", Trigger.Request()).success
-
-    def set(self, name: str, **value: object):
-        kind = {"string_value": ParameterType.PARAMETER_STRING, "double_value": ParameterType.PARAMETER_DOUBLE,
-                "integer_value": ParameterType.PARAMETER_INTEGER}[next(iter(value))]  # fmt: skip
-        request = SetParameters.Request(
-            parameters=[Parameter(name=name, value=ParameterValue(type=kind, **value))]
-        )
-        return self.harness.call(SetParameters, f"{self.ns}/segmenter/set_parameters", request).results[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +47,6 @@ def setting(harness, start_node, tiny_checkpoint):
     made = Setting(harness, node, tiny_checkpoint, "/raw")
     made.matched(made.images)
     return made
-
-
-def pixels(message) -> np.ndarray:
-    assert message.encoding == "mono8" and message.step == message.width
-    return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
-
-
-def expected_mask(checkpoint, images: list[np.ndarray]):
-    segmenter = Segmenter(checkpoint, device="cpu")
-    for index, image in enumerate(images, start=1):
-        result = segmenter.step(image, index * NS // 10)
-    return result
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -366,30 +315,6 @@ def test_compressed_input(harness, start_node, tiny_checkpoint, kind):
     assert node.stop(signal.SIGTERM) == 0
 
 
-def test_two_cameras_share_one_model(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter", "-r", "__ns:=/two", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "cameras:=['front','rear']",
-    )  # fmt: skip
-    node.wait_for("window 4")
-    sizes = {"front": (48, 80), "rear": (64, 64)}
-    cameras = {name: Setting(harness, node, tiny_checkpoint, f"/two/{name}") for name in sizes}
-    for camera in cameras.values():
-        camera.matched(camera.images)
-    frames = {name: [picture(seed, *size) for seed in range(3)] for name, size in sizes.items()}
-    for index in range(3):
-        stamp = NS * (index + 1) // 10
-        for name, camera in cameras.items():
-            camera.images.publish(image_message(frames[name][index], "rgb8", stamp))
-        for camera in cameras.values():
-            wait_until(lambda c=camera, n=index + 1: len(c.masks) == n, 20, node.output)
-    for name, camera in cameras.items():
-        assert np.array_equal(pixels(camera.masks[-1]), expected_mask(tiny_checkpoint, frames[name]).mask), (
-            name
-        )
-    assert node.stop() == 0
-
-
 def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint, tmp_path):
     node = start_node("segmenter", "-r", "__ns:=/managed", "-p", f"checkpoint:={tiny_checkpoint}")
 
@@ -403,9 +328,10 @@ def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint,
     assert state() == "unconfigured"
     assert change(Transition.TRANSITION_CONFIGURE) and state() == "inactive"
     assert change(Transition.TRANSITION_ACTIVATE) and state() == "active"
-    node.wait_for("no image on /managed/image yet", 15)
+    node.wait_for("no image on /managed/image yet", 60)
     assert change(Transition.TRANSITION_DEACTIVATE) and state() == "inactive"
-    assert not harness.node.get_subscriptions_info_by_topic("/managed/image")
+    wait_until(lambda: not harness.node.get_subscriptions_info_by_topic("/managed/image"), 10)
+    assert node.output().count("no image on") == 1  # said once
     assert change(Transition.TRANSITION_CLEANUP) and state() == "unconfigured"
     assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
     assert node.stop() == 0

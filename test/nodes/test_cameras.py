@@ -1,0 +1,81 @@
+"""Two cameras of different sizes and rates on one model: neither starves, each sees its single-camera masks."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+from nodes.encoders import image_message, picture
+from nodes.harness import Harness
+from nodes.setting import Setting, pixels
+from vtseg_ros.msg import SegmentationStatus
+
+from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.engine import Segmenter
+
+SECONDS = 3.0
+# size (height, width), rate in Hz, frame_id
+CAMERAS = {"front": ((48, 80), 30.0), "rear": ((64, 64), 5.0)}
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment):
+    made = Harness(ros_environment)
+    yield made
+    made.close()
+
+
+def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_checkpoint):
+    node = start_node(
+        "segmenter", "-r", "__ns:=/both", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+        "-p", "input_qos:=reliable", "-p", "cameras:=['front','rear']", "-p", "max_gap:=10.0",
+    )  # fmt: skip
+    node.wait_for("window 4")
+    settings = {name: Setting(harness, node, tiny_checkpoint, f"/both/{name}") for name in CAMERAS}
+    for setting in settings.values():
+        setting.matched(setting.images)
+    sent: dict[str, dict[int, np.ndarray]] = {name: {} for name in CAMERAS}
+
+    def run(name: str) -> None:
+        size, rate = CAMERAS[name]
+        began = time.monotonic()
+        for index in range(round(SECONDS * rate)):
+            time.sleep(max(0.0, began + index / rate - time.monotonic()))
+            stamp, image = settings[name].next_stamp(1 / rate), picture(index % 7, *size)
+            sent[name][stamp] = image
+            settings[name].images.publish(image_message(image, "rgb8", stamp))
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in CAMERAS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended = time.time_ns()
+
+    def idle(setting: Setting) -> bool:
+        last = setting.status[-1] if setting.status else None
+        return last is not None and last.event == SegmentationStatus.IDLE and stamp_of(last) > ended
+
+    for name, setting in settings.items():
+        wait_until(lambda s=setting: idle(s), 60, node.output)
+        last = setting.status[-1]
+        assert last.frames_received == last.frames_answered + last.frames_dropped, name
+        # On a machine that is busy elsewhere, the node's queue may lose some before they are received.
+        assert len(sent[name]) / 2 <= last.frames_received <= len(sent[name]), name
+        assert last.frames_rejected == 0 and last.camera == name
+        answered = [stamp_of(s) for s in setting.status if s.event == SegmentationStatus.ANSWERED]
+        wait_until(lambda s=setting, stamps=answered: len(s.masks) == len(stamps), 10)
+        alone = Segmenter(tiny_checkpoint, device="cpu", max_gap_s=10.0)
+        for stamp, message in zip(answered, setting.masks):
+            assert stamp_of(message) == stamp
+            assert np.array_equal(pixels(message), alone.step(sent[name][stamp], stamp).mask), (name, stamp)
+    # Fair: the slow camera is answered in every round, so it loses nothing unless rounds last longer than its period.
+    front, rear = (settings[name].status[-1] for name in ("front", "rear"))
+    assert rear.frames_answered >= 0.8 * min(rear.frames_received, front.frames_answered), (front, rear)
+    assert node.stop() == 0
