@@ -37,12 +37,16 @@ class DataConfig:
     """Bags and how windows are taken from them.
 
     Args:
-        train, validation: bags; no scene may be in both.
+        train, validation: bags; no scene may be in both. Without validation bags a part of the training bags is
+            held out.
+        validation_share: of the time of each training bag, its end, held out when there are no validation bags.
+        guard_s: interval, s, left out between the two; parts of one bag that are nearer are refused. Validation bags
+            of the user's own are taken as they are when it is 0.
         size: (width, height) px of the network's input, multiples of 32.
         labels: `street`, `camvid`, `cityscapes`, or empty = the label map in the first bag.
         class_names: class list, where there is no label map and no such name.
         label_every: use every n-th label in training.
-        stride: use every n-th frame.
+        stride: frames of a window are this far apart, counted back from the labelled one.
         max_gap_s: a longer pause starts a new sequence.
         validation_every: score every n-th labelled frame of the validation bags.
         cache_dir: folder for decoded frames; empty = decode each time.
@@ -50,8 +54,10 @@ class DataConfig:
     """
 
     train: tuple[SourceConfig, ...]
-    validation: tuple[SourceConfig, ...]
     size: tuple[int, int]
+    validation: tuple[SourceConfig, ...] = ()
+    validation_share: float = 0.0
+    guard_s: float = 0.0
     labels: str = ""
     class_names: tuple[str, ...] = ()
     label_every: int = 1
@@ -147,8 +153,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("model.architecture", self.model.architecture, ARCHITECTURES)
-        if not self.stages or not self.data.train or not self.data.validation:
-            raise ConfigError("a training needs data.train, data.validation and at least one stage")
+        if (
+            not self.stages
+            or not self.data.train
+            or bool(self.data.validation) == bool(self.data.validation_share)
+        ):
+            raise ConfigError(
+                "a training needs data.train, either data.validation or data.validation_share, and at least one stage"
+            )
+        if not 0 <= self.data.validation_share < 1 or not self.data.guard_s >= 0:
+            raise ConfigError(
+                "data.validation_share must be in 0..1 and data.guard_s at least 0 s. "
+                f"Got: {self.data.validation_share} and {self.data.guard_s}"
+            )
         for stage in self.stages:
             _one_of("stages.name", stage.name, STAGES)
             if (stage.epochs > 0) == (stage.steps > 0):
