@@ -138,7 +138,7 @@ def _text(value: float | None) -> str:
 
 
 def _print(outcome: Outcome) -> None:
-    console, systems = Console(), entries(outcome)
+    console, systems = Console(markup=False), entries(outcome)
     shown = [systems[place] for place in widest(outcome.infos)]
     table = Table(title="IoU by class (%)")
     table.add_column("class")

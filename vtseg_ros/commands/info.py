@@ -68,7 +68,7 @@ def _describe_checkpoint(name: str) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     path = Path(args.what)
-    console = Console()
+    console = Console(markup=False)  # names come from files
     is_bag = path.is_dir() or path.suffix in (".mcap", ".db3")
     found = _describe_bag(path) if is_bag else _describe_checkpoint(args.what)
     if is_bag:

@@ -5,6 +5,7 @@ Nothing in a checkpoint is code, and nothing in it is executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -114,9 +114,21 @@ def save_checkpoint(
         "training": training or {},
     }
     tensors = {key: _stored(key, value, half) for key, value in state.items()}
+    metadata["sha256"] = _digest(metadata, tensors)
     payload = save(tensors, metadata={METADATA_KEY: json.dumps(metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, payload)
+
+
+def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the metadata (without the sum itself) and of every tensor's name, type, shape and bytes."""
+    plain = {key: value for key, value in metadata.items() if key != "sha256"}
+    total = hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key].contiguous()
+        total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -229,6 +241,22 @@ def _build(
     return VTSeg(vtseg_config)
 
 
+def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Refuse a configuration that claims a network much larger than the file: it would be built before it is compared."""
+    layers = sum(config.get("depths", ()))
+    if layers > len(state):
+        raise CheckpointError(f"its configuration claims {layers} layers, the file has {len(state)} tensors")
+    elements = sum(value.numel() for value in state.values())
+    ratio = config.get("mlp_ratio", 1)
+    sides = [("head_channels", config.get("head_channels", 1), 1)]
+    for width, reduction in zip(config.get("embed_dims", ()), config.get("sr_ratios", ())):
+        sides += [("sr_ratios", width, reduction * reduction), ("mlp_ratio", width, ratio)]
+    for key, width, times in sides:
+        # Each is a matrix or kernel of the network: width x width, so many times.
+        if width * width * times > elements:
+            raise CheckpointError(f"its {key} claims more numbers than the {elements} in the file")
+
+
 def load_checkpoint(
     name: str | os.PathLike[str], *, device: str | torch.device = "cpu", static_prior: str | None = None
 ) -> Checkpoint:
@@ -253,16 +281,20 @@ def load_checkpoint(
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
-        config = dict(metadata["config"])
+        config, training = dict(metadata["config"]), dict(metadata["training"])
         state = load_file(path)
+        _check_claims(config, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
         if config["num_classes"] != len(labels):
             raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
-    except (SafetensorError, KeyError, TypeError, ValueError, ConfigError, OSError) as err:
-        raise CheckpointError(f"checkpoint {path} cannot be used: {err}") from err
+    except CheckpointError:
+        raise
+    except Exception as err:  # whatever lying values lead to in the libraries that they reach
+        raise CheckpointError(f"checkpoint {path} cannot be used: {type(err).__name__}: {err}") from err
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad:
         raise CheckpointError(f"checkpoint {path} cannot be used: {bad} holds values that are not finite")
+    digest = _digest(metadata, state)
     target: nn.Module = model
     external = config.get("static_prior") == EXTERNAL
     if external:
@@ -273,6 +305,10 @@ def load_checkpoint(
         {key: value.float() if value.is_floating_point() else value for key, value in state.items()},
         source=f"checkpoint {path}",
     )
+    if metadata.get("sha256", digest) != digest:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its contents do not have the check sum written in it"
+        )
     if static_prior and not external and isinstance(model, VTSeg):
         classes = model.config.prior_classes or model.config.num_classes
         model.static_prior = load_external_prior(static_prior, num_classes=classes, size=(height, width))
@@ -283,6 +319,6 @@ def load_checkpoint(
         config=config,
         labels=labels,
         input_size=(width, height),
-        training=dict(metadata["training"]),
+        training=training,
         path=path,
     )

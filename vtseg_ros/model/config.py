@@ -10,6 +10,7 @@ from typing import Any
 from vtseg_ros.errors import ConfigError
 
 STAGES = 4
+MAX_WINDOW = 64
 ATTENTION_KINDS = ("full", "causal")
 MIX_FFN_KINDS = ("spatial", "spatiotemporal")
 
@@ -55,8 +56,8 @@ class VTSegConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 1 <= self.num_classes <= 255:
             raise ConfigError(f"num_classes must be in 1..255. Got: {self.num_classes}")
-        if self.window < 1:
-            raise ConfigError(f"window must be at least 1 frame. Got: {self.window}")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise ConfigError(f"window must be 1..{MAX_WINDOW} frames. Got: {self.window}")
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios"):
             values = getattr(self, field)
             if len(values) != STAGES or min(values) < 1:
@@ -118,6 +119,17 @@ class VTSegConfig:
                 near = get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f". Known: {', '.join(known)}"
                 raise ConfigError(f"VTSegConfig has no field {key!r}{hint}")
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name, field.default)
+            kind = {"int": int, "str": str}.get(str(field.type), (list, tuple))
+            items = value if kind == (list, tuple) and isinstance(value, kind) else ()
+            if (
+                not isinstance(value, kind)
+                or any(type(item) is not int for item in items)
+                or type(value) is bool
+            ):
+                if field.name in values:
+                    raise ConfigError(f"{field.name} must be of type {field.type}. Got: {value!r}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
