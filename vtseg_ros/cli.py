@@ -23,6 +23,7 @@ COMMANDS = {
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
+    "cost": "parameters and multiply-adds of the networks",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
