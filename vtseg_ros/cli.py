@@ -17,6 +17,7 @@ from vtseg_ros.errors import VTSegError
 COMMANDS = {
     "synth": "synthetic street video with labels, depth and flow into a bag",
     "train": "train from bags",
+    "augment": "a picture of the windows that a training would see",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",

@@ -36,15 +36,16 @@ def row(
     parts.append(colorize(mask, labels))
     if prior is not None:
         parts.append(difference(image, truth, prior, mask))
-    return _joined(parts, axis=1)
+    return joined(parts, axis=1)
 
 
 def sheet(rows: list[np.ndarray]) -> np.ndarray:
     """Rows below each other, (H, W, 3) uint8."""
-    return _joined(rows, axis=0)
+    return joined(rows, axis=0)
 
 
-def _joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
+def joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
+    """Pictures of one height (axis 1) or width (axis 0) beside or below each other, white between them."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
     gap = np.full(shape, 255, np.uint8)

@@ -19,13 +19,18 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.data.augmentation import Augmentation
 from vtseg_ros.data.flow import WindowFlow
-from vtseg_ros.data.splits import require_apart, split_by_time
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import is_exported
-from vtseg_ros.training.build import build_labels, build_model, has_prior, window_length
+from vtseg_ros.training.build import (
+    build_labels,
+    build_model,
+    build_sources,
+    build_store,
+    has_prior,
+    window_length,
+)
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.loss import cross_entropy_sum, labelled_pixels
 from vtseg_ros.training.processes import any_rank, launch
@@ -88,8 +93,9 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
         self.length = window_length(config, self.model)
-        training, validation = self._sources()
-        self.train_store, self.validation_store = self._store(training), self._store(validation)
+        training, validation = build_sources(config.data)
+        self.train_store = build_store(config.data, training)
+        self.validation_store = build_store(config.data, validation)
         self.windows = self.train_store.index.windows(self.length, label_every=config.data.label_every)
         self.validation_windows = self.validation_store.index.windows(
             self.length, label_every=config.data.validation_every
@@ -125,24 +131,6 @@ class Training:
         check_plan(self.state, self.plan)
         self.model.load_state_dict(self.state["model"])
         self.best_miou, self.validation_miou = self.state["best_miou"], self.state["validation_miou"]
-
-    def _sources(self) -> tuple[list[BagSource], list[BagSource]]:
-        data = self.config.data
-        training, validation = (
-            [BagSource(Path(s.path), s.image_topic, s.label_topic, s.start_s, s.end_s) for s in sources]
-            for sources in (data.train, data.validation)
-        )
-        if data.validation_share:
-            training, validation = split_by_time(training, data.validation_share, data.guard_s)
-        require_apart(training, validation, data.guard_s)
-        return training, validation
-
-    def _store(self, sources: list[BagSource]) -> FrameStore:
-        data = self.config.data
-        index = FrameIndex(sources, max_gap_s=data.max_gap_s, stride=data.stride)
-        return FrameStore(
-            index, size=data.size, cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None
-        )
 
     def _per_update(self, stage: StageConfig) -> int:
         return stage.batch * stage.accumulate * self.fabric.world_size

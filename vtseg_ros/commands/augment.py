@@ -1,0 +1,106 @@
+"""`vtseg augment`: a contact sheet of augmented windows with their labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.data.augmentation import Augmentation, Draw
+from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.training.build import build_labels, build_sources, build_store
+from vtseg_ros.training.config import TrainConfig, load_config
+from vtseg_ros.training.pictures import joined
+from vtseg_ros.visual import overlay
+
+HELP = (
+    "A contact sheet of the augmented windows that a training would see, labels blended in below the frames."
+)
+TITLE_HEIGHT, GAP_HEIGHT = 24, 10
+FRAME_WIDTH = 320
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="training YAML")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="PNG", help="picture to write; must not exist"
+    )
+    parser.add_argument("--windows", type=int, default=6, metavar="N", help="how many (default 6)")
+    parser.add_argument("--frames", type=int, default=4, metavar="K", help="frames of a window (default 4)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the draws (default: the configuration's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.windows < 1 or args.frames < 1:
+        raise ConfigError(f"--windows and --frames must be at least 1. Got: {args.windows}, {args.frames}")
+    if args.out.exists():
+        raise ConfigError(f"{args.out} exists: nothing is overwritten")
+    if args.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must end in .png. Got: {args.out}")
+    config = load_config(args.config)
+    labels = build_labels(config)
+    store = build_store(config.data, build_sources(config.data)[0])
+    picture = contact_sheet(
+        config, store, labels, args.windows, args.frames, config.seed if args.seed is None else args.seed
+    )
+    payload = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(payload)
+    except OSError as err:
+        raise ConfigError(f"{args.out} cannot be written: {err.strerror}") from err
+    print(f"{args.out}: {args.windows} windows of {args.frames} frames, oldest on the left")
+    return 0
+
+
+def contact_sheet(
+    config: TrainConfig, store: FrameStore, labels: LabelSet, count: int, length: int, seed: int
+) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: windows below each other, frames above frames with their labels."""
+    windows = store.index.windows(length, label_every=config.data.label_every)
+    labelled = {window[-1] for window in windows}
+    rng = np.random.default_rng(seed)
+    augmentation = Augmentation(config.augmentation)
+    parts = []
+    for place in rng.permutation(len(windows))[:count]:
+        video, ids = store.window(windows[place], length)
+        for age, number in enumerate(reversed(windows[place])):
+            if number not in labelled:
+                ids[-1 - age] = IGNORE  # as in training
+        draw = augmentation.draw(length, config.data.size, rng)
+        parts += _window(*draw.apply(video, ids), labels, _title(draw, store, windows[place][-1]))
+    return np.concatenate(parts[:-1])
+
+
+def _title(draw: Draw, store: FrameStore, newest: int) -> str:
+    matrix = draw.transforms[-1, :2, :2]
+    flipped = np.linalg.det(matrix) < 0
+    zoom = np.sqrt(abs(np.linalg.det(matrix)))
+    frame = store.index.frames[newest]
+    kind = "derived from" if draw.derived else "real, newest frame"
+    return (
+        f"{kind} {store.index.sources[frame.source].path.name} {frame.stamp_ns / 1e9:.2f} s, zoom {zoom:.2f}"
+        + (", flipped" if flipped else "")
+    )
+
+
+def _window(video: np.ndarray, ids: np.ndarray, labels: LabelSet, title: str) -> list[np.ndarray]:
+    """A title, the frames, the frames with labels, and a gap, all of one width."""
+    scale = max(1, round(FRAME_WIDTH / video.shape[2]))
+    size = (video.shape[2] * scale, video.shape[1] * scale)
+    above, below = [], []
+    for image, mask in zip(video, ids):
+        image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+        above.append(image)
+        shown = overlay(image, mask, labels, 0.6)
+        shown[mask == IGNORE] //= 3  # dark: nothing is learned from there
+        below.append(shown)
+    rows = joined([joined(above, axis=1), joined(below, axis=1)], axis=0)
+    strip = np.full((TITLE_HEIGHT, rows.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (20, 20, 20), 1, cv2.LINE_AA)
+    return [strip, rows, np.full((GAP_HEIGHT, rows.shape[1], 3), 255, np.uint8)]
