@@ -89,7 +89,8 @@ class FoldedHead(nn.Module):
         fused = self.levels[0](maps[0])
         for level, grid in zip(self.levels[1:], maps[1:]):
             fused = fused + level(grid)
-        return self.classify(self.up2(self.up1(torch.relu(fused))))
+        # The classifier may be kept in fp32: rounded logits tie where classes meet.
+        return self.classify(self.up2(self.up1(torch.relu(fused))).to(self.classify.weight.dtype))
 
 
 @torch.no_grad()

@@ -31,11 +31,12 @@ class ForeignPrior(nn.Module):
 def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy of a network for inference on a device; an external static network is shared, not copied.
 
-    Means and standard deviations of the normalisation stay fp32: they meet the images before the first rounding.
+    Normalisation and classifier stay fp32: they meet the images before the first and the logits after the last
+    rounding.
 
     Args:
         network: VTSeg, or a network of single images.
-        dtype: of weights and activations.
+        dtype: of all other weights and activations.
     """
     if not isinstance(network, VTSeg):
         return _own(network, device, dtype)
@@ -43,6 +44,7 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
     network = copy.deepcopy(network, {id(prior): prior}).eval()
     for name in ("encoder", "decoder", "head"):
         setattr(network, name, _own(getattr(network, name), device, dtype))
+    network.head.classify.float()
     network.input_dtype["encoder"] = dtype
     network.takes_unit_range = tuple(
         branch

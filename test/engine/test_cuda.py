@@ -1,0 +1,85 @@
+"""The GPU path; skipped where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+
+from vtseg_ros.engine import CameraFrame, Segmenter
+from vtseg_ros.engine.pixels import to_input
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+TICK = 66_000_000
+
+
+def pictures(count, height=32, width=64):
+    return np.random.default_rng(4).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("streaming", ["exact", "causal", "plain"])
+def test_fp32_equals_the_cpu(tmp_path, streaming):
+    """Graphs included: they serve from the fourth frame on; a restart goes back to the shorter windows."""
+    path = make_checkpoint(
+        tmp_path / "c.safetensors", attention="causal" if streaming == "causal" else "full"
+    )
+    options = dict(precision="fp32", streaming=streaming, output_size="network")
+    gpu, cpu = (Segmenter(path, device=device, **options) for device in ("cuda", "cpu"))
+    assert "graph" in gpu.run_mode
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        for index, image in enumerate(pictures(14)):
+            stamp = (index + (100 if index > 7 else 1)) * TICK
+            one, other = gpu.step(image, stamp), cpu.step(image, stamp)
+            assert one.frames_in_window == other.frames_in_window
+            assert (one.mask == other.mask).mean() > 0.995, index
+            assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 1
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+    assert "graph" in gpu.run_mode, "capturing failed: see the log"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("streaming", ["exact", "causal"])
+def test_reduced_precision(tmp_path, streaming, precision):
+    path = make_checkpoint(
+        tmp_path / "c.safetensors", attention="causal" if streaming == "causal" else "full"
+    )
+    gpu = Segmenter(path, device="cuda", precision=precision, output_size="network")
+    cpu = Segmenter(path, device="cpu", output_size="network")
+    for image in pictures(8):
+        one, other = gpu.step(image), cpu.step(image)
+        assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
+
+
+def test_cameras_in_one_graph_equal_their_single_runs(tmp_path):
+    path = make_checkpoint(tmp_path / "c.safetensors", attention="causal")
+    options = dict(device="cuda", precision="fp32", output_size="network")
+    both, alone = Segmenter(path, **options), {name: Segmenter(path, **options) for name in "ab"}
+    for index, image in enumerate(pictures(8)):
+        frames = [
+            CameraFrame("a", image, (index + 1) * TICK),
+            CameraFrame("b", image[::-1], (index + 1) * TICK),
+        ]
+        for frame, result in zip(frames, both.step_many(frames)):
+            expected = alone[frame.camera].step(frame.image, frame.stamp_ns)
+            assert (result.mask == expected.mask).mean() > 0.995
+
+
+def test_memory_is_flat(tmp_path):
+    path = make_checkpoint(tmp_path / "c.safetensors", attention="causal")
+    segmenter, images = Segmenter(path, device="cuda"), pictures(8, 48, 96)
+    used = []
+    for index in range(600):
+        segmenter.step(images[index % 8], (index + 1) * TICK)
+        if index % 100 == 99:
+            used.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    assert used[1] == used[-1]
+
+
+def test_the_gpu_resizes_as_the_cpu_does():
+    image = pictures(1, 90, 150)[0]
+    gpu, cpu = (to_input(image, (64, 32), torch.device(device)).cpu() for device in ("cuda", "cpu"))
+    assert (gpu - cpu).abs().max() <= 1.01 / 255

@@ -1,0 +1,102 @@
+"""Reduced precision and what falls back: masks agree with fp32 on real frames, failures leave the eager path."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+
+from vtseg_ros.data.bags import BagReader, find_topics
+from vtseg_ros.data.images import decode_any
+from vtseg_ros.engine import Segmenter
+from vtseg_ros.engine.prepare import ForeignPrior, prepare
+from vtseg_ros.model import VTSeg, VTSegConfig
+from vtseg_ros.model.checkpoint import WEIGHTS_DIR
+
+TICK = 66_000_000
+FRAMES = 12
+
+
+def frames_of(path, count=FRAMES):
+    with BagReader(path) as bag:
+        messages = bag.messages([find_topics(bag)[0]])
+        return [decode_any(message) for (_, _, message), _ in zip(messages, range(count))]
+
+
+def agreement(weights, images, streaming="auto", device="cpu", precision="bf16"):
+    """Share of pixels with the same class in reduced precision as in fp32 on the CPU."""
+    reduced = Segmenter(
+        weights, device=device, precision=precision, streaming=streaming, output_size="network"
+    )
+    full = Segmenter(weights, device="cpu", precision="fp32", streaming=streaming, output_size="network")
+    shares = [
+        (reduced.step(image, (i + 1) * TICK).mask == full.step(image, (i + 1) * TICK).mask).mean()
+        for i, image in enumerate(images)
+    ]
+    return float(np.mean(shares))
+
+
+def shipped(name):
+    if not (WEIGHTS_DIR / f"{name}.safetensors").is_file():
+        pytest.skip(f"no weights {name}")
+    return name
+
+
+@pytest.mark.parametrize("streaming", ["exact", "plain"])
+def test_bf16_masks_of_the_street(street_bag, streaming):
+    assert agreement(shipped("street_tiny"), frames_of(street_bag), streaming) >= 0.995
+
+
+def test_bf16_masks_of_camvid(camvid):
+    assert agreement(shipped("camvid_b0"), frames_of(camvid / "camvid_val", 8)) >= 0.995
+
+
+@pytest.mark.parametrize("streaming", ["exact", "causal", "plain"])
+def test_every_mode_runs_in_bf16(tmp_path, streaming):
+    """Random weights: their logits are nearly flat, so the confidences are compared, not the classes."""
+    attention = "causal" if streaming == "causal" else "full"
+    path = make_checkpoint(tmp_path / "c.safetensors", attention=attention)
+    reduced, full = (
+        Segmenter(path, device="cpu", precision=p, streaming=streaming, output_size="network")
+        for p in ("bf16", "fp32")
+    )
+    assert reduced.precision == "bf16"
+    for image in np.random.default_rng(0).integers(0, 256, (6, 32, 64, 3), dtype=np.uint8):
+        one, other = reduced.step(image), full.step(image)
+        assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
+
+
+def test_normalisation_and_foreign_priors_stay_fp32():
+    class Flat(torch.nn.Module):
+        def forward(self, image):
+            assert image.dtype == torch.float32
+            return image.repeat(1, 2, 1, 1)
+
+    model = VTSeg(VTSegConfig.preset("tiny", num_classes=6, static_prior="external"), static_prior=Flat())
+    model.set_normalization("encoder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    ready = prepare(model, torch.device("cpu"), torch.bfloat16)
+    assert isinstance(ready.static_prior, ForeignPrior) and ready.encoder_mean.dtype == torch.float32
+    image = torch.rand(1, 3, 32, 64)
+    with torch.inference_mode():
+        assert ready.static_logits(image).dtype == ready.normalize("encoder", image).dtype == torch.bfloat16
+        assert torch.equal(ready.normalize("encoder", image), model.normalize("encoder", image).bfloat16())
+        assert ready(image[None]).dtype == torch.float32  # logits are not rounded
+    assert model.head.classify.weight.dtype == torch.float32  # the network given is untouched
+
+
+def test_without_a_compiler_the_step_runs_eagerly(tiny_checkpoint, monkeypatch, caplog):
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", lambda step, **options: no_compiler)
+    segmenter = Segmenter(tiny_checkpoint, device="cpu", compile=True)
+    assert segmenter.run_mode == "compile"
+    with caplog.at_level(logging.WARNING, logger="vtseg_ros.engine"):
+        seen = [segmenter.step(np.zeros((32, 64, 3), np.uint8)).frames_in_window for _ in range(6)]
+    assert seen == [1, 2, 3, 4, 4, 4] and segmenter.run_mode == "eager"
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile is not used: RuntimeError: no C++ compiler"
+    ]
