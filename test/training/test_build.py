@@ -16,6 +16,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import CAMVID, STREET
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
 from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.training.attention import AttentionShares
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 
@@ -136,3 +137,23 @@ def test_warm_starts(tmp_path):
         start("camvid")
     with pytest.raises(CheckpointError, match="tiny.safetensors"):
         start("tiny", preset="b0")
+
+
+def test_attention_that_tells_tokens_apart():
+    """Before any training: even with SegFormer's initialisation, not with Xavier's on normalised RGB."""
+    video = torch.rand(1, 2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    video = torch.nn.functional.avg_pool3d(
+        video, (1, 9, 9), stride=1, padding=(0, 4, 4)
+    )  # patches that differ
+    unevenness = {}
+    for name, options in (("plain", {}), ("xavier", {"init": "xavier", "normalize_encoder": True})):
+        torch.manual_seed(1)
+        model = build(preset="tiny", **options)
+        with torch.no_grad(), AttentionShares(model) as shares:
+            model(video)
+        unevenness[name] = 1 - shares.totals()[:, 1] / 2
+    assert unevenness["plain"].max() < 1e-3 and (unevenness["xavier"] > 20 * unevenness["plain"]).all(), (
+        unevenness
+    )
+    with pytest.raises(ConfigError, match="model.init must be one of segformer, xavier"):
+        build(init="he")

@@ -17,7 +17,7 @@ from vtseg_ros.labels import IGNORE, STREET
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
 from vtseg_ros.model.attention import VideoAttention
 from vtseg_ros.model.gru import STGRU
-from vtseg_ros.training.attention import AttentionShares, elsewhere
+from vtseg_ros.training.attention import AttentionShares, attention_figures
 from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.record import Record
@@ -47,7 +47,7 @@ def test_attention_share_against_loops():
     x = torch.randn(2 * frames, height * width, 8)
     keys = layer.project_memory(x, (height, width))[0].detach().double()  # (6, 4, 8)
     queries = layer.query(x).detach().double()
-    shares = []
+    shares, evenness = [], []
     for window in range(2):
         for token in range(height * width):
             for head in range(2):
@@ -58,7 +58,11 @@ def test_attention_share_against_loops():
                     for frame in range(frames)
                 ]
                 shares.append((sum(weights[0]) + sum(weights[1])) / sum(map(sum, weights)))
-    assert elsewhere(layer, x, x, (height, width), frames) == pytest.approx(np.mean(shares), abs=1e-6)
+                share = np.array(weights).ravel() / np.sum(weights)
+                evenness.append(-sum(p * np.log(p) for p in share) / np.log(12))
+    figures = attention_figures(layer, x, x, (height, width), frames)
+    assert figures == pytest.approx((np.mean(shares), np.mean(evenness)), abs=1e-5)
+    assert figures[1] < 0.999
 
 
 def test_attention_that_ignores_time(vtseg):
@@ -69,12 +73,11 @@ def test_attention_that_ignores_time(vtseg):
     vtseg.eval()
     with torch.no_grad(), AttentionShares(vtseg) as shares:
         vtseg(torch.rand(1, 3, 3, 32, 64))
-    totals, counts = shares.totals()
-    assert counts == [2] * 12 and totals == pytest.approx([4 / 3] * 12, abs=1e-5)
+    assert shares.totals() == pytest.approx(np.array([[4 / 3, 2.0, 2.0]] * 12), abs=1e-5)  # two layers each
     assert shares.names[0] == "encoder_1" and shares.names[-1] == "decoder_cross_4"
     with torch.no_grad():
         vtseg(torch.rand(1, 3, 3, 32, 64))
-    assert shares.totals()[1] == [2] * 12  # nothing is recorded after it was left
+    assert (shares.totals()[:, 2] == 2).all()  # nothing is recorded after it was left
 
 
 def test_who_is_right_where_they_differ_by_hand():
@@ -149,7 +152,12 @@ def test_what_is_recorded(fabric, store, vtseg, tmp_path):
     events.Reload()
     tags = events.Tags()
     assert tags["images"] == ["validation"]
-    for tag in ("validation/agreement", "validation_by_window/3", "attention_elsewhere/decoder_cross_4"):
+    for tag in (
+        "validation/agreement",
+        "validation_by_window/3",
+        "attention_elsewhere/decoder_cross_4",
+        "attention_evenness/encoder_1",
+    ):
         assert tag in tags["scalars"]
     assert events.Scalars("validation/miou")[0].value == pytest.approx(result.miou, abs=1e-4)
 

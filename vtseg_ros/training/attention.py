@@ -1,13 +1,13 @@
-"""How much a VTSeg looks at older frames: the share of its attention that leaves the query's own frame."""
+"""How a VTSeg looks at older frames: the share of its attention that leaves the query's own frame, and its evenness."""
 
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
+import math
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.attention import VideoAttention, serialize
@@ -37,19 +37,19 @@ class AttentionShares:
             for stage, block in enumerate(blocks, start=1):
                 self._layers += [(f"{group}_{stage}", layer.attention) for layer in block.layers]
         self.names = list(dict.fromkeys(name for name, _ in self._layers))
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._sums = np.zeros((len(self.names), 3))  # share elsewhere, evenness, layers seen
         self._handles: list[Any] = []
 
     def __enter__(self) -> AttentionShares:
         for name, layer in self._layers:
+            place = self.names.index(name)
 
-            def note(module, args, kwargs, _, name=name) -> None:
+            def note(module, args, kwargs, _, place=place) -> None:
                 given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-                self._sums[name] += elsewhere(
+                figures = attention_figures(
                     module, given["x"], given["memory"], given["size"], given["frames"]
                 )
-                self._counts[name] += 1
+                self._sums[place] += (*figures, 1)
 
             self._handles.append(layer.register_forward_hook(note, with_kwargs=True))
         return self
@@ -59,23 +59,28 @@ class AttentionShares:
             handle.remove()
         self._handles.clear()
 
-    def totals(self) -> tuple[list[float], list[int]]:
-        """Sum of the shares, 0..1 each, and number of them, per name."""
-        return [self._sums[name] for name in self.names], [self._counts[name] for name in self.names]
+    def totals(self) -> np.ndarray:
+        """(names, 3) float64: sums of the shares and of the evenness, 0..1 each, and how many were added up."""
+        return self._sums.copy()
 
 
 @torch.no_grad()
-def elsewhere(layer: nn.Module, x, memory, size: tuple[int, int], frames: int) -> float:
-    """Mean share of the newest frame's attention on keys of other frames, 0..1; arguments as `VideoAttention`.
+def attention_figures(
+    layer: VideoAttention, x, memory, size: tuple[int, int], frames: int
+) -> tuple[float, float]:
+    """Attention of the newest frame's queries; arguments as `VideoAttention`.
 
-    Attention that ignores time altogether has (k - 1) / k.
+    Returns:
+        the mean share on keys of other frames, 0..1 ((k - 1) / k when time is ignored), and the mean entropy over the
+        largest possible one, 0..1 (1 = every key is looked at alike).
     """
     newest = x[frames - 1 :: frames]  # (B, N, D)
     newest = newest[:, :: max(1, newest.shape[1] // MAX_QUERIES)]
     queries = layer.split_heads(layer.project_queries(newest)).float()  # (B, heads, n, d)
-    keys = layer.split_heads(
-        serialize(layer.project_memory(memory, size)[0], frames)
-    ).float()  # (B, heads, k*M, d)
-    weights = (queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5).softmax(dim=-1)
+    keys = layer.split_heads(serialize(layer.project_memory(memory, size)[0], frames)).float()
+    weights = (queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5).softmax(
+        dim=-1
+    )  # (B, heads, n, k*M)
     own = weights.unflatten(-1, (frames, -1))[..., -1, :].sum(dim=-1)  # (B, heads, n)
-    return float(1.0 - own.mean())
+    entropy = -torch.xlogy(weights, weights).sum(dim=-1) / math.log(weights.shape[-1])
+    return float(1.0 - own.mean()), float(entropy.mean())

@@ -86,8 +86,8 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
                 settings.static_prior, num_classes=vtseg.prior_classes or num_classes, size=(height, width)
             )
         model = VTSeg(vtseg, static_prior=prior)
-    if settings.init_encoder:
-        _init_encoder(model, settings.init_encoder)
+    if isinstance(model, (VTSeg, SegFormer)):
+        _init(model, settings)
     if settings.warm_start:
         _warm_start(model, settings, labels)
     return model
@@ -111,13 +111,25 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
     load_exact(target, checkpoint.model.state_dict(), source=f"warm_start {settings.warm_start}")
 
 
-def _init_encoder(model: nn.Module, path: str) -> None:
-    """Start the encoder from a Hugging Face SegformerModel, which was trained on normalised RGB."""
-    state = _read_state(Path(path))
-    try:
-        model.encoder.load_mit_state_dict(state)
-    except CheckpointError as err:
-        raise CheckpointError(f"init_encoder {path}: {err}") from err
+def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
+    """Weights to start from, and the RGB that the encoder is fed with."""
+    if settings.init == "xavier":
+        for part in (model.encoder, model.decoder) if isinstance(model, VTSeg) else (model.encoder,):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+    if settings.init_encoder:
+        state = _read_state(Path(settings.init_encoder))
+        try:
+            model.encoder.load_mit_state_dict(state)
+        except CheckpointError as err:
+            raise CheckpointError(f"init_encoder {settings.init_encoder}: {err}") from err
+    if settings.init_encoder or settings.normalize_encoder:
+        _normalize(model)
+
+
+def _normalize(model: VTSeg | SegFormer) -> None:
+    """Give the encoder the normalised RGB that SegFormer's weights were trained on."""
     if isinstance(model, VTSeg):
         model.set_normalization("encoder", IMAGENET_MEAN, IMAGENET_STD)
         return

@@ -18,6 +18,7 @@ from vtseg_ros.errors import ConfigError
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
 ARCHITECTURES = ("vtseg", "gru", "erfnet", "segformer_b0")
+INITS = ("segformer", "xavier")
 GRU_FIELDS = ("window", "static_prior")
 
 
@@ -81,6 +82,10 @@ class ModelConfig:
             (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
         static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
             configuration's own.
+        init: of the linear layers of `vtseg` and `segformer_b0`: `segformer` (SegFormer's, made for fine-tuning wide
+            pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
+            tells tokens apart (see docs/training.md).
+        normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
         init_encoder: file of a Hugging Face SegformerModel (.safetensors or .bin) to start the encoder of `vtseg` or
             `segformer_b0` from; empty = none.
         warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
@@ -92,6 +97,8 @@ class ModelConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     flow: str = "dis"
     static_prior: str = ""
+    init: str = "segformer"
+    normalize_encoder: bool = False
     init_encoder: str = ""
     warm_start: str = ""
 
@@ -174,6 +181,7 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
+        _one_of("model.init", self.model.init, INITS)
         if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.architecture == "gru":

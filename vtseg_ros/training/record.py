@@ -105,8 +105,9 @@ class Record:
             self._board.add_scalar(f"validation/{key}", value, step)
         for window, value in enumerate(result.miou_by_window, start=1):
             self._board.add_scalar(f"validation_by_window/{window}", value, step)
-        for name, value in result.attention_elsewhere.items():
-            self._board.add_scalar(f"attention_elsewhere/{name}", value, step)
+        for group in ("attention_elsewhere", "attention_evenness"):
+            for name, value in getattr(result, group).items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
         if result.pictures is not None:
             self._board.add_image("validation", result.pictures, step, dataformats="HWC")
         self._board.flush()
@@ -115,9 +116,10 @@ class Record:
         if result.miou_by_window:
             sweep = " ".join(f"{value:.2f}" for value in result.miou_by_window)
             log.info("  miou with windows of 1..%d frames: %s", len(result.miou_by_window), sweep)
-        if result.attention_elsewhere:
-            shares = ", ".join(f"{name} {value:.0f}" for name, value in result.attention_elsewhere.items())
-            log.info("  attention on other frames, %%: %s", shares)
+        for group in ("attention_elsewhere", "attention_evenness"):
+            if getattr(result, group):
+                figures = ", ".join(f"{name} {value:.1f}" for name, value in getattr(result, group).items())
+                log.info("  %s, %%: %s", group, figures)
 
 
 def _duration(seconds: float) -> str:

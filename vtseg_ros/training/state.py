@@ -75,12 +75,20 @@ def check_plan(state: dict[str, Any], plan: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    saved = dict(state.get("plan", plan))
+    saved = state.get("plan", plan)
     begun = state["stage"] + 1
-    given = {**plan, "stages": plan["stages"][:begun]}
-    saved["stages"] = saved["stages"][:begun]
-    for key, value in given.items():
-        if saved.get(key) != value:
+    saved, given = ({**p, "stages": p["stages"][:begun]} for p in (saved, plan))
+    for key, value in saved.items():
+        if _differs(value, given.get(key)):
             raise ConfigError(
-                f"cannot resume: {key} is not what the interrupted run had. Expected: {saved.get(key)}. Got: {value}"
+                f"cannot resume: {key} is not what the interrupted run had. Expected: {value}. Got: {given.get(key)}"
             )
+
+
+def _differs(saved: Any, given: Any) -> bool:
+    """Whether a value of the plan has changed; a key that the saved plan does not know is new and does not count."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        return any(_differs(value, given.get(key)) for key, value in saved.items())
+    if isinstance(saved, list) and isinstance(given, list):
+        return len(saved) != len(given) or any(map(_differs, saved, given))
+    return saved != given

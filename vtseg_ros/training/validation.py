@@ -35,6 +35,7 @@ class Validation:
         right_where_different, prior_right_where_different: who is right where they differ.
         miou_by_window: with windows of 1 .. k frames, on some of the frames.
         attention_elsewhere: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
+        attention_evenness: entropy of that attention; 100 = every key is looked at alike.
         seconds: that it took.
         pictures: (H, W, 3) uint8 RGB: image, truth, static network, network, difference; None = none wanted.
     """
@@ -47,6 +48,7 @@ class Validation:
     prior_right_where_different: float = float("nan")
     miou_by_window: tuple[float, ...] = ()
     attention_elsewhere: dict[str, float] = field(default_factory=dict)
+    attention_evenness: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     pictures: np.ndarray | None = None
 
@@ -108,12 +110,16 @@ class Validator:
                     counts.sweep[window - 1].update(predict(window), truth)
                 counts.sweep[-1].update(mask, truth)
         counts.reduce(self.fabric)
-        attention = self._attention(shares)
+        elsewhere, evenness = self._attention(shares)
         pictures = self._pictures(model, video_network) if self.fabric.is_global_zero else None
         model.train(was_training)
         scores = counts.scores(video_network, bool(self.sweep))
         return Validation(
-            **scores, attention_elsewhere=attention, pictures=pictures, seconds=time.monotonic() - began
+            **scores,
+            attention_elsewhere=elsewhere,
+            attention_evenness=evenness,
+            pictures=pictures,
+            seconds=time.monotonic() - began,
         )
 
     def _frames(
@@ -145,13 +151,14 @@ class Validator:
 
         return predict, labels[-1], video[-1]
 
-    def _attention(self, shares: AttentionShares | None) -> dict[str, float]:
+    def _attention(self, shares: AttentionShares | None) -> tuple[dict[str, float], dict[str, float]]:
         if shares is None:
-            return {}
-        totals = sum_over_ranks(self.fabric, np.array(shares.totals(), np.float64))  # (2, names)
-        if not totals[1].all():
-            return {}
-        return {name: 100.0 * total / count for name, total, count in zip(shares.names, *totals.tolist())}
+            return {}, {}
+        totals = sum_over_ranks(self.fabric, shares.totals())  # (names, 3)
+        if not totals[:, 2].all():
+            return {}, {}
+        means = 100.0 * totals[:, :2] / totals[:, 2:]
+        return tuple(dict(zip(shares.names, column.tolist())) for column in means.T)
 
     def _pictures(self, model: nn.Module, video_network: bool) -> np.ndarray | None:
         rows = []
