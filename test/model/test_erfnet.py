@@ -20,15 +20,17 @@ ENCODER = [
 DECODER = [("up", 64), *[("nb", 64, 0, 1)] * 2, ("up", 16), *[("nb", 16, 0, 1)] * 2]
 
 
-def functional_erfnet(state: dict, image: torch.Tensor) -> torch.Tensor:
-    """The forward pass in eval mode, straight from a state dict under the published key names."""
+def functional_erfnet(state: dict, image: torch.Tensor, training: bool = False) -> list[torch.Tensor]:
+    """The maps after each block and the logits, straight from a state dict under the published key names."""
 
     def conv(x, name, **options):
         return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
 
     def norm(x, name):
-        stats = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return F.batch_norm(x, *stats, eps=1e-3)
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"].clone() for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias, training=training, eps=1e-3)
 
     def up(x, name):
         y = F.conv_transpose2d(
@@ -40,20 +42,32 @@ def functional_erfnet(state: dict, image: torch.Tensor) -> torch.Tensor:
         both = torch.cat([conv(x, f"{name}.conv", stride=2, padding=1), F.max_pool2d(x, 2, 2)], 1)
         return F.relu(norm(both, f"{name}.bn"))
 
-    def block(x, name, d):
+    def block(x, name, dropout, d):
         y = F.relu(conv(x, f"{name}.conv3x1_1", padding=(1, 0)))
         y = F.relu(norm(conv(y, f"{name}.conv1x3_1", padding=(0, 1)), f"{name}.bn1"))
         y = F.relu(conv(y, f"{name}.conv3x1_2", padding=(d, 0), dilation=(d, 1)))
-        return F.relu(norm(conv(y, f"{name}.conv1x3_2", padding=(0, d), dilation=(1, d)), f"{name}.bn2") + x)
+        y = norm(conv(y, f"{name}.conv1x3_2", padding=(0, d), dilation=(1, d)), f"{name}.bn2")
+        return F.relu(F.dropout2d(y, dropout, training) + x)
 
-    x = down(image, "encoder.initial_block")
+    maps = [down(image, "encoder.initial_block")]
     for part, table in (("encoder", ENCODER), ("decoder", DECODER)):
-        for index, (kind, *rest) in enumerate(table):
+        for index, (kind, _, *rest) in enumerate(table):
             name = f"{part}.layers.{index}"
-            x = {"down": down, "up": up}[kind](x, name) if kind != "nb" else block(x, name, rest[2])
-    return F.conv_transpose2d(
-        x, state["decoder.output_conv.weight"], state["decoder.output_conv.bias"], stride=2
-    )
+            step = {"down": down, "up": up}.get(kind)
+            maps.append(step(maps[-1], name) if step else block(maps[-1], name, *rest))
+    weight, bias = state["decoder.output_conv.weight"], state["decoder.output_conv.bias"]
+    return [*maps, F.conv_transpose2d(maps[-1], weight, bias, stride=2)]
+
+
+def maps_of(network: ERFNet, image: torch.Tensor) -> list[torch.Tensor]:
+    """The maps after each block of our network, and its logits."""
+    maps: list[torch.Tensor] = []
+    blocks = [network.encoder.initial_block, *network.encoder.layers, *network.decoder.layers]
+    hooks = [block.register_forward_hook(lambda *a: maps.append(a[2])) for block in blocks]
+    maps.append(network(image))
+    for hook in hooks:
+        hook.remove()
+    return maps
 
 
 def randomised(num_classes: int = 20) -> ERFNet:
@@ -67,12 +81,19 @@ def randomised(num_classes: int = 20) -> ERFNet:
     return network
 
 
-def test_it_is_the_published_network():
-    network, image = randomised(), torch.rand(2, 3, 64, 96)
+@pytest.mark.parametrize("training", [False, True])
+def test_it_is_the_published_network_layer_by_layer(training):
+    """In training too: the same random numbers must be drawn for the same dropout, in the same place."""
+    network, image = randomised().train(training), torch.rand(2, 3, 64, 96)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.no_grad():
-        assert torch.allclose(
-            network(image), functional_erfnet(network.state_dict(), image), atol=1e-4, rtol=1e-4
-        )
+        torch.manual_seed(1)
+        got = maps_of(network, image)
+        torch.manual_seed(1)
+        expected = functional_erfnet(state, image, training)
+    assert len(got) == len(expected) == 1 + len(ENCODER) + len(DECODER) + 1
+    for number, (ours, theirs) in enumerate(zip(got, expected)):
+        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4), f"after block {number}"
 
 
 def test_parameters():
