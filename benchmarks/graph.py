@@ -18,7 +18,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from vtseg_ros.fastdds import profile_environment
+from vtseg_ros.fastdds import free_domain, profile_environment
 from vtseg_ros.nodes.conversions import to_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ START_TIMEOUT_S = 120.0
 
 def use_loopback(profile: str) -> None:
     """Set this process's and its children's domain and Fast DDS profile ("" = Fast DDS's own settings)."""
-    os.environ["ROS_DOMAIN_ID"] = str(101 + os.getpid() % 100)
+    os.environ["ROS_DOMAIN_ID"] = str(free_domain())
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.update(profile_environment(profile, ROOT))

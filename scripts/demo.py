@@ -20,6 +20,7 @@ from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
 from vtseg_ros.errors import BagError, VTSegError
 from vtseg_ros.evaluation.video import overlay_video
+from vtseg_ros.fastdds import free_domain
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
 
 FRAMES, SIZE, SEED = 200, "320x96", 2026
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     if baseline.is_file() and args.bag is None:
         scoring += ["-p", f"baseline:={baseline}"]
     # A domain of its own, so that two demos, or a robot on this network, do not meet.
-    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    os.environ["ROS_DOMAIN_ID"] = str(free_domain())
     processes = Processes(out)
     try:
         processes.start("segmenter", ["segmenter", "--ros-args", *remaps, *parameters])

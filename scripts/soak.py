@@ -26,6 +26,8 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 from vtseg_ros.msg import SegmentationStatus
 
+from vtseg_ros.fastdds import free_domain
+
 TOPIC, FRAMES, SIZE, RECORDED_HZ = "/camera/image", 100, "320x96", 10
 SAMPLE_S, BAD_EVERY_S, SETTLE_S = 5.0, 1.0, 60.0
 WARM_UP_SHARE = 0.15  # caches and allocators fill up first
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             SIZE,
         ]
         subprocess.run([*command, "--no-depth", "--no-flow"], check=True)
-    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    os.environ["ROS_DOMAIN_ID"] = str(free_domain())
     sent_file = out / "sent.json"
     sent_file.unlink(missing_ok=True)
     node = [

@@ -114,10 +114,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ros_environment() -> dict[str, str]:
     """Loopback DDS on a domain of this test run's own."""
     pytest.importorskip("rclpy")
+    from vtseg_ros.fastdds import free_domain
+
     profile = str(ROOT / "config" / "fastdds" / "loopback.xml")
     return {
         **os.environ,
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": str(free_domain()),
         "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
         "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         "OMP_NUM_THREADS": "1",

@@ -1,13 +1,17 @@
-"""The Fast DDS profiles that the package ships."""
+"""DDS set-up without ROS: the Fast DDS profiles that the package ships, and domains that nobody uses."""
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 from vtseg_ros.errors import ConfigError
 
 PROFILES = ("default", "loopback")
 # The older name, which Humble and Jazzy know, and the newer one.
+# Higher domains' ports may be taken by outgoing connections.
+MAX_DOMAIN = 100
 VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
@@ -27,3 +31,17 @@ def profile_environment(profile: str, share: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(f"fastdds_profile is {', '.join(PROFILES)} or an XML file. Got: {profile!r}")
     return dict.fromkeys(VARIABLES, str(path))
+
+
+def free_domain() -> int:
+    """A domain id that no process on this machine uses now, so that two demos or test runs do not meet."""
+    first = os.getpid()
+    for domain in (1 + (first + offset) % MAX_DOMAIN for offset in range(MAX_DOMAIN)):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                # Where a domain's first participant listens, by the DDS standard's formula.
+                probe.bind(("127.0.0.1", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    raise ConfigError(f"all DDS domains from 1 to {MAX_DOMAIN} are in use on this machine")

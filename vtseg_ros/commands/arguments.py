@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
+from vtseg_ros.data.images import MAX_PIXELS
 from vtseg_ros.errors import ConfigError
 
 
@@ -18,6 +19,20 @@ def size_from_text(text: str) -> tuple[int, int]:
     if not match:
         raise ConfigError(f"a size is WIDTHxHEIGHT in px, such as 640x192. Got: {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_output_size(text: str) -> str | tuple[int, int]:
+    """`input`, `network` or `WxH` in px.
+
+    Raises:
+        ConfigError: if it is none of them, or larger than any image may be.
+    """
+    if text in ("input", "network"):
+        return text
+    width, height = size_from_text(text)
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ConfigError(f"a picture has 1 to {MAX_PIXELS} px. Got: {text}")
+    return width, height
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -13,12 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader, BagWriter, find_topics
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.predictor import STREAMING
+from vtseg_ros.engine.predictor import STREAMING, UPSAMPLING
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.video import overlay_video
 
@@ -45,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
     parser.add_argument("--streaming", choices=STREAMING, default="auto", help="how older frames are kept")
+    parser.add_argument("--output-size", default="input", help="of the masks: input, network or WxH")
+    parser.add_argument(
+        "--upsampling", choices=UPSAMPLING, default="bilinear", help="of the logits, or of the mask"
+    )
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.0, help="below it, 0..1, a pixel becomes 255"
+    )
     parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
@@ -58,13 +66,21 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     total = bag.topics[topic].count
     span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
 
+    corrupt: list[tuple[int, str, ImageError]] = []
+
+    def on_corrupt(_: str, time_ns: int, reason: str) -> None:
+        corrupt.append((time_ns, "", ImageError(reason)))
+
     def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        for _, _, message in bag.messages([topic]):
+        for _, _, message in bag.messages([topic], on_corrupt=on_corrupt):
+            yield from corrupt
+            corrupt.clear()
             try:
                 pixels: np.ndarray | ImageError = decode_any(message)
             except ImageError as err:
                 pixels = err
             yield stamp_of(message), message.header.frame_id, pixels
+        yield from corrupt
 
     return Source(total, max(total / span_s, 1.0), frames())
 
@@ -99,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         window=args.window,
         max_gap_s=args.max_gap,
+        output_size=parse_output_size(args.output_size),
+        upsampling=args.upsampling,
+        min_confidence=args.min_confidence,
         streaming=args.streaming,
         static_prior=args.static_prior,
     )
@@ -109,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             source = _from_video(args.input)
         bag = stack.enter_context(BagWriter(args.out)) if args.out else None
+        if args.overlay:
+            args.overlay.parent.mkdir(parents=True, exist_ok=True)
         video = (
             stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz)) if args.overlay else None
         )
@@ -132,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
             if video:
                 video.add(pixels, result.mask)
             done += 1
+        if done + len(bad) < source.total:
+            bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
         rate = done / max(time.monotonic() - began, 1e-9)
     print(f"{done} masks, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
     for line in bad[:5]:

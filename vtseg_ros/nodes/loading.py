@@ -8,11 +8,10 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from vtseg_ros.commands.arguments import size_from_text
+from vtseg_ros.commands.arguments import parse_output_size, size_from_text
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.nodes.parameters import Parameters
-from vtseg_ros.nodes.segmenter_parameters import parse_output_size
 
 
 def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:

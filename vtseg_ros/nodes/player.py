@@ -138,6 +138,8 @@ class PlayerNode(Node):
         if not self._paused:
             self._bag_ns += elapsed * self._config.rate * NS
         self._publish_clock(now)
+        if self._paused:
+            return
         while self._next is not None and self._next[2] <= self._bag_ns:
             topic, _, _, data = self._next
             target, publisher = self._outputs[topic]

@@ -13,6 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
+from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
@@ -20,7 +21,7 @@ from vtseg_ros.nodes.loading import Loader, load_segmenter, one_line, read_ego_m
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters
 from vtseg_ros.nodes.process import run_node
-from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, parse_output_size
+from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
 

@@ -5,24 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vtseg_ros.commands.arguments import size_from_text
-from vtseg_ros.data.images import MAX_PIXELS
+from vtseg_ros.commands.arguments import parse_output_size, size_from_text
 from vtseg_ros.engine.device import resolve_device, resolve_precision
 from vtseg_ros.engine.predictor import UPSAMPLING
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.nodes.parameters import Param
-
-
-def parse_output_size(text: str) -> str | tuple[int, int]:
-    """`input`, `network` or WxH."""
-    if text in ("input", "network"):
-        return text
-    width, height = size_from_text(text)
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ConfigError(f"a picture has 1 to {MAX_PIXELS} px. Got: {text}")
-    return width, height
 
 
 def _check_checkpoint(name: str) -> None:
