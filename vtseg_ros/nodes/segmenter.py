@@ -14,8 +14,10 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.commands.arguments import parse_output_size
+from vtseg_ros.data.images import decode_any
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.nodes import diagnostics
+from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
 from vtseg_ros.nodes.loading import Loader, load_segmenter, one_line, read_ego_mask
 from vtseg_ros.nodes.outputs import Outputs
@@ -40,6 +42,7 @@ class SegmenterNode(LifecycleNode):
         self._worker: Worker | None = None
         self._slots: Slots | None = None
         self._inputs: list = []
+        self._decode: Decode = decode_any
         self._settings = Settings()
         self._warned_at: dict[str, float] = {}
         self._activated_s = 0.0
@@ -75,6 +78,7 @@ class SegmenterNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         cameras = list(self._params["cameras"]) or [""]
         self._outputs = {camera: Outputs(self, camera) for camera in cameras}
+        self._decode = image_decoder(self.get_logger().warning)
         self._segmenter, self._settings, self._running = segmenter, settings, self._params["checkpoint"]
         self.get_logger().info(
             f"{segmenter.checkpoint.path} ({segmenter.checkpoint.architecture}, {len(segmenter.labels)} classes) on "
@@ -89,6 +93,7 @@ class SegmenterNode(LifecycleNode):
         self._worker = Worker(
             slots=self._slots,
             segmenter=self._segmenter,
+            decode=self._decode,
             outputs=self._outputs,
             settings=self._settings,
             warn=self._warn,

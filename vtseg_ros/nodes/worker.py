@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from std_msgs.msg import Header
 
-from vtseg_ros.data.images import decode_any
 from vtseg_ros.engine import CameraFrame, Result, Segmenter
 from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import DeviceError, ImageError
 from vtseg_ros.msg import SegmentationStatus
+from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.diagnostics import Health
 from vtseg_ros.nodes.outputs import Outputs
@@ -37,6 +37,7 @@ class Worker:
     Args:
         slots: where callbacks put messages.
         segmenter: the model.
+        decode: messages to (H, W, 3) uint8 RGB.
         outputs: publishers by camera.
         settings: see there.
         warn: logs a text, throttled by its first argument (a key).
@@ -48,12 +49,13 @@ class Worker:
         *,
         slots: Slots,
         segmenter: Segmenter,
+        decode: Decode,
         outputs: dict[str, Outputs],
         settings: Settings,
         warn: Callable[[str, str], None],
         clock_now: Callable[[], object],
     ) -> None:
-        self._slots, self._outputs, self._settings = slots, outputs, settings
+        self._slots, self._outputs, self._settings, self._decode = slots, outputs, settings, decode
         self._warn, self._now = warn, clock_now
         self.segmenter = segmenter
         self.lock = threading.Lock()
@@ -100,7 +102,7 @@ class Worker:
         for pending in frames:
             started = time.monotonic()
             try:
-                decoded.append((pending, decode_any(pending.message), time.monotonic() - started))
+                decoded.append((pending, self._decode(pending.message), time.monotonic() - started))
             except ImageError as err:
                 self._reject(pending, str(err), time.monotonic() - pending.received_s)
             except Exception as err:  # too little memory, say: as below
