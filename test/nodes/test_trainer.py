@@ -52,7 +52,7 @@ def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
         120,
         trainer.output,
     )
-    assert trainer.stop(signal.SIGTERM, 60) == 0, trainer.output()
+    assert trainer.stop(signal.SIGINT, 60) == 0, trainer.output()
     stopped = progress[-1]
     assert stopped.stage == "video" and stopped.steps == 200 and 2 < stopped.step < 200, stopped
     assert stopped.loss > 0 and stopped.learning_rate > 0 and stopped.seconds_left > 0 and stopped.epoch >= 1
@@ -60,27 +60,11 @@ def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
     assert math.isnan(progress[0].validation_miou) or progress[0].step >= 2
     assert [m.step for m in progress] == sorted({m.step for m in progress})
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").architecture == "vtseg"
-    # The same plan but for the stage's length could not go on; so the rest is stopped again, further on.
     trainer = start_node("trainer", *arguments, "-p", "resume:=true")
-    wait_until(
-        lambda: trainer.process.poll() is not None or progress[-1].step > stopped.step, 120, trainer.output
-    )
-    assert trainer.stop(signal.SIGINT, 60) == 0, trainer.output()
-    assert progress[-1].step > stopped.step and progress[-1].steps == 200
-
-
-def test_it_ends_by_itself(harness, start_node, config, tmp_path):
-    values = yaml.safe_load(config.read_text())
-    values["stages"] = [{"name": "prior", "steps": 2, "batch": 1}]
-    config.write_text(yaml.safe_dump(values))
-    progress = harness.collect(TrainingProgress, "training/progress")
-    seen = len(progress)
-    trainer = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
-    assert trainer.process.wait(120) == 0, trainer.output()
-    wait_until(lambda: len(progress) > seen and progress[-1].step == 2, 10)
-    assert (tmp_path / "run" / "best.safetensors").is_file() or (
-        tmp_path / "run" / "last.safetensors"
-    ).is_file()
+    assert trainer.process.wait(180) == 0, trainer.output()  # it ends by itself
+    wait_until(lambda: progress[-1].step == 200, 10, lambda: str(progress[-1]))
+    assert progress[-1].steps == 200 and math.isfinite(progress[-1].validation_miou)
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").architecture == "vtseg"
 
 
 def test_mistakes_are_one_line(start_node, config, tmp_path):

@@ -122,7 +122,7 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
 
 
 def test_torchrun_trains_all_stages(write, tmp_path):
-    """Every process takes its part and one writes; another number of processes cannot go on."""
+    """Every process takes its part and one writes."""
     path = write(stages=[{"name": name, "steps": 2, "batch": 1} for name in ("prior", "video", "end_to_end")])
     code, output = finish(
         start(*TORCHRUN, 2, *CLI, path, "--out", tmp_path / "run", "--json", tmp_path / "f.json")
@@ -131,10 +131,6 @@ def test_torchrun_trains_all_stages(write, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["prior", "video", "end_to_end"]
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
-    code, output = finish(start(sys.executable, *CLI, path, "--out", tmp_path / "run", "--resume"))
-    assert code == 2 and "processes is not what the interrupted run had. Expected: 2. Got: 1" in output, (
-        output
-    )
 
 
 def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path):
@@ -207,12 +203,3 @@ def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))
     assert code == 0 and "done at update 5 of 5" in output, output
-
-
-def test_a_run_is_not_overwritten(write, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "state.pt").write_bytes(b"hours of work")
-    code, output = finish(start(sys.executable, *CLI, write(), "--out", folder))
-    assert code == 2 and "nothing is overwritten" in output, output
-    assert sorted(item.name for item in folder.iterdir()) == ["state.pt"]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("lightning_fabric")
 
+from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.run import TrainingError, train
+from vtseg_ros.training.state import check_plan, plan_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -40,7 +45,6 @@ def losses(config, folder, **options):
 
 
 def test_stages_and_what_they_leave(config, tmp_path):
-    before = []
     seen, done = losses(config, tmp_path)
     assert done and [(step, stage) for step, stage, _ in seen] == [
         (1, "prior"), (2, "prior"), (3, "prior"), (4, "video"), (5, "video"), (6, "video"),
@@ -50,7 +54,7 @@ def test_stages_and_what_they_leave(config, tmp_path):
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["prior", "video"]
-    assert 0 <= lines[1]["agreement"] <= 100 and before == []
+    assert 0 <= lines[1]["agreement"] <= 100
 
 
 def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
@@ -72,6 +76,29 @@ def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
         assert done
         together = first + [loss for _, _, loss in rest]
         assert together == pytest.approx([loss for _, _, loss in whole], abs=1e-6)
+
+
+def test_a_stop_during_validation_is_made_up_for(config, tmp_path):
+    """It does not wait for the validation's end; the resumed run validates first."""
+    whole, _ = losses(config, tmp_path / "whole")
+    asked = []
+
+    def stop():  # after two updates, and one of two windows of the first validation
+        asked.append(1)
+        return len(asked) > 3
+
+    rest, done = losses(config, tmp_path / "cut", should_stop=stop)
+    assert not done and len(rest) == 3
+    assert not (tmp_path / "cut" / "validation.jsonl").read_text()
+    again, done = losses(config, tmp_path / "cut", resume=True)
+    assert done and [loss for _, _, loss in rest + again] == pytest.approx(
+        [loss for _, _, loss in whole], abs=1e-6
+    )
+    scores = [
+        [json.loads(line)["miou"] for line in (tmp_path / name / "validation.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert len(scores[0]) == 2 and scores[1] == pytest.approx(scores[0])
 
 
 def test_accumulated_batches_give_the_gradients_of_one(config, tmp_path):
@@ -106,6 +133,31 @@ def test_mistakes(config, tmp_path, street_bag):
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, labels="camvid"))
     with pytest.raises(ConfigError, match="class id"):
         train(wrong, tmp_path / "c")
+
+
+def test_a_run_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "state.pt").write_bytes(b"hours of work")
+    assert main(["train", str(ROOT / "config" / "train" / "street.yaml"), "--out", str(tmp_path)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_what_a_resumed_run_must_share(config):
+    plan = plan_of(config, [3, 3], world_size=1)
+    check_plan({"stage": 0, "plan": plan}, plan)
+    check_plan(
+        {"stage": 0, "plan": plan}, plan_of(config, [3, 9], world_size=1)
+    )  # a stage that has not begun
+    check_plan({"stage": 0}, plan)  # saved before there were plans
+    changed = dataclasses.replace(config, model=ModelConfig(preset="b0"))
+    for stage, other, words in (
+        (1, plan_of(config, [3, 9], 1), "stages is not what"),
+        (0, plan_of(config, [3, 3], 2), "processes is not .* Expected: 1. Got: 2"),
+        (0, plan_of(dataclasses.replace(config, seed=4), [3, 3], 1), "seed is not"),
+        (0, plan_of(changed, [3, 3], 1), "model is not"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_plan({"stage": stage, "plan": plan}, other)
 
 
 def test_a_damaged_state_is_refused(config, tmp_path):

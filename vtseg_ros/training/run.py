@@ -215,8 +215,10 @@ class Training:
             optimizer.load_state_dict(self.state["optimizer"])
             schedule.load_state_dict({**schedule.state_dict(), "last_epoch": start, "_step_count": start + 1})
             fabric.strategy.precision.load_state_dict(self.state.get("scaler", {}))
-            self.state = {}
         validator = self._validator(stage)
+        if self.state.get("validation_due") and not self._validate(number, stage, start, validator):
+            return False  # stopped again; the saved state still says that it is due
+        self.state = {}
         batches = self.batches(number, start)
         clock = _Clock()
         for step in range(start, steps):
@@ -234,13 +236,14 @@ class Training:
             schedule.step()
             clock.add(ready - began, time.monotonic() - ready)
             done = step + 1
-            if config.validate_every and done % config.validate_every == 0 or done == steps:
-                self._validate(number, stage, done, validator)
+            due = config.validate_every and done % config.validate_every == 0 or done == steps
+            if due and self._validate(number, stage, done, validator):
+                due = False
             self._report(number, stage, done, loss, rate, clock)
             stop = any_rank(fabric, self.should_stop())
             if done % config.save_every == 0 or done == steps or stop:
-                self._save(number, done, optimizer)
-                if stop and not (done == steps and number == len(config.stages) - 1):
+                self._save(number, done, optimizer, validation_due=bool(due))
+                if stop and (due or done < steps or number < len(config.stages) - 1):
                     return False
         if clock.updates and fabric.is_global_zero:
             log.info(
@@ -314,19 +317,24 @@ class Training:
             flow=self.validation_flow,
             sweep_frames=self.config.sweep_frames,
             pictures=self.config.pictures,
+            should_stop=self.should_stop,
         )
 
-    def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> None:
+    def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> bool:
+        """Validate and record it; False = stopped before its end."""
         on_prior = stage.name == "prior" and has_prior(self.model)
         result = validator(self.model.static_prior if on_prior else self.model)
+        if result is None:
+            return False
         self.validation_miou = result.miou
         if self.record is None:
-            return
+            return True
         with saving(self.output_dir):
             self.record.validation(stage.name, step, sum(self.steps_of[:number]) + step, result)
             if not on_prior and not self.best_miou >= result.miou:
                 self.best_miou = result.miou
                 self.save_weights(self.output_dir / "best.safetensors")
+        return True
 
     def _report(
         self, number: int, stage: StageConfig, done: int, loss: float, rate: float, clock: _Clock
@@ -355,7 +363,7 @@ class Training:
         if log_it:
             clock.mark()
 
-    def _save(self, number: int, step: int, optimizer) -> None:
+    def _save(self, number: int, step: int, optimizer, *, validation_due: bool) -> None:
         if self.record is None:
             return
         state = {
@@ -364,6 +372,7 @@ class Training:
             "scaler": self.fabric.strategy.precision.state_dict(),
             "stage": number,
             "step": step,
+            "validation_due": validation_due,
             "best_miou": self.best_miou,
             "validation_miou": self.validation_miou,
             "history": self.record.history,

@@ -19,7 +19,7 @@ from vtseg_ros.model import VTSeg
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.training.attention import AttentionShares
 from vtseg_ros.training.pictures import row, sheet
-from vtseg_ros.training.processes import sum_over_ranks
+from vtseg_ros.training.processes import any_rank, sum_over_ranks
 
 ATTENTION_FRAMES = 4
 
@@ -64,6 +64,7 @@ class Validator:
         flow: of the windows, for STGRU.
         sweep_frames: on how many frames windows of 1 .. k frames are compared; 0 = not at all.
         pictures: how many frames are shown; 0 = none.
+        should_stop: asked before each window; True in any process ends the validation.
     """
 
     def __init__(
@@ -77,17 +78,18 @@ class Validator:
         flow: WindowFlow | None = None,
         sweep_frames: int = 24,
         pictures: int = 4,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.fabric, self.store, self.windows = fabric, store, windows
-        self.length, self.labels, self.flow = length, labels, flow
+        self.length, self.labels, self.flow, self.should_stop = length, labels, flow, should_stop
         whole = [number for number, window in enumerate(windows) if len(window) >= length]
         self.sweep = _spread(whole, sweep_frames)
         self.looked_at = _spread(self.sweep, ATTENTION_FRAMES)
         self.shown = _spread(range(len(windows)), pictures)
 
     @torch.inference_mode()
-    def __call__(self, model: nn.Module) -> Validation:
-        """Validate VTSeg, STGRU or an image network; it is in eval mode meanwhile."""
+    def __call__(self, model: nn.Module) -> Validation | None:
+        """Validate VTSeg, STGRU or an image network, which is in eval mode meanwhile; None = stopped before the end."""
         began = time.monotonic()
         was_training = model.training
         model.eval()
@@ -95,7 +97,13 @@ class Validator:
         shares = AttentionShares(model) if isinstance(model, VTSeg) and self.length > 1 else None
         video_network = isinstance(model, (VTSeg, STGRU))
         sweep, looked_at = set(self.sweep), set(self.looked_at)
-        for number in range(self.fabric.global_rank, len(self.windows), self.fabric.world_size):
+        for turn in range(0, len(self.windows), self.fabric.world_size):
+            if any_rank(self.fabric, self.should_stop()):
+                model.train(was_training)
+                return None
+            number = turn + self.fabric.global_rank
+            if number >= len(self.windows):
+                break
             predict, truth, _ = self._frames(model, self.windows[number])
             if shares is not None and number in looked_at:
                 with shares:
