@@ -105,6 +105,16 @@ def test_a_checkpoint_cannot_start_a_program_as_its_flow(street_flow_bag, tmp_pa
     assert "name it by --flow" in capsys.readouterr().err
 
 
+def test_an_estimator_of_ones_own(street_flow_bag, gru, tmp_path, monkeypatch):
+    (tmp_path / "own_flow.py").write_text(
+        "import numpy as np\n\ndef make():\n    return lambda present, past: np.zeros((*past.shape[:2], 2), np.float32)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = run(tmp_path, street_flow_bag, "--checkpoint", gru, "--flow", "own_flow:make", "dis")
+    names, scores = zip(*((s["name"], s["pixel_accuracy"]) for s in found["systems"]))
+    assert names == ("GRU(own_flow:make)", "GRU(DIS)") and scores[0] != scores[1]
+
+
 def test_flow_that_is_not_there_and_flow_that_is_broken(street_bag, street_flow_bag, gru, tmp_path, capsys):
     assert main(["evaluate", str(street_bag), "--checkpoint", str(gru), "--flow", "topic"]) == 2
     assert "no topic of backward flow" in capsys.readouterr().err

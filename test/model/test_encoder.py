@@ -29,8 +29,12 @@ def build(sizes):
     torch.manual_seed(0)
     config = transformers.SegformerConfig(**sizes, hidden_dropout_prob=0.0, drop_path_rate=0.0)
     reference = transformers.SegformerModel(config).eval()
-    for parameter in reference.parameters():  # norms and biases other than one and zero
-        torch.nn.init.normal_(parameter, std=0.05)
+    # Large enough that softmax is far from uniform and GELU from linear: else heads and activations hardly matter.
+    for name, parameter in reference.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+        else:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.3)
     ours = VTSegConfig(num_classes=3, embed_dims=sizes["hidden_sizes"], depths=sizes["depths"])
     return reference, VTSegEncoder(ours).eval()
 

@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import CheckpointError
-from vtseg_ros.model import ERFNet
+from vtseg_ros.labels import CITYSCAPES, LabelSet
+from vtseg_ros.model import ERFNet, save_checkpoint
+from vtseg_ros.training.build import build_model
+from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 
 # (kind, channels, dropout, dilation) of Romera et al., Table I, with the authors' dropout rates.
 ENCODER = [
@@ -120,3 +123,26 @@ def test_published_key_names_load(prefix):
 def test_another_class_count_is_refused():
     with pytest.raises(CheckpointError, match="output_conv.*another shape"):
         ERFNet(num_classes=19).load_reference_state_dict(randomised(20).state_dict())
+
+
+def test_a_published_file_becomes_the_prior_of_19_classes(tmp_path):
+    """The file as its authors wrote it (DataParallel, 19 classes and one that is ignored), as the document says."""
+    published = {f"module.{key}": value for key, value in randomised(20).state_dict().items()}
+    torch.save(published, tmp_path / "erfnet_pretrained.pth")
+    network = ERFNet(num_classes=20)
+    network.load_reference_state_dict(torch.load(tmp_path / "erfnet_pretrained.pth", weights_only=True))
+    labels = LabelSet((*CITYSCAPES.names, "ignored"), (*CITYSCAPES.colors, (0, 0, 0)))
+    save_checkpoint(tmp_path / "erfnet.safetensors", network, labels=labels, input_size=(64, 32))
+    config = TrainConfig(
+        data=DataConfig(train=(SourceConfig("a"),), validation=(SourceConfig("b"),), size=(64, 32)),
+        stages=(StageConfig("video", steps=1),),
+        model=ModelConfig(
+            preset="tiny",
+            overrides={"prior_classes": 20, "class_mapping": [*range(19), -1]},
+            warm_start=str(tmp_path / "erfnet.safetensors"),
+        ),
+    )
+    model = build_model(config, CITYSCAPES).eval()
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(model.static_logits(image), network.eval()(image)[:, :19])
