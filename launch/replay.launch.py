@@ -16,6 +16,7 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
@@ -49,14 +50,19 @@ def _nodes(context):
     sim_time = {"use_sim_time": True}
     arguments = ["--ros-args", "--log-level", value("log_level")]
     profile = profile_environment(value("fastdds_profile"), FindPackageShare("vtseg_ros").perform(context))
-    overrides = {name: value(name) for name in ("checkpoint", "device") if value(name)}
+
+    def text(name):
+        # A string, whatever it looks like: launch would take "2026" for a number.
+        return ParameterValue(value(name), value_type=str)
+
+    overrides = {name: text(name) for name in ("checkpoint", "device") if value(name)}
     segmenter = Node(
         package="vtseg_ros",
         executable="segmenter",
         name="segmenter",
         parameters=[
             value("params_file"),
-            {**overrides, "image_transport": value("image_transport"), "autostart": True, **sim_time},
+            {**overrides, "image_transport": text("image_transport"), "autostart": True, **sim_time},
         ],
         remappings=remappings,
         arguments=arguments,
@@ -71,7 +77,7 @@ def _nodes(context):
         executable="evaluator",
         name="evaluator",
         parameters=[
-            {"output_dir": value("output_dir"), "title": value("title"), "input_qos": "reliable", **sim_time}
+            {"output_dir": text("output_dir"), "title": text("title"), "input_qos": "reliable", **sim_time}
         ],
         remappings=remappings,
         arguments=arguments,

@@ -29,8 +29,9 @@ def generate_launch_description():
                 name="trainer",
                 parameters=[
                     {
-                        "config": LaunchConfiguration("params_file"),
-                        "output_dir": LaunchConfiguration("output_dir"),
+                        # Strings, whatever they look like: launch would take "2026" for a number.
+                        "config": ParameterValue(LaunchConfiguration("params_file"), value_type=str),
+                        "output_dir": ParameterValue(LaunchConfiguration("output_dir"), value_type=str),
                         "resume": ParameterValue(LaunchConfiguration("resume"), value_type=bool),
                     }
                 ],

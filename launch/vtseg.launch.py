@@ -3,10 +3,12 @@
 ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
 """
 
+import yaml
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
@@ -31,12 +33,31 @@ ARGUMENTS = (
 )
 
 
+def _parameters(path, namespace):
+    """A parameter file for the node in its namespace: by ROS's rules the plain key names the one in the root."""
+    if not namespace:
+        return [path]
+    with open(path) as file:
+        content = yaml.safe_load(file) or {}
+    values = content.get("segmenter", {}).get("ros__parameters", {})
+    own = {
+        name: ParameterValue(value, value_type=str) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+    return [path, own] if own else [path]
+
+
 def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
     share = FindPackageShare("vtseg_ros").perform(context)
-    overrides = {name: value(name) for name in ("image_transport", "checkpoint", "device") if value(name)}
+    # As strings, whatever they look like: launch would take "0x0" or "2026" for a number.
+    overrides = {
+        name: ParameterValue(value(name), value_type=str)
+        for name in ("image_transport", "checkpoint", "device")
+        if value(name)
+    }
     cameras = [name.strip() for name in value("cameras").split(",") if name.strip()]
     if cameras:
         overrides["cameras"] = cameras
@@ -61,7 +82,7 @@ def _nodes(context):
             executable="segmenter",
             name="segmenter",
             namespace=namespace,
-            parameters=[value("params_file"), overrides, sim_time],
+            parameters=[*_parameters(value("params_file"), namespace), overrides, sim_time],
             remappings=[] if cameras else remappings,
             arguments=["--ros-args", "--log-level", value("log_level")],
             additional_env=profile,

@@ -25,6 +25,7 @@ def replay(watch, ros_environment, street_bag, tiny_checkpoint, tmp_path):
         "checkpoint": str(tiny_checkpoint),
         "output_dir": str(tmp_path),
         "rate": "2.0",
+        "title": "Drive: 5",
     }
     return launched("replay", watch, ros_environment, arguments)
 
@@ -36,7 +37,7 @@ def test_the_report_is_written_when_the_bag_ends(replay, watch, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     told = [report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")]
     assert report["frames_seen"] == report["labelled_frames"] == sum(told) == 30
-    assert report["frames_answered"] > 0 and (tmp_path / "report.html").is_file()
+    assert report["frames_answered"] > 0 and "Drive: 5" in (tmp_path / "report.html").read_text()
 
 
 @launch_pytest.fixture

@@ -21,8 +21,12 @@ def watch():
 
 
 @launch_pytest.fixture
-def segmenter(watch, ros_environment, tiny_checkpoint):
+def segmenter(watch, ros_environment, tiny_checkpoint, tmp_path):
+    parameters = tmp_path / "parameters.yaml"
+    # A string that YAML would take for a number, under the plain key, which ROS takes for the root namespace's node.
+    parameters.write_text('segmenter: {ros__parameters: {window: 3, input_size: "0x0"}}')
     arguments = {
+        "params_file": str(parameters),
         "checkpoint": str(tiny_checkpoint), "namespace": "robot", "image_topic": "/robot/front/image",
         "image_transport": "compressed", "device": "cpu", "fastdds_profile": "loopback", "log_level": "debug",
     }  # fmt: skip
@@ -31,7 +35,7 @@ def segmenter(watch, ros_environment, tiny_checkpoint):
 
 @pytest.mark.launch(fixture=segmenter)
 def test_masks_flow_and_sigint_ends_it(segmenter, watch, ros_environment):
-    watch.wait_for_text("segmenter", "window 4")
+    watch.wait_for_text("segmenter", "window 3")
     harness = Harness(ros_environment)
     try:
         masks = harness.collect(Image, "/robot/segmentation/mask")
