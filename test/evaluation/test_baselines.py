@@ -16,8 +16,9 @@ from vtseg_ros.data.flow import DisFlow
 from vtseg_ros.data.images import decode_any, decode_float, decode_label
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.evaluation.recurrent import trained_flow, trained_window
 from vtseg_ros.labels import STREET
-from vtseg_ros.model import save_checkpoint
+from vtseg_ros.model import Checkpoint, save_checkpoint
 from vtseg_ros.model.gru import STGRU
 
 SIZE = (64, 32)
@@ -103,6 +104,14 @@ def test_a_checkpoint_cannot_start_a_program_as_its_flow(street_flow_bag, tmp_pa
     save_checkpoint(path, strong_gru(), labels=STREET, input_size=SIZE, training=training)
     assert main(["evaluate", str(street_flow_bag), "--checkpoint", str(path)]) == 2
     assert "name it by --flow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "training", [{"config": 3}, {"config": {"model": {"flow": 7, "overrides": {"window": -1}}}}, {}]
+)
+def test_a_summary_of_another_shape_is_as_none(training):
+    checkpoint = Checkpoint(strong_gru(), "gru", {}, STREET, SIZE, training)
+    assert trained_flow(checkpoint, "c") == "dis" and trained_window(checkpoint) == 4
 
 
 def test_an_estimator_of_ones_own(street_flow_bag, gru, tmp_path, monkeypatch):

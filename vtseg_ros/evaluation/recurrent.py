@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from vtseg_ros.engine.pixels import resize_rgb, to_input, to_mask
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint
+
+DEFAULT_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def trained_flow(checkpoint: Checkpoint, name: str) -> str:
     Raises:
         ConfigError: if it is another program, which a checkpoint cannot start.
     """
-    source = str(checkpoint.training.get("config", {}).get("model", {}).get("flow", "dis"))
+    source = _of_training(checkpoint, "flow", str) or "dis"
     if not is_topic(source) and source not in PROVIDERS:
         raise ConfigError(
             f"checkpoint {name} was trained with the optical flow {source!r}, a program, and a checkpoint cannot "
@@ -100,6 +103,15 @@ def trained_flow(checkpoint: Checkpoint, name: str) -> str:
 
 
 def trained_window(checkpoint: Checkpoint) -> int:
-    """Frames k of the windows that an STGRU was trained on."""
-    overrides = checkpoint.training.get("config", {}).get("model", {}).get("overrides", {})
-    return int(overrides.get("window", 4))
+    """Frames k of the windows that an STGRU was trained on; 4 where its checkpoint does not say."""
+    overrides = _of_training(checkpoint, "overrides", dict) or {}
+    window = overrides.get("window")
+    return window if isinstance(window, int) and window > 0 else DEFAULT_WINDOW
+
+
+def _of_training(checkpoint: Checkpoint, key: str, kind: type) -> Any:
+    """A value of the training's model configuration, or None where the summary has none of this type."""
+    value: Any = checkpoint.training
+    for part in ("config", "model", key):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, kind) else None
