@@ -46,7 +46,8 @@ def short_bag(frames, tmp_path_factory):
 def write_bag(path, images, labels, *, labelled=lambda n: True, names=STREET, corrupt=()):
     """Frames at 10 Hz with a pause of 20 s after the eighth; `corrupt` ones are cut in half."""
     with BagWriter(path) as bag:
-        bag.write_label_map("/camera/label_map", names, 100 * NS)
+        if names is not None:
+            bag.write_label_map("/camera/label_map", names, 100 * NS)
         for n, (image, label) in enumerate(zip(images, labels)):
             stamp = (100 + n // 10) * NS + n % 10 * NS // 10 + (20 * NS if n >= 8 else 0)
             # png keeps every pixel.
@@ -211,6 +212,12 @@ def test_the_report_has_tables_and_every_systems_pictures(short_bag, tiny_checkp
     assert "http" not in page.replace("http-equiv", "") and "mIoU by frames in the window" in page
     text = capsys.readouterr().out
     assert "traffic-sign" in text and "mIoU by frames" in text
+
+
+def test_a_bag_without_a_label_map_is_said(frames, tiny_checkpoint, tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", *frames, names=None)
+    found = run(tmp_path, bag, "--checkpoint", tiny_checkpoint, "--every", 6)
+    assert "names none" in found["facts"]["classes"] and "no label map" in capsys.readouterr().out
 
 
 def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):

@@ -95,19 +95,23 @@ def run(args: argparse.Namespace) -> int:
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
     store = FrameStore(FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride))
     systems = open_systems(selection, store.index)
-    for bag in args.bag:
-        _check_classes(bag, systems[0].labels, systems[0].info.checkpoint)
+    named = [_check_classes(bag, systems[0].labels, systems[0].info.checkpoint) for bag in args.bag]
     with track(len(store.index.labelled(args.every)), "evaluating") as advance:
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
     facts = _facts(args, store, outcome)
+    if not all(named):
+        facts["classes"] = "the checkpoint's; the bag names none"
     _print(outcome)
+    if not all(named):
+        print("The bag has no label map: its class ids were taken for the checkpoint's.")
     _write(args, outcome, facts)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
     return 0
 
 
-def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> None:
+def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> bool:
+    """Whether the bag names its classes; ConfigError if they are others."""
     with BagReader(path) as bag:
         own = read_label_set(bag)
     if own is not None and own.names != labels.names:
@@ -115,6 +119,7 @@ def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> None:
             f"bag {path} and checkpoint {checkpoint} have different class lists: {', '.join(own.names)}; "
             f"{', '.join(labels.names)}"
         )
+    return own is not None
 
 
 def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dict[str, str]:
