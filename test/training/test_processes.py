@@ -18,6 +18,8 @@ from conftest import wait_until
 
 pytest.importorskip("lightning_fabric")
 
+pytestmark = pytest.mark.timeout(600)  # each test starts several processes, which import torch
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lightning_fabric")
 
@@ -140,6 +141,29 @@ def test_a_run_is_not_overwritten(tmp_path, capsys):
     assert main(["train", str(ROOT / "config" / "train" / "street.yaml"), "--out", str(tmp_path)]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_weights_for_the_encoder_by_option(tmp_path, street_bag, capsys):
+    values = {
+        "data": {
+            "train": [str(street_bag)],
+            "validation": [str(street_bag)],
+            "size": [64, 32],
+            "labels": "street",
+        },
+        "stages": [{"name": "video", "steps": 1}],
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    arguments = [
+        "train",
+        str(tmp_path / "train.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--init-encoder",
+        "lost.bin",
+    ]
+    assert main(arguments) == 2
+    assert "init_encoder lost.bin: no such file" in capsys.readouterr().err
 
 
 def test_what_a_resumed_run_must_share(config):
