@@ -61,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as err:  # a full or read-only disk: nothing that a traceback would explain
+        print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
