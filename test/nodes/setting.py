@@ -44,7 +44,7 @@ class Setting:
         count = sum(s.event != SegmentationStatus.IDLE for s in self.status)
         publisher.publish(message)
         wait_until(
-            lambda: sum(s.event != SegmentationStatus.IDLE for s in self.status) > count, 20, self.node.output
+            lambda: sum(s.event != SegmentationStatus.IDLE for s in self.status) > count, 60, self.node.output
         )
         return [s for s in self.status if s.event != SegmentationStatus.IDLE][-1]
 

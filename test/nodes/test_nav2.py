@@ -47,7 +47,8 @@ class Layer:
 
     def __init__(self, harness: Harness, namespace: str) -> None:
         self._costs_by_id: dict[int, int] = {}
-        self.early, self.marked = 0, {}
+        self.marked: dict[int, np.ndarray] = {}
+        self.problems: list[AssertionError] = []
         self._waiting: dict[int, dict[str, object]] = {}
         node = harness.node
         if LabelInfo:
@@ -86,13 +87,15 @@ class Layer:
 
     def _on(self, name: str, message) -> None:
         if not self.ready:
-            self.early += 1
             return
         stamp = message.header.stamp.sec * NS + message.header.stamp.nanosec
         matched = self._waiting.setdefault(stamp, {})
         matched[name] = message
         if len(matched) == 3:
-            self.marked[stamp] = self._mark(**self._waiting.pop(stamp))
+            try:
+                self.marked[stamp] = self._mark(**self._waiting.pop(stamp))
+            except AssertionError as problem:  # in the thread that spins
+                self.problems.append(problem)
 
     def _mark(self, mask: Image, confidence: Image, points: PointCloud2) -> np.ndarray:
         assert mask.encoding == confidence.encoding == "mono8"
@@ -134,9 +137,9 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_check
     setting.answer(setting.images, image_message(picture(30), "rgb8", setting.next_stamp()))
     # A costmap that starts late gets the class list, and none of the masks before.
     layer = Layer(harness, "/nav2")
-    wait_until(lambda: layer.ready, 20, node.output)
+    wait_until(lambda: layer.ready, 60, node.output)
     points = harness.publisher(PointCloud2, "/nav2/points")
-    wait_until(lambda: points.get_subscription_count() > 0, 20)
+    wait_until(lambda: points.get_subscription_count() > 0, 60)
     expected = Segmenter(tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE)
     expected.step(picture(30), setting.last_stamp)
     for seed in range(31, 35):
@@ -144,7 +147,8 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_check
         points.publish(cloud(40, 24, stamp))
         setting.answer(setting.images, image_message(image, "rgb8", stamp))
         result = expected.step(image, stamp)
-        wait_until(lambda stamp=stamp: stamp in layer.marked, 10, lambda: str(layer.marked.keys()))
+        wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, 30, node.output)
+        assert not layer.problems, layer.problems
         by_id = np.zeros(256, np.uint8)
         by_id[[STREET.names.index(name) for name in COSTS]] = list(COSTS.values())
         sure = result.confidence >= MIN_CONFIDENCE * 254
