@@ -65,6 +65,15 @@ class TestIndex:
         ]
         with pytest.raises(BagError, match="several image topics: /left/image, /right/image. Name one"):
             index_of(tmp_path / "three")
+        with pytest.raises(BagError, match="several label topics: /left/label, /right/label. Name one"):
+            index_of(BagSource(tmp_path / "three", "/left/image"))
+        with BagWriter(tmp_path / "again") as bag:  # labelled twice: naming the labels is enough
+            bag.write_image("/image", picture(0), START_NS, "cam")
+            for topic in ("/a/label", "/b/label"):
+                bag.write_label(topic, ids_of(0), START_NS, "cam")
+        assert index_of(BagSource(tmp_path / "again", label_topic="/b/label")).topics == [
+            ("/image", "/b/label")
+        ]
 
     def test_parts_of_a_bag_with_a_guard_between(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS)
@@ -152,6 +161,16 @@ class TestWindows:
         assert index.windows(3) == [[0], [2, 5], [4, 7, 10], [9, 12, 15]]  # labels 5 and 15 are not lost
 
 
+@pytest.fixture
+def _no_threads_of_opencv():
+    """They do not survive a fork; training sees to it itself."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(before)
+
+
+@pytest.mark.usefixtures("_no_threads_of_opencv")
 class TestStore:
     @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
     def test_random_access(self, tmp_path, storage, rng):
@@ -232,6 +251,7 @@ def damaged_bag(path):
     return path
 
 
+@pytest.mark.usefixtures("_no_threads_of_opencv")
 class TestCorrupt:
     def test_counted_and_logged_never_silent(self, tmp_path, caplog):
         index = index_of(damaged_bag(tmp_path / "bag"))
@@ -306,6 +326,12 @@ class TestCache:
                 writer.write_label("/camera/label", ids_of(number + 7), stamp, "cam")
         os.utime(storage_file(bag), ns=(before.st_atime_ns, before.st_mtime_ns + 1))
         assert self.cached(bag, tmp_path / "cache").label(1)[-1, -1] == 8
+
+    def test_it_does_not_travel_to_spawned_workers(self, tmp_path):
+        store = self.cached(write_bag(tmp_path / "bag", TENTHS), tmp_path / "cache", (256, 256))
+        sent = pickle.dumps(store)
+        assert len(sent) < 20_000  # of 5 MB
+        np.testing.assert_array_equal(pickle.loads(sent).image(7), store.image(7))
 
     def test_other_sizes_are_other_caches(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS[:2])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+import subprocess
+import sys
 
+import cv2
+import numpy as np
+import pytest
+from data.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png
+
+from vtseg_ros.data.bags import BagWriter
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, NS, compressed_message
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.training.samples import Samples
@@ -32,3 +40,49 @@ def test_every_label_of_a_window_is_used_when_none_is_left_out(street_bag):
     # [3, 4, 5] has all three labels, [2, 3, 4] two and [1, 2, 3] one.
     assert sorted(by_newest) == [1, 2, 3]
     assert np.array_equal(by_newest[3][2], store.label(5))
+
+
+def test_workers_start_after_opencv_used_its_threads(street_bag):
+    """In a process of its own, since it hung: a forked worker that ends threads which did not come along."""
+    code = """if True:
+        import sys
+        import cv2, numpy as np
+        from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+        from vtseg_ros.training.samples import Positions, Samples, build_loader
+        cv2.setNumThreads(2)
+        picture = np.zeros((1080, 1920, 3), np.uint8)
+        for _ in range(5):
+            cv2.warpAffine(picture, np.eye(2, 3), (1920, 1080))
+        store = FrameStore(FrameIndex([BagSource(sys.argv[1])]), size=(64, 32))
+        samples = Samples(store, store.index.windows(2), length=2, augmentation=None, seed=0, stage=0, num_classes=14)
+        loader = build_loader(samples, Positions(first=0, last=2, batch=2, rank=0, world=1), 1, pin_memory=False)
+        print(*(tuple(video.shape) for video, _ in loader))"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=100
+    )
+    assert run.stdout.strip() == "(2, 2, 3, 32, 64) (2, 2, 3, 32, 64)", run.stderr
+
+
+def test_corrupt_frames_are_counted_by_the_training(tmp_path, caplog):
+    """One undecodable image among 12: said by the process that counts, whichever worker met it."""
+    pytest.importorskip("lightning_fabric")
+    from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
+    from vtseg_ros.training.run import train
+
+    with BagWriter(tmp_path / "bag") as bag:
+        for number in range(12):
+            stamp = START_NS + number * NS // 10
+            payload = undecodable_png(picture(5)) if number == 5 else cv2.imencode(".png", picture(number))[1]
+            message = compressed_message(payload, "png", stamp, "cam")
+            bag.write("/image/compressed", COMPRESSED_IMAGE, message, stamp)
+            bag.write_label("/label/compressed", ids_of(number), stamp, "cam", compressed=True)
+    source = (SourceConfig(str(tmp_path / "bag")),)
+    config = TrainConfig(
+        data=DataConfig(train=source, validation=source, size=(64, 32), workers=1, class_names=CLASSES.names),
+        stages=(StageConfig("prior", steps=6, batch=2, max_lr=1e-3),),
+        model=ModelConfig(architecture="erfnet"),
+        device="cpu",
+    )
+    with caplog.at_level("WARNING"):
+        assert train(config, tmp_path / "run")
+    assert "corrupt messages so far: 1 in the training bags, 1 in those for validation" in caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.commands.arguments import parse_size
-from vtseg_ros.data.bags import BagReader, find_topics
+from vtseg_ros.data.bags import BagReader, find_image_topic
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _bag_frames(path: Path, count: int) -> list[np.ndarray]:
     images: list[np.ndarray] = []
     with BagReader(path) as bag:
-        for _, _, message in bag.messages([find_topics(bag)[0]]):
+        for _, _, message in bag.messages([find_image_topic(bag)]):
             try:
                 images.append(decode_any(message))
             except ImageError:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, find_topics, image_topics, read_label_set
+from vtseg_ros.data.bags import BagReader, find_image_topic, image_topics, read_label_set
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
 from vtseg_ros.data.merge import check_labels, merge, place_images
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _image_topic(bag: BagReader, topic: str) -> str:
-    topic = topic or find_topics(bag)[0]
+    topic = topic or find_image_topic(bag)
     bag.require(topic)
     if bag.topics[topic].msgtype not in (IMAGE, COMPRESSED_IMAGE):
         raise ConfigError(f"{topic} is no image topic: it is of type {bag.topics[topic].msgtype}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, BagWriter, find_topics
+from vtseg_ros.data.bags import BagReader, BagWriter, find_image_topic
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.engine import Segmenter
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _from_bag(bag: BagReader, topic: str) -> Source:
-    topic = topic or find_topics(bag)[0]
+    topic = topic or find_image_topic(bag)
     bag.require(topic)
     total = bag.topics[topic].count
     span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)

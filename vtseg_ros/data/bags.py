@@ -181,10 +181,12 @@ def _line(err: Exception) -> str:
 
 
 def find_topics(bag: BagReader) -> tuple[str, str | None]:
-    """The image topic and, if there is one, the label topic of a bag.
+    """`find_image_topic` and `find_label_topic`."""
+    return find_image_topic(bag), find_label_topic(bag)
 
-    A label topic is an image topic with `label` in its name; masks, confidences, depth, flow and overlays are
-    not taken for camera images.
+
+def find_image_topic(bag: BagReader) -> str:
+    """The topic of the camera's images: none of labels, masks, confidences, depth, flow and overlays.
 
     Raises:
         BagError: if there is no or more than one candidate; names them.
@@ -195,7 +197,7 @@ def find_topics(bag: BagReader) -> tuple[str, str | None]:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
         raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
-    return images[0], find_label_topic(bag)
+    return images[0]
 
 
 def find_label_topic(bag: BagReader) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.data.bags import BagReader, find_label_topic, find_topics
+from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic
 from vtseg_ros.data.containers import check_container
 from vtseg_ros.data.images import MAX_PIXELS, decode_any, decode_label
 from vtseg_ros.data.messages import NS, stamp_of
@@ -28,7 +28,7 @@ class BagSource:
 
     Args:
         path: a bag.
-        image_topic, label_topic: empty = found by type and name (see `find_topics`).
+        image_topic, label_topic: empty = found by type and name (see `data.bags.find_image_topic`).
         start_s, end_s: part of the bag, seconds after its first message; end 0 = its end. Leave a guard interval
             between parts that go into different splits, so that no scene is in both (see `require_apart`).
     """
@@ -183,12 +183,8 @@ class FrameIndex:
 
 
 def _topics(bag: BagReader, source: BagSource) -> tuple[str, str | None]:
-    image, label = source.image_topic, source.label_topic
-    if not image:
-        image, found = find_topics(bag)
-        label = label or found
-    elif not label:
-        label = find_label_topic(bag)
+    image = source.image_topic or find_image_topic(bag)
+    label = source.label_topic or find_label_topic(bag)
     bag.require(*(topic for topic in (image, label) if topic))
     return image, label
 

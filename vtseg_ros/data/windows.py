@@ -49,6 +49,15 @@ class FrameStore:
             for number, reason in reasons.items():
                 self._report(number, reason)
 
+    def __getstate__(self) -> dict:
+        # A cache on disk is opened again: pickled, all of it would travel to each worker.
+        return {**self.__dict__, "_cache": None if self._cache is None else str(self._cache.filename)}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._cache is not None:
+            self._cache = np.load(self._cache, mmap_mode="r")
+
     def __len__(self) -> int:
         return len(self.index.frames)
 

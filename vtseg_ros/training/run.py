@@ -327,6 +327,11 @@ class Training:
         if result is None:
             return False
         self.validation_miou = result.miou
+        corrupt = self.train_store.corrupt_count(), self.validation_store.corrupt_count()
+        if any(corrupt):
+            log.warning(
+                "corrupt messages so far: %d in the training bags, %d in those for validation", *corrupt
+            )
         if self.record is None:
             return True
         with saving(self.output_dir):

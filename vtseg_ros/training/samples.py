@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -114,6 +115,9 @@ class Positions:
 
 def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_memory: bool) -> DataLoader:
     """Batches of `samples`, stacked along a first axis B, prepared ahead by worker processes."""
+    if workers:
+        # Here, before they are forked: OpenCV's threads do not survive a fork, and a worker that uses or ends them hangs.
+        cv2.setNumThreads(1)
     return DataLoader(
         samples,
         batch_sampler=positions,
@@ -132,10 +136,7 @@ def _collate(samples: list) -> list[torch.Tensor] | VTSegError:
 
 
 def _set_up_worker(_: int) -> None:
-    import cv2
-
     # Ctrl-C in a terminal and systemd reach every process of a training: it ends its workers itself, once it has saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
