@@ -1,6 +1,8 @@
 """STGRU: a static network's posteriors propagated along optical flow and gated against the present.
 
-Source: Nilsson and Sminchisescu, "Semantic Video Segmentation by Gated Recurrent Flow Propagation", CVPR 2018.
+Source: Nilsson and Sminchisescu, "Semantic Video Segmentation by Gated Recurrent Flow Propagation", CVPR 2018. As in the
+authors' own network, the reset gate acts on the warped past before every convolution that reads it; their scale is on
+the past alone and here on the whole (our choice: past and present then start on one scale).
 The baseline GRU(.) of the VTSeg paper.
 """
 
@@ -93,11 +95,11 @@ class STGRU(nn.Module):
         Returns:
             (n, C, H, W) logits of this frame (their softmax is its new state).
         """
-        warped = warp(past, flow)
         reset = 1.0 - torch.tanh(self.image_to_reset(image - warp(past_image, flow)).abs())
-        candidate = self.present_to_candidate(present) + reset * self.past_to_candidate(warped)
-        update = torch.sigmoid(self.past_to_update(warped) + self.present_to_update(present))
-        return self.scale * ((1.0 - update) * reset * warped + update * candidate)
+        trusted = reset * warp(past, flow)  # the past, where the flow explains the image
+        candidate = self.present_to_candidate(present) + self.past_to_candidate(trusted)
+        update = torch.sigmoid(self.past_to_update(trusted) + self.present_to_update(present))
+        return self.scale * ((1.0 - update) * trusted + update * candidate)
 
     def forward(self, video: Tensor, flow: Tensor | None = None) -> Tensor:
         """Segment a window.
