@@ -51,10 +51,10 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
         from vtseg_ros.training.samples import Positions, Samples, build_loader
         cv2.setNumThreads(2)
         picture = np.zeros((1080, 1920, 3), np.uint8)
-        for _ in range(5):
-            cv2.warpAffine(picture, np.eye(2, 3), (1920, 1080))
         store = FrameStore(FrameIndex([BagSource(sys.argv[1])]), size=(64, 32))
         samples = Samples(store, store.index.windows(2), length=2, augmentation=None, seed=0, stage=0, num_classes=14)
+        for _ in range(20):
+            cv2.warpAffine(picture, np.eye(2, 3), (1920, 1080))
         loader = build_loader(samples, Positions(first=0, last=2, batch=2, rank=0, world=1), 1, pin_memory=False)
         print(*(tuple(video.shape) for video, _ in loader))"""
     run = subprocess.run(
