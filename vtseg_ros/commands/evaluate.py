@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import write_atomically
 
 HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
+FILE_WIDTH = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,7 +145,9 @@ def _text(value: float | None) -> str:
 
 
 def _print(outcome: Outcome) -> None:
-    console, systems = Console(markup=False), entries(outcome)
+    # A file or pipe has no width: eighty columns would cut a table of many systems.
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    console, systems = Console(markup=False, width=width), entries(outcome)
     shown = [systems[place] for place in widest(outcome.infos)]
     table = Table(title="IoU by class (%)")
     table.add_column("class")
