@@ -194,7 +194,9 @@ def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
     assert code == 0, output
     before = {name: (folder / name).read_bytes() for name in ("state.pt", "last.safetensors")}
     # It saves after the first update, before a validation writes anything else.
-    path = write(stages=[{"name": "prior", "steps": 3, "batch": 1}, {"name": "video", "steps": 2}], save_every=1)
+    path = write(
+        stages=[{"name": "prior", "steps": 3, "batch": 1}, {"name": "video", "steps": 2}], save_every=1
+    )
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
