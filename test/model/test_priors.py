@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vtseg_ros.cli import main
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
@@ -102,7 +103,7 @@ def test_as_the_prior_of_a_vtseg(users, name, monkeypatch, tmp_path):
     assert (torch.from_numpy(result.mask) == whole).float().mean() > 0.999
 
 
-def test_a_checkpoint_does_not_bring_or_name_its_external_prior(users, tmp_path, monkeypatch):
+def test_a_checkpoint_does_not_bring_or_name_its_external_prior(users, tmp_path, monkeypatch, capsys):
     config = VTSegConfig.preset(
         "tiny", num_classes=3, static_prior="external", prior_classes=5, class_mapping=MAPPING
     )
@@ -111,6 +112,9 @@ def test_a_checkpoint_does_not_bring_or_name_its_external_prior(users, tmp_path,
     save_checkpoint(file, VTSeg(config, static_prior=prior), labels=LABELS, input_size=SIZE[::-1])
     with pytest.raises(CheckpointError, match="name it by the parameter `static_prior`"):
         load_checkpoint(file)
+    assert main(["info", str(file)]) == 2
+    assert main(["info", str(file), "--static-prior", str(users[0] / "net.pt")]) == 0
+    assert "external" in capsys.readouterr().out
 
 
 def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeypatch):

@@ -20,6 +20,9 @@ HELP = "What a bag or a checkpoint holds."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", help="a bag's folder, a checkpoint file, or shipped weights by name")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--static-prior", help="of a checkpoint whose static network is external; it can run code: trust it"
+    )
 
 
 def _describe_bag(path: Path) -> dict[str, Any]:
@@ -48,9 +51,9 @@ def _describe_bag(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(name: str) -> dict[str, Any]:
+def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path, static_prior=static_prior)
     parameters = {
         part: sum(p.numel() for p in module.parameters()) for part, module in loaded.model.named_children()
     }
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.what)
     console = Console(markup=False)  # names come from files
     is_bag = path.is_dir() or path.suffix in (".mcap", ".db3")
-    found = _describe_bag(path) if is_bag else _describe_checkpoint(args.what)
+    found = _describe_bag(path) if is_bag else _describe_checkpoint(args.what, args.static_prior)
     if is_bag:
         table = Table(title=f"{path}: {found['seconds']} s")
         for column in ("topic", "type", "messages", "Hz"):
