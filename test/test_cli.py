@@ -84,6 +84,20 @@ def test_mistakes_end_with_2_and_one_line(arguments, words, tmp_path, monkeypatc
     assert len(err) == 1 and words in err[0]
 
 
+def test_synth_leaves_out_what_it_is_told_to(tmp_path):
+    path = tmp_path / "drive"
+    size = ["--frames", "2", "--size", "64x32"]
+    assert main(["synth", "--out", str(path), *size, "--no-label", "--no-depth", "--no-flow"]) == 0
+    with BagReader(path) as bag:
+        assert set(bag.topics) == {"/camera/image", "/camera/camera_info"}
+    assert main(["synth", "--out", str(tmp_path / "all"), *size, "--compressed", "--storage", "sqlite3"]) == 0
+    with BagReader(tmp_path / "all") as bag:
+        assert set(bag.topics) == {
+            "/camera/image/compressed", "/camera/label/compressed", "/camera/label_map", "/camera/depth",
+            "/camera/flow_forward", "/camera/flow_backward", "/camera/camera_info",
+        }  # fmt: skip
+
+
 def test_nothing_is_overwritten(street_bag, capsys):
     assert main(["synth", "--out", str(street_bag), "--frames", "1"]) == 2
     assert "nothing is overwritten" in capsys.readouterr().err

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=parse_size, default=(640, 192), metavar="WxH", help="default 640x192")
     parser.add_argument("--seed", type=int, default=0, help="layout, traffic and noise (default 0)")
     parser.add_argument("--compressed", action="store_true", help="images as jpeg, labels as png")
+    parser.add_argument("--no-label", action="store_true", help="leave labels and their class list out")
     parser.add_argument("--no-depth", action="store_true", help="leave the depth topic out")
     parser.add_argument("--no-flow", action="store_true", help="leave the flow topics out")
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         image, label = f"{image}/compressed", f"{label}/compressed"
     start_ns = START_NS
     with BagWriter(args.out, args.storage) as bag, track(len(jobs) * args.frames, "rendering") as advance:
-        bag.write_label_map("/camera/label_map", STREET, start_ns)
+        if not args.no_label:
+            bag.write_label_map("/camera/label_map", STREET, start_ns)
         for scene, variation in jobs:
             sequence = render_sequence(
                 scene=scene,
@@ -74,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             for frame in sequence:
                 where = (frame.stamp_ns, frame.frame_id)
                 bag.write_image(image, frame.rgb, *where, compressed=args.compressed)
-                bag.write_label(label, frame.label, *where, compressed=args.compressed)
+                if not args.no_label:
+                    bag.write_label(label, frame.label, *where, compressed=args.compressed)
                 if not args.no_depth:
                     bag.write_float("/camera/depth", frame.depth, *where)
                 if not args.no_flow:
