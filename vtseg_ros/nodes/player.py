@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -51,6 +52,22 @@ class PlayerConfig:
     paused: bool = False
 
 
+def _message_class(msgtype: str) -> type | None:
+    """The class of a message type, or None when it is not installed.
+
+    A bag may name anything: only packages that registered interfaces are imported, since an import runs code.
+    """
+    package, _, name = msgtype.partition("/msg/")
+    prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)
+    index = [Path(prefix) / "share/ament_index/resource_index/rosidl_interfaces" for prefix in prefixes]
+    if not package.isidentifier() or not any((folder / package).is_file() for folder in index):
+        return None
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError):
+        return None
+
+
 class PlayerNode(Node):
     """Publishes a bag; `finished` turns True at its end.
 
@@ -90,10 +107,8 @@ class PlayerNode(Node):
                 continue
             if topic == "/clock" and self._config.clock_hz:
                 continue  # the player's own
-            package, _, name = info.msgtype.partition("/msg/")
-            try:
-                kind = getattr(importlib.import_module(f"{package}.msg"), name)
-            except (ImportError, AttributeError):
+            name, kind = info.msgtype.rpartition("/")[2], _message_class(info.msgtype)
+            if kind is None:
                 self.get_logger().warning(
                     f"{topic} is left out: its type {info.msgtype} is not installed here"
                 )
