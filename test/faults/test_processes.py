@@ -1,0 +1,120 @@
+"""Signals to every node: exit codes, no orphans, and nothing left in shared memory that blocks or fills a restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+
+SHM = Path("/dev/shm")
+RESTARTS = 4
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_checkpoint, street_bag, tmp_path_factory):
+    """What each node needs, and what it says or does when it is ready."""
+    folder = tmp_path_factory.mktemp("processes")
+    values = {
+        "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 2},
+        "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 1000,
+        "stages": [{"name": "prior", "steps": 100_000, "batch": 1}],
+    }  # fmt: skip
+    (folder / "train.yaml").write_text(yaml.safe_dump(values))
+    return {
+        "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
+        "evaluator": ["-p", f"output_dir:={folder / 'report'}"],
+        "trainer": ["-p", f"config:={folder / 'train.yaml'}", "-p", f"output_dir:={folder / 'run'}"],
+    }
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout.split()
+    return [int(child) for child in found]
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")")[1].split()[0] != "Z"
+
+
+def ready(name: str, node) -> None:
+    if name == "segmenter":
+        node.wait_for("window 4")
+    elif name == "trainer":
+        wait_until(lambda: len(children(node.process.pid)) >= 2, 90, node.output)
+    else:
+        wait_until(
+            lambda: "SigCgt" in Path(f"/proc/{node.process.pid}/status").read_text() and catches(node),
+            60,
+            node.output,
+        )
+
+
+def catches(node) -> bool:
+    """Whether the process has set a handler for SIGTERM."""
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("name", ["segmenter", "evaluator", "trainer"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_node_in_order(start_node, arguments, name, number):
+    node = start_node(name, *arguments[name])
+    ready(name, node)
+    workers = children(node.process.pid)
+    # The evaluator has no report to write here, and says so; the others end with 0.
+    assert node.stop(number, 60) == (1 if name == "evaluator" else 0), node.output()
+    assert "Traceback" not in node.output()
+    wait_until(lambda: not any(map(alive, workers)), 20)
+
+
+@pytest.mark.parametrize("name", ["segmenter", "trainer"])
+def test_killed_nodes_leave_no_orphans_and_start_again(start_node, arguments, name):
+    node = start_node(name, *arguments[name])
+    ready(name, node)
+    workers = children(node.process.pid)
+    assert bool(workers) == (name == "trainer")
+    node.process.kill()
+    node.process.wait()
+    wait_until(lambda: not any(map(alive, workers)), 30, lambda: f"orphans of {name}: {workers}")
+    again = start_node(name, *arguments[name])
+    ready(name, again)
+    assert again.stop(timeout_s=60) == 0
+
+
+def test_a_terminal_sends_its_signal_to_all(start_node, arguments):
+    """Ctrl-C reaches the workers too; the trainer saves all the same."""
+    node = start_node("trainer", *arguments["trainer"])
+    ready("trainer", node)
+    for pid in [*children(node.process.pid), node.process.pid]:
+        os.kill(pid, signal.SIGINT)
+    assert node.process.wait(60) == 0, node.output()
+    assert "Traceback" not in node.output()
+
+
+@pytest.mark.timeout(400)
+def test_shared_memory_of_killed_nodes_does_not_pile_up(start_node, arguments):
+    """Each participant has a segment of 32 MB: a node that dies and is started again for weeks must not fill /dev/shm."""
+    used = []
+    for _ in range(RESTARTS):
+        node = start_node("segmenter", *arguments["segmenter"])
+        node.wait_for("window 4")
+        node.process.kill()
+        node.process.wait()
+        time.sleep(0.2)
+        used.append(sum(path.stat().st_blocks * 512 for path in SHM.glob("fastrtps_*")))
+    last = start_node("segmenter", *arguments["segmenter"])
+    last.wait_for("window 4")
+    assert last.stop() == 0
+    assert used[-1] - used[0] < 3 * 2**20, used
