@@ -9,24 +9,28 @@ import pytest
 import torch
 from conftest import make_checkpoint
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.engine.benchmark import MODES, Settings, measure, twin
+from vtseg_ros.engine.counting import uncounted
+from vtseg_ros.engine.packing import PackedConv, works
 from vtseg_ros.model import load_checkpoint
 
 
 def test_all_modes_in_one_run(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", depths=(1, 1, 1, 1))
-    arguments = ["--size", "64x32", "--window", "3", "--seconds", "0", "--against", "segformer_b0"]
+    arguments = ["--size", "64x32", "--window", "3", "--seconds", "0", "--against", "segformer_b0", "--parts"]
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
     assert main(["bench", "--checkpoint", str(checkpoint), *arguments, *files]) == 0
     printed = capsys.readouterr().out
+    assert all(part in printed for part in ("static network", "encoder", "decoder", "head", "GB/s"))
     found = json.loads((tmp_path / "b.json").read_text())
     rows = {row["mode"]: row for row in found["modes"]}
     assert list(rows) == [*MODES, "segformer_b0"] and found["machine"]["threads"] == torch.get_num_threads()
     for name, row in rows.items():
-        assert row["size"] == [64, 32] and row["window"] == 3 and row["frames"] >= 12
+        assert row["size"] == [64, 32] and row["window"] == 3 and row["frames"] >= 6
         assert 0 < row["p50_ms"] <= row["p95_ms"] and row["fps"] > 0
         assert row["ratio_to_plain"] == pytest.approx(row["p50_ms"] / rows["plain"]["p50_ms"], abs=1e-3)
         assert name in printed
@@ -47,6 +51,20 @@ def test_operations_of_one_frame_are_the_same_in_every_mode():
     modes = ("plain_optimised", "exact", "causal")
     rows = measure(checkpoint, Settings((64, 32), 1, modes=modes, device="cpu", seconds=0), images)
     assert rows[0]["gmacs"] == rows[1]["gmacs"] == rows[2]["gmacs"] > 0
+
+
+def test_operations_by_hand():
+    """Packed or not, a convolution and an attention count as their definitions say."""
+    conv, x = torch.nn.Conv2d(4, 6, 3, padding=1), torch.rand(2, 4, 5, 7)
+    query, key = torch.rand(1, 2, 10, 8), torch.rand(1, 2, 3, 8)
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+        conv(x)
+        if works(torch.float32):
+            PackedConv(conv)(x)
+            PackedConv(conv, relu=True)(x, torch.rand(2, 6, 5, 7))
+        torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    convolution, attention = 2 * 6 * 5 * 7 * 4 * 9, 2 * 2 * 10 * 3 * 8
+    assert counter.get_total_flops() / 2 == convolution * (3 if works(torch.float32) else 1) + attention
 
 
 def test_the_twin_has_the_same_weights(tiny_checkpoint):

@@ -13,8 +13,9 @@ import torch
 
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.pictures import moving_picture
-from vtseg_ros.engine.benchmark import AGAINST, MODES, Settings, measure
+from vtseg_ros.engine.benchmark import AGAINST, MODES, Settings, measure, twin
 from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.engine.parts import measure_parts
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile in every mode but plain")
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
+    parser.add_argument(
+        "--parts", action="store_true", help="operations, bytes and time of each part, and their floor"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="cost against k and against size")
 
@@ -128,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
             rows = _with_ratios(measure(checkpoint, settings, images))
             results += [{**row, "size": list(size), "window": window} for row in rows]
             _print(size, window, rows)
+    if args.parts:
+        _print_parts(checkpoint, args)
     if args.json:
         what = args.checkpoint or f"{args.preset}, random weights"
         args.json.write_text(
@@ -154,3 +160,24 @@ def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> No
             f"{row['mode']:<17}{row['run']:<15}{row['precision']:<7}{row['p50_ms']:>9.2f}{row['p95_ms']:>9.2f}"
             f"{row['fps']:>10.1f}{gmacs:>8}{row['peak_memory_mb']:>9.0f}{plain:>8}{optimised:>12}"
         )
+
+
+def _print_parts(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+    model = twin(checkpoint, "causal").model
+    for size in args.size:
+        window = args.window[-1]
+        parts, rate, bandwidth = measure_parts(
+            model, size=size, window=window, device=args.device, precision=args.precision
+        )
+        print(
+            f"\nparts of a frame, {size[0]}x{size[1]} px, {args.precision}; at best {rate:.0f} GMAC/s (matrix product), "
+            f"{bandwidth:.1f} GB/s (copy)"
+        )
+        print(
+            f"{'part':<22}{'GMAC':>8}{'weights MB':>12}{'p50 ms':>9}{'arithmetic ms':>15}{'weights ms':>12}"
+        )
+        for part in parts:
+            print(
+                f"{part.name:<22}{part.gmacs:>8.2f}{part.weights_mb:>12.1f}{part.p50_ms:>9.2f}"
+                f"{part.arithmetic_ms:>15.2f}{part.bandwidth_ms:>12.2f}"
+            )

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vtseg_ros.engine.counting import uncounted
 from vtseg_ros.engine.device import resolve_device
 from vtseg_ros.engine.exporting import exportable, write_export
 from vtseg_ros.engine.pixels import to_input, to_mask
@@ -30,9 +31,9 @@ from vtseg_ros.model.checkpoint import Checkpoint
 
 MODES = ("plain", "plain_optimised", "exact", "causal", "exported")
 AGAINST = ("segformer_b0",)
-BURST = 5
+BURST = 4
 """Frames of a turn; the first, which finds the caches full of another mode's weights, is not counted."""
-MIN_TURNS = 3
+MIN_TURNS = 2
 
 Frame = Callable[[np.ndarray], object]
 
@@ -216,7 +217,7 @@ def _gmacs(system: object, settings: Settings) -> float:
     width, height = settings.size
     device = system.device
     images = torch.rand(1, 3, height, width, device=device)
-    counter = FlopCounterMode(display=False, custom_mapping=_attention_flops())
+    counter = FlopCounterMode(display=False, custom_mapping=uncounted())
     if isinstance(system, Segmenter):
         step = system.network_step
         past = torch.zeros(1, settings.window - 1, step.kept_size, dtype=step.kept_dtype, device=device)
@@ -229,19 +230,6 @@ def _gmacs(system: object, settings: Settings) -> float:
         with counter:
             system.model(images.to(system.dtype))
     return counter.get_total_flops() / 2e9
-
-
-def _attention_flops() -> dict:
-    """The CPU's fused attention, which torch's counter leaves out."""
-    operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-
-    def flops(
-        query: tuple, key: tuple, value: tuple, *args: object, out_shape: object = None, **kwargs: object
-    ):
-        batch, heads, queries, width = query
-        return 4 * batch * heads * queries * key[2] * width
-
-    return {operator: flops} if operator is not None else {}
 
 
 def _memory_mb(cuda: bool, reset: bool = False, peak: bool = False) -> float:
