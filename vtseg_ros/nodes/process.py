@@ -16,6 +16,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError
+from vtseg_ros.fastdds import remove_dead_segments
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
 
     The node's `close()` runs before it is destroyed. 2 = the user's mistake, told in one line.
     """
+    remove_dead_segments()
     try:
         rclpy.init(
             args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO
