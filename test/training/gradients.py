@@ -12,6 +12,7 @@ import torch
 from vtseg_ros.training.config import load_config
 from vtseg_ros.training.loss import labelled_pixels
 from vtseg_ros.training.run import Training
+from vtseg_ros.training.update import backward
 
 config, folder = load_config(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -23,7 +24,7 @@ for number, stage in enumerate(config.stages):
     batches = training.batches(number)
     chunk = [next(batches) for _ in range(stage.accumulate)]
     counts.append(sum(int(labelled_pixels(batch[1])) for batch in chunk))
-    loss = training.backward(module, chunk, image_network=False)
+    loss = backward(training.fabric, module, chunk, image_network=False)
     gradients = {name: p.grad for name, p in training.model.named_parameters() if p.grad is not None}
     results.append({"loss": loss, "gradients": gradients})
     optimizer.zero_grad(set_to_none=True)

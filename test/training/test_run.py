@@ -16,8 +16,9 @@ from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
-from vtseg_ros.training.run import TrainingError, train
+from vtseg_ros.training.run import train
 from vtseg_ros.training.state import check_plan, plan_of
+from vtseg_ros.training.update import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 

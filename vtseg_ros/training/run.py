@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +30,18 @@ from vtseg_ros.training.build import (
     has_prior,
     window_length,
 )
+from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
-from vtseg_ros.training.loss import cross_entropy_sum, labelled_pixels
 from vtseg_ros.training.processes import any_rank, launch
 from vtseg_ros.training.record import Progress, Record
 from vtseg_ros.training.samples import Positions, Samples, build_loader
 from vtseg_ros.training.state import check_plan, load_state, plan_of, save_state, saving
+from vtseg_ros.training.update import backward, check_finite, update
 from vtseg_ros.training.validation import Validator
 
 log = logging.getLogger("vtseg_ros.training")
 
 WARM_UP_SHARE = 0.3  # of the OneCycle schedule, its first phase
-
-
-class TrainingError(VTSegError):
-    """A training that cannot go on: the loss or its gradient is not finite."""
-
-
-@dataclass
-class _Clock:
-    """Where the time of a stage went, s: waiting for data and working; since the stage began and the last log line."""
-
-    waited: float = 0.0
-    worked: float = 0.0
-    updates: int = 0
-    marked: tuple[float, float] = field(default=(0.0, 0.0))
-
-    def add(self, waited: float, worked: float) -> None:
-        self.waited, self.worked, self.updates = self.waited + waited, self.worked + worked, self.updates + 1
-
-    def share(self) -> float:
-        return self.waited / max(self.waited + self.worked, 1e-9)
-
-    def recent_share(self) -> float:
-        waited, worked = self.waited - self.marked[0], self.worked - self.marked[1]
-        return waited / max(waited + worked, 1e-9)
-
-    def mark(self) -> None:
-        self.marked = (self.waited, self.worked)
-
-    def left(self, updates: int) -> float:
-        return (self.waited + self.worked) / max(self.updates, 1) * updates
 
 
 class Training:
@@ -220,7 +190,7 @@ class Training:
             return False  # stopped again; the saved state still says that it is due
         self.state = {}
         batches = self.batches(number, start)
-        clock = _Clock()
+        clock = Clock()
         for step in range(start, steps):
             began = time.monotonic()
             chunk = [self._next(batches) for _ in range(stage.accumulate)]
@@ -230,9 +200,11 @@ class Training:
                 (config.seed * 1000 + number) * 10_000_000 + step * fabric.world_size + fabric.global_rank
             )
             rate = optimizer.param_groups[0]["lr"]
-            loss = self.backward(module, chunk, stage.name == "prior")
-            self._check_finite(loss, "loss", number, step, rate)
-            self._update(module, optimizer, number, step, rate)
+            where = f"stage {stage.name}, step {step + 1} of {steps}, learning rate {rate:.3g}"
+            loss = backward(fabric, module, chunk, image_network=stage.name == "prior")
+            check_finite(loss, "loss", where)
+            fp16 = config.precision == "fp16"
+            update(fabric, module, optimizer, clip_norm=config.clip_norm, fp16=fp16, where=where)
             schedule.step()
             clock.add(ready - began, time.monotonic() - ready)
             done = step + 1
@@ -258,53 +230,6 @@ class Training:
         if isinstance(batch, VTSegError):  # what a worker found; raised there it would come with a traceback
             raise batch
         return batch
-
-    def backward(self, module, chunk: list[list[Tensor]], image_network: bool) -> float:
-        """Gradients of the mean loss over all labelled pixels of the batches of all processes; returns the loss.
-
-        Args:
-            module: as `set_up_stage` gave it.
-            chunk: the batches to accumulate, each video (B, k, 3, H, W) uint8, labels (B, k, H, W) uint8 and what
-                else the network takes.
-            image_network: the network takes the newest frame alone.
-        """
-        fabric = self.fabric
-        chunk = [fabric.to_device(batch) for batch in chunk]
-        count = sum(labelled_pixels(batch[1]) for batch in chunk)
-        count = fabric.all_reduce(count, reduce_op="sum") if fabric.world_size > 1 else count
-        count = count.clamp(min=1)
-        total = torch.zeros((), device=fabric.device)
-        for index, (video, labels, *flow) in enumerate(chunk):
-            video = video.float().div_(255)
-            if image_network:
-                video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
-            with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
-                # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
-                loss = cross_entropy_sum(module(video, *flow), labels) * (fabric.world_size / count)
-                fabric.backward(loss)
-            total += loss.detach()
-        if fabric.world_size > 1:
-            total = fabric.all_reduce(total, reduce_op="mean")
-        return float(total)
-
-    def _update(self, module, optimizer, number: int, step: int, rate: float) -> None:
-        clip = self.config.clip_norm
-        if clip > 0:
-            norm = self.fabric.clip_gradients(module, optimizer, max_norm=clip, error_if_nonfinite=False)
-            if (
-                self.config.precision != "fp16"
-            ):  # whose gradient scaler leaves such an update out and scales down
-                self._check_finite(float(norm), "gradient", number, step, rate)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def _check_finite(self, value: float, what: str, number: int, step: int, rate: float) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is not finite ({value}) in stage {self.config.stages[number].name}, step {step + 1} of "
-                f"{self.steps_of[number]}, learning rate {rate:.3g}. "
-                "Lower max_lr, or use fp32 or bf16"
-            )
 
     def _validator(self, stage: StageConfig) -> Validator:
         image = stage.name == "prior"
@@ -342,7 +267,7 @@ class Training:
         return True
 
     def _report(
-        self, number: int, stage: StageConfig, done: int, loss: float, rate: float, clock: _Clock
+        self, number: int, stage: StageConfig, done: int, loss: float, rate: float, clock: Clock
     ) -> None:
         if self.record is None:
             return
