@@ -131,7 +131,7 @@ def main() -> int:
     print(f"versions: {len(pins())} pins, {len(problems)} installed in another version")
     fetched = resolved()
     if fetched is None:
-        print("hashes: NOT CHECKED, pip could not resolve the requirements here")
+        print("hashes: NOT CHECKED, pip could not fetch the pinned files here")
     elif args.update:
         update(fetched)
         print(f"hashes: {len(fetched)} files, written to {HASHES}")
