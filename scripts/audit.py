@@ -1,6 +1,6 @@
 """The dependency audit: versions as pinned, files with the hashes on record, known vulnerabilities where pip-audit can ask.
 
-`python scripts/audit.py` checks; `--update` writes requirements/hashes.txt anew from what pip would fetch on this
+`python scripts/audit.py` checks; `--update` writes requirements/hashes.lock anew from what pip would fetch on this
 platform (other platforms' hashes stay). Exit code 1: something differs. Every check that could not be done is named.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "requirements"
-HASHES = FOLDER / "hashes.txt"
+HASHES = FOLDER / "hashes.lock"
 UNHASHED = {"torch": "its CPU and CUDA builds share a version"}
 
 
