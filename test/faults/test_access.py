@@ -6,11 +6,17 @@ import ast
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, wait_until
+
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.messages import stamp_of
 
 POLICY = ROOT / "config" / "security" / "policy.xml"
 # Only of some installations, settings or ROS releases.
@@ -204,3 +210,34 @@ def test_a_bag_cannot_name_a_module_to_import(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
     assert _message_class("std_msgs/msg/Header").__name__ == "Header"
     assert _message_class("vtseg_ros/msg/LabelMap").__name__ == "LabelMap"
+
+
+def test_label_files_named_outside_stay_inside(street_bag, tmp_path):
+    """An archive whose files are called ../../x: read, never unpacked; nothing is written but the bag that was named."""
+    from vtseg_ros.cli import main
+
+    with BagReader(street_bag) as bag:
+        stamp = next(stamp_of(message) for _, _, message in bag.messages(["/camera/image"]))
+    payload = cv2.imencode(".png", np.full((64, 128), 5, np.uint8))[1].tobytes()
+    inner = tmp_path / "a" / "b" / "c"
+    inner.mkdir(parents=True)
+    with zipfile.ZipFile(inner / "labels.zip", "w") as archive:
+        archive.writestr(f"../../../escaped_{stamp:019d}.png", payload)
+    out = inner / "merged"
+    code = main(
+        [
+            "labels",
+            "merge",
+            str(street_bag),
+            str(inner / "labels.zip"),
+            "--out",
+            str(out),
+            "--labels",
+            "street",
+        ]
+    )
+    assert code == 0
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(name == "a/b/c/labels.zip" or name.startswith("a/b/c/merged/") for name in files), files
+    with BagReader(out) as bag:
+        assert bag.topics["/camera/label/compressed"].count == 1

@@ -176,7 +176,7 @@ def _names_for_all_nodes(argv: list[str]) -> set[str]:
         if option == "--params-file":
             sections = yaml.safe_load(Path(path).read_text())
             for key, section in (sections if isinstance(sections, dict) else {}).items():
-                if "*" in str(key):
+                if "*" in str(key) and isinstance(section, dict):
                     names |= _dotted(section.get("ros__parameters"), "")
     return names
 
