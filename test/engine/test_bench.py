@@ -15,7 +15,6 @@ from vtseg_ros.cli import main
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.engine.benchmark import MODES, Settings, measure, twin
 from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.packing import PackedConv, works
 from vtseg_ros.model import load_checkpoint
 
 
@@ -54,18 +53,14 @@ def test_operations_of_one_frame_are_the_same_in_every_mode():
 
 
 def test_operations_by_hand():
-    """Packed or not, a convolution and an attention count as their definitions say."""
+    """A convolution and an attention count as their definitions say."""
     conv, x = torch.nn.Conv2d(4, 6, 3, padding=1), torch.rand(2, 4, 5, 7)
     query, key = torch.rand(1, 2, 10, 8), torch.rand(1, 2, 3, 8)
-    packs = works(torch.float32)
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
         conv(x)
-        if packs:
-            PackedConv(conv)(x)
-            PackedConv(conv, relu=True)(x, torch.rand(2, 6, 5, 7))
         torch.nn.functional.scaled_dot_product_attention(query, key, key)
     convolution, attention = 2 * 6 * 5 * 7 * 4 * 9, 2 * 2 * 10 * 3 * 8
-    assert counter.get_total_flops() / 2 == convolution * (3 if packs else 1) + attention
+    assert counter.get_total_flops() / 2 == convolution + attention
 
 
 def test_the_twin_has_the_same_weights(tiny_checkpoint):

@@ -48,7 +48,7 @@ def measure_parts(
     """
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    ready = prepare(model, where, dtype, packed=where.type == "cpu")
+    ready = prepare(model, where, dtype)
     width, height = size
     image = torch.rand(1, 3, height, width, device=where)
     video = image[:, None]

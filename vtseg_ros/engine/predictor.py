@@ -157,8 +157,7 @@ class Segmenter:
         width, height = input_size if any(input_size) else checkpoint.input_size
         check_size(height, width)
         self.input_size = (width, height)
-        packed = self.device.type == "cpu" and not compile
-        self.model = prepare(checkpoint.model, self.device, self._dtype, packed=packed)
+        self.model = prepare(checkpoint.model, self.device, self._dtype)
         self.video = isinstance(self.model, VTSeg)
         self.streaming = _streaming_of(self.model, streaming)
         self._runner = Runner(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.engine.fold import fold
-from vtseg_ros.engine.packing import pack
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg
 
 
@@ -29,9 +28,7 @@ class ForeignPrior(nn.Module):
         return self.prior(images).to(self.dtype)
 
 
-def prepare(
-    network: nn.Module, device: torch.device, dtype: torch.dtype, *, packed: bool = False
-) -> nn.Module:
+def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy of a network for inference on a device; an external static network is shared, not copied.
 
     Normalisation and classifier stay fp32: they meet the images before the first and the logits after the last
@@ -40,14 +37,13 @@ def prepare(
     Args:
         network: VTSeg, or a network of single images.
         dtype: of all other weights and activations.
-        packed: lay convolutions out for the CPU: not for what is compiled or exported.
     """
     if not isinstance(network, VTSeg):
-        return _own(network, device, dtype, packed)
+        return _own(network, device, dtype)
     prior = network.static_prior
     network = copy.deepcopy(network, {id(prior): prior}).eval()
     for name in ("encoder", "decoder", "head"):
-        setattr(network, name, _own(getattr(network, name), device, dtype, packed))
+        setattr(network, name, _own(getattr(network, name), device, dtype))
     network.head.classify.float()
     network.input_dtype["encoder"] = dtype
     network.takes_unit_range = tuple(
@@ -56,16 +52,16 @@ def prepare(
         if not getattr(network, f"{branch}_mean").any() and (getattr(network, f"{branch}_std") == 1).all()
     )
     if isinstance(prior, (ERFNet, SegFormer)):
-        network.static_prior = _own(prior, device, dtype, packed)
+        network.static_prior = _own(prior, device, dtype)
         network.input_dtype["prior"] = dtype
     elif dtype != torch.float32:
         network.static_prior = ForeignPrior(prior, dtype)
     return network.to(device)
 
 
-def _own(module: nn.Module, device: torch.device, dtype: torch.dtype, packed: bool) -> nn.Module:
+def _own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     module = fold(module).requires_grad_(False).to(device, dtype)
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
             part.to(memory_format=torch.channels_last)
-    return pack(module) if packed else module
+    return module
