@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         bag.require(*(topic for topic in (image, label) if topic))
         transport = "compressed" if bag.topics[image].msgtype == COMPRESSED_IMAGE else "raw"
         total = bag.topics[image].count
+        unnamed = label is not None and read_label_set(bag) is None
         span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
     suffix = "/compressed" if transport == "compressed" else ""
     base = image.removesuffix(suffix)
@@ -171,7 +172,13 @@ def run(args: argparse.Namespace) -> int:
         return 1
     sent = json.loads((out / "sent.json").read_text())["sent"].get(image, 0)
     masks = write_overlay(bag_path, image, out, total / span_s)
-    return summarize(json.loads((out / "report.json").read_text()), sent, masks, span_s, out)
+    code = summarize(json.loads((out / "report.json").read_text()), sent, masks, span_s, out)
+    if unnamed:
+        console.print(
+            f"[yellow]{label} comes without a label map: its ids were taken for {checkpoint.stem}'s classes. "
+            "The score means nothing if they are others"
+        )
+    return code
 
 
 def write_overlay(bag_path: Path, image: str, out: Path, rate_hz: float) -> int:
