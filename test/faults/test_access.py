@@ -128,20 +128,15 @@ def test_commands_reach_no_network_and_write_only_where_told(street_bag, tiny_ch
     values = {"data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0, "validation_every": 10},
               "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "prior", "steps": 1, "batch": 1}]}  # fmt: skip
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
-    arguments = {
-        "segment": [
-            "segment",
-            str(street_bag),
-            "--checkpoint",
-            str(tiny_checkpoint),
-            "--out",
-            str(out / "masks"),
-        ],
-        "train": ["train", str(tmp_path / "train.yaml"), "--out", str(out / "run")],
-    }
-    done = audited(out, *arguments[what])
+
+    def command(folder: str) -> list[str]:
+        if what == "train":
+            return ["train", str(tmp_path / "train.yaml"), "--out", str(out / folder)]
+        return ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out / folder)]
+
+    done = audited(out, *command("told"))
     assert done.returncode == 0, done.stderr[-2000:]
-    refused = audited(tmp_path / "elsewhere", *[a.replace("masks", "again") for a in arguments[what]])
+    refused = audited(tmp_path / "elsewhere", *command("not_told"))
     assert refused.returncode == 9 and "FORBIDDEN write" in refused.stderr, (
         "the hook must see what it is to see"
     )
