@@ -187,3 +187,13 @@ def start_node(
     yield start
     for node in running:
         node.stop()
+
+
+@pytest.fixture(scope="module")
+def harness(ros_environment: dict[str, str]):
+    """A node of the test's own on the run's domain (see `nodes.harness`)."""
+    from nodes.harness import Harness
+
+    made = Harness(ros_environment)
+    yield made
+    made.close()

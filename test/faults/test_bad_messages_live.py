@@ -14,19 +14,11 @@ from conftest import wait_until
 from faults import lies
 from faults.live import Camera, ros_compressed, ros_image
 from nodes.encoders import compressed_message, image_message, picture, stamped
-from nodes.harness import Harness
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo
 from vtseg_ros.msg import SegmentationStatus
 
 MALFORMED, DAMAGED, CUT = 300, 150, 60
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("rclpy")
 
 from faults.live import Camera
-from nodes.harness import Harness
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from vtseg_ros.msg import SegmentationStatus
@@ -28,13 +27,6 @@ VALUES = [
     ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=["", "a//b", "b\xe9", "../x"]),
     ParameterValue(type=ParameterType.PARAMETER_BYTE_ARRAY, byte_array_value=[b"\x00"] * 3),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from conftest import ROOT, wait_until
 from diagnostic_msgs.msg import DiagnosticArray
 from faults.live import Camera
 from nodes.encoders import NS, image_message, picture
-from nodes.harness import Harness
 from rosgraph_msgs.msg import Clock
 from vtseg_ros.msg import SegmentationStatus
 
@@ -34,13 +33,6 @@ node.create_subscription(Image, sys.argv[1] + "/segmentation/mask", lambda m: pr
 node.create_subscription(SegmentationStatus, sys.argv[1] + "/segmentation/status", lambda m: None, 1)
 rclpy.spin(node)
 """
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

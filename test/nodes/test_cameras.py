@@ -12,7 +12,6 @@ pytest.importorskip("rclpy")
 
 from conftest import wait_until
 from nodes.encoders import image_message, picture
-from nodes.harness import Harness
 from nodes.setting import Setting, pixels
 from vtseg_ros.msg import SegmentationStatus
 
@@ -22,13 +21,6 @@ from vtseg_ros.engine import Segmenter
 SECONDS = 3.0
 # size (height, width), rate in Hz, frame_id
 CAMERAS = {"front": ((48, 80), 30.0), "rear": ((64, 64), 5.0)}
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_checkpoint):

@@ -11,7 +11,7 @@ pytest.importorskip("rclpy")
 
 from conftest import make_checkpoint, wait_until
 from nodes.encoders import NS, image_message
-from nodes.harness import LATCHED, Harness
+from nodes.harness import LATCHED
 from sensor_msgs.msg import Image
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 
@@ -53,13 +53,6 @@ def checkpoint(prior, tmp_path_factory):
     return make_checkpoint(
         path, network, window=2, static_prior="external", prior_classes=5, class_mapping=MAPPING
     )
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, prior):

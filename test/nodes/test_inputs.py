@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
-from nodes.harness import Harness
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -15,13 +14,6 @@ from vtseg_ros.nodes.inputs import explain_silence
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,6 @@ def names_in(cell: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def nodes(start_node, tiny_checkpoint, tmp_path_factory):
     """Segmenter and evaluator with every default except what is given here."""
     folder = tmp_path_factory.mktemp("report")

@@ -119,13 +119,6 @@ def cloud(width: int, height: int, stamp_ns: int) -> PointCloud2:
     return stamped(made, stamp_ns)
 
 
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
-
-
 def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_checkpoint):
     node = start_node(
         "segmenter", "-r", "__ns:=/nav2", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",

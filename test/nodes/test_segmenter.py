@@ -16,7 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nodes.encoders import compressed_message, image_message, picture, stamped
-from nodes.harness import LATCHED, Harness
+from nodes.harness import LATCHED
 from nodes.setting import Setting, expected_mask, pixels
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParametersAtomically
@@ -28,13 +28,6 @@ from vtseg_ros.data.images import ENCODINGS
 from vtseg_ros.labels import STREET
 
 LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8"}
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    made = Harness(ros_environment)
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,11 @@ pytest.importorskip("rclpy")
 pytest.importorskip("lightning_fabric")
 
 from conftest import wait_until
-from harness import Harness
 from vtseg_ros.msg import TrainingProgress
 
 from vtseg_ros.model import load_checkpoint
 
 pytestmark = pytest.mark.timeout(600)  # each test starts processes, which import torch
-
-
-@pytest.fixture(scope="module")
-def harness(ros_environment):
-    harness = Harness(ros_environment)
-    yield harness
-    harness.close()
 
 
 @pytest.fixture
