@@ -21,14 +21,15 @@ counts, results = [], []
 for number, stage in enumerate(config.stages):
     module, optimizer = training.set_up_stage(number)
     training.model.eval()
-    batches = training.batches(number)
+    batches = training.data.batches(number, steps=training.steps_of[number], start=0, fabric=training.fabric)
     chunk = [next(batches) for _ in range(stage.accumulate)]
     counts.append(sum(int(labelled_pixels(batch[1])) for batch in chunk))
     loss = backward(training.fabric, module, chunk, image_network=False)
     gradients = {name: p.grad for name, p in training.model.named_parameters() if p.grad is not None}
     results.append({"loss": loss, "gradients": gradients})
     optimizer.zero_grad(set_to_none=True)
-result = training._validator(config.stages[0])(training.model)
+validator = training.data.validator(config.stages[0], fabric=training.fabric, should_stop=lambda: False)
+result = validator(training.model)
 scores = {"miou": result.miou, "prior_miou": result.prior_miou, "agreement": result.agreement}
 scores |= {"sweep": list(result.miou_by_window), "attention": result.attention_elsewhere}
 torch.save(counts, folder / f"counts_{training.fabric.global_rank}.pt")

@@ -121,7 +121,7 @@ def test_mistakes(config, tmp_path, street_bag):
     with pytest.raises((BagError, ConfigError)):
         train(dataclasses.replace(config, data=unlabelled), tmp_path / "b")
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, labels="camvid"))
-    with pytest.raises(ConfigError, match="class id"):
+    with pytest.raises(ConfigError, match="label map of other classes"):
         train(wrong, tmp_path / "c")
 
 

@@ -13,6 +13,7 @@ from data.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png
 from vtseg_ros.data.bags import BagWriter
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, NS, compressed_message
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.training.samples import Samples
 
@@ -40,6 +41,16 @@ def test_every_label_of_a_window_is_used_when_none_is_left_out(street_bag):
     # [3, 4, 5] has all three labels, [2, 3, 4] two and [1, 2, 3] one.
     assert sorted(by_newest) == [1, 2, 3]
     assert np.array_equal(by_newest[3][2], store.label(5))
+
+
+def test_a_class_id_outside_the_list(street_bag):
+    """The street has ids up to 13; a list of 11 classes knows 0 to 10."""
+    store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
+    samples = Samples(store, [[0, 1]], length=2, augmentation=None, seed=1, stage=0, num_classes=11)
+    error = samples[0]  # handed on, not raised: a worker's traceback would hide it
+    assert isinstance(error, ConfigError)
+    highest = int(np.where((label := store.label(1)) == IGNORE, 0, label).max())
+    assert str(street_bag) in str(error) and f"class id {highest}" in str(error) and "0..10" in str(error)
 
 
 def test_workers_start_after_opencv_used_its_threads(street_bag):

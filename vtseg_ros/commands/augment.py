@@ -12,8 +12,8 @@ from vtseg_ros.data.augmentation import Augmentation, Draw
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE, LabelSet
-from vtseg_ros.training.build import build_labels, build_sources, build_store
 from vtseg_ros.training.config import TrainConfig, load_config
+from vtseg_ros.training.data import build_labels, build_sources, build_store
 from vtseg_ros.training.pictures import joined
 from vtseg_ros.visual import overlay
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != ".png":
         raise ConfigError(f"--out must end in .png. Got: {args.out}")
     config = load_config(args.config)
-    labels = build_labels(config)
+    labels = build_labels(config.data)
     store = build_store(config.data, build_sources(config.data)[0])
     picture = contact_sheet(
         config, store, labels, args.windows, args.frames, config.seed if args.seed is None else args.seed

@@ -1,4 +1,4 @@
-"""What a training configuration describes: its frames, the class list and the network it starts from."""
+"""The network that a training configuration describes."""
 
 from __future__ import annotations
 
@@ -8,61 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vtseg_ros.data.bags import BagReader, read_label_set
-from vtseg_ros.data.splits import require_apart, split_by_time
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.labels import LABEL_SETS, LabelSet
+from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.training.config import DataConfig, ModelConfig, TrainConfig
-
-
-def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
-    """Bags, or parts of them, for training and validation.
-
-    Raises:
-        BagError: if a bag that is to be split cannot be read.
-        ConfigError: if one is too short, or parts of one are nearer than the guard interval.
-    """
-    training, validation = (
-        [BagSource(Path(s.path), s.image_topic, s.label_topic, s.start_s, s.end_s) for s in sources]
-        for sources in (data.train, data.validation)
-    )
-    if data.validation_share:
-        training, validation = split_by_time(training, data.validation_share, data.guard_s)
-    require_apart(training, validation, data.guard_s)
-    return training, validation
-
-
-def build_store(data: DataConfig, sources: list[BagSource]) -> FrameStore:
-    """Their frames, at the network's size."""
-    index = FrameIndex(sources, max_gap_s=data.max_gap_s, stride=data.stride)
-    return FrameStore(
-        index, size=data.size, cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None
-    )
-
-
-def build_labels(config: TrainConfig) -> LabelSet:
-    """The class list that the configuration names, or that the first training bag carries."""
-    if config.data.class_names:
-        return LabelSet.from_names(config.data.class_names)
-    if config.data.labels:
-        if config.data.labels not in LABEL_SETS:
-            raise ConfigError(
-                f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {config.data.labels!r}"
-            )
-        return LABEL_SETS[config.data.labels]
-    with BagReader(config.data.train[0].path) as bag:
-        labels = read_label_set(bag)
-    if labels is None:
-        raise ConfigError(
-            f"bag {config.data.train[0].path} has no label map: give data.labels or data.class_names"
-        )
-    return labels
+from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:

@@ -16,25 +16,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from vtseg_ros.data.augmentation import Augmentation
-from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import is_exported
-from vtseg_ros.training.build import (
-    build_labels,
-    build_model,
-    build_sources,
-    build_store,
-    has_prior,
-    window_length,
-)
+from vtseg_ros.training.build import build_model, has_prior, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
+from vtseg_ros.training.data import TrainingData, build_labels
 from vtseg_ros.training.processes import any_rank, launch
 from vtseg_ros.training.record import Progress, Record
-from vtseg_ros.training.samples import Positions, Samples, build_loader
 from vtseg_ros.training.state import check_plan, load_state, plan_of, save_state, saving
 from vtseg_ros.training.update import backward, check_finite, update
 from vtseg_ros.training.validation import Validator
@@ -59,22 +50,15 @@ class Training:
         self.config, self.output_dir = config, output_dir
         self.should_stop = should_stop or (lambda: False)
         self.fabric = launch(config.device, config.precision)
-        self.labels = build_labels(config)
+        self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
-        self.length = window_length(config, self.model)
-        training, validation = build_sources(config.data)
-        self.train_store = build_store(config.data, training)
-        self.validation_store = build_store(config.data, validation)
-        self.windows = self.train_store.index.windows(self.length, label_every=config.data.label_every)
-        self.validation_windows = self.validation_store.index.windows(
-            self.length, label_every=config.data.validation_every
+        self.data = TrainingData(
+            config,
+            self.labels,
+            length=window_length(config, self.model),
+            needs_flow=isinstance(self.model, STGRU),
         )
-        self.train_flow = self.validation_flow = None
-        if isinstance(self.model, STGRU):
-            flow = dict(source=config.model.flow, stride=config.data.stride)
-            self.train_flow = WindowFlow(index=self.train_store.index, **flow)
-            self.validation_flow = WindowFlow(index=self.validation_store.index, **flow)
         self.steps_of = [self._steps(stage) for stage in config.stages]
         self.plan = plan_of(config, self.steps_of, self.fabric.world_size)
         self.state: dict[str, Any] = {}
@@ -106,7 +90,7 @@ class Training:
         return stage.batch * stage.accumulate * self.fabric.world_size
 
     def _steps(self, stage: StageConfig) -> int:
-        return stage.steps or math.ceil(stage.epochs * len(self.windows) / self._per_update(stage))
+        return stage.steps or math.ceil(stage.epochs * len(self.data.windows) / self._per_update(stage))
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
         """The module that a stage trains; freezes the rest."""
@@ -145,30 +129,6 @@ class Training:
         )
         return self.fabric.setup(part, optimizer)
 
-    def batches(self, number: int, start: int = 0):
-        """Batches of this process for stage `number`, from an update on; `accumulate` of them per update."""
-        stage, config = self.config.stages[number], self.config
-        length = 1 if stage.name == "prior" else self.length
-        samples = Samples(
-            self.train_store,
-            [window[-length:] for window in self.windows],
-            length=length,
-            augmentation=Augmentation(config.augmentation),
-            seed=config.seed,
-            stage=number,
-            num_classes=len(self.labels),
-            flow=self.train_flow if length > 1 else None,
-        )
-        positions = Positions(
-            first=start * stage.accumulate,
-            last=self.steps_of[number] * stage.accumulate,
-            batch=stage.batch,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-        )
-        pin_memory = self.fabric.device.type == "cuda"
-        return iter(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
-
     def _run_stage(self, number: int, stage: StageConfig) -> bool:
         config, fabric, steps = self.config, self.fabric, self.steps_of[number]
         module, optimizer = self.set_up_stage(number)
@@ -185,11 +145,11 @@ class Training:
             optimizer.load_state_dict(self.state["optimizer"])
             schedule.load_state_dict({**schedule.state_dict(), "last_epoch": start, "_step_count": start + 1})
             fabric.strategy.precision.load_state_dict(self.state.get("scaler", {}))
-        validator = self._validator(stage)
+        validator = self.data.validator(stage, fabric=fabric, should_stop=self.should_stop)
         if self.state.get("validation_due") and not self._validate(number, stage, start, validator):
             return False  # stopped again; the saved state still says that it is due
         self.state = {}
-        batches = self.batches(number, start)
+        batches = self.data.batches(number, steps=steps, start=start, fabric=fabric)
         clock = Clock()
         for step in range(start, steps):
             began = time.monotonic()
@@ -231,20 +191,6 @@ class Training:
             raise batch
         return batch
 
-    def _validator(self, stage: StageConfig) -> Validator:
-        image = stage.name == "prior"
-        return Validator(
-            self.fabric,
-            self.validation_store,
-            [window[-1:] for window in self.validation_windows] if image else self.validation_windows,
-            length=1 if image else self.length,
-            labels=self.labels,
-            flow=self.validation_flow,
-            sweep_frames=self.config.sweep_frames,
-            pictures=self.config.pictures,
-            should_stop=self.should_stop,
-        )
-
     def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> bool:
         """Validate and record it; False = stopped before its end."""
         on_prior = stage.name == "prior" and has_prior(self.model)
@@ -252,11 +198,7 @@ class Training:
         if result is None:
             return False
         self.validation_miou = result.miou
-        corrupt = self.train_store.corrupt_count(), self.validation_store.corrupt_count()
-        if any(corrupt):
-            log.warning(
-                "corrupt messages so far: %d in the training bags, %d in those for validation", *corrupt
-            )
+        self.data.warn_of_corrupt()
         if self.record is None:
             return True
         with saving(self.output_dir):
@@ -272,7 +214,7 @@ class Training:
         if self.record is None:
             return
         steps, overall = self.steps_of[number], sum(self.steps_of[:number]) + done
-        per_update, windows = self._per_update(stage), len(self.windows)
+        per_update, windows = self._per_update(stage), len(self.data.windows)
         epochs = max(1, math.ceil(steps * per_update / windows))
         log_it = done % self.config.log_every == 0 or done == steps
         progress = Progress(
@@ -317,7 +259,7 @@ class Training:
         history = self.record.history
         summary = {
             "config": json.loads(json.dumps(dataclasses.asdict(self.config), default=str)),
-            "labelled_frames": len(self.windows),
+            "labelled_frames": len(self.data.windows),
             "validation": history[-1] if history else {},
         }
         # Where the bags lay says something of the machine and nothing of the network.

@@ -1,0 +1,164 @@
+"""What a training learns from and what it is judged on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from vtseg_ros.data.augmentation import Augmentation
+from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.flow import WindowFlow
+from vtseg_ros.data.splits import require_apart, split_by_time
+from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import LABEL_SETS, LabelSet
+from vtseg_ros.training.config import DataConfig, StageConfig, TrainConfig
+from vtseg_ros.training.samples import Positions, Samples, build_loader
+from vtseg_ros.training.validation import Validator
+
+log = logging.getLogger("vtseg_ros.training")
+
+
+class TrainingData:
+    """Frames, labels and windows of a training and of its validation.
+
+    Args:
+        config: of the training.
+        labels: class list of the labels.
+        length: frames k of a window.
+        needs_flow: whether the network takes optical flow (`model.flow`).
+
+    Attributes:
+        windows: frame numbers of each labelled window of the training bags, newest last.
+    """
+
+    def __init__(self, config: TrainConfig, labels: LabelSet, *, length: int, needs_flow: bool) -> None:
+        self.config, self.labels, self.length = config, labels, length
+        training, validation = build_sources(config.data)
+        self.train_store = build_store(config.data, training)
+        self.validation_store = build_store(config.data, validation)
+        self.windows = self.train_store.index.windows(length, label_every=config.data.label_every)
+        self.validation_windows = self.validation_store.index.windows(
+            length, label_every=config.data.validation_every
+        )
+        self.train_flow = self.validation_flow = None
+        if needs_flow:
+            flow = dict(source=config.model.flow, stride=config.data.stride)
+            self.train_flow = WindowFlow(index=self.train_store.index, **flow)
+            self.validation_flow = WindowFlow(index=self.validation_store.index, **flow)
+
+    def batches(self, number: int, *, steps: int, start: int, fabric: Fabric) -> Iterator:
+        """Batches of this process for a stage; `accumulate` of them per update.
+
+        Args:
+            number: of the stage.
+            steps: updates of the whole stage.
+            start: updates that were done before.
+            fabric: processes and device.
+        """
+        config, stage = self.config, self.config.stages[number]
+        length = self._length(stage)
+        samples = Samples(
+            self.train_store,
+            [window[-length:] for window in self.windows],
+            length=length,
+            augmentation=Augmentation(config.augmentation),
+            seed=config.seed,
+            stage=number,
+            num_classes=len(self.labels),
+            flow=self.train_flow if length > 1 else None,
+        )
+        positions = Positions(
+            first=start * stage.accumulate,
+            last=steps * stage.accumulate,
+            batch=stage.batch,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        pin_memory = fabric.device.type == "cuda"
+        return iter(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
+
+    def validator(self, stage: StageConfig, *, fabric: Fabric, should_stop: Callable[[], bool]) -> Validator:
+        """What scores the network of a stage."""
+        length = self._length(stage)
+        return Validator(
+            fabric,
+            self.validation_store,
+            [window[-length:] for window in self.validation_windows],
+            length=length,
+            labels=self.labels,
+            flow=self.validation_flow,
+            sweep_frames=self.config.sweep_frames,
+            pictures=self.config.pictures,
+            should_stop=should_stop,
+        )
+
+    def warn_of_corrupt(self) -> None:
+        """Log how many messages could not be read so far, if any."""
+        corrupt = self.train_store.corrupt_count(), self.validation_store.corrupt_count()
+        if any(corrupt):
+            log.warning(
+                "corrupt messages so far: %d in the training bags, %d in those for validation", *corrupt
+            )
+
+    def _length(self, stage: StageConfig) -> int:
+        return 1 if stage.name == "prior" else self.length
+
+
+def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
+    """Bags, or parts of them, for training and validation.
+
+    Raises:
+        BagError: if a bag that is to be split cannot be read.
+        ConfigError: if one is too short, or parts of one are nearer than the guard interval.
+    """
+    training, validation = (
+        [BagSource(Path(s.path), s.image_topic, s.label_topic, s.start_s, s.end_s) for s in sources]
+        for sources in (data.train, data.validation)
+    )
+    if data.validation_share:
+        training, validation = split_by_time(training, data.validation_share, data.guard_s)
+    require_apart(training, validation, data.guard_s)
+    return training, validation
+
+
+def build_store(data: DataConfig, sources: list[BagSource]) -> FrameStore:
+    """Their frames, at the network's size."""
+    index = FrameIndex(sources, max_gap_s=data.max_gap_s, stride=data.stride)
+    return FrameStore(
+        index, size=data.size, cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None
+    )
+
+
+def build_labels(data: DataConfig) -> LabelSet:
+    """The class list that the configuration names, or that the first training bag carries.
+
+    Raises:
+        BagError: if a bag cannot be read.
+        ConfigError: if there is none, or the bags' label maps contradict it.
+    """
+    labels = _named_labels(data)
+    for path in dict.fromkeys(source.path for source in (*data.train, *data.validation)):
+        with BagReader(path) as bag:
+            own = read_label_set(bag)
+        if labels is None:
+            if own is None:
+                raise ConfigError(f"bag {path} has no label map: give data.labels or data.class_names")
+            labels = own
+        if own is not None and own.names != labels.names:
+            raise ConfigError(
+                f"bag {path} has a label map of other classes, so its class ids mean something else. "
+                f"Expected: {', '.join(labels.names)}. Got: {', '.join(own.names)}"
+            )
+    return labels
+
+
+def _named_labels(data: DataConfig) -> LabelSet | None:
+    if data.class_names:
+        return LabelSet.from_names(data.class_names)
+    if data.labels and data.labels not in LABEL_SETS:
+        raise ConfigError(f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {data.labels!r}")
+    return LABEL_SETS[data.labels] if data.labels else None
