@@ -196,6 +196,25 @@ def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
     assert segmenter.step(images(2)[1], 3 * TICK).frames_in_window == 1
 
 
+def test_one_cameras_failure_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
+    segmenter, alone = (Segmenter(tiny_checkpoint, device="cpu") for _ in range(2))
+    real = segmenter._logits
+
+    def poisoned(group):
+        if any(one.frame.image.min() == 255 for one in group):
+            raise ValueError("white images are not liked")
+        return real(group)
+
+    monkeypatch.setattr(segmenter, "_logits", poisoned)
+    white = np.full_like(images(1)[0], 255)
+    for number, picture in enumerate(images(3)):
+        good, bad = segmenter.step_many([CameraFrame("a", picture), CameraFrame("b", white)])
+        assert np.array_equal(good.mask, alone.step(picture).mask)
+        assert good.error is None and good.frames_in_window == number + 1
+        assert isinstance(bad.error, ValueError) and bad.mask.size == 0 and bad.frames_in_window == 0
+    assert segmenter.step(picture, camera="b").frames_in_window == 1
+
+
 def test_an_external_prior_must_be_named_by_the_user(tmp_path):
     class Flat(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ log = logging.getLogger("vtseg_ros.engine")
 STREAMING = ("auto", "plain", "exact", "causal")
 ONNX_SUFFIX = ".onnx"
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
+EMPTY = np.empty((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Result:
         duplicate: the frame's stamp was the last one's: nothing was computed, mask and confidence are empty.
         restarted: why a new window began with this frame; empty if none did.
         preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
+        error: why there is no mask (it and the confidence are empty); the camera's window then starts anew.
     """
 
     mask: np.ndarray
@@ -56,6 +58,7 @@ class Result:
     restarted: str = ""
     preprocess_s: float = 0.0
     inference_s: float = 0.0
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ class _Pending:
     pixels: Tensor
     reason: str
     preprocess_s: float
+
+
+_Answer = tuple[np.ndarray, np.ndarray, float]
+"""Mask, confidence and seconds that it took."""
 
 
 class Segmenter:
@@ -279,15 +286,26 @@ class Segmenter:
         for name in [camera] if camera is not None else list(self._cameras):
             self._cameras.pop(name, None)
 
-    def step(self, image: np.ndarray, stamp_ns: int | None = None, frame_id: str = "") -> Result:
+    def step(
+        self, image: np.ndarray, stamp_ns: int | None = None, frame_id: str = "", *, camera: str = ""
+    ) -> Result:
         """Segment the newest frame of a single camera; see `step_many`.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             stamp_ns: ns; None or 0 = none.
             frame_id: of the image's header.
+            camera: whose window it joins.
+
+        Raises:
+            ImageError: if the image is not (H, W, 3) uint8.
+            DeviceError: if the device has not enough memory.
+            Exception: whatever the network raised.
         """
-        return self.step_many([CameraFrame("", image, stamp_ns, frame_id)])[0]
+        result = self.step_many([CameraFrame(camera, image, stamp_ns, frame_id)])[0]
+        if result.error is not None:
+            raise result.error
+        return result
 
     @torch.inference_mode()
     def step_many(self, batch: Sequence[CameraFrame]) -> list[Result]:
@@ -297,11 +315,12 @@ class Segmenter:
             batch: at most one frame per camera.
 
         Returns:
-            results in the same order, each equal to the camera's own single run.
+            results in the same order, each equal to the camera's own single run. What goes wrong with one camera is
+            its result's `error` and leaves the others alone: a DeviceError if the device has not enough memory, or
+            whatever the network raised.
 
         Raises:
             ImageError: if an image is not (H, W, 3) uint8, or a camera appears twice.
-            DeviceError: if the device has not enough memory.
         """
         _check_batch(batch)
         results: list[Result | None] = [None] * len(batch)
@@ -313,8 +332,7 @@ class Segmenter:
             )
             decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
             if decision.action is Action.DUPLICATE:
-                empty = np.empty((0, 0), np.uint8)
-                results[index] = Result(empty, empty, 0, duplicate=True)
+                results[index] = Result(EMPTY, EMPTY, 0, duplicate=True)
                 continue
             if decision.action is Action.RESTART:
                 camera.past.clear()
@@ -324,31 +342,40 @@ class Segmenter:
                 _Pending(index, frame, camera, pixels, decision.reason, spent)
             )
         for older, group in pending.items():
-            for one, (mask, confidence, inference) in zip(group, self._infer(group)):
+            for one, answer in zip(group, self._infer(group)):
+                if isinstance(answer, Exception):
+                    results[one.index] = Result(EMPTY, EMPTY, 0, error=answer)
+                    continue
+                mask, confidence, inference = answer
                 results[one.index] = Result(
                     mask, confidence, older + 1, False, one.reason, one.preprocess_s, inference
                 )
         return results
 
-    def _infer(self, group: list[_Pending]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    def _infer(self, group: list[_Pending]) -> list[_Answer | Exception]:
         try:
             return self._answers(group)
-        except torch.OutOfMemoryError:
-            pass  # not handled in here: while the error lives, its traceback keeps the failed pass's tensors
-        except Exception:
-            # The windows have taken a frame that left nothing behind.
-            self.reset()
-            raise
-        torch.cuda.empty_cache()
+        except Exception as err:
+            # Not handled in here: while the error lives with its traceback, the failed pass's tensors do too.
+            failure = err.with_traceback(None)
+        if isinstance(failure, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            failure = self._out_of_memory(group)
         if len(group) == 1:
-            frames = len(group[0].camera.past) + 1
-            self.reset()
-            width, height = self.input_size
-            raise DeviceError(f"{self.device} is out of memory at {width}x{height} px, {frames} frames")
-        log.warning("%s is out of memory with %d cameras at once: one at a time", self.device, len(group))
+            # The window has taken a frame that left nothing behind.
+            self.reset(group[0].frame.camera)
+            return [failure]
         return [self._infer([one])[0] for one in group]
 
-    def _answers(self, group: list[_Pending]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    def _out_of_memory(self, group: list[_Pending]) -> DeviceError:
+        width, height = self.input_size
+        frames = len(group[0].camera.past) + 1
+        failure = DeviceError(f"{self.device} is out of memory at {width}x{height} px, {frames} frames")
+        if len(group) > 1:
+            log.warning("%s and %d cameras at once: one at a time", failure, len(group))
+        return failure
+
+    def _answers(self, group: list[_Pending]) -> list[_Answer]:
         started = time.monotonic()
         logits, kept = self._logits(group)
         answers = []

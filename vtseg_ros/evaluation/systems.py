@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vtseg_ros.engine import CameraFrame, Segmenter
+from vtseg_ros.engine import Segmenter
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
@@ -86,4 +86,4 @@ class SegmenterSystem:
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
         self._segmenter.output_size = size
         # Without a stamp a frame always joins: where sequences end is the index's to say.
-        return self._segmenter.step_many([CameraFrame(str(stream), image)])[0].mask
+        return self._segmenter.step(image, camera=str(stream)).mask

@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 
 from vtseg_ros.engine import CameraFrame, Result, Segmenter
 from vtseg_ros.engine.predictor import apply_ego_mask
-from vtseg_ros.errors import DeviceError, ImageError
+from vtseg_ros.errors import ImageError, VTSegError
 from vtseg_ros.msg import SegmentationStatus
 from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
@@ -120,13 +120,14 @@ class Worker:
             with self.lock:
                 segmenter = self.segmenter
                 results = segmenter.step_many(batch)
-        except DeviceError as err:
-            self._fail([pending for pending, _, _ in decoded], str(err))
-            return
-        except Exception as err:  # one frame's failure must not end the node; it is counted and reported
+        except Exception as err:  # whatever it is, it must not end the node; it is counted and reported
             self._fail([pending for pending, _, _ in decoded], f"{type(err).__name__}: {err}")
             return
         for (pending, image, decode_s), result in zip(decoded, results):
+            if result.error is not None:
+                known = isinstance(result.error, VTSegError)
+                self._fail([pending], f"{'' if known else type(result.error).__name__ + ': '}{result.error}")
+                continue
             try:
                 self._answer(pending, image, result, segmenter, decode_s, began)
             except Exception as err:  # pictures and publishers: without its thread the node would be deaf
