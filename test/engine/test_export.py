@@ -55,6 +55,15 @@ def test_the_predictor_runs_an_onnx_file(exported):
             assert np.abs(one.confidence.astype(int) - other.confidence).max() <= 1
 
 
+def test_info_tells_what_an_export_is(exported, tmp_path, capsys):
+    checkpoint, path, _ = exported
+    assert main(["info", str(path), "--json", str(tmp_path / "said.json")]) == 0
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["export"] == f"stream, {path.stem}" and said["architecture"] == "vtseg"
+    assert said["classes"] == list(STREET.names) and said["input_size"] == [64, 32]
+    assert f"stream, {path.stem}" in capsys.readouterr().out
+
+
 def test_state_fed_back_by_hand(exported):
     """Another program needs only the file: zeros at the start, then each output into the next input."""
     checkpoint, path, _ = exported

@@ -11,14 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
+from vtseg_ros.engine.onnx_runner import OnnxRunner
+from vtseg_ros.engine.predictor import ONNX_SUFFIX
 from vtseg_ros.errors import BagError
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
-HELP = "What a bag or a checkpoint holds."
+HELP = "What a bag, a checkpoint or an exported network holds."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help="a bag's folder, a checkpoint file, or shipped weights by name")
+    parser.add_argument("what", help="a bag's folder, a checkpoint or .onnx file, or shipped weights by name")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
         "--static-prior", help="of a checkpoint whose static network is external; it can run code: trust it"
@@ -53,13 +55,19 @@ def _describe_bag(path: Path) -> dict[str, Any]:
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
-    loaded = load_checkpoint(path, static_prior=static_prior)
+    export = None
+    if path.suffix == ONNX_SUFFIX:
+        runner = OnnxRunner(path, "cpu")
+        loaded, export = runner.checkpoint, f"{runner.kind}, {runner.streaming}"
+    else:
+        loaded = load_checkpoint(path, static_prior=static_prior)
     parameters = {
         part: sum(p.numel() for p in module.parameters()) for part, module in loaded.model.named_children()
     }
     return {
         "checkpoint": str(path),
         "architecture": loaded.architecture,
+        "export": export,
         "bytes": path.stat().st_size,
         "input_size": list(loaded.input_size),
         "parameters": {**{k: v for k, v in parameters.items() if v}, "total": sum(parameters.values())},
@@ -87,7 +95,10 @@ def run(args: argparse.Namespace) -> int:
         table.add_row("architecture", found["architecture"])
         table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
         table.add_row("input", "x".join(map(str, found["input_size"])))
-        table.add_row("parameters", ", ".join(f"{k} {v:,}" for k, v in found["parameters"].items()))
+        if found["export"]:
+            table.add_row("export", found["export"])
+        else:
+            table.add_row("parameters", ", ".join(f"{k} {v:,}" for k, v in found["parameters"].items()))
         for key, value in found["config"].items():
             table.add_row(key, str(value))
         score = found["training"].get("validation", {}).get("miou")
