@@ -13,8 +13,10 @@ IMAGE_TYPES = {
     "compressed": ("sensor_msgs/msg/CompressedImage", CompressedImage),
 }
 INPUT_QOS = {
-    # Depth 1: what waits in a queue is stale by the time the model is free.
-    "sensor_data": QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT),
+    # Callbacks only store the newest image, so that nothing gets stale in a queue. Not depth 1: when two publishers share
+    # the topic (a driver that was restarted, a bag beside a camera), Fast DDS 2.14 loses an image's memory now and then as
+    # a history of one overflows, for good.
+    "sensor_data": QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT),
     "reliable": QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE),
 }
 

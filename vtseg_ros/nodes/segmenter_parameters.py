@@ -66,7 +66,7 @@ PARAMETERS = (
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
     Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
-    Param("input_qos", "sensor_data", "sensor_data is best effort, depth 1.", allowed=("sensor_data", "reliable")),
+    Param("input_qos", "sensor_data", "sensor_data is best effort, depth 5.", allowed=("sensor_data", "reliable")),
     Param("output_size", "input", "Size of mask, confidence and colour: input, network or WIDTHxHEIGHT px.",
           check=parse_output_size, live=True),
     Param("upsampling", "bilinear", "bilinear and bicubic upsample logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
