@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("lightning_fabric")
+from lightning_fabric import Fabric
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import CAMVID, STREET
-from vtseg_ros.training.config import DataConfig, SourceConfig
-from vtseg_ros.training.data import build_labels
+from vtseg_ros.training.config import DataConfig, SourceConfig, StageConfig, TrainConfig
+from vtseg_ros.training.data import TrainingData, build_labels
 
 
 def data_of(*bags, **values):
@@ -19,6 +20,23 @@ def data_of(*bags, **values):
         size=(64, 32),
         **values,
     )
+
+
+def test_a_stage_with_a_shorter_window(street_bag):
+    """The network's window is 4: stages of 4, 2 and 1 frames, and one of 5 that is refused."""
+
+    def training_data(*stages):
+        config = TrainConfig(data=data_of(street_bag, workers=0), stages=stages)
+        return TrainingData(config, STREET, length=4, needs_flow=False)
+
+    stages = [StageConfig("video", steps=2, window=w) for w in (0, 2, 1)] + [StageConfig("prior", steps=2)]
+    data, fabric = training_data(*stages), Fabric(accelerator="cpu", devices=1)
+    lengths = [next(data.batches(n, steps=2, start=0, fabric=fabric))[0].shape[1] for n in range(4)]
+    assert lengths == [4, 2, 1, 1]
+    judged = [max(map(len, data.validator(s, fabric=fabric, should_stop=bool).windows)) for s in stages]
+    assert judged == [4, 2, 1, 1]
+    with pytest.raises(ConfigError, match=r"stage video: window must be 1..4 frames.*Got: 5"):
+        training_data(StageConfig("video", steps=2, window=5))
 
 
 def test_the_bag_tells_its_classes(street_bag):

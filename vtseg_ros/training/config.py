@@ -114,6 +114,8 @@ class StageConfig:
         batch: windows per update and process.
         accumulate: batches per update.
         max_lr: peak of the OneCycle schedule (paper: 6e-5 for some 450,000 updates).
+        window: frames of a window in this stage, 0 = the network's. With fewer of them a batch of the same cost holds
+            more different pictures.
     """
 
     name: str
@@ -122,6 +124,7 @@ class StageConfig:
     batch: int = 2
     accumulate: int = 1
     max_lr: float = 6e-5
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
             if stage.batch < 1 or stage.accumulate < 1 or stage.max_lr <= 0:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
+            _at_least(f"stage {stage.name}: window", stage.window, 0)
             if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)

@@ -31,12 +31,22 @@ class TrainingData:
         length: frames k of a window.
         needs_flow: whether the network takes optical flow (`model.flow`).
 
+    Raises:
+        BagError, ConfigError: for bags and windows that do not fit.
+
     Attributes:
         windows: frame numbers of each labelled window of the training bags, newest last.
     """
 
     def __init__(self, config: TrainConfig, labels: LabelSet, *, length: int, needs_flow: bool) -> None:
         self.config, self.labels, self.length = config, labels, length
+        least = 2 if needs_flow else 1
+        for stage in config.stages:
+            if stage.window and not least <= stage.window <= length:
+                raise ConfigError(
+                    f"stage {stage.name}: window must be {least}..{length} frames, the network's, or 0. "
+                    f"Got: {stage.window}"
+                )
         training, validation = build_sources(config.data)
         self.train_store = build_store(config.data, training)
         self.validation_store = build_store(config.data, validation)
@@ -105,7 +115,7 @@ class TrainingData:
             )
 
     def _length(self, stage: StageConfig) -> int:
-        return 1 if stage.name == "prior" else self.length
+        return 1 if stage.name == "prior" else stage.window or self.length
 
 
 def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
