@@ -158,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
         processes.start("recorder", [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(out / "masks")])
         processes.start("evaluator", ["evaluator", "--ros-args", *remaps, *scoring])
         wait_for_line(out / "segmenter.log", "window", processes)
+        wait_for_line(out / "recorder.log", "recording", processes)
         waits = ["--wait-for", image, image] + ([label] if label else [])
         play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json")]
         console.print(f"playing {total} images, {span_s:.0f} s, to segmenter, evaluator and recorder")

@@ -52,6 +52,8 @@ class RecorderNode(Node):
             return
         self._labelled = True
         self._bag.write_label_map("/segmentation/label_map", labels, stamp_ns(message.header))
+        # The segmenter knows of this subscription, and of the masks' before it: nothing is missed from here on.
+        self.get_logger().info("recording")
 
     def close(self) -> None:
         self._bag.close()
