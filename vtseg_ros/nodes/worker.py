@@ -106,7 +106,7 @@ class Worker:
             except ImageError as err:
                 self._reject(pending, str(err), time.monotonic() - pending.received_s)
             except Exception as err:  # too little memory, say: as below
-                self._fail([pending], f"{type(err).__name__}: {err}")
+                self._fail([pending], err)
         if not decoded:
             return
         batch = [
@@ -121,17 +121,16 @@ class Worker:
                 segmenter = self.segmenter
                 results = segmenter.step_many(batch)
         except Exception as err:  # whatever it is, it must not end the node; it is counted and reported
-            self._fail([pending for pending, _, _ in decoded], f"{type(err).__name__}: {err}")
+            self._fail([pending for pending, _, _ in decoded], err)
             return
         for (pending, image, decode_s), result in zip(decoded, results):
             if result.error is not None:
-                known = isinstance(result.error, VTSegError)
-                self._fail([pending], f"{'' if known else type(result.error).__name__ + ': '}{result.error}")
+                self._fail([pending], result.error)
                 continue
             try:
                 self._answer(pending, image, result, segmenter, decode_s, began)
             except Exception as err:  # pictures and publishers: without its thread the node would be deaf
-                self._fail([pending], f"{type(err).__name__}: {err}")
+                self._fail([pending], err)
 
     def _answer(
         self,
@@ -173,7 +172,9 @@ class Worker:
             total_s=done - pending.received_s,
         )
 
-    def _fail(self, frames: list[Pending], reason: str) -> None:
+    def _fail(self, frames: list[Pending], error: Exception) -> None:
+        # Our own errors say what is wrong; of others the class is half of what there is to know.
+        reason = str(error) if isinstance(error, VTSegError) else f"{type(error).__name__}: {error}"
         for pending in frames:
             self.health[pending.camera].last_error = reason
             self._reject(pending, f"inference failed: {reason}", time.monotonic() - pending.received_s)
