@@ -1,4 +1,4 @@
-"""Which classes a training's labels have, and what contradicts them."""
+"""What a training learns from: windows of its stages, classes of its labels, and what contradicts them."""
 
 from __future__ import annotations
 
