@@ -83,14 +83,16 @@ class FoldedHead(nn.Module):
         with torch.no_grad():
             self.levels[0][0].bias += fuse.bias  # the first level is at the fused resolution
         self.up1, self.up2, self.classify = head.up1, head.up2, head.classify
+        self.logits_dtype: torch.dtype | None = None
+        """Of the classifier, where it is not that of the rest: rounded logits tie where classes meet."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """As `VTSegHead.forward`."""
         fused = self.levels[0](maps[0])
         for level, grid in zip(self.levels[1:], maps[1:]):
             fused = fused + level(grid)
-        # The classifier may be kept in fp32: rounded logits tie where classes meet.
-        return self.classify(self.up2(self.up1(torch.relu(fused))).to(self.classify.weight.dtype))
+        pixels = self.up2(self.up1(torch.relu(fused)))
+        return self.classify(pixels.to(self.logits_dtype or pixels.dtype))
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.engine.counting import uncounted
 from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.engine.pack import pack
 from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.engine.steps import build_step
 from vtseg_ros.model import VTSeg
@@ -50,6 +51,12 @@ def measure_parts(
     dtype = resolve_precision(precision, where)
     ready = prepare(model, where, dtype)
     width, height = size
+    weights = {
+        part: sum(p.numel() * p.element_size() for p in part.parameters()) / 1e6
+        for part in (*ready.children(), ready)
+    }
+    if where.type == "cpu":
+        pack(ready, (height, width))
     image = torch.rand(1, 3, height, width, device=where)
     video = image[:, None]
     static = ready.static_logits(image)[:, None]
@@ -75,7 +82,7 @@ def measure_parts(
         with counter:
             call()
         gmacs = counter.get_total_flops() / 2e9
-        megabytes = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
+        megabytes = weights[module]
         parts.append(
             Part(name, gmacs, megabytes, _median_ms(call, where), gmacs / rate * 1e3, megabytes / bandwidth)
         )

@@ -67,15 +67,28 @@ def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidenc
     logits = logits.float()
     if upsampling != "nearest" and not same:
         logits = F.interpolate(logits, size=target, mode=upsampling, align_corners=False)
-    best, ids = logits.max(dim=1)  # (n, H, W)
-    probability = torch.exp(best - torch.logsumexp(logits, dim=1))
-    mask = ids.to(torch.uint8)
+    mask, probability = _best(logits)
     if min_confidence > 0:
         mask = torch.where(probability < min_confidence, IGNORE, mask)
     both = torch.stack([mask, (probability * 255).round().to(torch.uint8)], dim=1)
     if upsampling == "nearest" and not same:
         both = F.interpolate(both, size=target, mode="nearest-exact")
     return both
+
+
+def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of the highest logit, the first of equals, and its softmax: (n, C, H, W) -> twice (n, H, W)."""
+    if logits.is_cuda:
+        best, ids = logits.max(dim=1)
+        return ids.to(torch.uint8), torch.exp(best - torch.logsumexp(logits, dim=1))
+    # The CPU's argmax and logsumexp over planes take twice as long as these passes over whole planes.
+    logits = logits.contiguous()
+    below = logits - logits.amax(dim=1, keepdim=True)
+    ids = logits.new_zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.uint8)
+    for number in range(logits.shape[1] - 1, 0, -1):
+        ids.masked_fill_(below[:, number] == 0, number)
+    ids.masked_fill_(below[:, 0] == 0, 0)
+    return ids, below.exp_().sum(dim=1).reciprocal_()
 
 
 MAX_LOGITS = 64 * 1024 * 1024

@@ -17,6 +17,7 @@ from torch import Tensor
 from vtseg_ros.engine import causal, exact
 from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
 from vtseg_ros.engine.onnx_runner import OnnxRunner
+from vtseg_ros.engine.pack import pack
 from vtseg_ros.engine.pixels import to_input, to_mask
 from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.engine.runner import Runner
@@ -27,6 +28,7 @@ from vtseg_ros.labels import IGNORE
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.priors import check_prior_size
 from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.engine")
@@ -164,7 +166,11 @@ class Segmenter:
         width, height = input_size if any(input_size) else checkpoint.input_size
         check_size(height, width)
         self.input_size = (width, height)
+        if isinstance(checkpoint.model, VTSeg):
+            check_prior_size(checkpoint.model.static_prior, (height, width))
         self.model = prepare(checkpoint.model, self.device, self._dtype)
+        if self.device.type == "cpu" and not compile:  # the compiler packs by itself
+            pack(self.model, (height, width))
         self.video = isinstance(self.model, VTSeg)
         self.streaming = _streaming_of(self.model, streaming)
         self._runner = Runner(

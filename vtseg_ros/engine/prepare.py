@@ -45,6 +45,7 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
     for name in ("encoder", "decoder", "head"):
         setattr(network, name, _own(getattr(network, name), device, dtype))
     network.head.classify.float()
+    network.head.logits_dtype = torch.float32
     network.input_dtype["encoder"] = dtype
     network.takes_unit_range = tuple(
         branch

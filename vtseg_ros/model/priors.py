@@ -139,6 +139,19 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
     return prior if batched else ImageByImage(prior)
 
 
+def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
+    """Raise ConfigError if an external static network does not take images of (height, width) px."""
+    if type(prior) in (ERFNet, SegFormer):
+        return
+    try:
+        _probe(prior, 1, size)
+    except Exception as err:  # whatever a user's network raises
+        raise ConfigError(
+            f"the static prior fails on images of {size[1]}x{size[0]} px: {_line(err)}. "
+            "Expected: one for this input size, or the input size that it was exported for"
+        ) from err
+
+
 @torch.no_grad()
 def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
     return prior(torch.zeros(count, 3, *size))

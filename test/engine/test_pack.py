@@ -1,0 +1,134 @@
+"""Packed layers: the same logits from layers whose weights lie in oneDNN's order."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vtseg_ros.engine import Segmenter
+from vtseg_ros.engine import pack as packing
+from vtseg_ros.engine.counting import uncounted
+from vtseg_ros.engine.pack import PackedConv2d, PackedLinear, PackedPointwise, pack
+from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
+from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.priors import EXTERNAL
+
+CPU = torch.device("cpu")
+SIZE = (64, 96)
+
+
+def vtseg(**overrides) -> VTSeg:
+    torch.manual_seed(3)
+    return VTSeg(VTSegConfig.preset("tiny", num_classes=5, **overrides)).eval()
+
+
+def layers(network: nn.Module, *kinds: type) -> int:
+    return sum(type(layer) in kinds for layer in network.modules())
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("shape", [(1, 4, 3, *SIZE), (3, 1, 3, *SIZE), (1, 2, 3, 96, 32)])
+def test_same_logits_for_any_number_of_frames_and_size(dtype, tolerance, shape):
+    ready = prepare(vtseg(), CPU, dtype)
+    packed = copy.deepcopy(ready)
+    pack(packed, SIZE)
+    video = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    expected, logits = ready(video), packed(video)
+    assert expected.std() > 0.01
+    assert (logits - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", [ERFNet, SegFormer])
+def test_networks_of_single_images(kind):
+    torch.manual_seed(0)
+    ready = prepare(kind(num_classes=5).eval(), CPU, torch.float32)
+    packed = copy.deepcopy(ready)
+    pack(packed, SIZE)
+    assert layers(packed, PackedConv2d) > 5 and layers(packed, nn.Conv2d, nn.Linear) == 0
+    images = torch.rand(2, 3, *SIZE)
+    assert torch.allclose(packed(images), ready(images), atol=1e-5)
+
+
+def test_all_layers_are_packed_by_their_kind():
+    ready = prepare(vtseg(), CPU, torch.float32)
+    pointwise = sum(type(m) is nn.Conv2d and m.kernel_size == (1, 1) for m in ready.modules())
+    convolutions, linear = layers(ready, nn.Conv2d), layers(ready, nn.Linear)
+    pack(ready, SIZE)
+    assert layers(ready, nn.Conv2d, nn.Linear) == 0
+    assert layers(ready, PackedPointwise) == pointwise > 0
+    assert layers(ready, PackedConv2d) == convolutions - pointwise > 0
+    assert layers(ready, PackedLinear) == linear > 0
+
+
+def test_counted_as_many_operations_as_before():
+    ready, video = prepare(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
+    counts = []
+    for _ in range(2):
+        with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+            ready(video)
+        counts.append(counter.get_total_flops())
+        pack(ready, SIZE)
+    assert counts[0] == counts[1] > 0
+
+
+class TheirPrior(nn.Module):
+    """Somebody's network, which takes images of one size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, images):
+        if images.shape[2:] != SIZE:
+            raise RuntimeError("this network was exported for 96x64")
+        return self.conv(images)
+
+
+def with_their_prior() -> VTSeg:
+    return VTSeg(
+        VTSegConfig.preset("tiny", num_classes=5, static_prior=EXTERNAL), static_prior=TheirPrior()
+    ).eval()
+
+
+def test_an_external_static_network_is_left_alone():
+    model = with_their_prior()
+    ready = prepare(model, CPU, torch.float32)
+    pack(ready, SIZE)
+    assert ready.static_prior is model.static_prior and type(model.static_prior.conv) is nn.Conv2d
+    assert torch.allclose(ready(torch.ones(1, 1, 3, *SIZE)), model(torch.ones(1, 1, 3, *SIZE)), atol=1e-5)
+
+
+def test_an_input_size_that_the_static_network_refuses_is_an_error_at_load():
+    model = with_their_prior()
+    labels = LabelSet.from_names(["a", "b", "c", "d", "e"])
+    checkpoint = Checkpoint(model, "vtseg", model.config.to_dict(), labels, (96, 64))
+    Segmenter(checkpoint)
+    with pytest.raises(ConfigError, match="fails on images of 64x64 px: this network was exported for 96x64"):
+        Segmenter(checkpoint, input_size=(64, 64))
+
+
+def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("mkldnn_bf16: this processor has no AVX-512")
+
+    monkeypatch.setattr(packing, "CONVOLUTION", refuse)
+    ready, video = prepare(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
+    expected = ready(video)
+    with caplog.at_level("INFO", logger="vtseg_ros.engine"):
+        pack(ready, SIZE)
+    assert "no AVX-512" in caplog.text
+    assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
+    assert torch.equal(ready(video), expected)
