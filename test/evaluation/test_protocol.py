@@ -223,6 +223,10 @@ def test_a_bag_without_a_label_map_is_said(frames, tiny_checkpoint, tmp_path, ca
 def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
     found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours")
     assert found["systems"][0]["name"] == "ours"
+    both = run(
+        tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours", "--model", "vtseg", "prior"
+    )
+    assert [system["name"] for system in both["systems"]] == ["ours: VTSeg", "ours: ERFNet"]
 
 
 def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, capsys):

@@ -34,7 +34,7 @@ class Selection:
             stands for the static network inside a video network.
         windows: frames k; 0 = the checkpoint's. Image networks have one, of one frame.
         flows: of `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as it was trained.
-        names: one per checkpoint, for tables; empty = by network.
+        names: one per checkpoint, for tables, followed by the network where there are several; empty = by network.
         static_prior: as `load_checkpoint`.
         stride: of the index that frames are taken from.
         device, precision: as `Segmenter`.
@@ -94,9 +94,10 @@ def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, Sys
         loaded = load_checkpoint(name, static_prior=selection.static_prior)
         for model in selection.models or [loaded.architecture]:
             part = _part(loaded, name, model)
-            title = (
-                selection.names[place] if selection.names else TITLES.get(part.architecture, "static network")
-            )
+            title = TITLES.get(part.architecture, "static network")
+            if selection.names:
+                given = selection.names[place]
+                title = f"{given}: {title}" if len(selection.models) > 1 else given
             flows = [""]
             if part.architecture == "gru":
                 flows = [flow or trained_flow(part, name) for flow in selection.flows or [""]]
