@@ -139,6 +139,40 @@ def test_warm_starts(tmp_path):
         start("tiny", preset="b0")
 
 
+def test_the_encoder_of_a_trained_network(tmp_path):
+    torch.manual_seed(3)
+    donors = {
+        "segformer": SegFormer(num_classes=len(STREET)),
+        "vtseg": VTSeg(VTSegConfig.preset("b0", num_classes=len(STREET), head_channels=16)),
+        "tiny": VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET))),
+        "erfnet": ERFNet(num_classes=len(STREET)),
+    }
+    donors["vtseg"].set_normalization("encoder", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    for name, donor in donors.items():
+        save_checkpoint(tmp_path / f"{name}.safetensors", donor.eval(), labels=STREET, input_size=(64, 32))
+
+    def start(name, **model):
+        return build(init_encoder=str(tmp_path / f"{name}.safetensors"), **model)
+
+    video = torch.rand(1, 1, 3, 32, 64)
+    with torch.no_grad():
+        for name in ("segformer", "vtseg"):
+            # A SegFormer's first convolution takes RGB in [0, 1], whatever `normalize_encoder` asks for.
+            model, donor = start(name, normalize_encoder=True), donors[name]
+            given = donor.normalize("encoder", video) if name == "vtseg" else video
+            for ours, theirs in zip(model.encoder(model.normalize("encoder", video)), donor.encoder(given)):
+                assert torch.equal(ours, theirs)
+        image = video[0]
+        ours = start("segformer", architecture="segformer_b0").encoder(image[:, None])
+        assert torch.equal(ours[3], donors["segformer"].encoder(image[:, None])[3])
+    with pytest.raises(ConfigError, match="is a ERFNet. Expected: a segformer_b0 or vtseg"):
+        start("erfnet")
+    with pytest.raises(ConfigError, match="is a VTSeg. Expected: a segformer_b0$"):
+        start("vtseg", architecture="segformer_b0")
+    with pytest.raises(CheckpointError, match="init_encoder .*tiny.safetensors: .* has another shape"):
+        start("tiny")
+
+
 def test_attention_that_tells_tokens_apart():
     """Before any training: even with SegFormer's initialisation, not with Xavier's on normalised RGB."""
     video = torch.rand(1, 2, 3, 64, 96, generator=torch.Generator().manual_seed(1))

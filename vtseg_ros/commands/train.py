@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init-encoder",
         type=Path,
         metavar="FILE",
-        help="weights of a Hugging Face SegformerModel (.safetensors or .bin) to start the encoder from",
+        help="what the encoder starts from: weights of a Hugging Face SegformerModel (.safetensors or .bin), or a "
+        "checkpoint of segformer_b0 or vtseg",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the final figures")
 

@@ -11,6 +11,7 @@ from torch import nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model.checkpoint import read_metadata
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
 from vtseg_ros.model.state import load_exact
@@ -71,6 +72,9 @@ def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
+    if settings.init_encoder and _is_checkpoint(Path(settings.init_encoder)):
+        _take_encoder(model, settings)
+        return
     if settings.init_encoder:
         state = _read_state(Path(settings.init_encoder))
         try:
@@ -79,6 +83,32 @@ def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
             raise CheckpointError(f"init_encoder {settings.init_encoder}: {err}") from err
     if settings.init_encoder or settings.normalize_encoder:
         _normalize(model)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of this package."""
+    try:
+        read_metadata(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _take_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
+    """The encoder of a trained `segformer_b0` or `vtseg` and the RGB that it was fed with."""
+    source = f"init_encoder {settings.init_encoder}"
+    donor = load_checkpoint(settings.init_encoder).model
+    if not isinstance(donor, (VTSeg, SegFormer)) or (
+        isinstance(model, SegFormer) and not isinstance(donor, SegFormer)
+    ):
+        raise ConfigError(
+            f"{source} is a {type(donor).__name__}. Expected: a segformer_b0"
+            + (" or vtseg" if isinstance(model, VTSeg) else "")
+        )
+    load_exact(model.encoder, donor.encoder.state_dict(), source=source)
+    if isinstance(donor, VTSeg):
+        model.encoder_mean.copy_(donor.encoder_mean)
+        model.encoder_std.copy_(donor.encoder_std)
 
 
 def _normalize(model: VTSeg | SegFormer) -> None:

@@ -86,8 +86,8 @@ class ModelConfig:
             pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
             tells tokens apart (see docs/training.md).
         normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
-        init_encoder: file of a Hugging Face SegformerModel (.safetensors or .bin) to start the encoder of `vtseg` or
-            `segformer_b0` from; empty = none.
+        init_encoder: what the encoder of `vtseg` or `segformer_b0` starts from: a file of a Hugging Face
+            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b0` or `vtseg`; empty = none.
         warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
             `gru`, whose stage `prior` can then be left out. Empty = none.
     """
