@@ -7,6 +7,7 @@ import torch
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg, VTSegConfig
+from vtseg_ros.model.config import PRESETS
 from vtseg_ros.model.decoder import VTDecConcat
 from vtseg_ros.model.head import VTSegHead, icnr_
 
@@ -164,3 +165,20 @@ def test_spatiotemporal_mix_ffn_equals_the_spatial_one_for_one_frame():
     video = torch.rand(1, 1, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(model(video), flat(video), atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_last_map_has_more_channels_than_there_are_classes(preset):
+    """As many non-negative channels as Cityscapes' 19 classes and more: with 8 the rare ones were never learned."""
+    config = VTSegConfig.preset(preset, num_classes=19)
+    head = VTSegHead(config)
+    assert head.classify.in_channels == 32
+    maps = [torch.rand(1, dim, 16 // 2**i, 24 // 2**i) for i, dim in enumerate(config.embed_dims)]
+    assert head.eval()(maps).shape == (1, 19, 64, 96)
+
+
+def test_checkpoints_from_before_pixel_channels_keep_their_head():
+    config = VTSegConfig.from_dict({"num_classes": 5, "head_channels": 64})
+    assert VTSegHead(config).classify.in_channels == 8
+    with pytest.raises(ConfigError, match="pixel_channels must be at least 0"):
+        VTSegConfig.preset("b0", num_classes=5, pixel_channels=-1)

@@ -173,6 +173,31 @@ def test_the_encoder_of_a_trained_network(tmp_path):
         start("tiny")
 
 
+def test_the_decoder_starts_as_the_encoder_alone(segformer, images, tmp_path):
+    """From weights for normalised RGB, folded into a first convolution that is fed with RGB in [0, 1]."""
+    save_file(segformer.state_dict(), tmp_path / "model.safetensors")
+    model = build(init_encoder=str(tmp_path / "model.safetensors"), init_decoder=True)
+    size, video = images.shape[2:], images[:, None]
+    static = torch.randn(2, 1, len(STREET), *size)
+    with torch.no_grad():
+        features = model.encoder(model.normalize("encoder", video))
+        maps = model.decoder(static, video, features)
+        assert all(map(torch.equal, maps, model.decoder(-5 * static, video, features)))
+        inner = (
+            ...,
+            slice(4, -4),
+            slice(4, -4),
+        )  # away from the padded rim, where [0, 1] and normalised differ
+        theirs = model.decoder.dec_blocks[0].norm(features[0][:, 0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    # Attention carries the rim's difference inwards: alike, not equal.
+    alike = torch.corrcoef(torch.stack([maps[0][:, 0][inner].flatten(), theirs[inner].flatten()]))[0, 1]
+    assert alike > 0.98
+    model.decoder(static.requires_grad_(), video, features)[3].square().sum().backward()
+    assert model.decoder.enc_blocks[0].embed.proj.weight.grad[:, : len(STREET)].abs().max() > 0
+    with pytest.raises(ConfigError, match="erfnet has no decoder"):
+        build(architecture="erfnet", init_decoder=True)
+
+
 def test_attention_that_tells_tokens_apart():
     """Before any training: even with SegFormer's initialisation, not with Xavier's on normalised RGB."""
     video = torch.rand(1, 2, 3, 64, 96, generator=torch.Generator().manual_seed(1))

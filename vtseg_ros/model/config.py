@@ -28,6 +28,8 @@ class VTSegConfig:
         sr_ratios: spatial reduction R of keys and values per stage (paper: 8, 4, 2, 1).
         mlp_ratio: hidden width of the Mix-FFN over the stage's width.
         head_channels: C_head (paper: 256), a multiple of 8.
+        pixel_channels: of the head's last map, at H x W; 0 = C_head / 8. Fewer than there are classes learn the rare
+            ones late. The map before it, at H/2, has C_head / 4 or this, whichever is more.
         attention: `full` (every frame sees all frames of the window, the paper) or `causal` (a frame sees
             itself and at most `window - 1` older ones).
         mix_ffn: `spatial` (3x3 depthwise per frame) or `spatiotemporal` (3x3x3, zero-padded in time).
@@ -45,6 +47,7 @@ class VTSegConfig:
     sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
     mlp_ratio: int = 4
     head_channels: int = 256
+    pixel_channels: int = 0
     attention: str = "full"
     mix_ffn: str = "spatial"
     static_prior: str = "erfnet"
@@ -67,6 +70,8 @@ class VTSegConfig:
                 raise ConfigError(f"stage {stage}: width {dim} is not a multiple of its {heads} heads")
         if self.head_channels < 8 or self.head_channels % 8:
             raise ConfigError(f"head_channels must be a multiple of 8. Got: {self.head_channels}")
+        if self.pixel_channels < 0:
+            raise ConfigError(f"pixel_channels must be at least 0. Got: {self.pixel_channels}")
         if self.mlp_ratio < 1:
             raise ConfigError(f"mlp_ratio must be at least 1. Got: {self.mlp_ratio}")
         if self.attention not in ATTENTION_KINDS:
@@ -97,7 +102,7 @@ class VTSegConfig:
 
     @classmethod
     def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
-        """The configuration of a preset (`b0`: the paper's; `tiny`: for CPUs and tests), with changes.
+        """The configuration of a preset (`b0`: the paper's; `small`: `b0` with a narrower head; `tiny`: for CPUs and tests), with changes.
 
         Raises:
             ConfigError: if there is no such preset or field.
@@ -139,5 +144,11 @@ class VTSegConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "b0": {},
-    "tiny": {"embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 8), "head_channels": 64},
+    "small": {"head_channels": 64, "pixel_channels": 32},
+    "tiny": {
+        "embed_dims": (16, 32, 64, 128),
+        "num_heads": (1, 2, 4, 8),
+        "head_channels": 64,
+        "pixel_channels": 32,
+    },
 }

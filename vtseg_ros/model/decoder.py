@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from vtseg_ros.model.attention import Memory
 from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock
 from vtseg_ros.model.config import STAGES, VTSegConfig
-from vtseg_ros.model.encoder import build_encoder_blocks, layer_options
+from vtseg_ros.model.encoder import VTSegEncoder, build_encoder_blocks, layer_options
 
 
 class VTDecConcat(nn.Module):
@@ -64,3 +64,30 @@ class VTSegDecoder(nn.Module):
             y = dec_block(enc_block(y, frames, stream), memory.flatten(0, 1), frames, stream)
             maps.append(y.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
         return maps
+
+    @torch.no_grad()
+    def start_from(self, encoder: VTSegEncoder, mean: Tensor, std: Tensor) -> None:
+        """Give the decoder's VTEncBlocks the encoder's weights, and let all else begin as if it were not there.
+
+        The static logits and the VTDecBlocks then add nothing to what the encoder sees in RGB, and training lets them
+        in as far as they help (our choice; the paper does not say where its decoder starts).
+
+        Args:
+            encoder: of the same configuration.
+            mean, std: (3,), the normalisation of the encoder's RGB; the decoder's own is in [0, 1].
+        """
+        for own, given in zip(self.enc_blocks, encoder.blocks):
+            state = given.state_dict()
+            if own is self.enc_blocks[0]:
+                weight = state["embed.proj.weight"] / std[None, :, None, None]
+                state["embed.proj.bias"] = state["embed.proj.bias"] - (
+                    weight * mean[None, :, None, None]
+                ).sum((1, 2, 3))
+                logits = weight.new_zeros(weight.shape[0], own.embed.proj.in_channels - 3, *weight.shape[2:])
+                state["embed.proj.weight"] = torch.cat([logits, weight], dim=1)
+            own.load_state_dict(state)
+        for block in self.dec_blocks:
+            for layer in block.layers:
+                for last in (layer.attention.proj, layer.mlp.fc2):
+                    last.weight.zero_()
+                    last.bias.zero_()

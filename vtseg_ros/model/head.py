@@ -51,9 +51,11 @@ class VTSegHead(nn.Module):
         self.fuse = nn.Sequential(
             nn.Conv2d(STAGES * width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        self.up1 = nn.Sequential(shuffle_conv(width, width // 4, kernel=3, factor=2), nn.ReLU())
-        self.up2 = nn.Sequential(shuffle_conv(width // 4, width // 8, kernel=3, factor=2), nn.ReLU())
-        self.classify = nn.Conv2d(width // 8, config.num_classes, 1)
+        last = config.pixel_channels or width // 8
+        middle = max(width // 4, last)
+        self.up1 = nn.Sequential(shuffle_conv(width, middle, kernel=3, factor=2), nn.ReLU())
+        self.up2 = nn.Sequential(shuffle_conv(middle, last, kernel=3, factor=2), nn.ReLU())
+        self.classify = nn.Conv2d(last, config.num_classes, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """D_1..D_4, each (n, C_i, H / s_i, W / s_i) with s = 4, 8, 16, 32 -> logits (n, C, H, W)."""

@@ -74,7 +74,14 @@ def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
                     nn.init.xavier_uniform_(module.weight)
     if settings.init_encoder and _is_checkpoint(Path(settings.init_encoder)):
         _take_encoder(model, settings)
-        return
+    else:
+        _load_encoder(model, settings)
+    if settings.init_decoder:
+        model.decoder.start_from(model.encoder, model.encoder_mean, model.encoder_std)
+
+
+def _load_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
+    """Hugging Face's weights if they are asked for, and the normalisation that they or the user want."""
     if settings.init_encoder:
         state = _read_state(Path(settings.init_encoder))
         try:

@@ -76,7 +76,7 @@ class ModelConfig:
     Args:
         architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
             `segformer_b0`.
-        preset: of VTSeg: `b0`, `tiny`.
+        preset: of VTSeg: `b0`, `small`, `tiny`.
         overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
         flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
             (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
@@ -88,6 +88,8 @@ class ModelConfig:
         normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
         init_encoder: what the encoder of `vtseg` or `segformer_b0` starts from: a file of a Hugging Face
             SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b0` or `vtseg`; empty = none.
+        init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
+            cross-attention from nothing (see docs/training.md).
         warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
             `gru`, whose stage `prior` can then be left out. Empty = none.
     """
@@ -100,6 +102,7 @@ class ModelConfig:
     init: str = "segformer"
     normalize_encoder: bool = False
     init_encoder: str = ""
+    init_decoder: bool = False
     warm_start: str = ""
 
 
@@ -188,6 +191,8 @@ class TrainConfig:
         _one_of("model.init", self.model.init, INITS)
         if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
+        if self.model.init_decoder and self.model.architecture != "vtseg":
+            raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
         if self.model.architecture == "gru":
             self._check_gru()
         if any(side < 32 or side % 32 for side in self.data.size):
