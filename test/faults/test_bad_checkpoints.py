@@ -85,6 +85,7 @@ def test_lies_in_any_field(path, tmp_path, rng):
         ("mlp_ratio", 10**12, "claims more numbers"),
         ("sr_ratios", [10**6, 1, 1, 1], "claims more numbers"),
         ("head_channels", 8 * 10**6, "claims more numbers"),
+        ("pixel_channels", 8 * 10**6, "claims more numbers"),
     ],
 )
 def test_claims_are_compared_before_anything_is_built(path, tmp_path, field, value, words):

@@ -266,7 +266,10 @@ def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
         raise CheckpointError(f"its configuration claims {layers} layers, the file has {len(state)} tensors")
     elements = sum(value.numel() for value in state.values())
     ratio = config.get("mlp_ratio", 1)
-    sides = [("head_channels", config.get("head_channels", 1), 1)]
+    sides = [
+        ("head_channels", config.get("head_channels", 1), 1),
+        ("pixel_channels", config.get("pixel_channels", 0), 4 * 9),
+    ]
     for width, reduction in zip(config.get("embed_dims", ()), config.get("sr_ratios", ())):
         sides += [("sr_ratios", width, reduction * reduction), ("mlp_ratio", width, ratio)]
     for key, width, times in sides:
