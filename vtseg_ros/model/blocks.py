@@ -20,6 +20,17 @@ def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
+def fold_normalization(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """A first convolution of normalised RGB as one of RGB in [0, 1]: the same but for the padding's rim.
+
+    Args:
+        weight, bias: (out, 3, kh, kw) and (out,).
+        mean, std: (3,).
+    """
+    weight = weight / std[:, None, None]
+    return weight, bias - (weight * mean[:, None, None]).sum(dim=(1, 2, 3))
+
+
 class OverlapPatchEmbed(nn.Module):
     """Overlapped patch embedding (SegFormer): a strided convolution and a LayerNorm.
 

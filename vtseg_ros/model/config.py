@@ -102,7 +102,9 @@ class VTSegConfig:
 
     @classmethod
     def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
-        """The configuration of a preset (`b0`: the paper's; `small`: `b0` with a narrower head; `tiny`: for CPUs and tests), with changes.
+        """The configuration of a preset, with changes.
+
+        `b0` is the paper's, `small` is `b0` with a narrower head, `tiny` is for CPUs and tests.
 
         Raises:
             ConfigError: if there is no such preset or field.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.model.attention import Memory
-from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock
+from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock, fold_normalization
 from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder, build_encoder_blocks, layer_options
 
@@ -79,10 +79,9 @@ class VTSegDecoder(nn.Module):
         for own, given in zip(self.enc_blocks, encoder.blocks):
             state = given.state_dict()
             if own is self.enc_blocks[0]:
-                weight = state["embed.proj.weight"] / std[None, :, None, None]
-                state["embed.proj.bias"] = state["embed.proj.bias"] - (
-                    weight * mean[None, :, None, None]
-                ).sum((1, 2, 3))
+                weight, state["embed.proj.bias"] = fold_normalization(
+                    state["embed.proj.weight"], state["embed.proj.bias"], mean, std
+                )
                 logits = weight.new_zeros(weight.shape[0], own.embed.proj.in_channels - 3, *weight.shape[2:])
                 state["embed.proj.weight"] = torch.cat([logits, weight], dim=1)
             own.load_state_dict(state)

@@ -11,6 +11,7 @@ from torch import nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model.blocks import fold_normalization
 from vtseg_ros.model.checkpoint import read_metadata
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
@@ -123,12 +124,14 @@ def _normalize(model: VTSeg | SegFormer) -> None:
     if isinstance(model, VTSeg):
         model.set_normalization("encoder", IMAGENET_MEAN, IMAGENET_STD)
         return
-    # SegFormer takes RGB in [0, 1] as it is: its first convolution normalises (exactly, but for the padding's rim).
+    # SegFormer takes RGB in [0, 1] as it is: its first convolution normalises.
     conv = model.encoder.blocks[0].embed.proj
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     with torch.no_grad():
-        conv.weight /= std[None, :, None, None]
-        conv.bias -= (conv.weight * mean[None, :, None, None]).sum(dim=(1, 2, 3))
+        weight, bias = fold_normalization(
+            conv.weight, conv.bias, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        )
+        conv.weight.copy_(weight)
+        conv.bias.copy_(bias)
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
