@@ -52,6 +52,25 @@ def test_values_and_paths(tmp_path):
         ({"stages": [{"name": "prior"}]}, "either epochs or steps"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"model": {"architecture": "erfnet"}, "stages": [{"name": "video", "steps": 1}]}, "image network"),
+        (
+            {"stages": [{"name": "video", "steps": 1, "prior_loss": 1}]},
+            "prior_loss belongs to stage end_to_end of vtseg",
+        ),
+        (
+            {
+                "model": {"architecture": "gru"},
+                "stages": [{"name": "end_to_end", "steps": 1, "prior_loss": 1}],
+            },
+            "prior_loss belongs to stage end_to_end of vtseg",
+        ),
+        (
+            {"stages": [{"name": "end_to_end", "steps": 1, "prior_loss": -1}]},
+            "prior_loss must be at least 0. Got: -1",
+        ),
+        (
+            {"stages": [{"name": "end_to_end", "steps": 1, "prior_loss": float("nan")}]},
+            "prior_loss must be at least 0. Got: nan",
+        ),
         ({"seed": True}, "seed must be of type int"),
     ],
 )

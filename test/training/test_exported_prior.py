@@ -64,6 +64,9 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
     config = configuration(street_bag, files[0] / "net.pt", "prior")
     with pytest.raises(ConfigError, match="cannot be trained: leave the stage `prior` out"):
         train(config, tmp_path)
+    both = StageConfig("end_to_end", steps=1, batch=2, prior_loss=1.0)
+    with pytest.raises(ConfigError, match="prior_loss: an exported static network"):
+        train(dataclasses.replace(config, stages=(both,)), tmp_path)
     model = dataclasses.replace(config.model, overrides={"window": 2, "prior_classes": 5})
     with pytest.raises(ConfigError, match="class_mapping must give"):
         train(dataclasses.replace(config, model=model), tmp_path)

@@ -92,7 +92,8 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
-    """Two with batch 1 and one with batch 2; then two with two batches each and one with four windows at once."""
+    """Two with batch 1 and one with batch 2; then, the static network's loss added, two with two batches each and one
+    with four windows at once."""
     data = {
         **yaml.safe_load(write().read_text())["data"],
         "label_every": 2,
@@ -102,7 +103,10 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
         ("one", (sys.executable,), ((2, 1), (4, 1))),
         ("two", (*TORCHRUN, 2), ((1, 1), (1, 2))),
     ):
-        stages = [{"name": "end_to_end", "steps": 1, "batch": b, "accumulate": a} for b, a in sizes]
+        stages = [
+            {"name": "end_to_end", "steps": 1, "batch": b, "accumulate": a, "prior_loss": 0.5 * number}
+            for number, (b, a) in enumerate(sizes)
+        ]
         path = write(name, data=data, augmentation={"derived": 0.5}, stages=stages, seed=0)
         code, output = finish(start(*prefix, HERE / "gradients.py", path, tmp_path / name))
         assert code == 0, output

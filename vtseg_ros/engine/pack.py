@@ -10,7 +10,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg
+from vtseg_ros.model import VTSeg
+from vtseg_ros.model.priors import is_own
 
 log = logging.getLogger("vtseg_ros.engine")
 
@@ -81,7 +82,7 @@ def pack(network: nn.Module, size: tuple[int, int]) -> None:
     parts = [network]
     if isinstance(network, VTSeg):
         parts = [network.encoder, network.decoder, network.head]
-        if isinstance(network.static_prior, (ERFNet, SegFormer)):
+        if is_own(network.static_prior):
             parts.append(network.static_prior)
     image = torch.zeros(1, 3, *size)
     video = image[:, None] if isinstance(network, VTSeg) else image

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.engine.fold import fold
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg
+from vtseg_ros.model import VTSeg
+from vtseg_ros.model.priors import is_own
 
 
 class ForeignPrior(nn.Module):
@@ -52,7 +53,7 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
         for branch in network.input_dtype
         if not getattr(network, f"{branch}_mean").any() and (getattr(network, f"{branch}_std") == 1).all()
     )
-    if isinstance(prior, (ERFNet, SegFormer)):
+    if is_own(prior):
         network.static_prior = _own(prior, device, dtype)
         network.input_dtype["prior"] = dtype
     elif dtype != torch.float32:

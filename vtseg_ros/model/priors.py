@@ -85,6 +85,11 @@ def is_registered(name: str) -> bool:
     return name in PRIORS
 
 
+def is_own(prior: nn.Module) -> bool:
+    """Whether a network is of a class that this package registers: it can be cast, folded and packed."""
+    return isinstance(prior, (ERFNet, SegFormer))
+
+
 def build_prior(name: str, *, num_classes: int) -> nn.Module:
     """A registered static network, freshly initialised.
 
@@ -141,7 +146,7 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
 
 def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
     """Raise ConfigError if an external static network does not take images of (height, width) px."""
-    if type(prior) in (ERFNet, SegFormer):
+    if is_own(prior):
         return
     try:
         _probe(prior, 1, size)

@@ -91,14 +91,15 @@ class VTSeg(nn.Module):
         """Logits of the static network in VTSeg's classes, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
         return self.mapping(self.static_prior(self.normalize("prior", images)))
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, *, with_static: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Segment a window.
 
         Args:
             video: (B, k, 3, H, W), RGB in [0, 1], newest frame last; H and W multiples of 32.
+            with_static: return the static network's logits too.
 
         Returns:
-            logits (B, k, C, H, W).
+            logits (B, k, C, H, W), and if asked for the static network's, of the same shape.
         """
         if video.dim() != 5 or video.shape[2] != 3:
             raise ConfigError(f"we expect a video of shape (B, k, 3, H, W). Got: {tuple(video.shape)}")
@@ -108,7 +109,8 @@ class VTSeg(nn.Module):
         features = self.encoder(self.normalize("encoder", video))
         maps = self.decoder(static, video, features)
         logits = self.head([grid.flatten(0, 1) for grid in maps])  # (B*k, C, H, W)
-        return logits.unflatten(0, (-1, frames))
+        logits = logits.unflatten(0, (-1, frames))
+        return (logits, static) if with_static else logits
 
 
 def _init_transformer(module: nn.Module) -> None:

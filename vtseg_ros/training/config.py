@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ class StageConfig:
         max_lr: peak of the OneCycle schedule (paper: 6e-5 for some 450,000 updates).
         window: frames of a window in this stage, 0 = the network's. With fewer of them a batch of the same cost holds
             more different pictures.
+        prior_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
+            the static network stays one that can segment by itself, and both can start from nothing.
     """
 
     name: str
@@ -128,6 +131,7 @@ class StageConfig:
     accumulate: int = 1
     max_lr: float = 6e-5
     window: int = 0
+    prior_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ class TrainConfig:
             if stage.batch < 1 or stage.accumulate < 1 or stage.max_lr <= 0:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
+            self._check_prior_loss(stage)
             if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
@@ -207,6 +212,12 @@ class TrainConfig:
             ("pictures", 0),
         ):
             _at_least(name, getattr(self, name), least)
+
+    def _check_prior_loss(self, stage: StageConfig) -> None:
+        if not 0 <= stage.prior_loss < math.inf:
+            raise ConfigError(f"stage {stage.name}: prior_loss must be at least 0. Got: {stage.prior_loss}")
+        if stage.prior_loss and (stage.name != "end_to_end" or self.model.architecture != "vtseg"):
+            raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
 
     def _check_gru(self) -> None:
         for key, value in self.model.overrides.items():

@@ -102,6 +102,10 @@ class Training:
                 raise ConfigError("an exported static prior cannot be trained: leave the stage `prior` out")
             self.model.freeze_prior(False)
             return self.model.static_prior
+        if stage.prior_loss and (exported or self.model.config.class_mapping):
+            raise ConfigError(
+                "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
+            )
         if stage.name == "end_to_end" and exported:
             log.warning("the static prior is an exported file: it stays frozen in stage end_to_end")
         self.model.freeze_prior(stage.name == "video" or exported)
@@ -161,7 +165,13 @@ class Training:
             )
             rate = optimizer.param_groups[0]["lr"]
             where = f"stage {stage.name}, step {step + 1} of {steps}, learning rate {rate:.3g}"
-            loss = backward(fabric, module, chunk, image_network=stage.name == "prior")
+            loss = backward(
+                fabric,
+                module,
+                chunk,
+                image_network=stage.name == "prior",
+                prior_loss=stage.prior_loss,
+            )
             check_finite(loss, "loss", where)
             fp16 = config.precision == "fp16"
             update(fabric, module, optimizer, clip_norm=config.clip_norm, fp16=fp16, where=where)

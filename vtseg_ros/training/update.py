@@ -17,7 +17,14 @@ class TrainingError(VTSegError):
     """A training that cannot go on: the loss or its gradient is not finite."""
 
 
-def backward(fabric: Fabric, module: nn.Module, chunk: list[list[Tensor]], *, image_network: bool) -> float:
+def backward(
+    fabric: Fabric,
+    module: nn.Module,
+    chunk: list[list[Tensor]],
+    *,
+    image_network: bool,
+    prior_loss: float = 0.0,
+) -> float:
     """Gradients of the mean loss over all labelled pixels of the batches of all processes; returns the loss.
 
     Args:
@@ -26,6 +33,7 @@ def backward(fabric: Fabric, module: nn.Module, chunk: list[list[Tensor]], *, im
         chunk: the batches to accumulate, each video (B, k, 3, H, W) uint8, labels (B, k, H, W) uint8 and what
             else the network takes.
         image_network: the network takes the newest frame alone.
+        prior_loss: of VTSeg, weight of its static network's own loss, added to the gradients and to what is returned.
     """
     chunk = [fabric.to_device(batch) for batch in chunk]
     count = sum(labelled_pixels(batch[1]) for batch in chunk)
@@ -38,7 +46,14 @@ def backward(fabric: Fabric, module: nn.Module, chunk: list[list[Tensor]], *, im
             video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
         with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
             # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
-            loss = cross_entropy_sum(module(video, *flow), labels) * (fabric.world_size / count)
+            share = fabric.world_size / count
+            if prior_loss:
+                logits, static = module(video, *flow, with_static=True)
+                loss = (
+                    cross_entropy_sum(logits, labels) + prior_loss * cross_entropy_sum(static, labels)
+                ) * share
+            else:
+                loss = cross_entropy_sum(module(video, *flow), labels) * share
             fabric.backward(loss)
         total += loss.detach()
     if fabric.world_size > 1:
