@@ -31,6 +31,19 @@ def assert_whole(path):
             np.testing.assert_array_equal(decode_any(bag.read("/camera/image", stamp)), picture(number))
 
 
+@pytest.mark.parametrize(
+    ("stamps", "rate"),
+    [
+        ([0, 0.1, 0.2, 0.3, 20, 20.1, 20.2], 10.0),  # one pause among six intervals
+        ([0, 0.1, 0.35], 1 / 0.175),  # the mean of 0.1 and 0.25
+        ([0.5], None),
+    ],
+)
+def test_the_rate_leaves_pauses_out(tmp_path, stamps, rate):
+    with BagReader(write_bag(tmp_path / "bag", stamps)) as bag:
+        assert bag.rate_hz("/camera/image") == (rate and pytest.approx(rate))
+
+
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_what_is_written_is_read(tmp_path, storage, compressed):

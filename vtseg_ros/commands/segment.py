@@ -21,10 +21,9 @@ from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.predictor import STREAMING, UPSAMPLING
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.evaluation.video import overlay_video
+from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, overlay_video
 
 HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
-DEFAULT_RATE_HZ = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     topic = topic or find_image_topic(bag)
     bag.require(topic)
     total = bag.topics[topic].count
-    span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
 
     corrupt: list[tuple[int, str, ImageError]] = []
 
@@ -82,7 +80,7 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
             yield stamp_of(message), message.header.frame_id, pixels
         yield from corrupt
 
-    return Source(total, max(total / span_s, 1.0), frames())
+    return Source(total, bag.rate_hz(topic) or DEFAULT_RATE_HZ, frames())
 
 
 def _from_video(path: Path) -> Source:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from vtseg_ros.labels import LabelSet
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
+RATE_MESSAGES = 201  # how many of a topic its rate is taken from
 OnCorrupt = Callable[[str, int, str], None]
 
 
@@ -83,6 +85,16 @@ class BagReader:
             if topic not in self.topics:
                 known = ", ".join(sorted(self.topics)) or "none"
                 raise BagError(f"bag {self.path} has no topic {topic}. It has: {known}")
+
+    def rate_hz(self, topic: str) -> float | None:
+        """Messages per second by the median interval of the first ones, so that pauses do not count; None = unknown.
+
+        Raises:
+            BagError: if there is no such topic, or the storage is damaged.
+        """
+        times = [time_ns for _, _, time_ns, _ in islice(self.raw([topic]), RATE_MESSAGES)]
+        interval_ns = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        return 1e9 / interval_ns if interval_ns > 0 else None
 
     def raw(
         self, topics: list[str] | None = None, start_ns: int | None = None, stop_ns: int | None = None

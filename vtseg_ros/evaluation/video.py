@@ -14,6 +14,8 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.visual import colorize, overlay
 
 MIN_WIDTH = 640
+DEFAULT_RATE_HZ = 10.0
+"""Of videos whose frames do not say how far apart they are."""
 
 
 class OverlayVideo:
