@@ -19,7 +19,7 @@ from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
 from vtseg_ros.errors import BagError, VTSegError
-from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, overlay_video
+from vtseg_ros.evaluation.video import overlay_video
 from vtseg_ros.fastdds import free_domain
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
 
@@ -190,14 +190,13 @@ def write_overlay(bag_path: Path, image: str, out: Path) -> int:
         if topic not in recorded.topics:
             return 0
         masks = {stamp_of(message): message for _, _, message in recorded.messages([topic])}
-    with BagReader(bag_path) as bag:
-        with overlay_video(out / "overlay.mp4", labels, bag.rate_hz(image) or DEFAULT_RATE_HZ) as video:
-            last = None
-            for _, _, message in bag.messages([image]):
-                found = masks.get(stamp_of(message))
-                last = decode_label(found) if found is not None else last
-                if last is not None:
-                    video.add(decode_any(message), last)
+    with BagReader(bag_path) as bag, overlay_video(out / "overlay.mp4", labels, bag.rate_hz(image)) as video:
+        last = None
+        for _, _, message in bag.messages([image]):
+            found = masks.get(stamp_of(message))
+            last = decode_label(found) if found is not None else last
+            if last is not None:
+                video.add(decode_any(message), last)
     return len(masks)
 
 

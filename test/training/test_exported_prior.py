@@ -66,7 +66,11 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
         train(config, tmp_path)
     both = StageConfig("end_to_end", steps=1, batch=2, prior_loss=1.0)
     with pytest.raises(ConfigError, match="prior_loss: an exported static network"):
-        train(dataclasses.replace(config, stages=(both,)), tmp_path)
+        train(
+            dataclasses.replace(config, stages=(StageConfig("video", steps=1, batch=2), both)),
+            tmp_path / "both",
+        )
+    assert not (tmp_path / "both").exists()  # refused before the stage that could have run
     model = dataclasses.replace(config.model, overrides={"window": 2, "prior_classes": 5})
     with pytest.raises(ConfigError, match="class_mapping must give"):
         train(dataclasses.replace(config, model=model), tmp_path)

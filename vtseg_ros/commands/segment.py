@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,14 @@ HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4
 
 @dataclass(frozen=True)
 class Source:
-    """Frames to segment: their count, rate and an iterator of (stamp in ns, frame_id, RGB or the error)."""
+    """Frames to segment: their count, an iterator of (stamp in ns, frame_id, RGB or the error), and their rate.
+
+    The rate is for videos alone and asked for when it is wanted, since a bag has to be read for it; None = unknown.
+    """
 
     total: int
-    rate_hz: float
     frames: Iterator[tuple[int, str, np.ndarray | ImageError]]
+    rate_hz: Callable[[], float | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +83,7 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
             yield stamp_of(message), message.header.frame_id, pixels
         yield from corrupt
 
-    return Source(total, bag.rate_hz(topic) or DEFAULT_RATE_HZ, frames())
+    return Source(total, frames(), lambda: bag.rate_hz(topic))
 
 
 def _from_video(path: Path) -> Source:
@@ -99,7 +102,7 @@ def _from_video(path: Path) -> Source:
             index += 1
         capture.release()
 
-    return Source(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), rate, frames())
+    return Source(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames(), lambda: rate)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,7 +132,9 @@ def run(args: argparse.Namespace) -> int:
         if args.overlay:
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
         video = (
-            stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz)) if args.overlay else None
+            stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz()))
+            if args.overlay
+            else None
         )
         advance = stack.enter_context(track(source.total, "segmenting"))
         began = time.monotonic()

@@ -48,9 +48,9 @@ class OverlayVideo:
 
 
 @contextmanager
-def overlay_video(path: Path, labels: LabelSet, rate_hz: float) -> Iterator[OverlayVideo]:
-    """Write an overlay video at `rate_hz` frames per second."""
-    video = OverlayVideo(path, labels, rate_hz)
+def overlay_video(path: Path, labels: LabelSet, rate_hz: float | None) -> Iterator[OverlayVideo]:
+    """Write an overlay video at `rate_hz` frames per second; None = unknown, DEFAULT_RATE_HZ."""
+    video = OverlayVideo(path, labels, rate_hz or DEFAULT_RATE_HZ)
     try:
         yield video
     finally:

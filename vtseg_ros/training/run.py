@@ -53,6 +53,7 @@ class Training:
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
+        self._check_prior_losses()
         self.data = TrainingData(
             config,
             self.labels,
@@ -92,6 +93,15 @@ class Training:
     def _steps(self, stage: StageConfig) -> int:
         return stage.steps or math.ceil(stage.epochs * len(self.data.windows) / self._per_update(stage))
 
+    def _check_prior_losses(self) -> None:
+        """Refuse `prior_loss` where the static network cannot have one, before any stage begins."""
+        if not any(stage.prior_loss for stage in self.config.stages):
+            return
+        if is_exported(self.model.static_prior) or self.model.config.class_mapping:
+            raise ConfigError(
+                "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
+            )
+
     def _trained_part(self, stage: StageConfig) -> nn.Module:
         """The module that a stage trains; freezes the rest."""
         if not has_prior(self.model):
@@ -102,10 +112,6 @@ class Training:
                 raise ConfigError("an exported static prior cannot be trained: leave the stage `prior` out")
             self.model.freeze_prior(False)
             return self.model.static_prior
-        if stage.prior_loss and (exported or self.model.config.class_mapping):
-            raise ConfigError(
-                "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
-            )
         if stage.name == "end_to_end" and exported:
             log.warning("the static prior is an exported file: it stays frozen in stage end_to_end")
         self.model.freeze_prior(stage.name == "video" or exported)

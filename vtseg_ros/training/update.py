@@ -45,15 +45,13 @@ def backward(
         if image_network:
             video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
         with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
-            # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
-            share = fabric.world_size / count
             if prior_loss:
-                logits, static = module(video, *flow, with_static=True)
-                loss = (
-                    cross_entropy_sum(logits, labels) + prior_loss * cross_entropy_sum(static, labels)
-                ) * share
+                logits, static = module(video, with_static=True)
+                loss = cross_entropy_sum(logits, labels) + prior_loss * cross_entropy_sum(static, labels)
             else:
-                loss = cross_entropy_sum(module(video, *flow), labels) * share
+                loss = cross_entropy_sum(module(video, *flow), labels)
+            # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
+            loss = loss * (fabric.world_size / count)
             fabric.backward(loss)
         total += loss.detach()
     if fabric.world_size > 1:
