@@ -61,16 +61,17 @@ def test_an_exported_prior_stays_frozen_and_stage_3_says_so(street_bag, files, t
 
 
 def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_bag, files, tmp_path):
-    config = configuration(street_bag, files[0] / "net.pt", "prior")
+    config = configuration(street_bag, files[0] / "net.pt", "video", "prior")
     with pytest.raises(ConfigError, match="cannot be trained: leave the stage `prior` out"):
-        train(config, tmp_path)
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # refused before the stage that could have run
     both = StageConfig("end_to_end", steps=1, batch=2, prior_loss=1.0)
     with pytest.raises(ConfigError, match="prior_loss: an exported static network"):
         train(
             dataclasses.replace(config, stages=(StageConfig("video", steps=1, batch=2), both)),
             tmp_path / "both",
         )
-    assert not (tmp_path / "both").exists()  # refused before the stage that could have run
+    assert not (tmp_path / "both").exists()
     model = dataclasses.replace(config.model, overrides={"window": 2, "prior_classes": 5})
     with pytest.raises(ConfigError, match="class_mapping must give"):
         train(dataclasses.replace(config, model=model), tmp_path)

@@ -53,7 +53,7 @@ class Training:
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
-        self._check_prior_losses()
+        self._check_prior()
         self.data = TrainingData(
             config,
             self.labels,
@@ -93,11 +93,14 @@ class Training:
     def _steps(self, stage: StageConfig) -> int:
         return stage.steps or math.ceil(stage.epochs * len(self.data.windows) / self._per_update(stage))
 
-    def _check_prior_losses(self) -> None:
-        """Refuse `prior_loss` where the static network cannot have one, before any stage begins."""
-        if not any(stage.prior_loss for stage in self.config.stages):
+    def _check_prior(self) -> None:
+        """Refuse what the static network cannot do, before any stage begins."""
+        if not has_prior(self.model):
             return
-        if is_exported(self.model.static_prior) or self.model.config.class_mapping:
+        exported, stages = is_exported(self.model.static_prior), self.config.stages
+        if exported and any(stage.name == "prior" for stage in stages):
+            raise ConfigError("an exported static prior cannot be trained: leave the stage `prior` out")
+        if any(stage.prior_loss for stage in stages) and (exported or self.model.config.class_mapping):
             raise ConfigError(
                 "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
             )
@@ -108,8 +111,6 @@ class Training:
             return self.model
         exported = is_exported(self.model.static_prior)
         if stage.name == "prior":
-            if exported:
-                raise ConfigError("an exported static prior cannot be trained: leave the stage `prior` out")
             self.model.freeze_prior(False)
             return self.model.static_prior
         if stage.name == "end_to_end" and exported:
