@@ -133,10 +133,33 @@ def test_warm_starts(tmp_path):
         start("segformer")
     with pytest.raises(ConfigError, match="is a VTSeg. Expected: ERFNet"):
         start("tiny", architecture="erfnet")
-    with pytest.raises(ConfigError, match="knows other classes"):
-        start("camvid")
     with pytest.raises(CheckpointError, match="tiny.safetensors"):
         start("tiny", preset="b0")
+
+
+def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplog):
+    torch.manual_seed(2)
+    erfnet = ERFNet(num_classes=len(CAMVID)).eval()
+    save_checkpoint(tmp_path / "erfnet.safetensors", erfnet, labels=CAMVID, input_size=(64, 32))
+    tiny = VTSeg(VTSegConfig.preset("tiny", num_classes=len(CAMVID)))
+    tiny.set_normalization("encoder", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    save_checkpoint(tmp_path / "tiny.safetensors", tiny, labels=CAMVID, input_size=(64, 32))
+    mapped = VTSegConfig.preset(
+        "tiny", num_classes=len(CAMVID), prior_classes=2, class_mapping=(0, 1), static_prior="erfnet"
+    )
+    save_checkpoint(tmp_path / "mapped.safetensors", VTSeg(mapped), labels=CAMVID, input_size=(64, 32))
+    old, new = [CAMVID.names.index(n) for n in ("sky", "car")], [STREET.names.index(n) for n in ("sky", "car")]
+
+    image = torch.rand(1, 3, 32, 64)
+    model = build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"))
+    assert "taken over by name: sky, tree, building, road, pole, car; starting anew: terrain" in caplog.text
+    with torch.no_grad():
+        assert torch.equal(model.static_prior(image)[:, new], erfnet(image)[:, old])
+    model = build(preset="tiny", warm_start=str(tmp_path / "tiny.safetensors"))
+    assert torch.equal(model.encoder_mean, tiny.encoder_mean)
+    assert torch.equal(model.head.classify.weight[new], tiny.head.classify.weight[old])
+    with pytest.raises(ConfigError, match="with a class_mapping they are not taken over by name"):
+        build(preset="tiny", warm_start=str(tmp_path / "mapped.safetensors"))
 
 
 def test_the_encoder_of_a_trained_network(tmp_path):

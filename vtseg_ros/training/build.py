@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -13,11 +14,14 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
 from vtseg_ros.model.blocks import fold_normalization
 from vtseg_ros.model.checkpoint import read_metadata
+from vtseg_ros.model.classes import translate_classes
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.training.config import ModelConfig, TrainConfig
+
+log = logging.getLogger("vtseg_ros.training")
 
 
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
@@ -57,13 +61,27 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
             f"warm_start {settings.warm_start} is a {type(checkpoint.model).__name__}. "
             f"Expected: {type(target).__name__}"
         )
-    mapped = as_prior and isinstance(model, VTSeg) and model.config.class_mapping
-    if not mapped and checkpoint.labels.names != labels.names:
-        raise ConfigError(
-            f"warm_start {settings.warm_start} knows other classes. Expected: {', '.join(labels.names)}. "
-            f"Got: {', '.join(checkpoint.labels.names)}"
+    state = checkpoint.model.state_dict()
+    old, new = checkpoint.labels.names, labels.names
+    # A static network of classes of its own has its class_mapping.
+    if old != new and not (as_prior and _is_mapped(model)):
+        if _is_mapped(model) or _is_mapped(checkpoint.model):
+            raise ConfigError(
+                f"warm_start {settings.warm_start} knows other classes, and with a class_mapping they are not taken "
+                f"over by name. Expected: {', '.join(new)}. Got: {', '.join(old)}"
+            )
+        state = translate_classes(state, target.state_dict(), old=old, new=new)
+        log.warning(
+            "warm_start %s knows other classes: taken over by name: %s; starting anew: %s",
+            settings.warm_start,
+            ", ".join(name for name in new if name in old) or "none",
+            ", ".join(name for name in new if name not in old) or "none",
         )
-    load_exact(target, checkpoint.model.state_dict(), source=f"warm_start {settings.warm_start}")
+    load_exact(target, state, source=f"warm_start {settings.warm_start}")
+
+
+def _is_mapped(model: nn.Module) -> bool:
+    return isinstance(model, VTSeg) and bool(model.config.class_mapping)
 
 
 def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:

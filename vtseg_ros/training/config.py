@@ -91,8 +91,9 @@ class ModelConfig:
             SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b0` or `vtseg`; empty = none.
         init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
             cross-attention from nothing (see docs/training.md).
-        warm_start: a checkpoint to start from; that of an image network becomes the static network of `vtseg` or
-            `gru`, whose stage `prior` can then be left out. Empty = none.
+        warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
+            network of `vtseg` or `gru`, whose stage `prior` can then be left out. Of other classes than the data's,
+            those of the same name are taken over. Empty = none.
     """
 
     architecture: str = "vtseg"
