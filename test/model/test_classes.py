@@ -67,7 +67,9 @@ def test_rows_by_name_and_new_ones_from_the_new_network():
         "head.classify.bias": torch.tensor([1.0, 2.0, 3.0]),
         # Three classes, then RGB.
         "decoder.enc_blocks.0.embed.proj.weight": torch.arange(1.0, 7.0).reshape(1, 6, 1, 1),
-        "past_to_candidate.weight": torch.tensor([[11.0, 12, 13], [21, 22, 23], [31, 32, 33]])[..., None, None],
+        "past_to_candidate.weight": torch.tensor([[11.0, 12, 13], [21, 22, 23], [31, 32, 33]])[
+            ..., None, None
+        ],
         "encoder.weight": torch.ones(2),
     }
     own = {
@@ -83,7 +85,11 @@ def test_rows_by_name_and_new_ones_from_the_new_network():
         [33, -1, 31, -1], [-1, -1, -1, -1], [13, -1, 11, -1], [-1, -1, -1, -1],
     ]  # fmt: skip
     assert torch.equal(got["encoder.weight"], torch.ones(2))
-    assert own["head.classify.bias"].tolist() == [-1] * 4 and state["head.classify.bias"].tolist() == [1, 2, 3]
+    assert own["head.classify.bias"].tolist() == [-1] * 4 and state["head.classify.bias"].tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_what_differs_in_more_than_classes_is_still_refused():

@@ -148,7 +148,10 @@ def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplo
         "tiny", num_classes=len(CAMVID), prior_classes=2, class_mapping=(0, 1), static_prior="erfnet"
     )
     save_checkpoint(tmp_path / "mapped.safetensors", VTSeg(mapped), labels=CAMVID, input_size=(64, 32))
-    old, new = [CAMVID.names.index(n) for n in ("sky", "car")], [STREET.names.index(n) for n in ("sky", "car")]
+    old, new = (
+        [CAMVID.names.index(n) for n in ("sky", "car")],
+        [STREET.names.index(n) for n in ("sky", "car")],
+    )
 
     image = torch.rand(1, 3, 32, 64)
     model = build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"))
