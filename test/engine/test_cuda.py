@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ from conftest import make_checkpoint
 
 from vtseg_ros.engine import CameraFrame, Segmenter
 from vtseg_ros.engine.pixels import to_input
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model import ERFNet, SegFormer
+from vtseg_ros.model.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TICK = 66_000_000
@@ -52,6 +57,70 @@ def test_reduced_precision(tmp_path, streaming, precision):
     for image in pictures(8):
         one, other = gpu.step(image), cpu.step(image)
         assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("network", [ERFNet, SegFormer])
+def test_networks_of_single_images(network, precision):
+    torch.manual_seed(2)
+    labels = LabelSet.from_names(list("abcde"))
+    checkpoint = Checkpoint(network(num_classes=5).eval(), "image", {"num_classes": 5}, labels, (64, 32))
+    gpu = Segmenter(checkpoint, device="cuda", precision=precision, output_size="network")
+    cpu = Segmenter(checkpoint, device="cpu", output_size="network")
+    for image in pictures(3):
+        one, other = gpu.step(image), cpu.step(image)
+        assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
+    assert "graph" in gpu.run_mode, "capturing failed: see the log"
+
+
+def test_class_mappings_are_captured(tmp_path):
+    path = make_checkpoint(
+        tmp_path / "c.safetensors", static_prior="erfnet", prior_classes=3, class_mapping=(0, 0, 1)
+    )
+    gpu = Segmenter(path, device="cuda")
+    for image in pictures(6):
+        gpu.step(image)
+    assert "graph" in gpu.run_mode, "capturing failed: see the log"
+
+
+def test_a_second_network_is_loaded_while_the_first_runs(tmp_path):
+    """As when a node's checkpoint changes: captures here, allocations and replays there."""
+    path = make_checkpoint(tmp_path / "c.safetensors")
+    options = dict(device="cuda", precision="fp32", output_size="network")
+    running, alone = Segmenter(path, **options), Segmenter(path, **options)
+    stop, failures = threading.Event(), []
+
+    def load():
+        while not stop.is_set():
+            try:
+                other = Segmenter(path, **options)
+                for image in pictures(5):
+                    other.step(image)
+                assert "graph" in other.run_mode, "capturing failed: see the log"
+            except Exception as err:
+                failures.append(err)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for index, image in enumerate(pictures(200)):
+            if index % 20 == 0:
+                running.reset(), alone.reset()
+                torch.cuda.empty_cache()  # so that it has to ask the driver for memory again
+            assert (running.step(image).mask == alone.step(image).mask).mean() > 0.995
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures and "graph" in running.run_mode
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_another_gpu_than_the_current_one(tmp_path):
+    path = make_checkpoint(tmp_path / "c.safetensors")
+    gpu, cpu = (Segmenter(path, device=device, precision="fp32") for device in ("cuda:1", "cpu"))
+    for image in pictures(8):
+        assert (gpu.step(image).mask == cpu.step(image).mask).mean() > 0.99
+    assert "graph" in gpu.run_mode and torch.cuda.current_device() == 0
 
 
 def test_cameras_in_one_graph_equal_their_single_runs(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine import pack as packing
 from vtseg_ros.engine.counting import uncounted
 from vtseg_ros.engine.pack import PackedConv2d, PackedLinear, PackedPointwise, pack
 from vtseg_ros.engine.prepare import prepare
@@ -19,6 +19,7 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.priors import EXTERNAL
+from vtseg_ros.model.static import StaticBranch
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -124,7 +125,7 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
     def refuse(*_):
         raise RuntimeError("mkldnn_bf16: this processor has no AVX-512")
 
-    monkeypatch.setattr(packing, "CONVOLUTION", refuse)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", refuse)
     ready, video = prepare(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
     expected = ready(video)
     with caplog.at_level("INFO", logger="vtseg_ros.engine"):
@@ -132,3 +133,26 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
     assert "no AVX-512" in caplog.text
     assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
     assert torch.equal(ready(video), expected)
+
+
+def test_without_onednn_nothing_is_packed_or_counted(monkeypatch, caplog):
+    """As in a PyTorch built without it, whose operators are not registered."""
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    ready = prepare(vtseg(), CPU, torch.float32)
+    with caplog.at_level("INFO", logger="vtseg_ros.engine"):
+        pack(ready, SIZE)
+    assert "weights are not packed" in caplog.text
+    assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
+    assert all("mkldnn" not in str(operator) for operator in uncounted())
+
+
+def test_of_a_static_branch_the_static_network_is_packed():
+    model, theirs = vtseg(), with_their_prior()
+    branch = prepare(StaticBranch(model), CPU, torch.float32)
+    images = torch.rand(1, 3, *SIZE)
+    expected = model.static_logits(images)
+    pack(branch, SIZE)
+    assert layers(branch.model.static_prior, PackedConv2d) and not layers(branch.model.encoder, PackedConv2d)
+    torch.testing.assert_close(branch(images), expected, rtol=1e-3, atol=1e-3)
+    pack(prepare(StaticBranch(theirs), CPU, torch.float32), SIZE)
+    assert type(theirs.static_prior.conv) is nn.Conv2d

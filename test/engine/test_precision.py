@@ -14,8 +14,11 @@ from vtseg_ros.data.bags import BagReader, find_topics
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.prepare import ForeignPrior, prepare
-from vtseg_ros.model import VTSeg, VTSegConfig
-from vtseg_ros.model.checkpoint import WEIGHTS_DIR
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
+from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
+from vtseg_ros.model.priors import load_external_prior
+from vtseg_ros.model.static import StaticBranch
 
 TICK = 66_000_000
 FRAMES = 12
@@ -80,6 +83,45 @@ def test_every_mode_runs_in_bf16(tmp_path, streaming):
     )
     assert reduced.precision == "bf16"
     for image in np.random.default_rng(0).integers(0, 256, (6, 32, 64, 3), dtype=np.uint8):
+        one, other = reduced.step(image), full.step(image)
+        assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
+
+
+def image_networks(folder):
+    """Checkpoints of networks that see single images, the static branches of VTSegs among them."""
+    torch.manual_seed(5)
+    labels = LabelSet.from_names(list("abcdef"))
+    flat = torch.jit.trace(torch.nn.Conv2d(3, 6, 3, padding=1).eval(), torch.zeros(1, 3, 32, 64))
+    flat.save(str(folder / "flat.pt"))
+    external = VTSegConfig.preset("tiny", num_classes=6, static_prior="external")
+    prior = load_external_prior(str(folder / "flat.pt"), num_classes=6, size=(32, 64))
+    networks = {
+        "erfnet": ERFNet(num_classes=6),
+        "segformer": SegFormer(num_classes=6),
+        "branch": StaticBranch(VTSeg(VTSegConfig.preset("tiny", num_classes=6))),
+        "external branch": StaticBranch(VTSeg(external, static_prior=prior)),
+    }
+    return {
+        name: Checkpoint(network.eval(), name, {"num_classes": 6}, labels, (64, 32))
+        for name, network in networks.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["erfnet", "segformer", "branch", "external branch"])
+def test_networks_of_single_images_run_in_bf16(name, tmp_path):
+    checkpoint = image_networks(tmp_path)[name]
+    reduced, full = (
+        Segmenter(checkpoint, device="cpu", precision=precision, output_size="network")
+        for precision in ("bf16", "fp32")
+    )
+    image = torch.rand(1, 3, 32, 64)
+    with torch.inference_mode():
+        expected = checkpoint.model(image)
+        torch.testing.assert_close(full.model(image), expected, rtol=1e-3, atol=1e-3)
+        logits = reduced.model(image)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    for image in np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), dtype=np.uint8):
         one, other = reduced.step(image), full.step(image)
         assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
 

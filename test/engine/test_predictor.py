@@ -186,6 +186,28 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeyp
         assert [r.frames_in_window for r in results] == [expected] * 2
 
 
+def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
+    from vtseg_ros.engine import predictor
+
+    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    real, large = predictor.to_input, np.zeros((64, 64, 3), np.uint8)
+
+    def limited(image, *arguments):
+        if image.shape[0] == 64:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(image, *arguments)
+
+    monkeypatch.setattr(predictor, "to_input", limited)
+    for index in (1, 2):
+        frames = [CameraFrame("a", images(1)[0], index * TICK), CameraFrame("b", large, index * TICK)]
+        good, bad = segmenter.step_many(frames)
+        assert good.error is None and good.frames_in_window == index
+        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.duplicate
+    # The frame that left nothing behind is not known: neither a duplicate nor a gap within a window.
+    retried = segmenter.step(images(1)[0], 2 * TICK, camera="b")
+    assert retried.frames_in_window == 1 and not retried.duplicate
+
+
 def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
     segmenter = Segmenter(tiny_checkpoint, device="cpu")
     segmenter.step(images(1)[0], TICK)

@@ -38,10 +38,3 @@ def test_second_frame(second, action, words):
 def test_a_duplicate_is_not_remembered():
     decisions = actions((S, SHAPE, "a"), (S, SHAPE, "a"), (2 * S, SHAPE, "a"))
     assert decisions[2].action is Action.APPEND
-
-
-def test_reset_forgets():
-    window = FrameWindow()
-    window.push(S, SHAPE)
-    window.reset()
-    assert window.push(S, SHAPE).action is Action.RESTART

@@ -11,6 +11,7 @@ import torch
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
+from vtseg_ros.model.gru import STGRU
 
 LABELS = LabelSet.from_names(("a", "b", "c"))
 
@@ -81,6 +82,39 @@ def test_a_header_that_claims_terabytes(tmp_path):
     file.write_bytes(struct.pack("<Q", 5 * 2**40) + b"{}")
     with pytest.raises(CheckpointError, match="claims"):
         load_checkpoint(file)
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"])
+def test_a_header_whose_length_begins_like_an_archive(model, tmp_path, start):
+    """One length in some two thousand does."""
+    path, wanted = tmp_path / "c.safetensors", int.from_bytes(start, "little") + 0x20000
+    for filling in (0, None):
+        if filling is None:
+            filling = wanted - struct.unpack("<Q", path.read_bytes()[:8])[0]
+        note = {"note": "x" * filling}
+        save_checkpoint(path, model, labels=LABELS, input_size=(64, 32), training=note)
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    assert path.read_bytes()[:2] == start, hex(length)
+    assert load_checkpoint(path).training == note
+
+
+def test_more_classes_than_names_are_refused_before_they_are_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(STGRU, "__init__", lambda *_, **__: pytest.fail("built"))
+    torch.manual_seed(1)
+    save_checkpoint(
+        tmp_path / "e.safetensors",
+        ERFNet(num_classes=2),
+        labels=LabelSet.from_names(["a", "b"]),
+        input_size=(64, 32),
+    )
+
+    def edit(metadata, tensors):
+        metadata.update(
+            architecture="gru", config={"num_classes": 1500, "static_prior": "erfnet", "window": 2}
+        )
+
+    with pytest.raises(CheckpointError, match="1500 classes in the network, 2 names"):
+        load_checkpoint(rewritten(tmp_path / "e.safetensors", tmp_path, edit))
 
 
 def test_a_foreign_safetensors_file(tmp_path):

@@ -11,7 +11,7 @@ from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
-from vtseg_ros.model.priors import is_exported, load_external_prior
+from vtseg_ros.model.priors import check_prior_size, is_exported, load_external_prior
 
 SIZE = (32, 64)  # height, width
 LABELS = LabelSet.from_names(("road", "building", "car"))
@@ -143,6 +143,14 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
 def test_a_file_exported_for_another_size_says_which_was_tried(users):
     with pytest.raises(ConfigError, match=r"fails on an image of shape \(1, 3, 64, 64\)"):
         load_external_prior(str(users[0] / "net.pt2"), num_classes=5, size=(64, 64))
+
+
+def test_the_size_is_tried_where_the_network_is():
+    """On a GPU as on `meta`, where this test has it."""
+    network = nn.Conv2d(3, 2, 3, padding=1).to("meta")
+    check_prior_size(network, (32, 64))
+    with pytest.raises(ConfigError, match="fails on images of 64x32 px"):
+        check_prior_size(nn.Conv2d(4, 2, 3).to("meta"), (32, 64))
 
 
 def test_other_classes_need_a_mapping():

@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.device import resolve_device
+from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
 from vtseg_ros.engine.exporting import exportable, write_export
 from vtseg_ros.engine.pixels import to_input, to_mask
 from vtseg_ros.engine.predictor import Segmenter
@@ -177,6 +177,10 @@ def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[ob
     if mode == "exported":
         segmenter = Segmenter(source, **common)
         return segmenter, Measurement(mode, "onnxruntime", "fp32")
+    if mode == "segformer_b0":
+        dtype = resolve_precision(settings.precision, resolve_device(settings.device))
+        system = _HuggingFaceSegFormer(len(source.labels), settings, dtype)
+        return system, Measurement(mode, "eager", precision_name(dtype))
     streaming = "plain" if mode not in ("exact", "causal") else mode
     segmenter = Segmenter(
         source,
@@ -186,9 +190,6 @@ def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[ob
         compile=settings.compile,
         **common,
     )
-    if mode == "segformer_b0":
-        system = _HuggingFaceSegFormer(len(source.labels), settings, segmenter.dtype)
-        return system, Measurement(mode, "eager", segmenter.precision)
     return segmenter, Measurement(mode, segmenter.run_mode, segmenter.precision)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from vtseg_ros.engine.pack import CONVOLUTION, LINEAR
-
 
 def uncounted() -> dict[Any, Callable[..., int]]:
     """For `FlopCounterMode(custom_mapping=...)`: the CPU's fused attention and packed layers."""
@@ -21,6 +19,9 @@ def uncounted() -> dict[Any, Callable[..., int]]:
     def layer(x: tuple, weight: tuple, *args: object, out_shape=None, **kwargs: object):
         return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
-    operators = {CONVOLUTION: layer, LINEAR: layer}
-    operator = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    return operators if operator is None else {**operators, operator: attention}
+    known = [
+        (torch.ops.mkldnn, "_convolution_pointwise", layer),
+        (torch.ops.mkldnn, "_linear_pointwise", layer),
+        (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", attention),
+    ]
+    return {getattr(space, name): count for space, name, count in known if hasattr(space, name)}

@@ -36,7 +36,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     if name not in PRECISIONS:
         raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {name!r}")
     if name == "fp16" and device.type == "cpu":

@@ -47,7 +47,7 @@ class StreamStep(nn.Module):
 
         Args:
             images: (1, 3, H, W) float32 in [0, 1].
-            past: (1, k - 1, S) float32, what older frames left behind, oldest first; anything at the start.
+            past: (1, k - 1, S) float32, what older frames left behind, oldest first; zeros at the start.
             valid: (k - 1,) bool, which of them are there; all False at the start.
 
         Returns:

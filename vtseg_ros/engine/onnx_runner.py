@@ -112,7 +112,7 @@ class OnnxRunner:
         past, valid = _padded([row.numpy() for row in rows], older, (self._row,))
         feed = {"images": image[None], "past": past[None], "valid": valid}
         logits, following = self.session.run(["logits", "past_next"], feed)
-        return logits, following[0, -1]
+        return logits, following[0, -1].copy()  # the row alone, not the k - 1 that it came with
 
     def _window(self, image: np.ndarray, rows: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         shape = (3, *self._input_size)

@@ -12,12 +12,9 @@ from torch import Tensor, nn
 
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.priors import is_own
+from vtseg_ros.model.static import StaticBranch
 
 log = logging.getLogger("vtseg_ros.engine")
-
-# What packed layers run as.
-CONVOLUTION = torch.ops.mkldnn._convolution_pointwise
-LINEAR = torch.ops.mkldnn._linear_pointwise
 
 
 class PackedConv2d(nn.Module):
@@ -38,7 +35,10 @@ class PackedConv2d(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, C', H', W')."""
-        return CONVOLUTION(grid, self.weight, self.bias, *self.window, "none", [], "")
+        # Looked up here: a PyTorch without oneDNN has no such operator, and must be able to import this module.
+        return torch.ops.mkldnn._convolution_pointwise(
+            grid, self.weight, self.bias, *self.window, "none", [], ""
+        )
 
 
 class PackedLinear(nn.Module):
@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return LINEAR(tokens, self.weight, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
 
 
 class PackedPointwise(PackedLinear):
@@ -79,11 +79,7 @@ def pack(network: nn.Module, size: tuple[int, int]) -> None:
     Args:
         size: (H, W) of the input.
     """
-    parts = [network]
-    if isinstance(network, VTSeg):
-        parts = [network.encoder, network.decoder, network.head]
-        if is_own(network.static_prior):
-            parts.append(network.static_prior)
+    parts = _parts(network)
     image = torch.zeros(1, 3, *size)
     video = image[:, None] if isinstance(network, VTSeg) else image
     shapes = _input_shapes(network, parts, video)
@@ -103,6 +99,15 @@ def pack(network: nn.Module, size: tuple[int, int]) -> None:
         log.info("weights are not packed: %s", str(err).splitlines()[0])
         for parent, name, layer in places:
             setattr(parent, name, layer)
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """What of a network is ours to pack."""
+    video = network.model if isinstance(network, StaticBranch) else network
+    if not isinstance(video, VTSeg):
+        return [network]
+    parts = [video.static_prior] if is_own(video.static_prior) else []
+    return parts if video is not network else [*parts, video.encoder, video.decoder, video.head]
 
 
 def _packed(layer: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> nn.Module:

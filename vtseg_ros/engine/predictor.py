@@ -113,6 +113,7 @@ class Segmenter:
         upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
         streaming: `exact` keeps what a frame alone decides, `causal` keeps keys and values (for networks trained
             with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
+            A network with nothing to keep (of single images, or with spatiotemporal reduction) runs `plain`.
         static_prior: an external static network (see `model.priors.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         compile: use torch.compile; the first full window then takes about a minute.
@@ -214,11 +215,6 @@ class Segmenter:
         return precision_name(self._dtype)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of weights and activations."""
-        return self._dtype
-
-    @property
     def network_step(self) -> Step:
         """The step that runs, for those who count or export it; not for exported networks."""
         return self._runner.step
@@ -305,7 +301,7 @@ class Segmenter:
 
         Raises:
             ImageError: if the image is not (H, W, 3) uint8.
-            DeviceError: if the device has not enough memory.
+            DeviceError: if the GPU has not enough memory.
             Exception: whatever the network raised.
         """
         result = self.step_many([CameraFrame(camera, image, stamp_ns, frame_id)])[0]
@@ -322,7 +318,7 @@ class Segmenter:
 
         Returns:
             results in the same order, each equal to the camera's own single run. What goes wrong with one camera is
-            its result's `error` and leaves the others alone: a DeviceError if the device has not enough memory, or
+            its result's `error` and leaves the others alone: a DeviceError if the GPU has not enough memory, or
             whatever the network raised.
 
         Raises:
@@ -342,7 +338,14 @@ class Segmenter:
                 continue
             if decision.action is Action.RESTART:
                 camera.past.clear()
-            pixels = to_input(frame.image, self.input_size, self.device)
+            try:
+                pixels = to_input(frame.image, self.input_size, self.device)
+            except torch.OutOfMemoryError:
+                size = f"an image of {frame.image.shape[1]}x{frame.image.shape[0]} px"
+                results[index] = self._failed(
+                    frame.camera, DeviceError(f"{self.device} is out of memory for {size}")
+                )
+                continue
             spent = time.monotonic() - started
             pending.setdefault(len(camera.past), []).append(
                 _Pending(index, frame, camera, pixels, decision.reason, spent)
@@ -350,13 +353,17 @@ class Segmenter:
         for older, group in pending.items():
             for one, answer in zip(group, self._infer(group)):
                 if isinstance(answer, Exception):
-                    results[one.index] = Result(EMPTY, EMPTY, 0, error=answer)
+                    results[one.index] = self._failed(one.frame.camera, answer)
                     continue
                 mask, confidence, inference = answer
                 results[one.index] = Result(
                     mask, confidence, older + 1, False, one.reason, one.preprocess_s, inference
                 )
         return results
+
+    def _failed(self, camera: str, error: Exception) -> Result:
+        self.reset(camera)  # its window has taken a frame that left nothing behind
+        return Result(EMPTY, EMPTY, 0, error=error)
 
     def _infer(self, group: list[_Pending]) -> list[_Answer | Exception]:
         try:
@@ -368,8 +375,6 @@ class Segmenter:
             torch.cuda.empty_cache()
             failure = self._out_of_memory(group)
         if len(group) == 1:
-            # The window has taken a frame that left nothing behind.
-            self.reset(group[0].frame.camera)
             return [failure]
         return [self._infer([one])[0] for one in group]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtseg_ros.engine.fold import fold
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.priors import is_own
+from vtseg_ros.model.static import StaticBranch
 
 
 class ForeignPrior(nn.Module):
@@ -29,18 +30,38 @@ class ForeignPrior(nn.Module):
         return self.prior(images).to(self.dtype)
 
 
-def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a network for inference on a device; an external static network is shared, not copied.
-
-    Normalisation and classifier stay fp32: they meet the images before the first and the logits after the last
-    rounding.
+class RoundedNetwork(nn.Module):
+    """A network of single images in reduced precision, float32 in and out.
 
     Args:
-        network: VTSeg, or a network of single images.
+        network: (n, 3, H, W) -> (n, C, H, W), both of `dtype`.
+        dtype: what the images are cast to.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.to(self.dtype)).float()
+
+
+def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a network for inference on a device; an external static network is shared, and moved there.
+
+    VTSeg's normalisation and classifier stay fp32: they meet the images before the first and the logits after the
+    last rounding.
+
+    Args:
+        network: VTSeg, the static branch of one, or a network of single images.
         dtype: of all other weights and activations.
     """
+    if isinstance(network, StaticBranch):
+        return StaticBranch(prepare(network.model, device, dtype))
     if not isinstance(network, VTSeg):
-        return _own(network, device, dtype)
+        own = _own(network, device, dtype)
+        return own if dtype == torch.float32 else RoundedNetwork(own, dtype)
     prior = network.static_prior
     network = copy.deepcopy(network, {id(prior): prior}).eval()
     for name in ("encoder", "decoder", "head"):

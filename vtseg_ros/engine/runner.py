@@ -7,6 +7,7 @@ Whatever keeps them from working is logged once, and the step runs eagerly.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,6 +39,8 @@ class Runner:
             self._compiled = torch.compile(step, dynamic=False)
         self._graph = graph
         self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._too_large: set[tuple[int, ...]] = set()
+        """What did not fit into the memory as a graph, not to be tried at each frame."""
 
     @property
     def mode(self) -> str:
@@ -80,6 +83,8 @@ class Runner:
 
     def _replay(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]] | None:
         key = (images.shape[0], len(past[0]))
+        if key in self._too_large:
+            return None
         if key not in self._graphs:
             rows = _stack(past, self.step, images)
             # The compiler works outside the capture, and may give up.
@@ -88,6 +93,7 @@ class Runner:
                 self._graphs[key] = _Graph(self._compiled if compiled else self.step, images, rows)
             except torch.OutOfMemoryError:
                 self._graphs.clear()
+                self._too_large.add(key)
                 raise
             except Exception as err:  # an operator that cannot be captured
                 log.warning("CUDA graphs are not used: %s", _first_line(err))
@@ -100,25 +106,32 @@ class _Graph:
     """A captured step with its own input and output memory."""
 
     WARM_UP = 3
+    ONE_AT_A_TIME = threading.Lock()
+    """A process captures one graph at a time; a node may load a network while another one runs."""
 
     def __init__(self, step: StepFunction, images: Tensor, past: Tensor) -> None:
         self.images, self.past = images.clone(), past.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(self.WARM_UP):
-                step(self.images, self.past)
-        torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits, self.kept = step(self.images, self.past)
+        # Streams and captures are the current device's, which need not be the images'.
+        with self.ONE_AT_A_TIME, torch.cuda.device(images.device):
+            before, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(before)
+            # A stream of our own around the capture: one that fails may leave its stream set.
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UP):
+                    step(self.images, self.past)
+                # Only what this thread does counts: the others may allocate meanwhile.
+                with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                    self.logits, self.kept = step(self.images, self.past)
+            before.wait_stream(side)
 
     def __call__(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
         self.images.copy_(images)
         for camera, rows in enumerate(past):
             if rows:
                 torch.stack(list(rows), out=self.past[camera])
-        self.graph.replay()
+        with torch.cuda.device(self.images.device):
+            self.graph.replay()
         return self.logits, list(self.kept.clone().unbind(0))
 
 

@@ -39,10 +39,6 @@ class FrameWindow:
         self._stamp_ns: int | None = None
         self._source: tuple[tuple[int, ...], str] | None = None
 
-    def reset(self) -> None:
-        """Forget the frames seen."""
-        self._stamp_ns, self._source = None, None
-
     def push(self, stamp_ns: int | None, shape: tuple[int, ...], frame_id: str = "") -> Decision:
         """Decide about a frame and remember it (a duplicate is not remembered).
 

@@ -207,15 +207,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {err.strerror}") from err
     with file:
         start = file.read(8)
-        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        whole = len(start) == 8 and length <= min(MAX_HEADER_BYTES, size - 8)
+        # A header's length may begin with the same bytes; that of an archive, read as a length, fits no file.
+        if not whole and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
                 f"{path} is a pickle or zip archive, which could run code: nothing of it was executed. "
                 "Expected: a safetensors file written by save_checkpoint"
             )
         if len(start) < 8:
             raise CheckpointError(f"{path} is too short for a checkpoint: {size} bytes. It may be truncated")
-        (length,) = struct.unpack("<Q", start)
-        if length > min(MAX_HEADER_BYTES, size - 8):
+        if not whole:
             raise CheckpointError(
                 f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}"
             )
@@ -303,11 +305,11 @@ def load_checkpoint(
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
         config, training = dict(metadata["config"]), dict(metadata["training"])
+        if config["num_classes"] != len(labels):
+            raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
         state = load_file(path)
         _check_claims(config, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
-        if config["num_classes"] != len(labels):
-            raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
     except CheckpointError:
         raise
     except Exception as err:  # whatever lying values lead to in the libraries that they reach

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -26,5 +28,9 @@ class ClassMapping(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(n, C_prior, H, W) -> (n, C, H, W)."""
         lowest = logits.amin(dim=1)  # (n, H, W)
-        columns = [logits[:, list(s)].amax(dim=1) if s else lowest for s in self.sources]
+        # Slices, not lists of indices: those are uploaded anew each time, which a CUDA graph cannot capture.
+        columns = [
+            reduce(torch.maximum, [logits[:, source] for source in sources]) if sources else lowest
+            for sources in self.sources
+        ]
         return torch.stack(columns, dim=1)

@@ -7,6 +7,7 @@ what the user's configuration says, never from what a checkpoint says.
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 
 import torch
@@ -155,7 +156,8 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
 
 @torch.no_grad()
 def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
-    return prior(torch.zeros(count, 3, *size))
+    own = next(itertools.chain(prior.parameters(), prior.buffers()), None)
+    return prior(torch.zeros(count, 3, *size, device=own.device if own is not None else None))
 
 
 def is_exported(prior: nn.Module) -> bool:

@@ -19,5 +19,5 @@ class StaticBranch(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) in [0, 1] -> logits (n, C, H, W)."""
-        return self.model.static_logits(images)
+        """(n, 3, H, W) in [0, 1] -> float32 logits (n, C, H, W)."""
+        return self.model.static_logits(images).float()
