@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
 def write_overlay(bag_path: Path, image: str, out: Path) -> int:
     """overlay.mp4, each frame with the newest mask at that time; returns how many masks the bag holds."""
     with BagReader(out / "masks") as recorded:
-        labels = read_label_set(recorded)
+        labels = read_label_set(recorded, of_masks=True)
         topic = "/segmentation/mask/compressed"
         if topic not in recorded.topics:
             return 0

@@ -13,7 +13,7 @@ from data.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, writ
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter, read_label_set
+from vtseg_ros.data.bags import LATCHED, BagReader, BagWriter, read_label_set
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
 from vtseg_ros.data.palette import format_palette
@@ -130,6 +130,8 @@ class TestMerge:
             label = next(m for _, _, m in merged.messages([TOPIC]))
             assert label.header.frame_id == "cam" and "png" in label.format
             assert merged.topics[TOPIC].msgtype == COMPRESSED_IMAGE
+            assert {**merged.qos, TOPIC: None} == {**before.qos, TOPIC: None}
+            assert merged.qos["/camera/label_map"] == [LATCHED]
 
     def test_times_are_the_images_even_when_stamps_are_not(self, tmp_path):
         with BagWriter(tmp_path / "bag") as writer:

@@ -57,3 +57,19 @@ def test_a_bad_size_is_refused_in_one_line(tiny_checkpoint, street_bag, tmp_path
     ]
     assert main([*arguments, "--output-size", "big"]) == 2
     assert "WIDTHxHEIGHT" in capsys.readouterr().err and not (tmp_path / "masks").exists()
+
+
+def test_nothing_is_overwritten_and_nothing_left_of_a_failure(tiny_checkpoint, street_bag, tmp_path, capsys):
+    common = ["--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    video = tmp_path / "drive.mp4"
+    assert main(["segment", str(street_bag), *common, "--overlay", str(video)]) == 0
+    recording = video.read_bytes()
+    assert main(["segment", str(video), *common, "--overlay", str(video)]) == 2
+    assert "drive.mp4 exists: nothing is overwritten" in capsys.readouterr().err
+    assert video.read_bytes() == recording
+    with BagWriter(tmp_path / "bad") as bag:
+        bag.write("/camera/image", IMAGE, image_message(np.zeros((4, 4, 3), np.uint8), "rgb16", NS, "c"), NS)
+    targets = ["--out", str(tmp_path / "masks"), "--overlay", str(tmp_path / "bad.mp4")]
+    assert main(["segment", str(tmp_path / "bad"), *common, *targets]) == 2
+    assert "no frame that could be segmented: frame at 1.000 s" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "drive.mp4"]

@@ -187,3 +187,16 @@ def test_the_same_draw_gives_the_same_window(rng):
 def test_ranges_that_make_no_sense_are_refused(change, words):
     with pytest.raises(ConfigError, match=words):
         AugmentationConfig(**change)
+
+
+def test_pictures_smaller_than_the_frame_move_within_it(rng):
+    """A scale below 1: all of the picture is in the frame, at places that differ."""
+    config = AugmentationConfig(derived=0.0, flip=0.0, scale=(0.5, 0.5), rotation_deg=0.0)
+    corners = np.array([[0, 0, 1], [SIZE[0], SIZE[1], 1.0]])
+    places = [corners @ Augmentation(config).draw(1, SIZE, rng).transforms[0].T for _ in range(200)]
+    first, last = np.array(places)[:, 0, :2], np.array(places)[:, 1, :2]
+    assert np.allclose(last - first, np.array(SIZE) / 2)
+    assert first.min() >= -1e-9 and (last <= np.array(SIZE) + 1e-9).all()
+    assert (first.max(axis=0) > 0.4 * np.array(SIZE)).all() and (
+        first.min(axis=0) < 0.1 * np.array(SIZE)
+    ).all()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,3 +293,19 @@ def test_depth_and_flow(rng, big):
     np.testing.assert_array_equal(decode_float(message(rows, "32FC1", 6, 5, big=big), 1), depth)
     with pytest.raises(ImageError, match="32FC2. Got: '32FC1'"):
         decode_float(message(rows, "32FC1", 6, 5), 2)
+
+
+def turned_jpeg(image: np.ndarray) -> bytes:
+    """A jpeg whose EXIF says that it is to be turned by 90 degrees for display, as phones write them."""
+    buffer, exif = io.BytesIO(), PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(image).save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def test_exif_does_not_turn_a_cameras_image():
+    """Its label, its intrinsics and the size in its header belong to the pixels as they are stored."""
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[:, :16] = 200
+    decoded = decode_compressed(compressed(np.frombuffer(turned_jpeg(image), np.uint8)))
+    assert decoded.shape == image.shape and np.abs(decoded.astype(int) - image).max() < 20

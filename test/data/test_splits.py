@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from data.bagtools import write_bag
+from data.bagtools import storage_file, write_bag
 
 from vtseg_ros.data.splits import require_apart, split_by_time
 from vtseg_ros.data.windows import BagSource, FrameIndex
@@ -36,6 +36,11 @@ def test_parts_of_a_bag_are_split_themselves(bag):
     assert stamps(validation)[0] == pytest.approx(5.5, abs=0.11) and stamps(validation)[-1] < 8.0
 
 
+def test_an_end_beyond_the_bags(bag):
+    beyond, whole = (split_by_time([BagSource(bag, end_s=end)], 0.25, 2.0) for end in (60.0, 0.0))
+    assert beyond[0] == whole[0] and stamps(beyond[1][0]) == stamps(whole[1][0])
+
+
 def test_a_bag_that_is_too_short(bag):
     with pytest.raises(ConfigError, match="its 10.0 s cannot be split with a guard of 30 s"):
         split_by_time([BagSource(bag)], 0.2, 30.0)
@@ -62,5 +67,6 @@ def test_parts_that_are_far_enough_and_other_bags(bag, tmp_path, caplog):
     require_apart([BagSource(bag, end_s=4.0)], [BagSource(bag, start_s=6.0)], 2.0)
     require_apart([BagSource(bag)], [BagSource(tmp_path / "other")], 100.0)
     assert not caplog.text
-    with pytest.raises(ConfigError, match="overlap"):  # the same bag by another path
-        require_apart([BagSource(bag)], [BagSource(bag / ".." / "bag")], 1.0)
+    for same in (bag / ".." / "bag", storage_file(bag)):
+        with pytest.raises(ConfigError, match="overlap"):
+            require_apart([BagSource(bag)], [BagSource(same)], 1.0)

@@ -119,6 +119,20 @@ class TestIndex:
         with pytest.raises(BagError, match="Labels and images must have equal stamps"):
             index_of(tmp_path / "bag")
 
+    def test_labels_without_an_image_are_counted_and_told(self, tmp_path, caplog):
+        with BagWriter(tmp_path / "bag") as bag:
+            for number in range(20):
+                stamp = START_NS + number * NS // 10
+                bag.write_image("/image", picture(number), stamp, "cam")
+                bag.write_label("/label", ids_of(number), stamp + (37 if number % 4 == 0 else 0), "cam")
+        index = index_of(tmp_path / "bag")
+        assert index.unmatched_labels == 5 and len(index.labelled()) == 15
+        assert "5 of the labels on /label have the header stamp of no image on /image" in caplog.text
+        assert f"the first at stamp {START_NS + 37} ns" in caplog.text
+        # Of a part: those of frames 4 and 8, between its first image and its last.
+        part = index_of(BagSource(tmp_path / "bag", start_s=0.35, end_s=1.15))
+        assert part.unmatched_labels == 2 and len(part.labelled()) == 6
+
     def test_labels_of_another_size_are_refused(self, tmp_path):
         with BagWriter(tmp_path / "bag") as bag:
             bag.write_image("/image", picture(0, (64, 32)), START_NS, "cam")
@@ -154,6 +168,14 @@ class TestWindows:
         bag = write_bag(tmp_path / "bag", TENTHS, label_every=5)
         assert index_of(bag).windows(3) == [[0], [3, 4, 5], [8, 9, 10], [13, 14, 15]]
         assert index_of(bag).windows(3, label_every=2) == [[0], [8, 9, 10]]
+
+    def test_every_nth_label_is_counted_over_sequences(self, tmp_path):
+        """As in Cityscapes: a label in each sequence."""
+        bag = write_bag(tmp_path / "bag", [10 * i + j / 10 for i in range(6) for j in (0, 1)], label_every=2)
+        index = index_of(bag)
+        assert len(index.sequences) == 6
+        assert index.labelled(2) == [(0, 0), (4, 4), (8, 8)]
+        assert index.windows(2, label_every=4) == [[0], [8]]
 
     def test_stride_counts_back_from_the_label(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS, label_every=5)

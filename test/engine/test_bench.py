@@ -15,7 +15,8 @@ from vtseg_ros.cli import main
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.engine.benchmark import MODES, Settings, measure, twin
 from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.model import load_checkpoint
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 
 
 def test_all_modes_in_one_run(tmp_path, capsys):
@@ -90,3 +91,10 @@ def test_the_picture_moves():
 def test_wrong_arguments(arguments, words, capsys):
     assert main(["bench", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_image_networks_have_no_modes_to_compare(tmp_path, capsys):
+    names = LabelSet.from_names(["a", "b"])
+    save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=2), labels=names, input_size=(64, 32))
+    assert main(["bench", "--checkpoint", str(tmp_path / "e.safetensors"), "--size", "64x32"]) == 2
+    assert "e.safetensors is a erfnet. Expected: a vtseg" in capsys.readouterr().err

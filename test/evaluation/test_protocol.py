@@ -180,6 +180,31 @@ def test_dense_labels_have_temporal_scores(short_bag, tiny_checkpoint, tmp_path)
     assert every["frames"] == 6 and every["mvc8"] is None
 
 
+def test_a_longer_gap_joins_frames_for_the_temporal_scores_too(frames, tiny_checkpoint, tmp_path):
+    with BagWriter(tmp_path / "slow") as bag:
+        bag.write_label_map("/camera/label_map", STREET, 100 * NS)
+        for n, (image, label) in enumerate(zip(*frames)):
+            stamp = 100 * NS + n * 5 * NS // 4  # 0.8 Hz
+            bag.write_image("/camera/image", image, stamp, "camera")
+            bag.write_label("/camera/label", label, stamp, "camera")
+    arguments = (tmp_path / "slow", "--checkpoint", tiny_checkpoint)
+    slow, joined = (run(tmp_path, *arguments, *more)["systems"][0] for more in ((), ("--max-gap", 1.5)))
+    assert slow["mvc8"] is slow["temporal_consistency"] is None
+    assert joined["mvc8"] > 0 and joined["temporal_consistency"] > 0
+
+
+def test_labels_without_an_image_are_counted(frames, tiny_checkpoint, tmp_path, capsys):
+    with BagWriter(tmp_path / "half") as bag:
+        bag.write_label_map("/camera/label_map", STREET, 100 * NS)
+        for n, (image, label) in enumerate(zip(*frames)):
+            stamp = 100 * NS + n * NS // 10
+            bag.write_image("/camera/image", image, stamp, "camera")
+            bag.write_label("/camera/label", label, stamp + 37 * (n % 2), "camera")
+    report = run(tmp_path, tmp_path / "half", "--checkpoint", tiny_checkpoint)
+    assert (report["scored_frames"], report["labels_without_image"]) == (6, 6)
+    assert "6 more labels have the header stamp of no image" in capsys.readouterr().out
+
+
 def test_a_part_of_the_bag(short_bag, frames, tiny_checkpoint, tmp_path):
     found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--start", 10, "--window", 2)
     close(found["systems"][0], by_hand(load_checkpoint(tiny_checkpoint).model, frames, 2, range(8, 12)))

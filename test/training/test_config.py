@@ -72,11 +72,37 @@ def test_values_and_paths(tmp_path):
             "prior_loss must be at least 0. Got: nan",
         ),
         ({"seed": True}, "seed must be of type int"),
+        ({"seed": -1}, "seed must be at least 0. Got: -1"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0. Got: -1"),
+        ({"clip_norm": float("nan")}, "clip_norm must be at least 0. Got: nan"),
+        ({"data": {**GOOD["data"], "workers": -1}}, "data.workers must be at least 0. Got: -1"),
+        ({"data": {**GOOD["data"], "max_gap_s": 0}}, "data.max_gap_s must be above 0 s. Got: 0"),
+        ({"data": {**GOOD["data"], "max_gap_s": float("nan")}}, "data.max_gap_s must be above 0 s. Got: nan"),
+        (
+            {"stages": [{"name": "prior", "steps": 1, "max_lr": float("nan")}]},
+            "batch, accumulate and max_lr must be",
+        ),
+        ({"model": {"architecture": "erfnet", "preset": "tiny"}}, "model.preset has no effect on erfnet"),
+        ({"model": {"architecture": "erfnet", "overrides": {"windw": 3}}}, "model.overrides has no effect"),
+        (
+            {"model": {"architecture": "gru", "static_prior": "x.pt"}},
+            "model.static_prior has no effect on gru",
+        ),
+        (
+            {"model": {"architecture": "segformer_b0", "flow": "dis2"}},
+            "model.flow has no effect on segformer_b0",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, words):
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, {**GOOD, **change})
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    (tmp_path / "twice.yaml").write_text("seed: 1\ndata: {train: [a]}\nseed: 2\n")
+    with pytest.raises(ConfigError, match="the key seed stands twice, line 3"):
+        load_config(tmp_path / "twice.yaml")
 
 
 def test_other_files(tmp_path):

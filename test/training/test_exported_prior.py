@@ -62,7 +62,10 @@ def test_an_exported_prior_stays_frozen_and_stage_3_says_so(street_bag, files, t
 
 def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_bag, files, tmp_path):
     config = configuration(street_bag, files[0] / "net.pt", "video", "prior")
-    with pytest.raises(ConfigError, match="cannot be trained: leave the stage `prior` out"):
+    with pytest.raises(
+        ConfigError,
+        match="exported static prior cannot be trained on the labels.*leave the stage `prior` out",
+    ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # refused before the stage that could have run
     both = StageConfig("end_to_end", steps=1, batch=2, prior_loss=1.0)
@@ -72,6 +75,15 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
             tmp_path / "both",
         )
     assert not (tmp_path / "both").exists()
+    mapped = dataclasses.replace(
+        config.model, static_prior="", overrides={**config.model.overrides, "static_prior": "erfnet"}
+    )
+    with pytest.raises(
+        ConfigError, match="static prior with a class_mapping cannot be trained on the labels"
+    ):
+        train(dataclasses.replace(config, model=mapped), tmp_path / "mapped")
+    assert not (tmp_path / "mapped").exists()
+    config = dataclasses.replace(config, stages=config.stages[:1])
     model = dataclasses.replace(config.model, overrides={"window": 2, "prior_classes": 5})
     with pytest.raises(ConfigError, match="class_mapping must give"):
         train(dataclasses.replace(config, model=model), tmp_path)

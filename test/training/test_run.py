@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,11 +14,13 @@ import yaml
 pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.cli import main
+from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.data.images import decode_label
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.run import train
-from vtseg_ros.training.state import check_plan, plan_of
+from vtseg_ros.training.state import check_plan, load_state, plan_of
 from vtseg_ros.training.update import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,11 +128,32 @@ def test_mistakes(config, tmp_path, street_bag):
         train(wrong, tmp_path / "c")
 
 
-def test_a_run_is_not_overwritten(tmp_path, capsys):
-    (tmp_path / "state.pt").write_bytes(b"hours of work")
-    assert main(["train", str(ROOT / "config" / "train" / "street.yaml"), "--out", str(tmp_path)]) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
-    assert [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+@pytest.mark.parametrize("name", ["state.pt", "best.safetensors", "last.safetensors", "validation.jsonl"])
+def test_a_run_is_not_overwritten(config, tmp_path, name):
+    (tmp_path / name).write_bytes(b"hours of work")
+    with pytest.raises(ConfigError, match="holds a training: nothing is overwritten"):
+        train(config, tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"hours of work"
+
+
+def test_a_bad_label_in_validation_is_named_and_costs_no_training(config, street_bag, tmp_path):
+    with BagReader(street_bag) as bag, BagWriter(tmp_path / "bag") as out:
+        for number, (topic, kind, time_ns, data) in enumerate(bag.raw(["/camera/image", "/camera/label"])):
+            ids = decode_label(bag.read(topic, time_ns)) if topic == "/camera/label" else None
+            if ids is None:
+                out.write_raw(topic, kind, data, time_ns)
+                continue
+            if number < 4:
+                ids = np.where(ids == ids[0, 0], np.uint8(77), ids)
+            out.write_label(topic, ids, time_ns, "cam")
+    data = dataclasses.replace(config.data, validation=(SourceConfig(str(tmp_path / "bag")),))
+    config = dataclasses.replace(config, data=data, save_every=100)
+    with pytest.raises(ConfigError, match=f"bag {tmp_path / 'bag'}, stamp .* ns: .*class id 77"):
+        train(config, tmp_path / "run")
+    state = load_state(tmp_path / "run")
+    assert (state["stage"], state["step"], state["validation_due"]) == (0, 3, True)
+    assert (tmp_path / "run" / "last.safetensors").is_file()
 
 
 def test_weights_for_the_encoder_by_option(tmp_path, street_bag, capsys):

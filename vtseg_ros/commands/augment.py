@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     labels = build_labels(config.data)
     store = build_store(config.data, build_sources(config.data)[0])
+    count = min(args.windows, len(store.index.windows(args.frames, label_every=config.data.label_every)))
     picture = contact_sheet(
-        config, store, labels, args.windows, args.frames, config.seed if args.seed is None else args.seed
+        config, store, labels, count, args.frames, config.seed if args.seed is None else args.seed
     )
     payload = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
     try:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         args.out.write_bytes(payload)
     except OSError as err:
         raise ConfigError(f"{args.out} cannot be written: {err.strerror}") from err
-    print(f"{args.out}: {args.windows} windows of {args.frames} frames, oldest on the left")
+    print(f"{args.out}: {count} windows of {args.frames} frames, oldest on the left")
     return 0
 
 

@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     machine = _machine(resolve_device(args.device))
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
+    if checkpoint.architecture != "vtseg":
+        raise ConfigError(f"{args.checkpoint} is a {checkpoint.architecture}. Expected: a vtseg")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(
         f"{machine['processor']}, {machine['threads']} threads{gpu}; torch {machine['torch']}; {machine['date']}"

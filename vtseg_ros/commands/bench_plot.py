@@ -18,7 +18,7 @@ COLORS = {
 
 
 def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
-    """Write a PNG: median ms per frame against k (at the first size measured) and against size (at the last k).
+    """Write a PNG: median ms per frame against k (at the first size measured) and against size (at the middle k).
 
     Args:
         results: entries of the JSON's `modes`.

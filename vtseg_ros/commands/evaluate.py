@@ -167,6 +167,8 @@ def _print(outcome: Outcome) -> None:
     if swept:
         console.print(_sweep_table(swept))
     console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
+    if outcome.unmatched:
+        console.print(f"{outcome.unmatched} more labels have the header stamp of no image")
     if outcome.corrupt:
         console.print(f"{len(outcome.corrupt)} messages could not be decoded:")
         for stamp_ns, reason in outcome.corrupt[:5]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
+from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.predictor import ONNX_SUFFIX
 from vtseg_ros.errors import BagError
@@ -27,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | None:
+    """A topic that is taken when none is named; None if there is no or more than one."""
+    try:
+        return find(bag)
+    except BagError:
+        return None
+
+
 def _describe_bag(path: Path) -> dict[str, Any]:
     with BagReader(path) as bag:
         seconds = (bag.end_ns - bag.start_ns) / 1e9
@@ -38,11 +47,8 @@ def _describe_bag(path: Path) -> dict[str, Any]:
             }
             for name, info in sorted(bag.topics.items())
         }
-        try:
-            image, label = find_topics(bag)
-        except BagError:
-            image, label = None, None
-        labels = read_label_set(bag)
+        image, label = _found(find_image_topic, bag), _found(find_label_topic, bag)
+        labels = read_label_set(bag) or read_label_set(bag, of_masks=True)
     return {
         "bag": str(path),
         "seconds": round(seconds, 3),

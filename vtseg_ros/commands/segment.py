@@ -108,6 +108,8 @@ def _from_video(path: Path) -> Source:
 def run(args: argparse.Namespace) -> int:
     if not args.out and not args.overlay:
         raise ConfigError("nothing to write: give --out BAG, --overlay MP4, or both")
+    if args.overlay and args.overlay.exists():
+        raise ConfigError(f"{args.overlay} exists: nothing is overwritten")
     if not args.input.exists():
         raise BagError(f"no such bag or video: {args.input}")
     segmenter = Segmenter(
@@ -158,6 +160,10 @@ def run(args: argparse.Namespace) -> int:
             done += 1
         if done + len(bad) < source.total:
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
+        if not done:
+            raise BagError(
+                f"{args.input} has no frame that could be segmented" + (f": {bad[0]}" if bad else "")
+            )
         rate = done / max(time.monotonic() - began, 1e-9)
     print(f"{done} masks, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
     for line in bad[:5]:
@@ -166,6 +172,4 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(
             json.dumps({"frames": done, "left_out": bad, "frames_per_s": rate}, indent=2) + "\n"
         )
-    if not done:
-        raise BagError(f"{args.input} has no frame that could be segmented")
     return 0

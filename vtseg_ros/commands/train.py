@@ -15,12 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vtseg_ros.errors import ConfigError
 from vtseg_ros.training.config import load_config
 from vtseg_ros.training.processes import is_main_process
 from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train
-from vtseg_ros.training.state import NAME, saving
+from vtseg_ros.training.state import saving
 
 HELP = "Train from bags as a YAML configuration says; Ctrl-C saves and ends, --resume goes on."
 
@@ -44,10 +43,6 @@ def run(args: argparse.Namespace) -> int:
     if args.init_encoder:
         model = dataclasses.replace(config.model, init_encoder=str(args.init_encoder))
         config = dataclasses.replace(config, model=model)
-    if (args.out / NAME).is_file() and not args.resume:
-        raise ConfigError(
-            f"{args.out} holds a training: nothing is overwritten. Go on with --resume, or choose another --out"
-        )
     with saving(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     last: list[Step] = []

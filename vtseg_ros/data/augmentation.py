@@ -133,7 +133,8 @@ class Augmentation:
         """(3, 3) source-to-output: zoom into a random crop, turn, flip."""
         config = self.config
         scale = np.exp(rng.uniform(*np.log(config.scale)))
-        slack_x, slack_y = (1 - 1 / scale) * width / 2, (1 - 1 / scale) * height / 2
+        slack = abs(1 - 1 / scale) / 2  # below 1 the picture is smaller than the frame, and moves within it
+        slack_x, slack_y = slack * width, slack * height
         center = (width / 2 + rng.uniform(-slack_x, slack_x), height / 2 + rng.uniform(-slack_y, slack_y))
         angle = rng.uniform(-config.rotation_deg, config.rotation_deg)
         matrix = _about(center, scale, angle, (width / 2, height / 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from vtseg_ros.data import messages
@@ -24,6 +25,12 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
 RATE_MESSAGES = 201  # how many of a topic its rate is taken from
 OnCorrupt = Callable[[str, int, str], None]
+_NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
+LATCHED = Qos(
+    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _NEVER, _NEVER,
+    QosLiveliness.AUTOMATIC, _NEVER, False,
+)  # fmt: skip
+"""Of topics whose one message is for whoever comes later."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class BagReader:
             c.msgtype: (c.msgdef.data, c.digest or NO_HASH) for c in self._reader.connections if c.msgdef.data
         }
         """Message definition and type hash by type, of those that the bag carries."""
+        self.qos: dict[str, list[Qos]] = {
+            c.topic: list(c.ext.offered_qos_profiles) for c in self._reader.connections
+        }
+        """What the publishers of each topic offered when it was recorded; empty where the bag does not say."""
         self.start_ns, self.end_ns = self._reader.start_time, self._reader.end_time
 
     def __enter__(self) -> BagReader:
@@ -198,23 +209,31 @@ def find_topics(bag: BagReader) -> tuple[str, str | None]:
 
 
 def find_image_topic(bag: BagReader) -> str:
-    """The topic of the camera's images: none of labels, masks, confidences, depth, flow and overlays.
+    """The topic of the camera's images: none of labels, masks, confidences, depth, flow, overlays and a segmenter's.
 
     Raises:
         BagError: if there is no or more than one candidate; names them.
     """
-    others = ("label", "mask", "confidence", "depth", "flow", "overlay", "color")
-    images = [name for name in image_topics(bag) if not any(word in name for word in others)]
+    others = ("label", "mask", "confidence", "depth", "flow", "overlay")
+    all_images = image_topics(bag)
+    images = [n for n in all_images if not _of_segmenter(n) and not any(word in n for word in others)]
     if len(images) > 1:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
-        raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
+        told = f"Images are on {', '.join(all_images)}: name one" if all_images else "It has "
+        told += "" if all_images else ", ".join(bag.topics) or "no topics"
+        raise BagError(f"bag {bag.path} has no topic that looks like a camera's images. {told}")
     return images[0]
+
+
+def _of_segmenter(topic: str) -> bool:
+    """Whether a topic is what a segmenter node publishes."""
+    return "/segmentation/" in f"/{topic}"
 
 
 def find_label_topic(bag: BagReader) -> str | None:
     """The bag's image topic with `label` in its name, or None; BagError if there are several."""
-    labels = [name for name in image_topics(bag) if "label" in name]
+    labels = [name for name in image_topics(bag) if "label" in name and not _of_segmenter(name)]
     if len(labels) > 1:
         raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
     return labels[0] if labels else None
@@ -225,10 +244,18 @@ def image_topics(bag: BagReader) -> list[str]:
     return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
 
 
-def read_label_set(bag: BagReader) -> LabelSet | None:
-    """The class list of the bag's LabelMap topic, or None when it has none; BagError if it is not a class list."""
+def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:
+    """The class list of the labels in a bag, from its LabelMap topic; None when it has none.
+
+    Args:
+        bag: to read.
+        of_masks: of the masks that a segmenter published, which may know other classes than the labels.
+
+    Raises:
+        BagError: if it is not a class list.
+    """
     for name, info in bag.topics.items():
-        if info.msgtype == LABEL_MAP and info.count:
+        if info.msgtype == LABEL_MAP and info.count and _of_segmenter(name) == of_masks:
             for _, _, message in bag.messages([name]):
                 try:
                     return label_set_of(message)
@@ -293,9 +320,23 @@ class BagWriter:
             raise BagError(f"bag {self.path} cannot be written: {_line(err)}") from err
 
     def write_raw(
-        self, topic: str, msgtype: str, data: bytes, time_ns: int, definition: tuple[str, str] | None = None
+        self,
+        topic: str,
+        msgtype: str,
+        data: bytes,
+        time_ns: int,
+        *,
+        definition: tuple[str, str] | None = None,
+        qos: Sequence[Qos] = (),
     ) -> None:
-        """Add a serialized message; `definition` is needed for types that this package does not know.
+        """Add a serialized message.
+
+        Args:
+            topic, msgtype: whose.
+            data: CDR bytes.
+            time_ns: bag time.
+            definition: needed for types that this package does not know.
+            qos: what the topic's publishers offer, for players; taken from the topic's first message.
 
         Raises:
             BagError: if the disk is full, or the type is unknown.
@@ -305,12 +346,14 @@ class BagWriter:
                 kind: dict = {"typestore": typestore()}
                 if msgtype not in typestore().types and definition is not None:
                     kind = {"msgdef": definition[0], "rihs01": definition[1]}
-                self._connections[topic] = self._writer.add_connection(topic, msgtype, **kind)
+                self._connections[topic] = self._writer.add_connection(
+                    topic, msgtype, offered_qos_profiles=qos, **kind
+                )
             self._writer.write(self._connections[topic], time_ns, data)
 
-    def write(self, topic: str, msgtype: str, message, time_ns: int) -> None:
-        """Add a message at a bag time."""
-        self.write_raw(topic, msgtype, typestore().serialize_cdr(message, msgtype), time_ns)
+    def write(self, topic: str, msgtype: str, message, time_ns: int, *, qos: Sequence[Qos] = ()) -> None:
+        """Add a message at a bag time; see `write_raw`."""
+        self.write_raw(topic, msgtype, typestore().serialize_cdr(message, msgtype), time_ns, qos=qos)
 
     def write_image(
         self, topic: str, rgb: np.ndarray, stamp_ns: int, frame_id: str, *, compressed: bool = False
@@ -342,5 +385,6 @@ class BagWriter:
         self.write(topic, IMAGE, messages.image_message(values, encoding, stamp_ns, frame_id), stamp_ns)
 
     def write_label_map(self, topic: str, labels: LabelSet, stamp_ns: int) -> None:
-        """The class list."""
-        self.write(topic, LABEL_MAP, messages.label_map_message(labels, stamp_ns), stamp_ns)
+        """The class list, latched."""
+        message = messages.label_map_message(labels, stamp_ns)
+        self.write(topic, LABEL_MAP, message, stamp_ns, qos=[LATCHED])

@@ -134,7 +134,7 @@ def transform_flow(flow: np.ndarray | None, present: np.ndarray, past: np.ndarra
         size: (width, height) px.
 
     Returns:
-        (height, width, 2) float32; NaN where the source lies outside the image.
+        (height, width, 2) float32; with `flow`, NaN where the source lies outside the image.
     """
     width, height = size
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))

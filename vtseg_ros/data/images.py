@@ -142,7 +142,9 @@ def decode_compressed(message) -> np.ndarray:
     Raises:
         ImageError: if it is neither jpeg nor png, truncated, too large or undecodable.
     """
-    return cv2.cvtColor(_decode_file(message, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    # A camera's pixels as they are, like its raw images: labels and intrinsics know nothing of EXIF.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.cvtColor(_decode_file(message, flags), cv2.COLOR_BGR2RGB)
 
 
 def decode_any(message) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +71,14 @@ class FrameIndex:
         sources: bags.
         max_gap_s: a longer pause, or a stamp that does not grow, starts a new sequence.
         stride: frames of a window are this far apart, counted back from its newest one; no label is lost by it.
-        need_labels: refuse bags without labels.
+        need_labels: refuse bags without labels; labels that have no image are counted and told.
 
     Attributes:
         frames: all frames; one whose image or label turns out to be corrupt when it is decoded is among them.
         sequences: (start, stop) indices into `frames`.
         topics: (image topic, label topic or None) per source.
         corrupt: messages so broken that they have no stamp, and hence no frame.
+        unmatched_labels: labels whose stamp is no image's, among or around the images.
 
     Raises:
         BagError: for a bag without frames, with images and labels of different sizes, or without labels where they
@@ -86,7 +88,8 @@ class FrameIndex:
     def __init__(
         self, sources: list[BagSource], *, max_gap_s: float = 1.0, stride: int = 1, need_labels: bool = True
     ) -> None:
-        self.sources, self.stride = sources, stride
+        self.sources, self.stride, self.max_gap_s = sources, stride, max_gap_s
+        self.unmatched_labels = 0
         self.topics: list[tuple[str, str | None]] = []
         self.frames: list[Frame] = []
         self.sequences: list[tuple[int, int]] = []
@@ -122,7 +125,26 @@ class FrameIndex:
                 + (" in the chosen part" if source.start_s or source.end_s else "")
                 + ". Labels and images must have equal stamps"
             )
+        self._tell_unmatched(source, (image, label), images, labels)
         return frames
+
+    def _tell_unmatched(
+        self,
+        source: BagSource,
+        topics: tuple[str, str | None],
+        images: Collection[int],
+        labels: Collection[int],
+    ) -> None:
+        first = min(images) if source.start_s else -math.inf
+        last = max(images) if source.end_s else math.inf
+        lost = [stamp for stamp in labels if stamp not in images and first <= stamp <= last]
+        self.unmatched_labels += len(lost)
+        if lost:
+            log.warning(
+                "bag %s: %d of the labels on %s have the header stamp of no image on %s and are not used; the first "
+                "at stamp %d ns",
+                source.path, len(lost), topics[1], topics[0], min(lost),
+            )  # fmt: skip
 
     def _places(
         self, bag: BagReader, topic: str, decode: Decode, start: int | None, stop: int | None
@@ -161,12 +183,14 @@ class FrameIndex:
         self.sequences.append((start, len(self.frames)))
 
     def labelled(self, every: int = 1) -> list[tuple[int, int]]:
-        """(frame number, first frame of its sequence) of every n-th labelled frame of each sequence."""
-        found = []
-        for first, stop in self.sequences:
-            numbers = [n for n in range(first, stop) if self.frames[n].label_ns is not None]
-            found += [(number, first) for number in numbers[::every]]
-        return found
+        """(frame number, first frame of its sequence) of every n-th labelled frame, counted over all sequences."""
+        found = [
+            (number, first)
+            for first, stop in self.sequences
+            for number in range(first, stop)
+            if self.frames[number].label_ns is not None
+        ]
+        return found[::every]
 
     def window(self, newest: int, first: int, length: int) -> list[int]:
         """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""
@@ -177,7 +201,7 @@ class FrameIndex:
 
         Args:
             length: frames k of a window.
-            label_every: use only every n-th labelled frame of a sequence, to see how few labels do.
+            label_every: use only every n-th labelled frame, to see how few labels do.
         """
         return [self.window(newest, first, length) for newest, first in self.labelled(label_every)]
 

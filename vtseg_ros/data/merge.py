@@ -127,7 +127,10 @@ def merge(
             writer.write_label_map(LABEL_MAP_TOPIC, labels, bag.start_ns)
         for name, msgtype, time_ns, data in bag.raw([t for t in bag.topics if t not in lost]):
             write_until(time_ns)
-            writer.write_raw(name, msgtype, data, time_ns, bag.definitions.get(msgtype))
+            writer.write_raw(
+                name, msgtype, data, time_ns,
+                definition=bag.definitions.get(msgtype), qos=bag.qos[name],
+            )  # fmt: skip
             on_message()
         write_until(math.inf)
     return lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.index import BagSource
@@ -30,7 +31,8 @@ def split_by_time(
     training, validation = [], []
     for source in sources:
         with BagReader(source.path) as bag:
-            end_s = source.end_s or (bag.end_ns - bag.start_ns) / NS
+            whole_s = (bag.end_ns - bag.start_ns) / NS
+            end_s = min(source.end_s or whole_s, whole_s)
         span = end_s - source.start_s - guard_s
         if span <= 0:
             raise ConfigError(
@@ -51,7 +53,7 @@ def require_apart(training: list[BagSource], validation: list[BagSource], guard_
     """
     for one in training:
         for other in validation:
-            if one.path.resolve() != other.path.resolve():
+            if _folder(one) != _folder(other):
                 continue
             pause = max(one.start_s - _end(other), other.start_s - _end(one))
             if pause >= guard_s - 1e-6:
@@ -62,6 +64,12 @@ def require_apart(training: list[BagSource], validation: list[BagSource], guard_
             if guard_s > 0:
                 raise ConfigError(f"{told}. Expected: at least {guard_s:g} s (data.guard_s)")
             log.warning("%s: validation scores say nothing of scenes that were not trained on", told)
+
+
+def _folder(source: BagSource) -> Path:
+    """Of the bag, which may be named by a file inside it."""
+    path = source.path.resolve()
+    return path.parent if path.is_file() else path
 
 
 def _end(source: BagSource) -> float:

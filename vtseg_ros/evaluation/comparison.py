@@ -44,6 +44,7 @@ def as_json(outcome: Outcome, facts: dict[str, str]) -> dict[str, Any]:
         "labelled_frames": outcome.labelled,
         "scored_frames": outcome.labelled - outcome.unscored,
         "unscored_frames": outcome.unscored,
+        "labels_without_image": outcome.unmatched,
         "corrupt": [{"stamp_ns": stamp_ns, "reason": reason} for stamp_ns, reason in outcome.corrupt],
         "facts": facts,
     }

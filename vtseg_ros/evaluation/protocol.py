@@ -39,6 +39,7 @@ class Outcome:
         corrupt: (stamp in ns, what was wrong) of images, labels and flow that could not be decoded; bag time for a
             message without a readable stamp.
         unscored: labelled frames without image or label; labelled = scored + unscored.
+        unmatched: labels whose stamp is no image's; not among `labelled`.
     """
 
     infos: list[SystemInfo]
@@ -47,6 +48,7 @@ class Outcome:
     labelled: int = 0
     corrupt: list[tuple[int, str]] = field(default_factory=list)
     unscored: int = 0
+    unmatched: int = 0
 
 
 class _Images:
@@ -108,7 +110,7 @@ def evaluate(
     Args:
         store: frames as they were recorded (no `size`).
         systems: of one class list.
-        every: score every n-th labelled frame of a sequence; temporal scores need 1.
+        every: score every n-th labelled frame; temporal scores need 1.
         pictures: rows of pictures to keep, evenly spaced.
         on_frame: called after each labelled frame.
 
@@ -116,7 +118,10 @@ def evaluate(
         ConfigError: if a label holds an id outside the class list.
     """
     index, labels = store.index, systems[0].labels
-    outcome = Outcome([s.info for s in systems], [Scores(labels, keep=0) for _ in systems])
+    outcome = Outcome(
+        [s.info for s in systems], [Scores(labels, keep=0, max_gap_s=index.max_gap_s) for _ in systems]
+    )
+    outcome.unmatched = index.unmatched_labels
     chosen = index.labelled(every)
     outcome.labelled = len(chosen)
     shown = {chosen[i][0] for i in np.linspace(0, len(chosen) - 1, min(pictures, len(chosen))).astype(int)}

@@ -28,8 +28,8 @@ class ReportData:
         title: heading.
         scores: of the (main) system.
         systems: JSON entries, one per system (see `Scores.as_system`).
-        counts: frames by what became of them; empty offline.
-        latencies_s: total latency of each answered frame, s; empty offline.
+        counts: frames by what became of them.
+        latencies_s: total latency of each answered frame, s.
         facts: name -> text, shown in the head.
     """
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vtseg_ros.data.messages import NS
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
 from vtseg_ros.labels import IGNORE, LabelSet
 
-GAP_NS = 1_000_000_000
 PICTURE_WIDTH = 480
 
 
@@ -32,12 +32,20 @@ class Scores:
     Args:
         labels: class list.
         keep: worst frames to keep as pictures; 0 = none.
+        max_gap_s: a longer pause starts a new sequence for the temporal scores.
         baseline: (h, w) uint8 class ids that are scored beside as if they were every frame's mask (the position
             prior: each pixel's most frequent training class); None = none.
     """
 
-    def __init__(self, labels: LabelSet, *, keep: int = 6, baseline: np.ndarray | None = None) -> None:
-        self.labels, self._keep = labels, keep
+    def __init__(
+        self,
+        labels: LabelSet,
+        *,
+        keep: int = 6,
+        max_gap_s: float = 1.0,
+        baseline: np.ndarray | None = None,
+    ) -> None:
+        self.labels, self._keep, self._max_gap_ns = labels, keep, round(max_gap_s * NS)
         self.confusion = ConfusionMatrix(len(labels))
         self.baseline = ConfusionMatrix(len(labels)) if baseline is not None else None
         self._baseline_mask = baseline
@@ -66,7 +74,7 @@ class Scores:
             self.baseline.update(
                 cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label
             )
-        if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= GAP_NS:
+        if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= self._max_gap_ns:
             self.new_sequence()
         for consistency in self._consistency.values():
             consistency.update(mask, label)

@@ -49,9 +49,18 @@ class OverlayVideo:
 
 @contextmanager
 def overlay_video(path: Path, labels: LabelSet, rate_hz: float | None) -> Iterator[OverlayVideo]:
-    """Write an overlay video at `rate_hz` frames per second; None = unknown, DEFAULT_RATE_HZ."""
-    video = OverlayVideo(path, labels, rate_hz or DEFAULT_RATE_HZ)
+    """Write an overlay video at `rate_hz` frames per second; None = unknown, DEFAULT_RATE_HZ.
+
+    It is there under its name when it is whole; without a frame, or after an exception, nothing is left behind.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")  # ffmpeg goes by the suffix
+    video = OverlayVideo(part, labels, rate_hz or DEFAULT_RATE_HZ)
     try:
-        yield video
+        try:
+            yield video
+        finally:
+            video.close()
+        if part.exists():
+            part.replace(path)
     finally:
-        video.close()
+        part.unlink(missing_ok=True)

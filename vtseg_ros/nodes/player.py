@@ -16,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import SetBool
 
-from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.bags import LATCHED, BagReader
 from vtseg_ros.data.messages import NS
 from vtseg_ros.errors import BagError
 
@@ -114,7 +114,11 @@ class PlayerNode(Node):
                 )
                 continue
             target = self._config.remap.get(topic, topic)
-            latched = name in ("LabelMap", "LabelInfo") or target == "/tf_static"
+            latched = (
+                name in ("LabelMap", "LabelInfo")
+                or target == "/tf_static"
+                or LATCHED.durability in (offered.durability for offered in self._bag.qos[topic])
+            )
             qos = QoSProfile(
                 depth=100,
                 reliability=ReliabilityPolicy.RELIABLE,

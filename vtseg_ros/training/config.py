@@ -188,7 +188,7 @@ class TrainConfig:
             _one_of("stages.name", stage.name, STAGES)
             if (stage.epochs > 0) == (stage.steps > 0):
                 raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
-            if stage.batch < 1 or stage.accumulate < 1 or stage.max_lr <= 0:
+            if stage.batch < 1 or stage.accumulate < 1 or not 0 < stage.max_lr < math.inf:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_prior_loss(stage)
@@ -201,11 +201,17 @@ class TrainConfig:
             raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
         if self.model.architecture == "gru":
             self._check_gru()
+        self._check_unused()
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
-        for name in ("label_every", "stride", "validation_every"):
-            _at_least(f"data.{name}", getattr(self.data, name), 1)
+        for name, least in (("label_every", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
+            _at_least(f"data.{name}", getattr(self.data, name), least)
+        if not self.data.max_gap_s > 0:
+            raise ConfigError(f"data.max_gap_s must be above 0 s. Got: {self.data.max_gap_s}")
         for name, least in (
+            ("seed", 0),
+            ("weight_decay", 0),
+            ("clip_norm", 0),
             ("save_every", 1),
             ("log_every", 1),
             ("validate_every", 0),
@@ -220,6 +226,20 @@ class TrainConfig:
         if stage.prior_loss and (stage.name != "end_to_end" or self.model.architecture != "vtseg"):
             raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
 
+    def _check_unused(self) -> None:
+        """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
+        used = {
+            "vtseg": {"preset", "overrides", "static_prior", "init", "normalize_encoder"},
+            "segformer_b0": {"init", "normalize_encoder"},
+            "gru": {"overrides", "flow"},
+            "erfnet": set(),
+        }
+        for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
+            item = ModelConfig.__dataclass_fields__[name]
+            default = {} if name == "overrides" else item.default
+            if getattr(self.model, name) != default and name not in used[self.model.architecture]:
+                raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
+
     def _check_gru(self) -> None:
         for key, value in self.model.overrides.items():
             if key not in GRU_FIELDS:
@@ -228,14 +248,26 @@ class TrainConfig:
                 raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def _at_least(name: str, value: float, least: int) -> None:
+    if not least <= value < math.inf:
         raise ConfigError(f"{name} must be at least {least}. Got: {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}. Got: {value!r}")
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice in a mapping is an error and not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value} stands twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -246,7 +278,7 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise ConfigError(
             f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vtseg_ros.model.checkpoint import write_atomically
+from vtseg_ros.training.state import VALIDATIONS
 from vtseg_ros.training.validation import Validation
 
 log = logging.getLogger("vtseg_ros.training")
-VALIDATIONS = "validation.jsonl"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.model import save_checkpoint
+from vtseg_ros.model import VTSeg, save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import is_exported
 from vtseg_ros.training.build import build_model, has_prior, window_length
@@ -26,7 +26,16 @@ from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.data import TrainingData, build_labels
 from vtseg_ros.training.processes import any_rank, launch
 from vtseg_ros.training.record import Progress, Record
-from vtseg_ros.training.state import check_plan, load_state, plan_of, save_state, saving
+from vtseg_ros.training.state import (
+    BEST,
+    LAST,
+    check_plan,
+    load_state,
+    plan_of,
+    refuse_used,
+    save_state,
+    saving,
+)
 from vtseg_ros.training.update import backward, check_finite, update
 from vtseg_ros.training.validation import Validator
 
@@ -50,6 +59,8 @@ class Training:
         self.config, self.output_dir = config, output_dir
         self.should_stop = should_stop or (lambda: False)
         self.fabric = launch(config.device, config.precision)
+        if not resume and self.fabric.is_global_zero:
+            refuse_used(output_dir)
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
@@ -98,9 +109,13 @@ class Training:
         if not has_prior(self.model):
             return
         exported, stages = is_exported(self.model.static_prior), self.config.stages
-        if exported and any(stage.name == "prior" for stage in stages):
-            raise ConfigError("an exported static prior cannot be trained: leave the stage `prior` out")
-        if any(stage.prior_loss for stage in stages) and (exported or self.model.config.class_mapping):
+        mapped = isinstance(self.model, VTSeg) and bool(self.model.config.class_mapping)
+        if (exported or mapped) and any(stage.name == "prior" for stage in stages):
+            raise ConfigError(
+                f"{'an exported static prior' if exported else 'a static prior with a class_mapping'} cannot be "
+                "trained on the labels of these bags: leave the stage `prior` out"
+            )
+        if (exported or mapped) and any(stage.prior_loss for stage in stages):
             raise ConfigError(
                 "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
             )
@@ -186,8 +201,12 @@ class Training:
             clock.add(ready - began, time.monotonic() - ready)
             done = step + 1
             due = config.validate_every and done % config.validate_every == 0 or done == steps
-            if due and self._validate(number, stage, done, validator):
-                due = False
+            try:
+                if due and self._validate(number, stage, done, validator):
+                    due = False
+            except VTSegError:  # such as a bad label: what was trained until here is not lost for it
+                self._save(number, done, optimizer, validation_due=True)
+                raise
             self._report(number, stage, done, loss, rate, clock)
             stop = any_rank(fabric, self.should_stop())
             if done % config.save_every == 0 or done == steps or stop:
@@ -222,7 +241,7 @@ class Training:
             self.record.validation(stage.name, step, sum(self.steps_of[:number]) + step, result)
             if not on_prior and not self.best_miou >= result.miou:
                 self.best_miou = result.miou
-                self.save_weights(self.output_dir / "best.safetensors")
+                self.save_weights(self.output_dir / BEST)
         return True
 
     def _report(
@@ -269,7 +288,7 @@ class Training:
         }
         with saving(self.output_dir):
             save_state(self.output_dir, state)
-            self.save_weights(self.output_dir / "last.safetensors")
+            self.save_weights(self.output_dir / LAST)
 
     def save_weights(self, path: Path) -> None:
         """A checkpoint of the network as it is."""

@@ -19,6 +19,9 @@ from vtseg_ros.training.config import TrainConfig
 NAME = "state.pt"
 
 
+BEST, LAST, VALIDATIONS = "best.safetensors", "last.safetensors", "validation.jsonl"
+
+
 class SaveError(VTSegError):
     """Something of a run that cannot be written, for example because the disk is full."""
 
@@ -31,6 +34,15 @@ def saving(folder: Path) -> Iterator[None]:
     except OSError as err:
         kept = f"{folder / NAME} is as it was: --resume goes on from it" if (folder / NAME).is_file() else ""
         raise SaveError(f"cannot save to {folder}: {err.strerror or err}. {kept}".rstrip()) from err
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ConfigError if a folder holds what an earlier training left, whole or in part."""
+    if any((folder / name).exists() for name in (NAME, BEST, LAST, VALIDATIONS)):
+        raise ConfigError(
+            f"{folder} holds a training: nothing is overwritten. Go on with --resume (the node's parameter resume), "
+            "or choose another folder"
+        )
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

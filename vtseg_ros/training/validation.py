@@ -13,6 +13,7 @@ from torch import nn
 
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.model import VTSeg
@@ -110,7 +111,7 @@ class Validator:
                     mask = predict(self.length)
             else:
                 mask = predict(self.length)
-            counts.total.update(mask, truth)
+            self._count(counts.total, mask, truth, self.windows[number][-1])
             if video_network:
                 counts.compare(mask, predict(0), truth)
             if video_network and number in sweep:
@@ -158,6 +159,15 @@ class Validator:
             return logits.argmax(0).byte().cpu().numpy()
 
         return predict, labels[-1], video[-1]
+
+    def _count(self, total: ConfusionMatrix, mask: np.ndarray, truth: np.ndarray, newest: int) -> None:
+        try:
+            total.update(mask, truth)
+        except ConfigError as err:
+            frame = self.store.index.frames[newest]
+            raise ConfigError(
+                f"bag {self.store.index.sources[frame.source].path}, stamp {frame.stamp_ns} ns: {err}"
+            ) from err
 
     def _attention(self, shares: AttentionShares | None) -> tuple[dict[str, float], dict[str, float]]:
         if shares is None:

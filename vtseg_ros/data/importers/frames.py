@@ -112,7 +112,7 @@ def _write_image(
     own_size = check_container(data, max_pixels=MAX_PIXELS)
     kind = "jpeg" if data[:2].tobytes() == JPEG_MAGIC else "png"
     if (size and size != own_size) or (jpeg and kind != "jpeg"):
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if bgr is None:
             raise ImageError("the file cannot be decoded")
         rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
