@@ -13,7 +13,8 @@ from launch.actions import (
     RegisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit
-from launch.events import Shutdown
+from launch.events import Shutdown, matches_action
+from launch.events.process import ShutdownProcess
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -36,6 +37,8 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
+# What a segmenter recorded with the bag would be taken for this one's.
+OTHER_ANSWERS = "(^|/)(segmentation/|evaluation$)"
 # Writing the report of a long bag may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
 PATIENCE_S = "60"
 
@@ -95,14 +98,14 @@ def _nodes(context):
     player = ExecuteProcess(
         cmd=["vtseg", "play", value("bag"), "--clock", "--rate", value("rate"),
              # Should a node end instead of subscribing, so does all of this.
-             "--wait-timeout", "600", *(["--loop"] if value("loop").lower() == "true" else []),
+             "--wait-timeout", "600", "--exclude-regex", OTHER_ANSWERS, *(["--loop"] if value("loop").lower() == "true" else []),
              "--wait-for", published["image"], published["image"], published["label"]],
         additional_env=profile,
         output="screen",
     )  # fmt: skip
-    finish = RegisterEventHandler(
-        OnProcessExit(target_action=player, on_exit=[EmitEvent(event=Shutdown(reason="the bag ended"))])
-    )
+    # The segmenter first: it finishes what it has in work and tells its last counts, then the rest ends with it.
+    end = EmitEvent(event=ShutdownProcess(process_matcher=matches_action(segmenter)))
+    finish = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end]))
     return [segmenter, evaluator, player, finish]
 
 

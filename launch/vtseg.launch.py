@@ -26,7 +26,7 @@ ARGUMENTS = (
     ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one camera, image_topic."),
     ("namespace", "", "Namespace of the node."),
     ("autostart", "true", "Configure and activate at once; false leaves it to a lifecycle manager."),
-    ("use_sim_time", "false", "Take the time from /clock."),
+    ("use_sim_time", "", "true takes the time from /clock; empty = the parameter file's."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
@@ -44,7 +44,8 @@ def _parameters(path, namespace):
         name: ParameterValue(value, value_type=str) if isinstance(value, str) else value
         for name, value in values.items()
     }
-    return [path, own] if own else [path]
+    # Before the file, whose section for the namespaced name goes above the plain one.
+    return [own, path] if own else [path]
 
 
 def _nodes(context):
@@ -62,19 +63,23 @@ def _nodes(context):
     if cameras:
         overrides["cameras"] = cameras
     overrides["autostart"] = value("autostart").lower() == "true"
-    sim_time = {"use_sim_time": value("use_sim_time").lower() == "true"}
+    sim_time = []
+    if value("use_sim_time"):
+        sim_time.append({"use_sim_time": value("use_sim_time").lower() == "true"})
     topic, namespace = value("image_topic"), value("namespace").strip("/")
-    parent = topic.rsplit("/", 1)[0]
+    parent, slash, _ = topic.rpartition("/")
     remappings = [
         ("image", topic),
         # A remapping of the base name does not reach names below it.
         ("image/compressed", f"{topic}/compressed"),
-        ("camera_info", f"{parent}/camera_info"),
+        ("camera_info", f"{parent}{slash}camera_info"),
     ]
     # What the RViz configuration shows, by the names it has here.
     base = "".join(f"/{part}" for part in (namespace, *cameras[:1]) if part)
     shown = [(f"/segmentation/{name}", f"{base}/segmentation/{name}") for name in ("overlay", "color")]
-    shown.append(("/camera/image", f"{base}/image" if cameras else topic))
+    # RViz is in no namespace: there a relative name is another topic.
+    seen = topic if topic.startswith("/") else "".join(f"/{part}" for part in (namespace, topic) if part)
+    shown.append(("/camera/image", f"{base}/image" if cameras else seen))
     profile = profile_environment(value("fastdds_profile"), share)
     return [
         Node(
@@ -82,7 +87,7 @@ def _nodes(context):
             executable="segmenter",
             name="segmenter",
             namespace=namespace,
-            parameters=[*_parameters(value("params_file"), namespace), overrides, sim_time],
+            parameters=[*_parameters(value("params_file"), namespace), overrides, *sim_time],
             remappings=[] if cameras else remappings,
             arguments=["--ros-args", "--log-level", value("log_level")],
             additional_env=profile,
@@ -94,7 +99,7 @@ def _nodes(context):
             package="rviz2",
             executable="rviz2",
             arguments=["-d", f"{share}/config/vtseg.rviz"],
-            parameters=[sim_time],
+            parameters=sim_time,
             remappings=shown,
             additional_env=profile,
             condition=IfCondition(LaunchConfiguration("rviz")),

@@ -10,21 +10,25 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader, find_topics, read_label_set
+from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
-from vtseg_ros.errors import BagError, VTSegError
+from vtseg_ros.errors import BagError, ImageError, VTSegError
 from vtseg_ros.evaluation.video import overlay_video
 from vtseg_ros.fastdds import free_domain
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
 
 FRAMES, SIZE, SEED = 200, "320x96", 2026
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
+OTHER_ANSWERS = (
+    "(^|/)(segmentation/|evaluation$)"  # recorded with the bag: they would be taken for this run's
+)
 
 console = Console()
 
@@ -116,20 +120,19 @@ def run(args: argparse.Namespace) -> int:
             shutil.rmtree(bag_path, ignore_errors=True)
             synthesize(bag_path)
     with BagReader(bag_path) as bag:
-        image, label = (args.image_topic, args.label_topic or None) if args.image_topic else find_topics(bag)
-        if args.image_topic and not label:
-            label = next((name for name in bag.topics if "label" in name and "map" not in name), None)
+        image = args.image_topic or find_image_topic(bag)
+        label = args.label_topic or find_label_topic(bag)
         bag.require(*(topic for topic in (image, label) if topic))
         transport = "compressed" if bag.topics[image].msgtype == COMPRESSED_IMAGE else "raw"
         total = bag.topics[image].count
         unnamed = label is not None and read_label_set(bag) is None
         span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
-    suffix = "/compressed" if transport == "compressed" else ""
-    base = image.removesuffix(suffix)
-    remaps = ["-r", f"image:={base}", "-r", f"image/compressed:={base}/compressed"]
-    if label:
-        plain = label.removesuffix("/compressed")
-        remaps += ["-r", f"label:={plain}", "-r", f"label/compressed:={plain}/compressed"]
+        kinds = {name: bag.topics[name].msgtype for name in (image, label) if name}
+    remaps = []
+    for name, topic in (("image", image), ("label", label)):
+        if topic:
+            suffix = "/compressed" if kinds[topic] == COMPRESSED_IMAGE else ""
+            remaps += ["-r", f"{name}{suffix}:={topic}"]
     # The checkpoint's own baseline, where there is one.
     baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_prior.png"
     parameters = [
@@ -160,12 +163,16 @@ def run(args: argparse.Namespace) -> int:
         wait_for_line(out / "segmenter.log", "window", processes)
         wait_for_line(out / "recorder.log", "recording", processes)
         waits = ["--wait-for", image, image] + ([label] if label else [])
-        play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json")]
+        play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json"),
+                "--exclude-regex", OTHER_ANSWERS]  # fmt: skip
         console.print(f"playing {total} images, {span_s:.0f} s, to segmenter, evaluator and recorder")
         subprocess.run(play, check=True)
         processes.check()
         time.sleep(1.0)  # one inference and the idle status
-        codes = {name: processes.stop(name) for name in ("evaluator", "recorder", "segmenter")}
+        # The segmenter first: it finishes what it has in work and tells its last counts.
+        codes = {"segmenter": processes.stop("segmenter")}
+        time.sleep(0.5)
+        codes |= {name: processes.stop(name) for name in ("evaluator", "recorder")}
     finally:
         processes.stop_all()
     if any(codes.values()):
@@ -190,14 +197,16 @@ def write_overlay(bag_path: Path, image: str, out: Path) -> int:
         if topic not in recorded.topics:
             return 0
         masks = {stamp_of(message): message for _, _, message in recorded.messages([topic])}
+        count = recorded.topics[topic].count
     with BagReader(bag_path) as bag, overlay_video(out / "overlay.mp4", labels, bag.rate_hz(image)) as video:
         last = None
         for _, _, message in bag.messages([image]):
             found = masks.get(stamp_of(message))
             last = decode_label(found) if found is not None else last
             if last is not None:
-                video.add(decode_any(message), last)
-    return len(masks)
+                with suppress(ImageError):  # the segmenter rejected it, and that was counted
+                    video.add(decode_any(message), last)
+    return count
 
 
 def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> int:

@@ -18,9 +18,9 @@ except ImportError:  # not on Windows
 
 YOUNG_S = 2.0
 PROFILES = ("default", "loopback")
-# The older name, which Humble and Jazzy know, and the newer one.
 # Higher domains' ports may be taken by outgoing connections.
 MAX_DOMAIN = 100
+# The older name, which Humble and Jazzy know, and the newer one.
 VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 

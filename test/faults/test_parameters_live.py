@@ -73,7 +73,6 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
     ("node", "content", "words"),
     [
         ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
-        ("segmenter", "'/**': {ros__parameters: {input_sise: 64x32}}", "did you mean input_size"),
         ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
         ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
         ("segmenter", "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}", "unique"),
@@ -93,3 +92,16 @@ def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, conte
     done = run(node, ros_environment, "--params-file", str(file), *given)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_section_for_several_nodes_may_hold_another_nodes_parameters(start_node, tiny_checkpoint, tmp_path):
+    """Whatever their names look like: what may be a slip is told, and the node runs."""
+    text = "'/**': {ros__parameters: {camera_name: front, camera: rear, input_sise: 64x32, frame_rate: 10.0}}"
+    (tmp_path / "all.yaml").write_text(text)
+    node = start_node("segmenter", "--params-file", str(tmp_path / "all.yaml"), "-p", f"checkpoint:={tiny_checkpoint}",
+                      "-p", "autostart:=true")  # fmt: skip
+    node.wait_for("window 4")
+    assert (
+        "no parameter input_sise; did you mean input_size? (in a section for several nodes" in node.output()
+    )
+    assert node.stop() == 0

@@ -11,6 +11,7 @@ pytest.importorskip("launch_ros")
 from conftest import wait_until
 from nodes.encoders import NS, compressed_message, picture
 from nodes.harness import Harness
+from rcl_interfaces.srv import GetParameters
 from sensor_msgs.msg import CompressedImage, Image
 from watching import Watch, launched
 
@@ -54,6 +55,35 @@ def test_masks_flow_and_sigint_ends_it(segmenter, watch, ros_environment):
     yield
     assert watch.codes == {"segmenter": 0}
     assert "Traceback" not in watch.text["segmenter"]
+
+
+@launch_pytest.fixture
+def relative(watch, ros_environment, tiny_checkpoint, tmp_path):
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text(
+        "segmenter: {ros__parameters: {window: 4, use_sim_time: true}}\n"
+        "/front/segmenter: {ros__parameters: {window: 2}}\n"
+    )
+    arguments = {
+        "params_file": str(parameters), "checkpoint": str(tiny_checkpoint), "namespace": "front",
+        "image_topic": "image_raw", "device": "cpu",
+    }  # fmt: skip
+    return launched("vtseg", watch, ros_environment, arguments)
+
+
+@pytest.mark.launch(fixture=relative)
+def test_relative_names_and_the_files_own_values(relative, watch, ros_environment):
+    """The section of the namespaced node goes above the plain one; what is not given is the file's."""
+    watch.wait_for_text("segmenter", "window 2")
+    harness = Harness(ros_environment)
+    try:
+        for topic in ("/front/image_raw", "/front/camera_info"):
+            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1, 30)
+        request = GetParameters.Request(names=["use_sim_time"])
+        answer = harness.call(GetParameters, "/front/segmenter/get_parameters", request)
+        assert answer.values[0].bool_value
+    finally:
+        harness.close()
 
 
 @launch_pytest.fixture

@@ -14,12 +14,14 @@ import pytest
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
+from nodes.encoders import NS, image_message
 from nodes.harness import LATCHED, Harness
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
-from vtseg_ros.msg import EvaluationReport
+from vtseg_ros.msg import EvaluationReport, LabelEntry, LabelMap, SegmentationStatus
 
-from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_image, decode_label
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
@@ -159,12 +161,119 @@ def test_recorded_masks_score_as_the_evaluator_says(
     assert np.isclose(report["systems"][0]["miou"], matrix.miou(), atol=1e-3)
 
 
+def test_what_a_bag_says_of_itself_is_not_scored(
+    start_node, harness, ros_environment, street_bag, tiny_checkpoint, tmp_path
+):
+    """Masks that were recorded with the images are perfect here; images and labels come raw and compressed."""
+    with BagReader(street_bag) as bag, BagWriter(tmp_path / "robot") as robot:
+        for topic, kind, time_ns, data in bag.raw(["/camera/image", "/camera/label", "/camera/label_map"]):
+            robot.write_raw(topic, kind, data, time_ns)
+            message = bag.read(topic, time_ns)
+            if topic == "/camera/label_map":
+                robot.write_raw("/segmentation/label_map", kind, data, time_ns)
+                continue
+            stamp = stamp_of(message)
+            if topic == "/camera/image":
+                robot.write_image(
+                    f"{topic}/compressed", decode_image(message), stamp, "camera", compressed=True
+                )
+            else:
+                robot.write_label(
+                    f"{topic}/compressed", decode_label(message), stamp, "camera", compressed=True
+                )
+                robot.write_label("/segmentation/mask", decode_label(message), stamp, "camera")
+    names = [
+        part
+        for topic in ("image", "label")
+        for suffix in ("", "/compressed")
+        for part in ("-r", f"{topic}{suffix}:=/camera/{topic}{suffix}")
+    ]
+    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
+                           "-p", "input_qos:=reliable")  # fmt: skip
+    evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
+    segmenter.wait_for("window 4")
+    exclude = ["--exclude-regex", "(^|/)segmentation/", "--rate", "0.7"]
+    waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label", "/camera/label/compressed"]
+    done, sent = play(tmp_path / "robot", ros_environment, tmp_path, *exclude, *waits)
+    assert done.returncode == 0 and not any("segmentation" in topic for topic in sent), done.stderr
+    assert segmenter.stop() == 0 and evaluator.stop() == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    assert report["frames_seen"] == report["labelled_frames"] == sum(told.values()) == 30, report
+    assert told["answered"] > 0 and report["systems"][0]["miou"] < 50
+    assert report["systems"][0]["checkpoint"] is None and report["systems"][0]["window"] is None
+
+
+def label_image(ids: np.ndarray, stamp: int) -> Image:
+    """(H, W) uint8 class ids as a message."""
+    message = Image(height=ids.shape[0], width=ids.shape[1], step=ids.shape[1], encoding="mono8")
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, NS)
+    message.data = ids.tobytes()
+    return message
+
+
+def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_node, tmp_path):
+    """Steadiness needs no label; consistency over labels needs one on each frame; a late label is scored."""
+    evaluator = start_node("evaluator", "-r", "__ns:=/judge", "-p", f"output_dir:={tmp_path}",
+                           "-p", "input_qos:=reliable")  # fmt: skip
+    images, labels, masks = (
+        harness.publisher(Image, f"/judge/{n}") for n in ("image", "label", "segmentation/mask")
+    )
+    maps = harness.publisher(LabelMap, "/judge/segmentation/label_map", LATCHED)
+    status = harness.publisher(SegmentationStatus, "/judge/segmentation/status")
+    reports = harness.collect(EvaluationReport, "/judge/evaluation", LATCHED)
+    for publisher in (images, labels, masks, maps, status):
+        wait_until(lambda p=publisher: p.get_subscription_count() == 1, 30, evaluator.output)
+    maps.publish(LabelMap(labels=[LabelEntry(id=i, name=name) for i, name in enumerate("ab")]))
+    time.sleep(1.0)
+    rng, ids = np.random.default_rng(1), np.zeros((32, 64), np.uint8)
+    ids[:, 30:] = 1
+    picture = rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)
+
+    def frame(number: int, label: bool) -> None:
+        stamp = (100 + number) * NS // 10
+        images.publish(image_message(picture, "rgb8", stamp))
+        masks.publish(label_image(ids, stamp))
+        if label:
+            labels.publish(label_image(ids, stamp))
+        header = label_image(ids, stamp).header
+        status.publish(SegmentationStatus(header=header, event=SegmentationStatus.ANSWERED))
+        time.sleep(0.05)
+
+    def latest() -> EvaluationReport:
+        return reports[-1] if reports else EvaluationReport()
+
+    for number in range(24):
+        frame(number, label=number > 0 and number % 2 == 0)
+    wait_until(lambda: latest().labelled_answered == 11, 20, lambda: str(latest()))
+    wait_until(lambda: latest().temporal_consistency > 99, 20, lambda: str(latest()))
+    assert latest().miou == 100.0 and np.isnan(latest().mvc8)
+    labels.publish(label_image(ids, 100 * NS // 10))  # of the first frame, with nothing after it
+    wait_until(
+        lambda: latest().labelled_frames == latest().labelled_answered == 12, 20, lambda: str(latest())
+    )
+    assert latest().frames_seen == 24 and latest().frames_lost == 0
+    for number in range(24, 33):
+        frame(number, label=True)
+    wait_until(lambda: latest().mvc8 == 100.0, 20, lambda: str(latest()))
+    assert evaluator.stop() == 0
+
+
 def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
     for arguments, words in (
         ([str(tmp_path / "none")], "no bag"),
         ([str(street_bag), "--rate", "0"], "--rate"),
         ([str(street_bag), "--topics", "/nope"], "no topic /nope"),
         ([str(street_bag), "--remap", "x"], "--remap"),
+        ([str(street_bag), "--exclude-regex", "("], "not a regular expression"),
+        (
+            [str(street_bag), "--wait-for", "/camera/image", "/camera/image/compressed"],
+            "publishes nothing on /camera/image/compressed, where",
+        ),
+        (
+            [str(street_bag), "--exclude-regex", "image$", "--wait-for", "/camera/image"],
+            "publishes nothing on",
+        ),
     ):
         command = [sys.executable, "-m", "vtseg_ros.cli", "play", *arguments]
         done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=60)

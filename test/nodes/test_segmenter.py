@@ -243,6 +243,84 @@ def test_a_request_is_refused_as_a_whole(setting):
     assert (setting.masks[-1].width, setting.masks[-1].height) == (80, 48)
 
 
+def parameters_of(node, harness, namespace: str, *names: str) -> list:
+    request = GetParameters.Request(names=list(names))
+    values = harness.call(GetParameters, f"{namespace}/segmenter/get_parameters", request).values
+    return [value.string_value or value.integer_value or value.double_value for value in values]
+
+
+def test_a_window_is_judged_by_the_network_that_gets_it(harness, start_node, tmp_path):
+    """An export has windows up to its own; a request that is not taken leaves all as it was, and the node runs on."""
+    from conftest import make_checkpoint
+
+    from vtseg_ros.cli import main
+
+    wide = make_checkpoint(tmp_path / "wide.safetensors", window=8, depths=(1, 1, 1, 1))
+    small = make_checkpoint(tmp_path / "small.safetensors", window=2, depths=(1, 1, 1, 1))
+    export = tmp_path / "small.onnx"
+    assert main(["export", str(small), "--out", str(export)]) == 0
+    node = start_node("segmenter", "-r", "__ns:=/judge", "-p", f"checkpoint:={export}", "-p", "autostart:=true",
+                      "-p", "device:=cpu", "-p", "input_qos:=reliable")  # fmt: skip
+    node.wait_for("window 2")
+    camera = Setting(harness, node, export, "/judge")
+    camera.matched(camera.images)
+
+    def ask(**values) -> object:
+        kinds = {str: "string", int: "integer", float: "double"}
+        parameters = [
+            Parameter(
+                name=name,
+                value=ParameterValue(
+                    type=getattr(ParameterType, f"PARAMETER_{kinds[type(v)].upper()}"),
+                    **{f"{kinds[type(v)]}_value": v},
+                ),
+            )
+            for name, v in values.items()
+        ]
+        request = SetParametersAtomically.Request(parameters=parameters)
+        return harness.call(
+            SetParametersAtomically, "/judge/segmenter/set_parameters_atomically", request, attempts=1
+        ).result
+
+    def told() -> list:
+        return parameters_of(node, harness, "/judge", "checkpoint", "window", "overlay_alpha")
+
+    def frames(count: int) -> int:
+        for _ in range(count):
+            status = camera.answer(camera.images, image_message(picture(3), "rgb8", camera.next_stamp()))
+        return status.frames_in_window
+
+    refused = ask(overlay_alpha=0.1, window=8)
+    assert not refused.successful and "windows of at most 2 frames. Got: 8" in refused.reason
+    assert told() == [str(export), 0, 0.5] and frames(3) == 2
+    # For the checkpoint of the same request it is right.
+    assert ask(overlay_alpha=0.1, checkpoint=str(wide), window=8).successful
+    node.wait_for("now running")
+    assert told() == [str(wide), 8, 0.1] and frames(9) == 8
+    # And here for the one that runs, while the one that is loaded cannot have it.
+    assert ask(checkpoint=str(export), window=7).successful
+    node.wait_for("the checkpoint was not changed: this network was exported for windows of at most 2")
+    wait_until(lambda: told() == [str(wide), 7, 0.1], 20, lambda: str(told()))
+    assert frames(8) == 7 and node.process.poll() is None
+
+
+def test_when_the_running_checkpoints_file_is_gone(setting, tmp_path):
+    from conftest import make_checkpoint
+
+    gone = make_checkpoint(tmp_path / "gone.safetensors")
+    before = setting.node.output().count("now running")
+    assert setting.set("checkpoint", string_value=str(gone)).successful
+    wait_until(lambda: setting.node.output().count("now running") == before + 1, 30)
+    (tmp_path / "broken.safetensors").write_bytes(gone.read_bytes()[:-1000])
+    gone.unlink()
+    assert setting.set("checkpoint", string_value=str(tmp_path / "broken.safetensors")).successful
+    wait_until(lambda: "gone.safetensors runs on, but the parameter" in setting.node.output(), 30)
+    status = setting.answer(setting.images, image_message(picture(6), "rgb8", setting.next_stamp()))
+    assert status.event == SegmentationStatus.ANSWERED
+    assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
+    wait_until(lambda: setting.node.output().count("now running") == before + 2, 30)
+
+
 def test_pause_and_resume(setting):
     service = f"{setting.ns}/segmenter/enable"
     assert setting.harness.call(SetBool, service, SetBool.Request(data=False)).success

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -60,9 +61,35 @@ def test_a_ledger_of_a_looped_bag():
         ledger.saw_status(event, stamp)
     assert ledger.counts() == {
         "frames_seen": 6, "labelled_frames": 6, "frames_received": 5, "frames_answered": 3, "frames_dropped": 1,
-        "frames_rejected": 1, "frames_lost": 1,
+        "frames_rejected": 1, "frames_lost": 1, "frames_pending": 0,
     }  # fmt: skip
     assert ledger.labelled_answered() == 3
+
+
+def test_a_frame_in_work_is_not_lost(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    ledger = Ledger()
+
+    def lost_and_pending() -> tuple[int, int]:
+        counts = ledger.counts()
+        return counts["frames_lost"], counts["frames_pending"]
+
+    for stamp in (1, 2, 3, 4):
+        ledger.saw_image(stamp)
+    assert lost_and_pending() == (0, 4)
+    ledger.saw_status("answered", 2)  # frames are told of in the order they came: 1 never arrived
+    assert lost_and_pending() == (1, 2)
+    ledger.saw_status("dropped", 1)  # a status that came late all the same
+    ledger.saw_status("answered", 5)  # one that was faster than its image
+    ledger.saw_image(5)
+    assert lost_and_pending() == (0, 2)
+    ledger.saw_idle()  # told before the images could arrive there
+    assert lost_and_pending() == (0, 2)
+    now[0] = 1.0
+    ledger.saw_image(6)
+    ledger.saw_idle()
+    assert lost_and_pending() == (2, 1)
 
 
 def test_what_waits_for_its_counterpart_is_bounded():
@@ -71,6 +98,6 @@ def test_what_waits_for_its_counterpart_is_bounded():
         waiting.put(stamp, f"thing {stamp}", 10)
     assert [stamp in waiting for stamp in range(5)] == [False, False, True, True, True]
     waiting.put(9, "large", 95)
-    assert len(waiting) == 1 and waiting.pop(9) == "large" and waiting.pop(9) is None
+    assert len(waiting) == 1 and waiting.get(9) == waiting.pop(9) == "large" and waiting.pop(9) is None
     waiting.put(10, "larger than all", 1000)
     assert 10 in waiting

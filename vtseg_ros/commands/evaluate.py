@@ -194,6 +194,8 @@ def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) ->
         files.append(args.out / "report.json")
         pages.append(args.out / "report.html")
     try:
+        for path in (*files, *pages):
+            path.parent.mkdir(parents=True, exist_ok=True)
         for path in files:
             write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         if pages:

@@ -38,16 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BAG",
         help="bag whose images it is verified on; default: a random moving picture",
     )
+    parser.add_argument("--image-topic", default="", help="of --frames; needed when the bag has several")
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result of the verification")
 
 
-def _bag_frames(path: Path, count: int) -> list[np.ndarray]:
+def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
     images: list[np.ndarray] = []
     with BagReader(path) as bag:
-        for _, _, message in bag.messages([find_image_topic(bag)]):
+        for _, _, message in bag.messages([topic or find_image_topic(bag)]):
             try:
                 images.append(decode_any(message))
             except ImageError:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     what = exportable(checkpoint, window=args.window, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
     count = 2 * window + 1 if what.kind != "image" else 2
-    images = _bag_frames(args.frames, count) if args.frames else moving_picture(size, count)
+    images = _bag_frames(args.frames, args.image_topic, count) if args.frames else moving_picture(size, count)
     temporary = temporary_beside(args.out)
     try:
         write_export(what, temporary, file_format)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from vtseg_ros.commands.progress import track
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", type=float, nargs="?", const=100.0, default=0.0, metavar="HZ",
                         help="publish /clock in bag time (100 Hz when no rate is given)")  # fmt: skip
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these")
+    parser.add_argument("--exclude-regex", default="", metavar="REGEX",
+                        help="leave out topics in whose name it is found")  # fmt: skip
     parser.add_argument(
         "--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish under other names"
     )
@@ -43,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"vtseg play needs ROS 2, which is not here ({err}). Source it, or use scripts/setup.sh"
         ) from err
+    try:
+        excluded = re.compile(args.exclude_regex) if args.exclude_regex else None
+    except re.error as err:
+        raise ConfigError(f"--exclude-regex {args.exclude_regex} is not a regular expression: {err}") from err
     if not args.rate > 0:
         raise ConfigError(f"--rate must be above 0. Got: {args.rate}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)
@@ -54,13 +61,18 @@ def run(args: argparse.Namespace) -> int:
         loop=args.loop,
         clock_hz=args.clock,
         topics=tuple(args.topics),
+        exclude=args.exclude_regex,
         remap=remap,
         wait_for=tuple(args.wait_for),
         wait_timeout_s=args.wait_timeout,
         paused=args.start_paused,
     )
     with BagReader(args.bag) as bag:
-        total = sum(info.count for name, info in bag.topics.items() if not args.topics or name in args.topics)
+        total = sum(
+            info.count
+            for name, info in bag.topics.items()
+            if (not args.topics or name in args.topics) and not (excluded and excluded.search(name))
+        )
     nodes: list[PlayerNode] = []
 
     with track(total, "playing") as advance:

@@ -224,6 +224,19 @@ class Segmenter:
         """How full windows run: `eager`, `compile`, `graph`, `compile+graph` or `onnxruntime`."""
         return self._runner.mode
 
+    def check_window(self, frames: int) -> None:
+        """Raise ConfigError for a window that this network cannot have."""
+        if frames < 0:
+            raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
+        if isinstance(self._runner, OnnxRunner) and frames > self._trained_window:
+            raise ConfigError(
+                f"this network was exported for windows of at most {self._trained_window} frames. Got: {frames}"
+            )
+
+    @property
+    def _trained_window(self) -> int:
+        return int(self.checkpoint.config.get("window", 1))
+
     @property
     def window(self) -> int:
         """Frames k the network sees at most."""
@@ -231,16 +244,9 @@ class Segmenter:
 
     @window.setter
     def window(self, frames: int) -> None:
-        if frames < 0:
-            raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
-        trained = int(self.checkpoint.config.get("window", 1))
-        exported = isinstance(self._runner, OnnxRunner)
-        if exported and frames > trained:
-            raise ConfigError(
-                f"this network was exported for windows of at most {trained} frames. Got: {frames}"
-            )
-        self._window = self._runner.window = (frames or trained) if self.video else 1
-        if self.video and not exported:
+        self.check_window(frames)
+        self._window = self._runner.window = (frames or self._trained_window) if self.video else 1
+        if self.video and not isinstance(self._runner, OnnxRunner):
             causal.set_band(self.model, self._window)
         for camera in self._cameras.values():
             camera.past = deque(camera.past, maxlen=self._window - 1)

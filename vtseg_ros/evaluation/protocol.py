@@ -164,6 +164,7 @@ def _label(store: FrameStore, number: int, outcome: Outcome) -> np.ndarray | Non
 def _score(scores: Scores, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray) -> None:
     try:
         scores.update(stamp_ns, mask, label, image)
+        scores.watch(stamp_ns, mask, image)
     except ConfigError as err:
         raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err
 

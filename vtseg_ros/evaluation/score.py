@@ -51,18 +51,19 @@ class Scores:
         self._baseline_mask = baseline
         self._consistency = {n: VideoConsistency(n) for n in (8, 16)}
         self._warped = WarpedConsistency(len(labels))
-        self._last_ns: int | None = None
+        self._scored_ns: int | None = None
+        self._watched_ns: int | None = None
         self.worst: list[Sample] = []
         self.frames = 0
 
     def update(self, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray | None) -> None:
-        """Score a frame.
+        """Score a frame against its label.
 
         Args:
-            stamp_ns: of the frame; a jump starts a new sequence for the temporal scores.
+            stamp_ns: of the frame; a jump starts mVC anew.
             mask: (h, w) uint8; stretched to the label's size if it has another.
             label: (H, W) uint8.
-            image: (H, W, 3) uint8 RGB, or None.
+            image: (H, W, 3) uint8 RGB for the report's pictures, or None.
         """
         if mask.shape != label.shape:
             mask = cv2.resize(mask, (label.shape[1], label.shape[0]), interpolation=cv2.INTER_NEAREST)
@@ -74,21 +75,34 @@ class Scores:
             self.baseline.update(
                 cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label
             )
-        if self._last_ns is not None and not 0 < stamp_ns - self._last_ns <= self._max_gap_ns:
-            self.new_sequence()
+        if not self._follows(stamp_ns, self._scored_ns):
+            self.new_labels()
         for consistency in self._consistency.values():
             consistency.update(mask, label)
-        self._last_ns = stamp_ns
+        self._scored_ns = stamp_ns
         self.frames += 1
         if image is not None:
-            self._warped.update(image, mask)
             self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
 
-    def new_sequence(self) -> None:
-        """The next frame does not follow the last one: the temporal scores start anew."""
-        self._warped.reset()
+    def watch(self, stamp_ns: int, mask: np.ndarray, image: np.ndarray) -> None:
+        """The temporal consistency of a frame, which needs no label: mask (h, w) uint8, image (H, W, 3) uint8 RGB."""
+        if not self._follows(stamp_ns, self._watched_ns):
+            self._warped.reset()
+        self._watched_ns = stamp_ns
+        self._warped.update(image, mask)
+
+    def _follows(self, stamp_ns: int, previous_ns: int | None) -> bool:
+        return previous_ns is not None and 0 < stamp_ns - previous_ns <= self._max_gap_ns
+
+    def new_labels(self) -> None:
+        """The next label does not follow the last one frame by frame: mVC starts anew."""
         for consistency in self._consistency.values():
             consistency.reset()
+
+    def new_sequence(self) -> None:
+        """The next frame does not follow the last one: all temporal scores start anew."""
+        self._warped.reset()
+        self.new_labels()
 
     def _remember(
         self, stamp_ns: int, accuracy: float, image: np.ndarray, label: np.ndarray, mask: np.ndarray
@@ -114,7 +128,7 @@ class Scores:
         """mIoU between masks and flow-warped previous masks."""
         return self._warped.score()
 
-    def as_system(self, *, name: str, model: str, checkpoint: str, window: int) -> dict:
+    def as_system(self, *, name: str, model: str | None, checkpoint: str | None, window: int | None) -> dict:
         """The entry of a JSON report; absent is None."""
         return {
             "name": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,14 @@ PARAMETERS = (
 )  # fmt: skip
 
 
+@dataclass
+class _Mask:
+    """A mask (h, w) uint8 that waits for its label, and whether its steadiness was scored."""
+
+    ids: np.ndarray
+    watched: bool = False
+
+
 class EvaluatorNode(Node):
     """See docs and README for its topics, services and parameters."""
 
@@ -69,7 +78,9 @@ class EvaluatorNode(Node):
         self._latencies: list[float] = []
         self._bad, self._other_classes = 0, False
         self._changed = False
-        self._newest = None
+        self._newest, self._newest_ns, self._scored_ns = None, None, None
+        self._kinds: dict[str, type] = {}
+        """Image or CompressedImage, by what comes on them: the first kind that came."""
         camera = self._params["camera"]
         base = f"{camera}/" if camera else ""
         from_camera = FROM_CAMERA[self._params["input_qos"]]
@@ -105,34 +116,58 @@ class EvaluatorNode(Node):
         if self._other_classes:
             self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")
 
+    def _again(self, what: str, message) -> bool:
+        """Whether a message is the other kind of what comes already: many cameras and bags have both."""
+        first = self._kinds.setdefault(what, type(message))
+        if type(message) is first:
+            return False
+        self.get_logger().info(
+            f"{what}s come as {first.__name__} and as {type(message).__name__}: the first are taken",
+            once=True,
+        )
+        return True
+
     def _on_image(self, message) -> None:
+        if self._again("image", message):
+            return
         stamp = stamp_ns(message.header)
         self._ledger.saw_image(stamp)
-        self._changed, self._newest = True, message.header
-        self._images.put(stamp, message, len(message.data))
+        self._images.put(stamp, (message, self._newest_ns), len(message.data))
+        self._changed, self._newest, self._newest_ns = True, message.header, stamp
+        self._match(stamp)
 
     def _on_label(self, message) -> None:
+        if self._again("label", message):
+            return
         stamp = stamp_ns(message.header)
         self._ledger.saw_label(stamp)
-        self._store("label", self._truths, stamp, message)
+        ids = self._ids("label", stamp, message)
+        if ids is not None:
+            self._truths.put(stamp, ids, ids.nbytes)
+            self._match(stamp)
 
     def _on_mask(self, message: Image) -> None:
-        self._store("mask", self._masks, stamp_ns(message.header), message)
+        stamp = stamp_ns(message.header)
+        ids = self._ids("mask", stamp, message)
+        if ids is not None:
+            self._masks.put(stamp, _Mask(ids), ids.nbytes)
+            self._match(stamp)
 
-    def _store(self, what: str, where: Waiting, stamp: int, message) -> None:
+    def _ids(self, what: str, stamp: int, message) -> np.ndarray | None:
         try:
-            ids = decode_label(message)
+            return decode_label(message)
         except ImageError as err:
             self._bad += 1
             self.get_logger().error(
                 f"{what} at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0
             )
-            return
-        where.put(stamp, ids, ids.nbytes)
-        self._match(stamp)
+            return None
 
     def _on_status(self, message: SegmentationStatus) -> None:
         event = EVENTS.get(message.event)
+        if message.event == SegmentationStatus.IDLE:
+            self._ledger.saw_idle()
+            self._changed = True
         if event is None:
             return
         stamp = stamp_ns(message.header)
@@ -145,16 +180,29 @@ class EvaluatorNode(Node):
             self._truths.pop(stamp)
 
     def _match(self, stamp: int) -> None:
-        if self._scores is None or stamp not in self._masks or stamp not in self._truths:
+        """Score a mask: with its image how steady it is, with its label all else."""
+        mask, truth, seen = self._masks.get(stamp), self._truths.get(stamp), self._images.get(stamp)
+        steady = mask is not None and seen is not None and not mask.watched
+        if self._scores is None or mask is None or (truth is None and not steady):
             return
-        mask, truth = self._masks.pop(stamp), self._truths.pop(stamp)
-        image = self._images.pop(stamp)
+        self._changed = True
+        if truth is not None:
+            for waiting in (self._masks, self._truths, self._images):
+                waiting.pop(stamp)
         if self._other_classes:
-            self._bad += 1
+            self._bad += truth is not None
             return
+        image, before = seen or (None, None)
         try:
             rgb = decode_any(image) if image is not None else None
-            self._scores.update(stamp, mask, truth, rgb)
+            if steady:
+                mask.watched = True
+                self._scores.watch(stamp, mask.ids, rgb)
+            if truth is not None:
+                if before is None or before != self._scored_ns:
+                    self._scores.new_labels()  # there is a frame between the two
+                self._scored_ns = stamp
+                self._scores.update(stamp, mask.ids, truth, rgb)
         except (ImageError, ConfigError) as err:
             self._bad += 1
             self.get_logger().error(
@@ -200,7 +248,7 @@ class EvaluatorNode(Node):
         """Write the report; returns where, raises ConfigError when there is nothing to say or it cannot be written."""
         if self._scores is None:
             raise ConfigError("there is no report: no label map came from the segmenter. Is it active?")
-        system = self._scores.as_system(name="segmenter", model="", checkpoint="", window=0)
+        system = self._scores.as_system(name="segmenter", model=None, checkpoint=None, window=None)
         data = ReportData(
             title=self._params["title"],
             scores=self._scores,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import time
+from collections import Counter, OrderedDict, deque
 from typing import Any
+
+UNDER_WAY_S = 0.25  # how long an image may take to the segmenter after it was seen here
 
 
 class Ledger:
@@ -18,22 +21,37 @@ class Ledger:
         self._seen: Counter[int] = Counter()
         self._labels: Counter[int] = Counter()
         self._events = {name: Counter() for name in (self.ANSWERED, self.REJECTED, self.DROPPED)}
+        # Images that a status may still come for, as they came, and when.
+        self._open: deque[tuple[int, float]] = deque()
 
     def saw_image(self, stamp_ns: int) -> None:
         self._seen[stamp_ns] += 1
+        if self._seen[stamp_ns] > sum(told[stamp_ns] for told in self._events.values()):
+            self._open.append((stamp_ns, time.monotonic()))
 
     def saw_label(self, stamp_ns: int) -> None:
         self._labels[stamp_ns] += 1
 
     def saw_status(self, event: str, stamp_ns: int) -> None:
         self._events[event][stamp_ns] += 1
+        # The segmenter tells of frames in the order in which they came: of what came earlier no word will come.
+        if any(stamp == stamp_ns for stamp, _ in self._open):
+            while self._open.popleft()[0] != stamp_ns:
+                pass
+
+    def saw_idle(self) -> None:
+        """The segmenter has nothing left to tell of."""
+        while self._open and time.monotonic() - self._open[0][1] > UNDER_WAY_S:
+            self._open.popleft()
 
     def counts(self) -> dict[str, int]:
         """Frames by what became of them (names of EvaluationReport).
 
-        `frames_lost` are images seen here that no status speaks of: lost on the way to the segmenter.
+        `frames_lost` are images seen here that no status speaks of although later ones were told, or the segmenter
+        is idle: lost on the way to it. `frames_pending` are those that it may have in work.
         """
         told: Counter[int] = sum(self._events.values(), Counter())
+        untold = sum((self._seen - told).values())
         answered = {name: sum(counter.values()) for name, counter in self._events.items()}
         return {
             "frames_seen": sum(self._seen.values()),
@@ -42,7 +60,8 @@ class Ledger:
             "frames_answered": answered[self.ANSWERED],
             "frames_dropped": answered[self.DROPPED],
             "frames_rejected": answered[self.REJECTED],
-            "frames_lost": sum((self._seen - told).values()),
+            "frames_lost": untold - len(self._open),
+            "frames_pending": len(self._open),
         }
 
     def labelled_answered(self) -> int:
@@ -74,6 +93,10 @@ class Waiting:
         self._held += size
         while len(self._waiting) > 1 and (len(self._waiting) > self._items or self._held > self._size):
             self._held -= self._waiting.popitem(last=False)[1][1]
+
+    def get(self, stamp_ns: int) -> Any:
+        """The thing of a stamp, which is still kept; None if there is none."""
+        return self._waiting.get(stamp_ns, (None, 0))[0]
 
     def pop(self, stamp_ns: int) -> Any:
         """The thing of a stamp, no longer kept; None if there is none."""

@@ -92,8 +92,9 @@ class Parameters:
     Args:
         node: which.
         table: its parameters.
-        on_change: called with (name, value) when all changes of a request passed the checks.
+        on_change: called with (name, value) when all changes of a request passed the checks; must not fail.
         locked: why a parameter cannot change now; empty if it can.
+        vet: why the values of a request, by name, cannot be taken together; empty if they can.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class Parameters:
         table: tuple[Param, ...],
         on_change: Callable[[str, Any], None] = lambda name, value: None,
         locked: Callable[[Param], str] = lambda param: "",
+        vet: Callable[[dict[str, Any]], str] = lambda values: "",
     ) -> None:
         self._table = {param.name: param for param in table}
-        self._node, self._on_change, self._locked = node, on_change, locked
+        self._node, self._on_change, self._locked, self._vet = node, on_change, locked, vet
         for param in table:
             kind = _TYPES[type(param.default)]
             # rclpy takes an empty list for a byte array: declared by type, and then given its value, since one
@@ -127,18 +129,22 @@ class Parameters:
                 raise ConfigError(problem)
 
     def _refuse_unknown(self) -> None:
-        """Raise ConfigError for a name that this node does not have: rclpy would ignore it."""
+        """Raise ConfigError for a name that this node does not have: rclpy would ignore it.
+
+        One in a section for several nodes may be another node's: if it looks like one of ours, it is told.
+        """
         for name in getattr(self._node, "_parameter_overrides", {}):
             if self._node.has_parameter(name) or name.startswith("qos_overrides."):
                 continue
             near = get_close_matches(name, self._table, n=1)
-            if near:
-                raise ConfigError(f"there is no parameter {name}; did you mean {near[0]}?")
+            text = f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else "")
             if name not in _names_for_all_nodes(sys.argv):
-                raise ConfigError(f"there is no parameter {name}. Known: {', '.join(self._table)}")
+                raise ConfigError(text if near else f"{text}. Known: {', '.join(self._table)}")
+            if near:
+                self._node.get_logger().warning(f"{text} (in a section for several nodes: ignored)")
 
     def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
-        accepted = []
+        accepted: dict[str, Any] = {}
         for change in changes:
             param = self._table.get(change.name)
             if param is None:
@@ -154,13 +160,13 @@ class Parameters:
                 problem = f"{param.name} {reason}" if reason else ""
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
-            accepted.append((param.name, value))
-        # Only now: a request that sets several is refused as a whole.
-        for name, value in accepted:
-            try:
-                self._on_change(name, value)
-            except VTSegError as err:
-                return SetParametersResult(successful=False, reason=f"{name}: {err}")
+            accepted[param.name] = value
+        problem = self._vet(accepted)
+        if problem:
+            return SetParametersResult(successful=False, reason=problem)
+        # Only now, when nothing can refuse any more: a request that sets several is taken or refused as a whole.
+        for name, value in accepted.items():
+            self._on_change(name, value)
         return SetParametersResult(successful=True)
 
 

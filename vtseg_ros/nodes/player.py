@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class PlayerConfig:
         loop: start over at the end.
         clock_hz: rate of /clock in bag time; 0 = none.
         topics: which; empty = all.
+        exclude: regular expression: topics in which it is found are left out; empty = none.
         remap: topic in the bag -> topic to publish.
         wait_for: topics (as published) that need a subscriber before the start; named n times, n subscribers.
         wait_timeout_s: give up waiting after this.
@@ -46,6 +48,7 @@ class PlayerConfig:
     loop: bool = False
     clock_hz: float = 0.0
     topics: tuple[str, ...] = ()
+    exclude: str = ""
     remap: dict[str, str] = field(default_factory=dict)
     wait_for: tuple[str, ...] = ()
     wait_timeout_s: float = 60.0
@@ -86,6 +89,13 @@ class PlayerNode(Node):
         self._outputs = self._make_publishers()
         if not self._outputs:
             raise BagError(f"bag {config.bag}: none of its topics can be published")
+        published = {target for target, _ in self._outputs.values()}
+        unknown = [topic for topic in dict.fromkeys(config.wait_for) if topic not in published]
+        if unknown:
+            raise BagError(
+                f"bag {config.bag} publishes nothing on {', '.join(unknown)}, where subscribers were to be waited for. "
+                f"It publishes: {', '.join(sorted(published))}"
+            )
         self._clock = self.create_publisher(ClockMessage, "/clock", 10) if config.clock_hz else None
         self.create_service(SetBool, "~/pause", self._on_pause)
         self._messages = self._bag.raw(list(self._outputs))
@@ -107,6 +117,9 @@ class PlayerNode(Node):
                 continue
             if topic == "/clock" and self._config.clock_hz:
                 continue  # the player's own
+            if self._config.exclude and re.search(self._config.exclude, topic):
+                self.get_logger().info(f"{topic} is left out, as asked")
+                continue
             name, kind = info.msgtype.rpartition("/")[2], _message_class(info.msgtype)
             if kind is None:
                 self.get_logger().warning(
@@ -132,22 +145,24 @@ class PlayerNode(Node):
         response.success, response.message = True, "paused" if request.data else "playing"
         return response
 
-    def _subscribed(self) -> bool:
+    def _missing(self) -> list[str]:
+        """Topics that have fewer subscribers than they wait for."""
         counts = {target: publisher.get_subscription_count() for target, publisher in self._outputs.values()}
-        return all(counts.get(topic, 0) >= n for topic, n in Counter(self._config.wait_for).items())
+        return [topic for topic, n in Counter(self._config.wait_for).items() if counts[topic] < n]
 
     def _tick(self) -> None:
         now = time.monotonic()
         elapsed, self._last = now - self._last, now
         if self._waiting:
-            if not self._subscribed():
+            missing = self._missing()
+            if missing:
                 self._matched = now
             if now - self._matched > SETTLE_S:
                 self._waiting = False
             elif now - self._began > self._config.wait_timeout_s:
-                missing = ", ".join(self._config.wait_for)
                 self.get_logger().error(
-                    f"nobody subscribed to {missing} within {self._config.wait_timeout_s:.0f} s"
+                    f"too few subscribers to {', '.join(missing) or 'all topics for long enough'} within "
+                    f"{self._config.wait_timeout_s:.0f} s"
                 )
                 self.exit_code, self.finished = 1, True
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from std_srvs.srv import SetBool, Trigger
 from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.engine import Segmenter
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
@@ -29,6 +30,8 @@ from vtseg_ros.nodes.worker import Settings, Worker
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
+LIVE = ("window", "max_gap", "output_size")
+"""Parameters of the segmenter that runs."""
 
 
 class SegmenterNode(LifecycleNode):
@@ -37,7 +40,7 @@ class SegmenterNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("segmenter")
         self._segmenter: Segmenter | None = None
-        self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked)
+        self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked, self._vet)
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
         self._slots: Slots | None = None
@@ -49,7 +52,8 @@ class SegmenterNode(LifecycleNode):
         self._explained = False
         self._seen: dict[str, diagnostics.Counts] = {}
         self._loader = Loader()
-        self._running, self._restoring = "", False
+        self._running, self._wanted, self._restoring = "", "", False
+        """The checkpoint that runs, and the one that is being loaded, as the user named them."""
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -160,12 +164,24 @@ class SegmenterNode(LifecycleNode):
             return
         if name == "checkpoint":
             if not self._restoring and not self._loader.busy:
+                self._wanted = value
                 self._loader.start(lambda: load_segmenter(self._params, value))
         elif name == "overlay_alpha":
             self._settings.overlay_alpha = value
-        elif name in ("window", "max_gap", "output_size"):
-            with self._worker.lock if self._worker else nullcontext():
+        elif name in LIVE:
+            with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
+                # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.
                 self._apply(self._segmenter, name, value)
+
+    def _vet(self, values: dict[str, Any]) -> str:
+        """A window is judged by the network that will have it."""
+        if self._segmenter is None or "window" not in values or "checkpoint" in values:
+            return ""
+        try:
+            self._segmenter.check_window(values["window"])
+        except ConfigError as err:
+            return f"window: {err}"
+        return ""
 
     def _locked(self, param: Param) -> str:
         if self._segmenter is None:
@@ -180,23 +196,35 @@ class SegmenterNode(LifecycleNode):
         loaded = self._loader.poll()
         if loaded is None or self._segmenter is None:
             return
-        if isinstance(loaded, Exception):
-            self.get_logger().error(f"the checkpoint was not changed: {one_line(loaded)}")
-            # The parameter says what runs.
-            self._restoring = True
-            self.set_parameters([Parameter("checkpoint", Parameter.Type.STRING, self._running)])
-            self._restoring = False
+        try:
+            if isinstance(loaded, Exception):
+                raise loaded
+            for name in LIVE:  # what changed while it was loading
+                self._apply(loaded, name, self._params[name])
+        except Exception as err:
+            self.get_logger().error(f"the checkpoint was not changed: {one_line(err)}")
+            self._restore()
             return
-        # What changed while it was loading.
-        for name in ("window", "max_gap", "output_size"):
-            self._apply(loaded, name, self._params[name])
-        with self._worker.lock if self._worker else nullcontext():
+        self._segmenter, self._running = loaded, self._wanted
+        if self._worker is not None:
+            self._worker.replace(loaded)
+        else:
             for outputs in self._outputs.values():
                 outputs.publish_labels(loaded.labels)
-            self._segmenter, self._running = loaded, self._params["checkpoint"]
-            if self._worker is not None:
-                self._worker.segmenter = loaded
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
+
+    def _restore(self) -> None:
+        """Let the parameters say what runs."""
+        changes = [Parameter("checkpoint", Parameter.Type.STRING, self._running)]
+        try:
+            self._segmenter.check_window(self._params["window"])
+        except ConfigError:
+            changes.append(Parameter("window", Parameter.Type.INTEGER, self._segmenter.window))
+        self._restoring = True
+        for result in self.set_parameters(changes):
+            if not result.successful:  # its file may be gone; what is loaded of it runs on
+                self.get_logger().warning(f"{self._running} runs on, but the parameter: {result.reason}")
+        self._restoring = False
 
     @staticmethod
     def _apply(segmenter: Segmenter, name: str, value: Any) -> None:
@@ -240,6 +268,8 @@ class SegmenterNode(LifecycleNode):
         now = time.monotonic()
         self._publish_diagnostics(now)
         silent = [camera for camera, counters in self._slots.counters.items() if not counters.received]
+        if not self._worker.enabled:
+            self._activated_s = now  # what comes while paused is not counted
         if silent and not self._explained and now - self._activated_s > SILENCE_S:
             self._explained = True
             for camera in silent:

@@ -57,7 +57,7 @@ class Worker:
     ) -> None:
         self._slots, self._outputs, self._settings, self._decode = slots, outputs, settings, decode
         self._warn, self._now = warn, clock_now
-        self.segmenter = segmenter
+        self._segmenter, self._next = segmenter, None
         self.lock = threading.Lock()
         """Held while the segmenter runs; whoever changes it holds it too."""
         self.enabled = True
@@ -68,6 +68,11 @@ class Worker:
 
     def start(self) -> None:
         self._thread.start()
+
+    def replace(self, segmenter: Segmenter) -> None:
+        """Use another segmenter from the next round on; its class list is published before its first mask."""
+        with self.lock:
+            self._next = segmenter
 
     def stop(self) -> None:
         """Finish the frame in work, drop what waits and say so, tell the final counts."""
@@ -81,6 +86,7 @@ class Worker:
             taken = self._slots.take(IDLE_AFTER_S / 2)
             if taken is None:
                 return
+            self._switch()
             for pending in taken.dropped:
                 self._status(pending, SegmentationStatus.DROPPED)
             if taken.frames:
@@ -89,6 +95,14 @@ class Worker:
                 last = time.monotonic()
             elif self._active and time.monotonic() - last > IDLE_AFTER_S:
                 self._publish_idle()
+
+    def _switch(self) -> None:
+        with self.lock:
+            if self._next is None:
+                return
+            self._segmenter, self._next = self._next, None
+        for outputs in self._outputs.values():
+            outputs.publish_labels(self._segmenter.labels)
 
     def _publish_idle(self) -> None:
         self._active = False
@@ -106,7 +120,7 @@ class Worker:
             except ImageError as err:
                 self._reject(pending, str(err), time.monotonic() - pending.received_s)
             except Exception as err:  # too little memory, say: as below
-                self._fail([pending], err)
+                self._fail([pending], err, "decoding")
         if not decoded:
             return
         batch = [
@@ -118,7 +132,7 @@ class Worker:
             self._warn("no stamp", "an image has stamp zero, taken as no stamp: gaps cannot be seen")
         try:
             with self.lock:
-                segmenter = self.segmenter
+                segmenter = self._segmenter
                 results = segmenter.step_many(batch)
         except Exception as err:  # whatever it is, it must not end the node; it is counted and reported
             self._fail([pending for pending, _, _ in decoded], err)
@@ -130,7 +144,7 @@ class Worker:
             try:
                 self._answer(pending, image, result, segmenter, decode_s, began)
             except Exception as err:  # pictures and publishers: without its thread the node would be deaf
-                self._fail([pending], err)
+                self._fail([pending], err, "publishing")
 
     def _answer(
         self,
@@ -172,17 +186,18 @@ class Worker:
             total_s=done - pending.received_s,
         )
 
-    def _fail(self, frames: list[Pending], error: Exception) -> None:
+    def _fail(self, frames: list[Pending], error: Exception, doing: str = "inference") -> None:
         # Our own errors say what is wrong; of others the class is half of what there is to know.
         reason = str(error) if isinstance(error, VTSegError) else f"{type(error).__name__}: {error}"
         for pending in frames:
             self.health[pending.camera].last_error = reason
-            self._reject(pending, f"inference failed: {reason}", time.monotonic() - pending.received_s)
+            self._reject(pending, f"{doing} failed: {reason}", time.monotonic() - pending.received_s)
 
     def _reject(self, pending: Pending, reason: str, total_s: float) -> None:
         self._slots.count(pending.camera, "rejected")
         self.health[pending.camera].last_rejection = reason
-        self._warn(f"rejected {pending.camera}", f"image rejected: {reason}")
+        of = f" of {pending.camera}" if pending.camera else ""
+        self._warn(f"rejected {pending.camera}", f"image{of} rejected: {reason}")
         self._status(pending, SegmentationStatus.REJECTED, reason=reason, total_s=total_s)
 
     def _status(self, pending: Pending, event: int, **fields: object) -> None:
