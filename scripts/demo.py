@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic, read_label_set
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
+from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError, ImageError, VTSegError
 from vtseg_ros.evaluation.video import overlay_video
 from vtseg_ros.fastdds import free_domain

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.importers import camvid, vkitti2
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.data.street import VARIATIONS
+from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET
 

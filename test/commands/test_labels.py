@@ -13,10 +13,11 @@ from data.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, writ
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import LATCHED, BagReader, BagWriter, read_label_set
+from vtseg_ros.data.bags import LATCHED, BagReader, BagWriter
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
 from vtseg_ros.data.palette import format_palette
+from vtseg_ros.data.topics import read_label_set
 
 TENTHS = [i / 10 for i in range(20)]
 TOPIC = "/camera/label/compressed"

@@ -10,8 +10,9 @@ import torch
 from conftest import make_checkpoint
 
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, find_topics
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.topics import find_topics
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.prepare import ForeignPrior, prepare
 from vtseg_ros.labels import LabelSet

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vtseg_ros.training.config import load_config
+from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.loss import labelled_pixels
 from vtseg_ros.training.run import Training
 from vtseg_ros.training.update import backward

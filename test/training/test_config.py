@@ -12,7 +12,8 @@ import yaml
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSegConfig
-from vtseg_ros.training.config import DataConfig, ModelConfig, StageConfig, TrainConfig, load_config
+from vtseg_ros.training.config import DataConfig, ModelConfig, StageConfig, TrainConfig
+from vtseg_ros.training.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.commands.arguments import parse_size
-from vtseg_ros.data.bags import BagReader, find_image_topic
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.pictures import moving_picture
+from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
 from vtseg_ros.engine.verifying import Verification, verify
 from vtseg_ros.errors import BagError, ConfigError, ImageError

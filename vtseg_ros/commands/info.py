@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic, read_label_set
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.predictor import ONNX_SUFFIX
 from vtseg_ros.errors import BagError

@@ -15,9 +15,10 @@ import numpy as np
 
 from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, BagWriter, find_image_topic
+from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.predictor import STREAMING, UPSAMPLING
 from vtseg_ros.errors import BagError, ConfigError, ImageError

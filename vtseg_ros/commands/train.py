@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vtseg_ros.training.config import load_config
+from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.processes import is_main_process
 from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train

@@ -16,8 +16,8 @@ from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, Qo
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from vtseg_ros.data import messages
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of, typestore
-from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, typestore
+from vtseg_ros.errors import BagError
 from vtseg_ros.labels import LabelSet
 
 JPEG_QUALITY = 95
@@ -201,67 +201,6 @@ class OpenBags:
 def _line(err: Exception) -> str:
     text = str(err).strip().splitlines()
     return text[0] if text else type(err).__name__
-
-
-def find_topics(bag: BagReader) -> tuple[str, str | None]:
-    """`find_image_topic` and `find_label_topic`."""
-    return find_image_topic(bag), find_label_topic(bag)
-
-
-def find_image_topic(bag: BagReader) -> str:
-    """The topic of the camera's images: none of labels, masks, confidences, depth, flow, overlays and a segmenter's.
-
-    Raises:
-        BagError: if there is no or more than one candidate; names them.
-    """
-    others = ("label", "mask", "confidence", "depth", "flow", "overlay")
-    all_images = image_topics(bag)
-    images = [n for n in all_images if not _of_segmenter(n) and not any(word in n for word in others)]
-    if len(images) > 1:
-        raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
-    if not images:
-        told = f"Images are on {', '.join(all_images)}: name one" if all_images else "It has "
-        told += "" if all_images else ", ".join(bag.topics) or "no topics"
-        raise BagError(f"bag {bag.path} has no topic that looks like a camera's images. {told}")
-    return images[0]
-
-
-def _of_segmenter(topic: str) -> bool:
-    """Whether a topic is what a segmenter node publishes."""
-    return "/segmentation/" in f"/{topic}"
-
-
-def find_label_topic(bag: BagReader) -> str | None:
-    """The bag's image topic with `label` in its name, or None; BagError if there are several."""
-    labels = [name for name in image_topics(bag) if "label" in name and not _of_segmenter(name)]
-    if len(labels) > 1:
-        raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
-    return labels[0] if labels else None
-
-
-def image_topics(bag: BagReader) -> list[str]:
-    """Topics of images, raw or compressed, whatever they show."""
-    return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
-
-
-def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:
-    """The class list of the labels in a bag, from its LabelMap topic; None when it has none.
-
-    Args:
-        bag: to read.
-        of_masks: of the masks that a segmenter published, which may know other classes than the labels.
-
-    Raises:
-        BagError: if it is not a class list.
-    """
-    for name, info in bag.topics.items():
-        if info.msgtype == LABEL_MAP and info.count and _of_segmenter(name) == of_masks:
-            for _, _, message in bag.messages([name]):
-                try:
-                    return label_set_of(message)
-                except ConfigError as err:
-                    raise BagError(f"bag {bag.path}, topic {name}: {err}") from err
-    return None
 
 
 class BagWriter:

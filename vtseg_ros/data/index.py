@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.data.bags import BagReader, find_image_topic, find_label_topic
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.containers import check_container
 from vtseg_ros.data.images import MAX_PIXELS, decode_any, decode_label
 from vtseg_ros.data.messages import NS, stamp_of
+from vtseg_ros.data.topics import find_image_topic, find_label_topic
 from vtseg_ros.errors import BagError, ImageError
 
 PROBES = 5
@@ -29,7 +30,7 @@ class BagSource:
 
     Args:
         path: a bag.
-        image_topic, label_topic: empty = found by type and name (see `data.bags.find_image_topic`).
+        image_topic, label_topic: empty = found by type and name (see `data.topics.find_image_topic`).
         start_s, end_s: part of the bag, seconds after its first message; end 0 = its end. Leave a guard interval
             between parts that go into different splits, so that no scene is in both (see `require_apart`).
     """

@@ -14,7 +14,7 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.msg import TrainingProgress
 from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
-from vtseg_ros.training.config import load_config
+from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.record import Progress
 from vtseg_ros.training.run import train
 

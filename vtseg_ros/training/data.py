@@ -9,9 +9,10 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from vtseg_ros.data.augmentation import Augmentation
-from vtseg_ros.data.bags import BagReader, read_label_set
+from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.splits import require_apart, split_by_time
+from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LABEL_SETS, LabelSet

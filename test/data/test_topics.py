@@ -1,0 +1,77 @@
+"""Which topics of a bag are taken for the camera's images, its labels, and the classes of the labels."""
+
+from __future__ import annotations
+
+import pytest
+from data.bagtools import CLASSES, START_NS, ids_of
+
+from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.data.topics import find_topics, read_label_set
+from vtseg_ros.errors import BagError
+from vtseg_ros.labels import LabelSet
+
+
+def named(tmp_path, *names):
+    with BagWriter(tmp_path / "bag") as bag:
+        for name in names:
+            bag.write_label(name, ids_of(0), START_NS, "cam")
+    return BagReader(tmp_path / "bag")
+
+
+def test_other_images_are_not_taken_for_the_camera(tmp_path):
+    with named(
+        tmp_path, "/cam/image", "/cam/label", "/cam/depth", "/cam/flow_forward", "/segmentation/mask",
+        "/segmentation/overlay",
+    ) as bag:  # fmt: skip
+        assert find_topics(bag) == ("/cam/image", "/cam/label")
+
+
+def test_the_colour_camera_of_a_depth_camera(tmp_path):
+    """RealSense's names; `color` is a segmenter's topic too."""
+    with named(
+        tmp_path, "/camera/color/image_raw", "/camera/aligned_depth_to_color/image_raw",
+        "/camera/segmentation/color", "/camera/segmentation/label_mask",
+    ) as bag:  # fmt: skip
+        assert find_topics(bag) == ("/camera/color/image_raw", None)
+
+
+def test_the_segmenters_classes_are_not_the_labels(tmp_path):
+    other = LabelSet.from_names(["a", "b"])
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_label_map("/segmentation/label_map", other, START_NS)
+        bag.write_label_map("/camera/label_map", CLASSES, START_NS)
+    with BagReader(tmp_path / "bag") as bag:
+        assert read_label_set(bag) == CLASSES and read_label_set(bag, of_masks=True) == other
+    with BagWriter(tmp_path / "drive") as bag:
+        bag.write_label_map("front/segmentation/label_map", other, START_NS)
+    with BagReader(tmp_path / "drive") as bag:
+        assert read_label_set(bag) is None and read_label_set(bag, of_masks=True) == other
+
+
+def test_no_label(tmp_path):
+    with named(tmp_path, "/cam/image") as bag:
+        assert find_topics(bag) == ("/cam/image", None)
+
+
+def test_several_and_none(tmp_path):
+    with (
+        named(tmp_path, "/a/image", "/b/image") as bag,
+        pytest.raises(BagError, match="/a/image, /b/image"),
+    ):
+        find_topics(bag)
+
+
+def test_several_labels(tmp_path):
+    with named(tmp_path, "/a/image", "/a/label", "/b/label") as bag:
+        with pytest.raises(BagError, match="several label topics: /a/label, /b/label. Name one"):
+            find_topics(bag)
+
+
+def test_none(tmp_path):
+    with (
+        named(tmp_path, "/a/label") as bag,
+        pytest.raises(
+            BagError, match="no topic that looks like a camera's images. Images are on /a/label: name"
+        ),
+    ):
+        find_topics(bag)

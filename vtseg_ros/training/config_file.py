@@ -1,0 +1,107 @@
+"""Training configurations from YAML files, every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.training.config import SourceConfig, TrainConfig
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice in a mapping is an error and not the last one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value} stands twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training YAML; relative bag paths are taken from its folder.
+
+    Raises:
+        ConfigError: if it cannot be read, or a key or value is not allowed; names it.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(), UniqueKeys)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise ConfigError(
+            f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
+        ) from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"training configuration {path} must be a mapping. Got: {type(values).__name__}")
+    config = parse(TrainConfig, values, "")
+    folder = path.resolve().parent
+
+    def anchored(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(dataclasses.replace(s, path=str(folder / Path(s.path).expanduser())) for s in sources)
+
+    data = dataclasses.replace(
+        config.data, train=anchored(config.data.train), validation=anchored(config.data.validation)
+    )
+    return dataclasses.replace(config, data=data)
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """A YAML value as a dataclass, tuple or plain type.
+
+    Raises:
+        ConfigError: naming the place, what was expected and what was there.
+    """
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if kind is SourceConfig and isinstance(value, str):
+            value = {"path": value}
+        return _parse_dataclass(kind, value, where)
+    if origin is tuple:
+        items = typing.get_args(kind)
+        if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
+            raise ConfigError(f"{where} must be a list. Expected: {_name(kind)}. Got: {value!r}")
+        kinds = [items[0]] * len(value) if Ellipsis in items else items
+        return tuple(parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must be a mapping. Got: {value!r}")
+        return value
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 takes 6e-5 for a string
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where} must be of type {_name(kind)}. Got: {value!r}")
+    return value
+
+
+def _name(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.GenericAlias) else getattr(kind, "__name__", str(kind))
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where or 'the configuration'} must be a mapping. Got: {value!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in fields:
+            near = get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise ConfigError(f"unknown key {prefix}{key}; {hint}")
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ConfigError(f"{prefix}{name} is missing")
+    return kind(**{key: parse(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
