@@ -21,6 +21,8 @@ from vtseg_ros.evaluation.report import ReportData, write_report
 from vtseg_ros.evaluation.score import Scores
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
+from vtseg_ros.training.config_file import load_config
+from vtseg_ros.training.run import train
 from vtseg_ros.training.state import load_state, save_state
 
 KILLS = 100
@@ -80,7 +82,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("cannot mount a small disk here")
@@ -105,14 +107,21 @@ def training_yaml(folder: Path, bag: Path) -> Path:
 
 def test_training_onto_a_full_disk(small_disk, tmp_path, street_bag, capsys):
     """One line says it, the exit code is not 0, what was saved before still loads, no half files."""
-    good = small_disk / "last.safetensors"
-    save_checkpoint(good, ERFNet(num_classes=2), labels=LABELS, input_size=(64, 32), half=True)
+    config, run = training_yaml(tmp_path, street_bag), small_disk / "run"
+    stop: list[int] = []
+    assert not train(
+        load_config(config), run, on_progress=lambda _: stop.append(1), should_stop=lambda: bool(stop)
+    )
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     _fill(small_disk, 3_000_000)
-    code = main(["train", str(training_yaml(tmp_path, street_bag)), "--out", str(small_disk)])
+    code = main(["train", str(config), "--out", str(run), "--resume"])
     err = capsys.readouterr().err
     assert code != 0 and "No space left on device" in err and "Traceback" not in err
-    assert load_checkpoint(good).labels == LABELS
-    assert not [path for path in small_disk.iterdir() if path.name.endswith(".tmp")]
+    assert "state.pt is as it was: --resume goes on from it" in err
+    for name in ("state.pt", "last.safetensors"):
+        assert (run / name).read_bytes() == before[name]
+    assert load_checkpoint(run / "last.safetensors").labels == STREET
+    assert not [path for path in small_disk.rglob("*") if path.name.endswith(".tmp")]
 
 
 def test_masks_onto_a_full_disk(small_disk, street_bag, tiny_checkpoint, capsys):

@@ -39,7 +39,7 @@ def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | Non
 
 def _describe_bag(path: Path) -> dict[str, Any]:
     with BagReader(path) as bag:
-        seconds = (bag.end_ns - bag.start_ns) / 1e9
+        seconds = max(0, bag.end_ns - bag.start_ns) / 1e9  # an empty bag ends before it starts
         topics = {
             name: {
                 "type": info.msgtype,

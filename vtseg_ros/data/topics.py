@@ -25,9 +25,12 @@ def find_image_topic(bag: BagReader) -> str:
     if len(images) > 1:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
-        told = f"Images are on {', '.join(all_images)}: name one" if all_images else "It has "
-        told += "" if all_images else ", ".join(bag.topics) or "no topics"
-        raise BagError(f"bag {bag.path} has no topic that looks like a camera's images. {told}")
+        if all_images:
+            raise BagError(
+                f"bag {bag.path} has no topic that looks like a camera's images. Images are on "
+                f"{', '.join(all_images)}: name one"
+            )
+        raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
     return images[0]
 
 

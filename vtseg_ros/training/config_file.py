@@ -35,7 +35,11 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(), UniqueKeys)
+        loader = UniqueKeys(path.read_text())
+        try:
+            values = loader.get_single_data()
+        finally:
+            loader.dispose()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise ConfigError(
             f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
