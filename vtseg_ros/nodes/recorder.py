@@ -12,6 +12,7 @@ from vtseg_ros.data.bags import BagWriter
 from vtseg_ros.data.images import decode_label
 from vtseg_ros.data.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.labels import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED
@@ -28,7 +29,8 @@ class RecorderNode(Node):
     def __init__(self, bag: Path) -> None:
         super().__init__("recorder")
         self._bag = BagWriter(bag)
-        self._labelled = False
+        self._labels: LabelSet | None = None
+        self._begun = False
         self.create_subscription(Image, "segmentation/mask", self._on_mask, IMAGES)
         self.create_subscription(LabelMap, "segmentation/label_map", self._on_label_map, LATCHED)
 
@@ -38,20 +40,23 @@ class RecorderNode(Node):
         except ImageError as err:
             self.get_logger().error(f"a mask cannot be recorded: {err}", throttle_duration_sec=1.0)
             return
+        stamp = stamp_ns(message.header)
+        if not self._begun and self._labels is not None:
+            # At the first mask's time: the node's clock may be years from the bag's that is played.
+            self._begun = True
+            self._bag.write_label_map("/segmentation/label_map", self._labels, stamp)
         self._bag.write_label(
-            "/segmentation/mask/compressed", ids, stamp_ns(message.header), message.header.frame_id, compressed=True
-        )  # fmt: skip
+            "/segmentation/mask/compressed", ids, stamp, message.header.frame_id, compressed=True
+        )
 
     def _on_label_map(self, message: LabelMap) -> None:
-        if self._labelled:
+        if self._labels is not None:
             return
         try:
-            labels = label_set_of(message)
+            self._labels = label_set_of(message)
         except ConfigError as err:
             self.get_logger().error(f"the label map cannot be recorded: {err}", throttle_duration_sec=1.0)
             return
-        self._labelled = True
-        self._bag.write_label_map("/segmentation/label_map", labels, stamp_ns(message.header))
         # The segmenter knows of this subscription, and of the masks' before it: nothing is missed from here on.
         self.get_logger().info("recording")
 
