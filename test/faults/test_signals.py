@@ -17,20 +17,19 @@ pytest.importorskip("rclpy")
 from conftest import wait_until
 
 
-@pytest.fixture(scope="module")
-def arguments(tiny_checkpoint, street_bag, tmp_path_factory):
+@pytest.fixture
+def arguments(tiny_checkpoint, street_bag, tmp_path):
     """What each node needs, and what it says or does when it is ready."""
-    folder = tmp_path_factory.mktemp("processes")
     values = {
         "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 2},
         "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 1000,
         "stages": [{"name": "prior", "steps": 100_000, "batch": 1}],
     }  # fmt: skip
-    (folder / "train.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     return {
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
-        "evaluator": ["-p", f"output_dir:={folder / 'report'}"],
-        "trainer": ["-p", f"config:={folder / 'train.yaml'}", "-p", f"output_dir:={folder / 'run'}"],
+        "evaluator": ["-p", f"output_dir:={tmp_path / 'report'}"],
+        "trainer": ["-p", f"config:={tmp_path / 'train.yaml'}", "-p", f"output_dir:={tmp_path / 'run'}"],
     }
 
 

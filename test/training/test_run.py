@@ -128,7 +128,7 @@ def test_mistakes(config, tmp_path, street_bag):
         train(wrong, tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", ["state.pt", "best.safetensors", "last.safetensors", "validation.jsonl"])
+@pytest.mark.parametrize("name", ["state.pt", "best.safetensors", "last.safetensors"])
 def test_a_run_is_not_overwritten(config, tmp_path, name):
     (tmp_path / name).write_bytes(b"hours of work")
     with pytest.raises(ConfigError, match="holds a training: nothing is overwritten"):

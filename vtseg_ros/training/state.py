@@ -37,8 +37,8 @@ def saving(folder: Path) -> Iterator[None]:
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise ConfigError if a folder holds what an earlier training left, whole or in part."""
-    if any((folder / name).exists() for name in (NAME, BEST, LAST, VALIDATIONS)):
+    """Raise ConfigError if a folder holds what an earlier training saved; one that ended before that can start anew."""
+    if any((folder / name).exists() for name in (NAME, BEST, LAST)):
         raise ConfigError(
             f"{folder} holds a training: nothing is overwritten. Go on with --resume (the node's parameter resume), "
             "or choose another folder"
