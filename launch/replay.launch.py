@@ -22,6 +22,7 @@ from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
 from vtseg_ros.fastdds import profile_environment
+from vtseg_ros.names import ANSWERS
 
 ARGUMENTS = (
     ("image_topic", "/camera/image", "Base name of the bag's image topic."),
@@ -37,8 +38,6 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
-# What a segmenter recorded with the bag would be taken for this one's.
-OTHER_ANSWERS = "(^|/)(segmentation/|evaluation$)"
 # Writing the report of a long bag may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
 PATIENCE_S = "60"
 
@@ -98,7 +97,9 @@ def _nodes(context):
     player = ExecuteProcess(
         cmd=["vtseg", "play", value("bag"), "--clock", "--rate", value("rate"),
              # Should a node end instead of subscribing, so does all of this.
-             "--wait-timeout", "600", "--exclude-regex", OTHER_ANSWERS, *(["--loop"] if value("loop").lower() == "true" else []),
+             "--wait-timeout", "600", *(["--loop"] if value("loop").lower() == "true" else []),
+             # Recorded with the bag: it would be taken for this segmenter's.
+             "--exclude-regex", ANSWERS,
              "--wait-for", published["image"], published["image"], published["label"]],
         additional_env=profile,
         output="screen",

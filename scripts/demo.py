@@ -24,12 +24,10 @@ from vtseg_ros.errors import BagError, ImageError, VTSegError
 from vtseg_ros.evaluation.video import overlay_video
 from vtseg_ros.fastdds import free_domain
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
+from vtseg_ros.names import ANSWERS
 
 FRAMES, SIZE, SEED = 200, "320x96", 2026
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0
-OTHER_ANSWERS = (
-    "(^|/)(segmentation/|evaluation$)"  # recorded with the bag: they would be taken for this run's
-)
 
 console = Console()
 
@@ -124,16 +122,17 @@ def run(args: argparse.Namespace) -> int:
         image = args.image_topic or find_image_topic(bag)
         label = args.label_topic or find_label_topic(bag)
         bag.require(*(topic for topic in (image, label) if topic))
-        transport = "compressed" if bag.topics[image].msgtype == COMPRESSED_IMAGE else "raw"
+        suffixes = {
+            topic: "/compressed" if bag.topics[topic].msgtype == COMPRESSED_IMAGE else ""
+            for topic in (image, label)
+            if topic
+        }
         total = bag.topics[image].count
         unnamed = label is not None and read_label_set(bag) is None
         span_s = max((bag.end_ns - bag.start_ns) / 1e9, 1e-3)
-        kinds = {name: bag.topics[name].msgtype for name in (image, label) if name}
     remaps = []
-    for name, topic in (("image", image), ("label", label)):
-        if topic:
-            suffix = "/compressed" if kinds[topic] == COMPRESSED_IMAGE else ""
-            remaps += ["-r", f"{name}{suffix}:={topic}"]
+    for name, topic in zip(("image", "label"), suffixes):
+        remaps += ["-r", f"{name}{suffixes[topic]}:={topic}"]
     # The checkpoint's own baseline, where there is one.
     baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_prior.png"
     parameters = [
@@ -142,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         "-p",
         "autostart:=true",
         "-p",
-        f"image_transport:={transport}",
+        f"image_transport:={'compressed' if suffixes[image] else 'raw'}",
     ]
     scoring = [
         "-p",
@@ -165,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
         wait_for_line(out / "recorder.log", "recording", processes)
         waits = ["--wait-for", image, image] + ([label] if label else [])
         play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json"),
-                "--exclude-regex", OTHER_ANSWERS]  # fmt: skip
+                "--exclude-regex", ANSWERS]  # fmt: skip
         console.print(f"playing {total} images, {span_s:.0f} s, to segmenter, evaluator and recorder")
         subprocess.run(play, check=True)
         processes.check()

@@ -13,7 +13,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from vtseg_ros.data.bags import LATCHED, BagReader, BagWriter
 from vtseg_ros.data.images import decode_any, decode_float, decode_label
 from vtseg_ros.data.messages import IMAGE, NS, image_message, label_map_message, stamp_of, typestore
-from vtseg_ros.data.topics import find_topics, read_label_set
+from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError
 
 STAMPS = [i / 10 for i in range(8)]
@@ -50,7 +50,7 @@ def test_the_rate_leaves_pauses_out(tmp_path, stamps, rate):
 def test_what_is_written_is_read(tmp_path, storage, compressed):
     path = write_bag(tmp_path / "bag", STAMPS, storage=storage, compressed=compressed)
     with BagReader(path) as bag:
-        image, label = find_topics(bag)
+        image, label = find_image_topic(bag), find_label_topic(bag)
         assert bag.topics[image].count == bag.topics[label].count == 8
         assert read_label_set(bag) == CLASSES
         for number, (stamp, found) in enumerate(images_of(bag, image)):

@@ -6,9 +6,13 @@ import pytest
 from data.bagtools import CLASSES, START_NS, ids_of
 
 from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.topics import find_topics, read_label_set
+from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError
 from vtseg_ros.labels import LabelSet
+
+
+def find_topics(bag):
+    return find_image_topic(bag), find_label_topic(bag)
 
 
 def named(tmp_path, *names):

@@ -12,7 +12,7 @@ from conftest import make_checkpoint
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any
-from vtseg_ros.data.topics import find_topics
+from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.prepare import ForeignPrior, prepare
 from vtseg_ros.labels import LabelSet
@@ -27,7 +27,7 @@ FRAMES = 12
 
 def frames_of(path, count=FRAMES):
     with BagReader(path) as bag:
-        messages = bag.messages([find_topics(bag)[0]])
+        messages = bag.messages([find_image_topic(bag)])
         return [decode_any(message) for (_, _, message), _ in zip(messages, range(count))]
 
 

@@ -128,6 +128,13 @@ def test_mistakes(config, tmp_path, street_bag):
         train(wrong, tmp_path / "c")
 
 
+def test_a_refused_command_leaves_the_folder_as_it_was(tmp_path, capsys):
+    (tmp_path / "state.pt").write_bytes(b"hours of work")
+    assert main(["train", str(ROOT / "config" / "train" / "street.yaml"), "--out", str(tmp_path)]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [item.name for item in tmp_path.iterdir()] == ["state.pt"]
+
+
 @pytest.mark.parametrize("name", ["state.pt", "best.safetensors", "last.safetensors"])
 def test_a_run_is_not_overwritten(config, tmp_path, name):
     (tmp_path / name).write_bytes(b"hours of work")

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     labels = build_labels(config.data)
     store = build_store(config.data, build_sources(config.data)[0])
-    count = min(args.windows, len(store.index.windows(args.frames, label_every=config.data.label_every)))
+    count = min(args.windows, len(store.index.labelled(config.data.label_every)))
     picture = contact_sheet(
         config, store, labels, count, args.frames, config.seed if args.seed is None else args.seed
     )

@@ -191,7 +191,6 @@ def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) ->
     pages = [args.html] if args.html else []
     files = [args.json] if args.json else []
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         files.append(args.out / "report.json")
         pages.append(args.out / "report.html")
     try:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             f"vtseg play needs ROS 2, which is not here ({err}). Source it, or use scripts/setup.sh"
         ) from err
     try:
-        excluded = re.compile(args.exclude_regex) if args.exclude_regex else None
+        re.compile(args.exclude_regex)
     except re.error as err:
         raise ConfigError(f"--exclude-regex {args.exclude_regex} is not a regular expression: {err}") from err
     if not args.rate > 0:
@@ -68,11 +68,7 @@ def run(args: argparse.Namespace) -> int:
         paused=args.start_paused,
     )
     with BagReader(args.bag) as bag:
-        total = sum(
-            info.count
-            for name, info in bag.topics.items()
-            if (not args.topics or name in args.topics) and not (excluded and excluded.search(name))
-        )
+        total = sum(info.count for name, info in bag.topics.items() if config.plays(name))
     nodes: list[PlayerNode] = []
 
     with track(total, "playing") as advance:

@@ -19,7 +19,7 @@ from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.processes import is_main_process
 from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train
-from vtseg_ros.training.state import saving
+from vtseg_ros.training.state import refuse_used, saving
 
 HELP = "Train from bags as a YAML configuration says; Ctrl-C saves and ends, --resume goes on."
 
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.init_encoder:
         model = dataclasses.replace(config.model, init_encoder=str(args.init_encoder))
         config = dataclasses.replace(config, model=model)
+    if not args.resume:
+        refuse_used(args.out)  # before train.log is begun there
     with saving(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     last: list[Step] = []

@@ -14,6 +14,9 @@ from vtseg_ros.errors import ImageError
 MAX_PIXELS = 64 * 1024 * 1024
 """Images of more pixels are refused before anything is allocated for them."""
 
+COLOR_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""A camera's pixels like its raw images: labels and intrinsics know nothing of EXIF."""
+
 _CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 # ROS names the pattern of the first two pixels of the first two rows; OpenCV that of the second row and column on.
 _BAYER = {
@@ -142,9 +145,7 @@ def decode_compressed(message) -> np.ndarray:
     Raises:
         ImageError: if it is neither jpeg nor png, truncated, too large or undecodable.
     """
-    # A camera's pixels as they are, like its raw images: labels and intrinsics know nothing of EXIF.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.cvtColor(_decode_file(message, flags), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(_decode_file(message, COLOR_AS_STORED), cv2.COLOR_BGR2RGB)
 
 
 def decode_any(message) -> np.ndarray:

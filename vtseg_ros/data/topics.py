@@ -6,11 +6,7 @@ from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.labels import LabelSet
-
-
-def find_topics(bag: BagReader) -> tuple[str, str | None]:
-    """`find_image_topic` and `find_label_topic`."""
-    return find_image_topic(bag), find_label_topic(bag)
+from vtseg_ros.names import is_of_segmenter
 
 
 def find_image_topic(bag: BagReader) -> str:
@@ -21,7 +17,7 @@ def find_image_topic(bag: BagReader) -> str:
     """
     others = ("label", "mask", "confidence", "depth", "flow", "overlay")
     all_images = image_topics(bag)
-    images = [n for n in all_images if not _of_segmenter(n) and not any(word in n for word in others)]
+    images = [n for n in all_images if not is_of_segmenter(n) and not any(word in n for word in others)]
     if len(images) > 1:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(images)}. Name one")
     if not images:
@@ -34,14 +30,9 @@ def find_image_topic(bag: BagReader) -> str:
     return images[0]
 
 
-def _of_segmenter(topic: str) -> bool:
-    """Whether a topic is what a segmenter node publishes."""
-    return "/segmentation/" in f"/{topic}"
-
-
 def find_label_topic(bag: BagReader) -> str | None:
     """The bag's image topic with `label` in its name, or None; BagError if there are several."""
-    labels = [name for name in image_topics(bag) if "label" in name and not _of_segmenter(name)]
+    labels = [name for name in image_topics(bag) if "label" in name and not is_of_segmenter(name)]
     if len(labels) > 1:
         raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
     return labels[0] if labels else None
@@ -63,7 +54,7 @@ def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None
         BagError: if it is not a class list.
     """
     for name, info in bag.topics.items():
-        if info.msgtype == LABEL_MAP and info.count and _of_segmenter(name) == of_masks:
+        if info.msgtype == LABEL_MAP and info.count and is_of_segmenter(name) == of_masks:
             for _, _, message in bag.messages([name]):
                 try:
                     return label_set_of(message)

@@ -164,10 +164,11 @@ class EvaluatorNode(Node):
             return None
 
     def _on_status(self, message: SegmentationStatus) -> None:
-        event = EVENTS.get(message.event)
         if message.event == SegmentationStatus.IDLE:
             self._ledger.saw_idle()
             self._changed = True
+            return
+        event = EVENTS.get(message.event)
         if event is None:
             return
         stamp = stamp_ns(message.header)

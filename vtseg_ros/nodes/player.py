@@ -54,6 +54,14 @@ class PlayerConfig:
     wait_timeout_s: float = 60.0
     paused: bool = False
 
+    def plays(self, topic: str) -> bool:
+        """Whether a topic of the bag is asked for."""
+        return (not self.topics or topic in self.topics) and not self.excludes(topic)
+
+    def excludes(self, topic: str) -> bool:
+        """Whether a topic is to be left out."""
+        return bool(self.exclude) and re.search(self.exclude, topic) is not None
+
 
 def _message_class(msgtype: str) -> type | None:
     """The class of a message type, or None when it is not installed.
@@ -113,13 +121,12 @@ class PlayerNode(Node):
         """topic in the bag -> (published topic, publisher)."""
         made = {}
         for topic, info in sorted(self._bag.topics.items()):
-            if self._config.topics and topic not in self._config.topics:
+            if self._config.excludes(topic):
+                self.get_logger().info(f"{topic} is left out, as asked")
+            if not self._config.plays(topic):
                 continue
             if topic == "/clock" and self._config.clock_hz:
                 continue  # the player's own
-            if self._config.exclude and re.search(self._config.exclude, topic):
-                self.get_logger().info(f"{topic} is left out, as asked")
-                continue
             name, kind = info.msgtype.rpartition("/")[2], _message_class(info.msgtype)
             if kind is None:
                 self.get_logger().warning(

@@ -64,8 +64,8 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
     state = checkpoint.model.state_dict()
     old, new = checkpoint.labels.names, labels.names
     # A static network of classes of its own has its class_mapping.
-    if old != new and not (as_prior and _is_mapped(model)):
-        if _is_mapped(model) or _is_mapped(checkpoint.model):
+    if old != new and not (as_prior and is_mapped(model)):
+        if is_mapped(model) or is_mapped(checkpoint.model):
             raise ConfigError(
                 f"warm_start {settings.warm_start} knows other classes, and with a class_mapping they are not taken "
                 f"over by name. Expected: {', '.join(new)}. Got: {', '.join(old)}"
@@ -80,7 +80,8 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
     load_exact(target, state, source=f"warm_start {settings.warm_start}")
 
 
-def _is_mapped(model: nn.Module) -> bool:
+def is_mapped(model: nn.Module) -> bool:
+    """Whether a network's static network has classes of its own."""
     return isinstance(model, VTSeg) and bool(model.config.class_mapping)
 
 

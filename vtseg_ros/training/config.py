@@ -227,10 +227,10 @@ class TrainConfig:
             "gru": {"overrides", "flow"},
             "erfnet": set(),
         }
+        default = ModelConfig()
         for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
-            item = ModelConfig.__dataclass_fields__[name]
-            default = {} if name == "overrides" else item.default
-            if getattr(self.model, name) != default and name not in used[self.model.architecture]:
+            changed = getattr(self.model, name) != getattr(default, name)
+            if changed and name not in used[self.model.architecture]:
                 raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
 
     def _check_gru(self) -> None:

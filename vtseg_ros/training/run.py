@@ -17,10 +17,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.model import VTSeg, save_checkpoint
+from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import is_exported
-from vtseg_ros.training.build import build_model, has_prior, window_length
+from vtseg_ros.training.build import build_model, has_prior, is_mapped, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.data import TrainingData, build_labels
@@ -109,7 +109,7 @@ class Training:
         if not has_prior(self.model):
             return
         exported, stages = is_exported(self.model.static_prior), self.config.stages
-        mapped = isinstance(self.model, VTSeg) and bool(self.model.config.class_mapping)
+        mapped = is_mapped(self.model)
         if (exported or mapped) and any(stage.name == "prior" for stage in stages):
             raise ConfigError(
                 f"{'an exported static prior' if exported else 'a static prior with a class_mapping'} cannot be "

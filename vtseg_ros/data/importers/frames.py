@@ -12,7 +12,7 @@ import numpy as np
 
 from vtseg_ros.data.bags import BagWriter
 from vtseg_ros.data.containers import JPEG_MAGIC, check_container
-from vtseg_ros.data.images import MAX_PIXELS
+from vtseg_ros.data.images import COLOR_AS_STORED, MAX_PIXELS
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import ConfigError, ImageError
@@ -112,7 +112,7 @@ def _write_image(
     own_size = check_container(data, max_pixels=MAX_PIXELS)
     kind = "jpeg" if data[:2].tobytes() == JPEG_MAGIC else "png"
     if (size and size != own_size) or (jpeg and kind != "jpeg"):
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(data, COLOR_AS_STORED)
         if bgr is None:
             raise ImageError("the file cannot be decoded")
         rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
