@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.record import Progress
 from vtseg_ros.training.run import train
 
-ACK_S = 1.0  # how long the last progress waits to be received before the node goes
+DISCOVERY_S = 5.0  # from its start, a trainer that is done waits so long for a first subscriber
+ACK_S = 5.0  # how long the last progress waits to be received before the node goes
 
 
 def _check_config(path: str) -> None:
@@ -46,6 +48,7 @@ class TrainerNode(Node):
         self._latest: Progress | None = None
         self._published: Progress | None = None
         self._publisher = self.create_publisher(TrainingProgress, "training/progress", 10)
+        self._published_from = time.monotonic()
         self._thread = threading.Thread(target=self._train, name="training")
         self._thread.start()
         self.create_timer(0.5, self._on_timer, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -71,6 +74,8 @@ class TrainerNode(Node):
         progress = self._latest
         if progress is None or progress is self._published:
             return
+        if not self._publisher.get_subscription_count():
+            return  # whoever comes first gets the latest
         self._published = progress
         message = TrainingProgress(
             stage=progress.stage,
@@ -89,9 +94,20 @@ class TrainerNode(Node):
     def close(self) -> None:
         """Ask the training to save and end, and wait for it."""
         self._stop.set()
+        ended = self.finished
         self._thread.join()
+        if ended and self._latest is not None:
+            self._await_subscriber()
         self._on_timer()
         self._publisher.wait_for_all_acked(Duration(seconds=ACK_S))
+
+    def _await_subscriber(self) -> None:
+        """A training of seconds ends before DDS has found who listens."""
+        while (
+            not self._publisher.get_subscription_count()
+            and time.monotonic() < self._published_from + DISCOVERY_S
+        ):
+            time.sleep(0.02)
 
 
 def main(args: list[str] | None = None) -> int:
