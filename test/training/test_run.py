@@ -62,6 +62,15 @@ def test_stages_and_what_they_leave(config, tmp_path):
     assert 0 <= lines[1]["agreement"] <= 100
 
 
+def test_convolutions_over_time_are_trained(config, tmp_path):
+    """Their weights have five axes, which channels last knows nothing of."""
+    model = dataclasses.replace(config.model, overrides={"window": 2, "mix_ffn": "spatiotemporal"})
+    stages = (StageConfig("video", steps=2, batch=1, max_lr=1e-3),)
+    seen, done = losses(dataclasses.replace(config, model=model, stages=stages), tmp_path)
+    assert done and np.isfinite([loss for _, _, loss in seen]).all()
+    assert load_checkpoint(tmp_path / "best.safetensors").config["mix_ffn"] == "spatiotemporal"
+
+
 def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
     whole, _ = losses(config, tmp_path / "whole")
     for stop_after in (2, 4):  # within a stage of each kind

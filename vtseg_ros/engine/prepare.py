@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtseg_ros.engine.fold import fold
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.layout import use_channels_last
 from vtseg_ros.model.priors import is_own
 from vtseg_ros.model.static import StaticBranch
 
@@ -84,7 +85,5 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
 
 def _own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     module = fold(module).requires_grad_(False).to(device, dtype)
-    for part in module.modules():
-        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
-            part.to(memory_format=torch.channels_last)
+    use_channels_last(module)
     return module

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.layout import use_channels_last
 from vtseg_ros.model.priors import is_exported
 from vtseg_ros.training.build import build_model, has_prior, is_mapped, window_length
 from vtseg_ros.training.clock import Clock
@@ -146,8 +147,7 @@ class Training:
         stage = self.config.stages[number]
         part = self._trained_part(stage)
         part.train()
-        # What convolutions like best, on the CPU and on tensor cores.
-        part.to(memory_format=torch.channels_last)
+        use_channels_last(part)
         optimizer = AdamW(
             [p for p in part.parameters() if p.requires_grad],
             lr=stage.max_lr,
