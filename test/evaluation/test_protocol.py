@@ -16,6 +16,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.data import messages
 from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_any, decode_label
+from vtseg_ros.data.occlusion import OccludedStore
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
@@ -104,6 +105,18 @@ def lively(tiny_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "lively.safetensors"
     save_checkpoint(path, loaded.model, labels=STREET, input_size=(64, 32))
     return path
+
+
+def test_covered_frames_are_scored_as_if_recorded_so(tmp_path, short_bag, frames, lively):
+    covered = OccludedStore(FrameIndex([BagSource(short_bag)]), 0.5)
+    images = [covered.image(number) for number in range(12)]
+    assert any((one != other).any() for one, other in zip(images, frames[0]))
+    recorded = write_bag(tmp_path / "covered", images, frames[1])
+    expected = run(tmp_path, recorded, "--checkpoint", lively)
+    found = run(tmp_path, short_bag, "--checkpoint", lively, "--occlusion", "0.5")
+    assert found["systems"] == expected["systems"]
+    assert found["systems"] != run(tmp_path, short_bag, "--checkpoint", lively)["systems"]
+    assert found["facts"]["occlusion"] == "50% of the frames covered in part"
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -268,6 +281,10 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
         ("window must be", [short_bag, "--window", "-1"]),
         ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
         ("--every must be at least 1", [short_bag, "--every", "0"]),
+        (
+            "--occlusion is the share of frames that are covered in part, 0..1",
+            [short_bag, "--occlusion", "2"],
+        ),
         ("no bag at", [tmp_path / "nowhere"]),
     ):
         assert main(["evaluate", *map(str, arguments), "--checkpoint", str(tiny_checkpoint)]) == 2

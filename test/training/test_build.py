@@ -137,6 +137,24 @@ def test_warm_starts(tmp_path):
         start("tiny", preset="b0")
 
 
+def test_convolutions_over_time_start_as_those_of_one_frame(tmp_path):
+    torch.manual_seed(4)
+    flat = VTSeg(VTSegConfig.preset("tiny", num_classes=len(STREET)))
+    save_checkpoint(tmp_path / "flat.safetensors", flat, labels=STREET, input_size=(64, 32))
+    over_time = {"mix_ffn": "spatiotemporal"}
+    model = build(preset="tiny", overrides=over_time, warm_start=str(tmp_path / "flat.safetensors")).eval()
+    video = torch.rand(1, 3, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.allclose(model(video), flat.eval()(video), atol=1e-5)
+        for value in model.parameters():
+            if value.dim() == 5:
+                value.normal_()
+        assert not torch.allclose(model(video), flat(video), atol=1e-2)
+    save_checkpoint(tmp_path / "deep.safetensors", model, labels=STREET, input_size=(64, 32))
+    with pytest.raises(CheckpointError, match="another shape"):
+        build(preset="tiny", warm_start=str(tmp_path / "deep.safetensors"))
+
+
 def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplog):
     torch.manual_seed(2)
     erfnet = ERFNet(num_classes=len(CAMVID)).eval()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.occlusion import OccludedStore, check_share
 from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
@@ -70,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
     )
+    parser.add_argument(
+        "--occlusion", type=float, default=0.0, metavar="SHARE",
+        help="cover this share of the frames in part, each in places of its own, always the same ones: what spray or lost "
+        "packets cost, and what older frames make up for (default 0)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help="rows of pictures (default 6)")
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+    check_share(args.occlusion, "--occlusion")
     selection = Selection(
         args.checkpoint,
         models=args.model,
@@ -96,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
     )
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
-    store = FrameStore(FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride))
+    index = FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
+    store = OccludedStore(index, args.occlusion) if args.occlusion else FrameStore(index)
     systems = open_systems(selection, store.index)
     named = [_check_classes(bag, systems[0].labels, systems[0].info.checkpoint) for bag in args.bag]
     with track(len(store.index.labelled(args.every)), "evaluating") as advance:
@@ -138,6 +146,8 @@ def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dic
         facts["scored"] = f"every {args.every}th label"
     if args.stride > 1:
         facts["windows"] = f"of frames {args.stride} apart"
+    if args.occlusion:
+        facts["occlusion"] = f"{args.occlusion:.0%} of the frames covered in part"
     return facts
 
 

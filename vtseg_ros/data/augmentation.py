@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vtseg_ros.data.occlusion import Cover, check_share, draw_covers
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE
 
@@ -30,6 +31,7 @@ class AugmentationConfig:
         hue_deg: largest shift either way, degrees of 360.
         path_zoom, path_shift, path_rotation_deg: largest change along a derived window's path: zoom (relative),
             translation (share of the image's side) and turn.
+        occlusion: share of the frames that are covered in part, each in places of its own (ours).
     """
 
     derived: float = 0.8
@@ -43,8 +45,10 @@ class AugmentationConfig:
     path_zoom: float = 0.12
     path_shift: float = 0.06
     path_rotation_deg: float = 1.5
+    occlusion: float = 0.0
 
     def __post_init__(self) -> None:
+        check_share(self.occlusion, "augmentation.occlusion")
         for name in ("derived", "flip", "blur", "brightness", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
@@ -68,11 +72,13 @@ class Draw:
         transforms: (k, 3, 3) affine, source to output px, per frame.
         derived: whether every frame is made of the newest one.
         photometric: (H, W, 3) uint8 -> the same, for every frame.
+        covers: what then lies on the frames.
     """
 
     transforms: np.ndarray
     derived: bool
     photometric: Callable[[np.ndarray], np.ndarray]
+    covers: tuple[Cover, ...] = ()
 
     def apply(self, video: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Augment video (k, H, W, 3) uint8 and labels (k, H, W) uint8."""
@@ -92,6 +98,8 @@ class Draw:
             out_labels[t] = cv2.warpAffine(
                 labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE
             )
+        for cover in self.covers:
+            cover.apply(out_video)
         return out_video, out_labels
 
 
@@ -111,7 +119,8 @@ class Augmentation:
         derived = frames > 1 and bool(rng.random() < self.config.derived)
         if derived:
             transforms = self._path(frames, *size, rng) @ transforms
-        return Draw(transforms, derived, self._photometric(rng))
+        photometric = self._photometric(rng)
+        return Draw(transforms, derived, photometric, draw_covers(frames, size, self.config.occlusion, rng))
 
     def __call__(
         self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator

@@ -16,6 +16,7 @@ from vtseg_ros.model.blocks import fold_normalization
 from vtseg_ros.model.checkpoint import read_metadata
 from vtseg_ros.model.classes import translate_classes
 from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.inflation import inflate
 from vtseg_ros.model.priors import EXTERNAL, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
@@ -77,6 +78,7 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
             ", ".join(name for name in new if name in old) or "none",
             ", ".join(name for name in new if name not in old) or "none",
         )
+    state = inflate(state, target.state_dict())
     load_exact(target, state, source=f"warm_start {settings.warm_start}")
 
 
