@@ -147,7 +147,7 @@ def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dic
     if args.stride > 1:
         facts["windows"] = f"of frames {args.stride} apart"
     if args.occlusion:
-        facts["occlusion"] = f"{args.occlusion:.0%} of the frames covered in part"
+        facts["occlusion"] = f"{100 * args.occlusion:g}% of the frames covered in part"
     return facts
 
 
