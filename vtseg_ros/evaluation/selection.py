@@ -17,9 +17,15 @@ from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, traine
 from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.segformer import SEGFORMERS
 from vtseg_ros.model.static import StaticBranch
 
-TITLES = {"vtseg": "VTSeg", "erfnet": "ERFNet", "segformer_b0": "SegFormer-B0", "gru": "GRU"}
+TITLES = {
+    "vtseg": "VTSeg",
+    "erfnet": "ERFNet",
+    **{name: f"SegFormer-{variant.upper()}" for name, variant in SEGFORMERS.items()},
+    "gru": "GRU",
+}
 MODELS = (*TITLES, "prior")
 VIDEO_MODELS = ("vtseg", "gru")
 
