@@ -24,6 +24,8 @@ TITLES = {
     "vtseg": "VTSeg",
     "erfnet": "ERFNet",
     **{name: f"SegFormer-{variant.upper()}" for name, variant in SEGFORMERS.items()},
+    "efficientvit_b0": "EfficientViT-B0",
+    "efficientvit_b1": "EfficientViT-B1",
     "gru": "GRU",
 }
 MODELS = (*TITLES, "prior")

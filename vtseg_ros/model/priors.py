@@ -19,18 +19,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.segformer import SEGFORMERS, SegFormer
 from vtseg_ros.model.state import METADATA_KEY
 
-PRIORS: dict[str, Callable[..., nn.Module]] = {
+CLASSES: dict[str, type[nn.Module]] = {
     "erfnet": ERFNet,
+    "efficientvit_b0": EfficientViTB0,
+    "efficientvit_b1": EfficientViTB1,
+}
+PRIORS: dict[str, Callable[..., nn.Module]] = {
+    **CLASSES,
     **{name: partial(SegFormer, variant=variant) for name, variant in SEGFORMERS.items()},
 }
 """Networks that a checkpoint may name: plain modules whose weights it carries."""
 
-OWN_CLASSES = (ERFNet, SegFormer)
+OWN_CLASSES = (SegFormer, *CLASSES.values())
 
 EXTERNAL = "external"
 """What a checkpoint says when its static network is a file or a factory that the user must name."""

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import save_checkpoint
+from vtseg_ros.model.efficientvit import EfficientViTSeg
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.priors import PRIORS, build_prior
+from vtseg_ros.model.segformer import SegFormer
 from vtseg_ros.model.state import read_state_file
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.published.table import IMAGENET, PUBLISHED, UNIT_RANGE, Published
@@ -92,7 +94,7 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
     extra = entry.extra_classes if entry else 0
     model = build_prior(architecture, num_classes=len(labels) + extra)
     try:
-        model.load_reference_state_dict(state)
+        _load(model, state)
     except CheckpointError as err:
         raise CheckpointError(f"{path} does not hold the weights of {name}: {err}") from err
     bad = next((k for k, v in model.state_dict().items() if not torch.isfinite(v).all()), None)
@@ -100,12 +102,7 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         raise CheckpointError(f"{path}: {bad}: expected finite values, got others. Download the file again")
     if extra:
         model = _without_extra(model, len(labels))
-    if hasattr(model, "normalization"):
-        model.normalization.set(mean, std)
-    elif (mean, std) != UNIT_RANGE:
-        raise ConfigError(
-            f"--mean, --std: {architecture} takes RGB in [0, 1]; expected none, got {mean}, {std}"
-        )
+    _normalize(model, mean, std)
     save_checkpoint(
         out,
         model.eval(),
@@ -115,6 +112,23 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         licence=licence,
     )
     return entry
+
+
+def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
+    if isinstance(model, EfficientViTSeg):
+        model.load_official_state_dict(state)
+    else:
+        model.load_reference_state_dict(state)
+
+
+def _normalize(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    if isinstance(model, SegFormer):
+        model.normalization.set(mean, std)
+    elif isinstance(model, EfficientViTSeg):
+        model.mean.copy_(torch.tensor(mean))
+        model.std.copy_(torch.tensor(std))
+    elif (mean, std) != UNIT_RANGE:
+        raise ConfigError(f"--mean, --std: ERFNet takes RGB in [0, 1]; expected none, got {mean}, {std}")
 
 
 def _origin(name: str, entry: Published | None, path: Path, digest: str) -> dict[str, object]:

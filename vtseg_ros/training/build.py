@@ -10,15 +10,14 @@ from torch import nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import Checkpoint, ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model import Checkpoint, SegFormer, VTSeg, VTSegConfig, load_checkpoint
 from vtseg_ros.model.checkpoint import licence_of, read_metadata, resolve_checkpoint
 from vtseg_ros.model.classes import translate_classes
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.inflation import inflate
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.model.priors import EXTERNAL, PRIORS, load_external_prior
-from vtseg_ros.model.segformer import SEGFORMERS
+from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
 from vtseg_ros.model.state import load_exact, read_state_file
 from vtseg_ros.training.config import ModelConfig, TrainConfig
 
@@ -28,10 +27,8 @@ log = logging.getLogger("vtseg_ros.training")
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     """The network that the configuration describes, freshly initialised or warm-started."""
     settings, num_classes = config.model, len(labels)
-    if settings.architecture == "erfnet":
-        model: nn.Module = ERFNet(num_classes=num_classes)
-    elif settings.architecture in SEGFORMERS:
-        model = SegFormer(num_classes=num_classes, variant=SEGFORMERS[settings.architecture])
+    if is_registered(settings.architecture):
+        model = build_prior(settings.architecture, num_classes=num_classes)
     elif settings.architecture == "gru":
         model = STGRU(num_classes=num_classes, prior_name=settings.overrides.get("static_prior", "erfnet"))
     else:
