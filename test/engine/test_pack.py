@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.pack import PackedConv2d, PackedLinear, PackedPointwise, pack
-from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.engine.optimise import PackedConv2d, PackedLinear, PackedPointwise, optimise, prepack
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
@@ -23,6 +22,8 @@ from vtseg_ros.model.static import StaticBranch
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
+IMAGE = torch.zeros(1, 3, *SIZE)
+VIDEO = IMAGE[:, None]
 
 
 def vtseg(**overrides) -> VTSeg:
@@ -43,9 +44,9 @@ def no_gradients():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("shape", [(1, 4, 3, *SIZE), (3, 1, 3, *SIZE), (1, 2, 3, 96, 32)])
 def test_same_logits_for_any_number_of_frames_and_size(dtype, tolerance, shape):
-    ready = prepare(vtseg(), CPU, dtype)
+    ready = optimise(vtseg(), CPU, dtype)
     packed = copy.deepcopy(ready)
-    pack(packed, SIZE)
+    prepack(packed, VIDEO)
     video = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     expected, logits = ready(video), packed(video)
     assert expected.std() > 0.01
@@ -55,19 +56,19 @@ def test_same_logits_for_any_number_of_frames_and_size(dtype, tolerance, shape):
 @pytest.mark.parametrize("kind", [ERFNet, SegFormer, EfficientViTB0])
 def test_networks_of_single_images(kind):
     torch.manual_seed(0)
-    ready = prepare(kind(num_classes=5).eval(), CPU, torch.float32)
+    ready = optimise(kind(num_classes=5).eval(), CPU, torch.float32)
     packed = copy.deepcopy(ready)
-    pack(packed, SIZE)
+    prepack(packed, IMAGE)
     assert layers(packed, PackedConv2d) > 5 and layers(packed, nn.Conv2d, nn.Linear) == 0
     images = torch.rand(2, 3, *SIZE)
     assert torch.allclose(packed(images), ready(images), atol=1e-5)
 
 
 def test_all_layers_are_packed_by_their_kind():
-    ready = prepare(vtseg(), CPU, torch.float32)
+    ready = optimise(vtseg(), CPU, torch.float32)
     pointwise = sum(type(m) is nn.Conv2d and m.kernel_size == (1, 1) for m in ready.modules())
     convolutions, linear = layers(ready, nn.Conv2d), layers(ready, nn.Linear)
-    pack(ready, SIZE)
+    prepack(ready, VIDEO)
     assert layers(ready, nn.Conv2d, nn.Linear) == 0
     assert layers(ready, PackedPointwise) == pointwise > 0
     assert layers(ready, PackedConv2d) == convolutions - pointwise > 0
@@ -75,13 +76,13 @@ def test_all_layers_are_packed_by_their_kind():
 
 
 def test_counted_as_many_operations_as_before():
-    ready, video = prepare(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
+    ready, video = optimise(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
     counts = []
     for _ in range(2):
         with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
             ready(video)
         counts.append(counter.get_total_flops())
-        pack(ready, SIZE)
+        prepack(ready, VIDEO)
     assert counts[0] == counts[1] > 0
 
 
@@ -106,8 +107,8 @@ def with_their_prior() -> VTSeg:
 
 def test_an_external_static_network_is_left_alone():
     model = with_their_prior()
-    ready = prepare(model, CPU, torch.float32)
-    pack(ready, SIZE)
+    ready = optimise(model, CPU, torch.float32)
+    prepack(ready, VIDEO)
     assert ready.static_prior is model.static_prior and type(model.static_prior.conv) is nn.Conv2d
     assert torch.allclose(ready(torch.ones(1, 1, 3, *SIZE)), model(torch.ones(1, 1, 3, *SIZE)), atol=1e-5)
 
@@ -126,10 +127,10 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
         raise RuntimeError("mkldnn_bf16: this processor has no AVX-512")
 
     monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", refuse)
-    ready, video = prepare(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
+    ready, video = optimise(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
     expected = ready(video)
     with caplog.at_level("INFO", logger="vtseg_ros.engine"):
-        pack(ready, SIZE)
+        prepack(ready, VIDEO)
     assert "no AVX-512" in caplog.text
     assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
     assert torch.equal(ready(video), expected)
@@ -138,9 +139,9 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
 def test_without_onednn_nothing_is_packed_or_counted(monkeypatch, caplog):
     """As in a PyTorch built without it, whose operators are not registered."""
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    ready = prepare(vtseg(), CPU, torch.float32)
+    ready = optimise(vtseg(), CPU, torch.float32)
     with caplog.at_level("INFO", logger="vtseg_ros.engine"):
-        pack(ready, SIZE)
+        prepack(ready, VIDEO)
     assert "weights are not packed" in caplog.text
     assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
     assert all("mkldnn" not in str(operator) for operator in uncounted())
@@ -148,11 +149,11 @@ def test_without_onednn_nothing_is_packed_or_counted(monkeypatch, caplog):
 
 def test_of_a_static_branch_the_static_network_is_packed():
     model, theirs = vtseg(), with_their_prior()
-    branch = prepare(StaticBranch(model), CPU, torch.float32)
+    branch = optimise(StaticBranch(model), CPU, torch.float32)
     images = torch.rand(1, 3, *SIZE)
     expected = model.static_logits(images)
-    pack(branch, SIZE)
+    prepack(branch, IMAGE)
     assert layers(branch.model.static_prior, PackedConv2d) and not layers(branch.model.encoder, PackedConv2d)
     torch.testing.assert_close(branch(images), expected, rtol=1e-3, atol=1e-3)
-    pack(prepare(StaticBranch(theirs), CPU, torch.float32), SIZE)
+    prepack(optimise(StaticBranch(theirs), CPU, torch.float32), IMAGE)
     assert type(theirs.static_prior.conv) is nn.Conv2d

@@ -14,10 +14,11 @@ from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.prepare import ForeignPrior, prepare
+from vtseg_ros.engine.optimise import optimise
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
+from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.priors import load_external_prior
 from vtseg_ros.model.static import StaticBranch
 
@@ -136,8 +137,8 @@ def test_normalisation_and_foreign_priors_stay_fp32():
 
     model = VTSeg(VTSegConfig.preset("tiny", num_classes=6, static_prior="external"), static_prior=Flat())
     model.set_normalization("encoder", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    ready = prepare(model, torch.device("cpu"), torch.bfloat16)
-    assert isinstance(ready.static_prior, ForeignPrior) and ready.encoder_mean.dtype == torch.float32
+    ready = optimise(model, torch.device("cpu"), torch.bfloat16)
+    assert isinstance(ready.static_prior, Cast) and ready.encoder_mean.dtype == torch.float32
     image = torch.rand(1, 3, 32, 64)
     with torch.inference_mode():
         assert ready.static_logits(image).dtype == ready.normalize("encoder", image).dtype == torch.bfloat16

@@ -10,7 +10,7 @@ import torch
 from conftest import make_checkpoint, randomize_batch_norm
 
 from vtseg_ros.engine import CameraFrame, Segmenter
-from vtseg_ros.engine.fold import fold
+from vtseg_ros.engine.optimise import fuse
 from vtseg_ros.engine.pixels import resize_rgb, to_mask
 from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
@@ -97,7 +97,7 @@ def test_folding_keeps_the_output(kind):
     else:
         network, image = kind(num_classes=4), torch.rand(1, 3, 32, 64)
     randomize_batch_norm(network.eval())
-    folded = fold(network)
+    folded = fuse(network)
     kinds = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in n.modules()) for n in (folded, network)]
     assert kinds[0] < kinds[1]
     with torch.no_grad():

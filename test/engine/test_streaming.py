@@ -11,7 +11,7 @@ from conftest import make_checkpoint, randomize_batch_norm
 
 from vtseg_ros.engine import CameraFrame, Segmenter
 from vtseg_ros.engine.pixels import resize_rgb
-from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.engine.optimise import optimise
 from vtseg_ros.engine.runner import Runner
 from vtseg_ros.engine.steps import build_step
 from vtseg_ros.errors import ConfigError
@@ -31,7 +31,7 @@ def network(seed=0, **overrides):
 
 
 def prepared_step(model, streaming):
-    return build_step(prepare(copy.deepcopy(model), CPU, torch.float32), SIZE, streaming)
+    return build_step(optimise(copy.deepcopy(model), CPU, torch.float32), SIZE, streaming)
 
 
 def record_logits(segmenter, monkeypatch):
@@ -92,7 +92,7 @@ def test_causal_streaming_equals_one_banded_forward(window):
                 rows.append(row)
                 del rows[: max(0, len(rows) + 1 - window)]
             assert (logits - expected[:, t]).abs().max() < 1e-4, t
-    assert all(row.shape == (step.kept_size,) for row in kept)
+    assert all(row.shape == (step.state_size,) for row in kept)
 
 
 def test_the_clip_reference_depends_on_the_band():
@@ -114,11 +114,11 @@ def test_a_frame_that_is_missing_leaves_no_trace(streaming):
     step = prepared_step(network(attention="causal" if streaming == "causal" else "full"), streaming)
     images = torch.rand(4, 1, 3, *SIZE)
     with torch.inference_mode():
-        past = torch.zeros(1, 0, step.kept_size)
+        past = torch.zeros(1, 0, step.state_size)
         for image in images[:2]:
             past = torch.cat([past, step(image, past)[1][:, None]], dim=1)
         expected, _ = step(images[2], past)
-        padded = torch.cat([torch.full((1, 1, step.kept_size), 7.0), past], dim=1)
+        padded = torch.cat([torch.full((1, 1, step.state_size), 7.0), past], dim=1)
         logits, _ = step(images[2], padded, torch.tensor([False, True, True]))
         seen, _ = step(images[2], padded)
     assert (logits - expected).abs().max() < 1e-4

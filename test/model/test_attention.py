@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from vtseg_ros.model.attention import VideoAttention, causal_frame_mask, deserialize, serialize
+from vtseg_ros.model.attention import VideoAttention, deserialize, serialize
+from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace, banded_mask
+
+
+def attend(module: VideoAttention, x, memory, size, frames, band=0):
+    """The attention of frames that are all at hand: (B*k, N, D), as a layer of the network composes it."""
+    queries = module.project_queries(x.unflatten(0, (-1, frames)))
+    keys, values = module.project_memory(memory.unflatten(0, (-1, frames)), size)
+    inputs, mask = FrameCache(band=band).update(LayerPlace("layer", 0), LayerInputs(x, queries, keys, values))
+    return module(inputs.queries, inputs.keys, inputs.values, mask).flatten(0, 1)
 
 
 def reference(module: VideoAttention, x, memory, size, frames, heads, window=0):
@@ -64,21 +73,21 @@ def test_against_loops(reduction, frames, cross):
     few = x[:, :2]  # queries need not cover the grid; fewer of them keep the loops short
     memory = torch.randn_like(x) if cross else x
     with torch.no_grad():
-        got = module(few, memory, size, frames)
+        got = attend(module, few, memory, size, frames)
         assert torch.allclose(got, reference(module, few, memory, size, frames, 2), atol=1e-10)
 
 
 def test_causal_band_against_loops():
     torch.manual_seed(0)
-    module = VideoAttention(dim=4, heads=1, reduction=1, window=2).double()
+    module = VideoAttention(dim=4, heads=1, reduction=1).double()
     x = torch.randn(4, 2, 4, dtype=torch.float64)
     with torch.no_grad():
-        got = module(x, x, (1, 2), 4)
+        got = attend(module, x, x, (1, 2), 4, band=2)
         assert torch.allclose(got, reference(module, x, x, (1, 2), 4, 1, window=2), atol=1e-10)
 
 
 def test_causal_mask_by_hand():
-    mask = causal_frame_mask(3, 2, 1, 2, torch.device("cpu"))
+    mask = banded_mask(3, 2, 1, 2, torch.device("cpu"))
     yes, no = True, False
     assert mask.tolist() == [
         [yes, yes, no, no, no, no],
@@ -89,8 +98,11 @@ def test_causal_mask_by_hand():
 
 def test_serialization_is_frame_major_oldest_first():
     tokens = torch.arange(12.0).reshape(6, 2, 1)  # 2 windows of 3 frames of 2 tokens
-    assert serialize(tokens, 3)[:, :, 0].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert torch.equal(deserialize(serialize(tokens, 3), 3), tokens)
+    assert serialize(tokens.unflatten(0, (2, 3)))[:, :, 0].tolist() == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7, 8, 9, 10, 11],
+    ]
+    assert torch.equal(deserialize(serialize(tokens.unflatten(0, (2, 3))), 3), tokens.unflatten(0, (2, 3)))
 
 
 def test_permuting_frames_permutes_outputs():
@@ -99,5 +111,5 @@ def test_permuting_frames_permutes_outputs():
     x, order = torch.randn(4, 16, 8), torch.tensor([2, 0, 3, 1])
     with torch.no_grad():
         assert torch.allclose(
-            module(x, x, (4, 4), 4)[order], module(x[order], x[order], (4, 4), 4), atol=1e-6
+            attend(module, x, x, (4, 4), 4)[order], attend(module, x[order], x[order], (4, 4), 4), atol=1e-6
         )

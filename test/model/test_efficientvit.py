@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vtseg_ros.cli import main
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.engine.optimise import optimise
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET
 from vtseg_ros.model import (
@@ -371,7 +371,7 @@ def test_it_is_exported_by_itself(suffix, tmp_path):
 
 def test_prepared_networks_agree():
     model, image = network(EfficientViTB1), torch.rand(2, 3, 64, 64)
-    ready = prepare(model, CPU, torch.float32)
+    ready = optimise(model, CPU, torch.float32)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ready.modules())
     with torch.no_grad():
         expected = model(image)

@@ -7,6 +7,7 @@ import torch
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg, VTSegConfig
+from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.config import PRESETS
 from vtseg_ros.model.decoder import VTDecConcat
 from vtseg_ros.model.head import VTSegHead, icnr_
@@ -88,9 +89,11 @@ def test_causal_clip_equals_windows_of_its_newest_frames_in_one_layer():
     layer = tiny(attention="causal", window=2).eval().encoder.blocks[0].layers[0]
     x = torch.randn(5, 16 * 16, 16)
     with torch.no_grad():
-        clip = layer(x, None, (16, 16), 5)
+        clip = layer(x[None], None, (16, 16), FrameCache(band=2))[0]
         for t in range(1, 5):
-            assert torch.allclose(clip[t], layer(x[t - 1 : t + 1], None, (16, 16), 2)[1], atol=1e-5)
+            assert torch.allclose(
+                clip[t], layer(x[None, t - 1 : t + 1], None, (16, 16), FrameCache(band=2))[0, 1], atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("frozen", [True, False])

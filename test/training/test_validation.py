@@ -45,7 +45,7 @@ def test_attention_share_against_loops():
     layer = VideoAttention(dim=8, heads=2, reduction=2)
     frames, height, width = 3, 4, 4
     x = torch.randn(2 * frames, height * width, 8)
-    keys = layer.project_memory(x, (height, width))[0].detach().double()  # (6, 4, 8)
+    keys = layer.project_memory(x[:, None], (height, width))[0][:, 0].detach().double()  # (6, 4, 8)
     queries = layer.query(x).detach().double()
     shares, evenness = [], []
     for window in range(2):
@@ -60,7 +60,9 @@ def test_attention_share_against_loops():
                 shares.append((sum(weights[0]) + sum(weights[1])) / sum(map(sum, weights)))
                 share = np.array(weights).ravel() / np.sum(weights)
                 evenness.append(-sum(p * np.log(p) for p in share) / np.log(12))
-    figures = attention_figures(layer, x, x, (height, width), frames)
+    windows = x.unflatten(0, (2, frames))
+    every_key, _ = layer.project_memory(windows, (height, width))
+    figures = attention_figures(layer.project_queries(windows), every_key, layer.heads)
     assert figures == pytest.approx((np.mean(shares), np.mean(evenness)), abs=1e-5)
     assert figures[1] < 0.999
 
@@ -71,13 +73,14 @@ def test_attention_that_ignores_time(vtseg):
         if isinstance(module, VideoAttention):
             torch.nn.init.zeros_(module.query.weight)
     vtseg.eval()
-    with torch.no_grad(), AttentionShares(vtseg) as shares:
-        vtseg(torch.rand(1, 3, 3, 32, 64))
+    shares = AttentionShares(vtseg)
+    with torch.no_grad():
+        vtseg(torch.rand(1, 3, 3, 32, 64), shares.cache())
     assert shares.totals() == pytest.approx(np.array([[4 / 3, 2.0, 2.0]] * 12), abs=1e-5)  # two layers each
     assert shares.names[0] == "encoder_1" and shares.names[-1] == "decoder_cross_4"
     with torch.no_grad():
         vtseg(torch.rand(1, 3, 3, 32, 64))
-    assert (shares.totals()[:, 2] == 2).all()  # nothing is recorded after it was left
+    assert (shares.totals()[:, 2] == 2).all()  # nothing is recorded without the cache
 
 
 def test_who_is_right_where_they_differ_by_hand():

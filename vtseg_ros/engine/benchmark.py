@@ -221,7 +221,7 @@ def _gmacs(system: object, settings: Settings) -> float:
     counter = FlopCounterMode(display=False, custom_mapping=uncounted())
     if isinstance(system, Segmenter):
         step = system.network_step
-        past = torch.zeros(1, settings.window - 1, step.kept_size, dtype=step.kept_dtype, device=device)
+        past = torch.zeros(1, settings.window - 1, step.state_size, dtype=step.state_dtype, device=device)
         with counter:
             step(images, past)
     elif isinstance(system, _Plain):

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.engine import causal
-from vtseg_ros.engine.exact import ValidFrames
-from vtseg_ros.engine.prepare import prepare
-from vtseg_ros.engine.steps import Step, build_step
+from vtseg_ros.engine.optimise import optimise
+from vtseg_ros.engine.steps import Step, build_step, window_band, with_newest
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
 
 EXPORT_FORMAT = 1
@@ -31,7 +30,7 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CPU = torch.device("cpu")
 
 
-class StreamStep(nn.Module):
+class ExportedStream(nn.Module):
     """A streaming step whose state comes in and goes out, to be fed back as it is.
 
     Args:
@@ -55,11 +54,11 @@ class StreamStep(nn.Module):
         """
         logits, kept = self.step(images, past, valid)
         following = torch.cat([past[:, 1:], kept[:, None]], dim=1)
-        return logits, following, torch.cat([valid[1:], valid.new_ones(1)])
+        return logits, following, with_newest(valid[1:])
 
 
-class WindowStep(nn.Module):
-    """The full window; the head runs for the newest frame only.
+class ExportedWindow(nn.Module):
+    """The full window; only what the newest frame's logits need is computed.
 
     Args:
         model: a network on the CPU, fp32.
@@ -68,7 +67,6 @@ class WindowStep(nn.Module):
     def __init__(self, model: VTSeg) -> None:
         super().__init__()
         self.model = model
-        self.band = model.config.window if model.config.attention == "causal" else 0
 
     def forward(self, video: Tensor, valid: Tensor) -> Tensor:
         """Logits of the newest frame, (1, C, H, W).
@@ -77,11 +75,8 @@ class WindowStep(nn.Module):
             video: (1, k, 3, H, W) float32 in [0, 1], oldest frame first.
             valid: (k,) bool, which frames are there; the newest must be.
         """
-        model, stream = self.model, ValidFrames(valid, self.band)
-        static = model.static_logits(video.flatten(0, 1))[None]
-        features = model.encoder(model.normalize("encoder", video), stream)
-        maps = model.decoder(static, video, features, stream)
-        return model.head([grid[:, -1] for grid in maps])
+        band = window_band(self.model, video.shape[1])
+        return self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ def exportable(
         full_window: the full window instead of the streaming step.
     """
     width, height = size if any(size) else checkpoint.input_size
-    model = prepare(checkpoint.model, CPU, torch.float32)
+    model = optimise(checkpoint.model, CPU, torch.float32)
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
     if not isinstance(model, VTSeg):
@@ -123,9 +118,7 @@ def exportable(
             raise ConfigError(
                 f"a network with mix_ffn {model.config.mix_ffn} cannot be exported: it needs spatial"
             )
-        causal.set_band(model, window)
-        module = WindowStep(model)
-        module.band = window if module.band else 0
+        module = ExportedWindow(model)
         arguments, kind = (
             (torch.rand(1, window, 3, height, width), torch.ones(window, dtype=torch.bool)),
             "window",
@@ -134,8 +127,8 @@ def exportable(
     else:
         streaming = "causal" if model.config.attention == "causal" else "exact"
         step = build_step(model, (height, width), streaming)
-        module, kind = StreamStep(step), "stream"
-        past = torch.rand(1, window - 1, step.kept_size)
+        module, kind = ExportedStream(step), "stream"
+        past = torch.rand(1, window - 1, step.state_size)
         arguments = (images, past, torch.ones(window - 1, dtype=torch.bool))
         inputs, outputs = ("images", "past", "valid"), ("logits", "past_next", "valid_next")
     metadata = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.engine.counting import uncounted
 from vtseg_ros.engine.device import resolve_device, resolve_precision
-from vtseg_ros.engine.pack import pack
-from vtseg_ros.engine.prepare import prepare
+from vtseg_ros.engine.optimise import optimise, prepack
 from vtseg_ros.engine.steps import build_step
 from vtseg_ros.model import VTSeg
 
@@ -49,54 +49,87 @@ def measure_parts(
     """
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    ready = prepare(model, where, dtype)
+    ready = optimise(model, where, dtype)
     width, height = size
     weights = {
         part: sum(p.numel() * p.element_size() for p in part.parameters()) / 1e6
         for part in (*ready.children(), ready)
     }
-    if where.type == "cpu":
-        pack(ready, (height, width))
     image = torch.rand(1, 3, height, width, device=where)
-    video = image[:, None]
-    static = ready.static_logits(image)[:, None]
-    features = ready.encoder(ready.normalize("encoder", video))
-    maps = [grid[:, 0] for grid in ready.decoder(static, video, features)]
-    causal, exact = (build_step(ready, (height, width), name) for name in ("causal", "exact"))
-
-    def past(step: nn.Module) -> torch.Tensor:
-        return torch.zeros(1, window - 1, step.kept_size, dtype=step.kept_dtype, device=where)
-
-    calls: dict[str, tuple[Callable[[], object], nn.Module]] = {
-        "static network": (lambda: ready.static_logits(image), ready.static_prior),
-        "encoder": (lambda: ready.encoder(ready.normalize("encoder", video)), ready.encoder),
-        "decoder": (lambda: ready.decoder(static, video, features), ready.decoder),
-        "head": (lambda: ready.head(maps), ready.head),
-        f"causal step, k = {window}": (lambda: causal(image, past(causal)), ready),
-        f"exact step, k = {window}": (lambda: exact(image, past(exact)), ready),
-    }
+    if where.type == "cpu":
+        prepack(ready, image[:, None])
     rate, bandwidth = _matrix_rate(where, dtype), _copy_rate(where)
-    parts = []
-    for name, (call, module) in calls.items():
-        counter = FlopCounterMode(display=False, custom_mapping=uncounted())
-        with counter:
-            call()
-        gmacs = counter.get_total_flops() / 2e9
+
+    def part(name: str, module: nn.Module, gmacs: float, p50_ms: float) -> Part:
         megabytes = weights[module]
-        parts.append(
-            Part(name, gmacs, megabytes, _median_ms(call, where), gmacs / rate * 1e3, megabytes / bandwidth)
-        )
+        return Part(name, gmacs, megabytes, p50_ms, gmacs / rate * 1e3, megabytes / bandwidth)
+
+    parts = []
+    modules = {
+        "static network": ready.static_prior,
+        "encoder": ready.encoder,
+        "decoder": ready.decoder,
+        "head": ready.head,
+    }
+    for (name, module), (gmacs, p50_ms) in zip(
+        modules.items(), _of_modules(ready, modules.values(), image, where)
+    ):
+        parts.append(part(name, module, gmacs, p50_ms))
+    for streaming in ("causal", "exact"):
+        step = build_step(ready, (height, width), streaming)
+        past = torch.zeros(1, window - 1, step.state_size, dtype=step.state_dtype, device=where)
+        with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+            step(image, past)
+        p50_ms = _median_ms(lambda step=step, past=past: step(image, past), where)
+        parts.append(part(f"{streaming} step, k = {window}", ready, counter.get_total_flops() / 2e9, p50_ms))
     return parts, rate, bandwidth
+
+
+def _of_modules(
+    model: VTSeg, modules: Iterable[nn.Module], image: torch.Tensor, device: torch.device
+) -> list[tuple[float, float]]:
+    """Return multiply-adds in 1e9 and median ms of some submodules in forward passes of one frame."""
+    modules = list(modules)
+    names = {module: name for name, module in model.named_modules()}
+    began: dict[nn.Module, float] = {}
+    times: dict[nn.Module, list[float]] = {module: [] for module in modules}
+
+    def before(module: nn.Module, _: object) -> None:
+        began[module] = _now(device)
+
+    def after(module: nn.Module, *_: object) -> None:
+        times[module].append((_now(device) - began[module]) * 1e3)
+
+    with FlopCounterMode(display=False, depth=None, custom_mapping=uncounted()) as counter:
+        model(image[:, None])
+    counts = counter.get_flop_counts()
+    handles = [module.register_forward_pre_hook(before) for module in modules]
+    handles += [module.register_forward_hook(after) for module in modules]
+    for _ in range(ROUNDS + 2):
+        model(image[:, None])
+    for handle in handles:
+        handle.remove()
+    return [
+        (
+            sum(counts[f"{type(model).__name__}.{names[module]}"].values()) / 2e9,
+            statistics.median(times[module][2:]),
+        )
+        for module in modules
+    ]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _median_ms(call: Callable[[], object], device: torch.device) -> float:
     times = []
     for _ in range(ROUNDS + 2):
-        began = time.perf_counter()
+        began = _now(device)
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append((time.perf_counter() - began) * 1e3)
+        times.append((_now(device) - began) * 1e3)
     return sorted(times[2:])[ROUNDS // 2]
 
 

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.engine import causal, exact
 from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
 from vtseg_ros.engine.onnx_runner import OnnxRunner
-from vtseg_ros.engine.pack import pack
+from vtseg_ros.engine.optimise import optimise, prepack
 from vtseg_ros.engine.pixels import to_input, to_mask
-from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import Step, build_step
+from vtseg_ros.engine.steps import Step, build_step, can_stream, check_causal
 from vtseg_ros.engine.window import Action, FrameWindow
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import IGNORE
@@ -169,10 +167,13 @@ class Segmenter:
         self.input_size = (width, height)
         if isinstance(checkpoint.model, VTSeg):
             check_prior_size(checkpoint.model.static_prior, (height, width))
-        self.model = prepare(checkpoint.model, self.device, self._dtype)
+        video = isinstance(checkpoint.model, VTSeg)
+        self.model = optimise(checkpoint.model, self.device, self._dtype)
         if self.device.type == "cpu" and not compile:  # the compiler packs by itself
-            pack(self.model, (height, width))
-        self.video = isinstance(self.model, VTSeg)
+            prepack(
+                self.model, torch.zeros(1, 1, 3, height, width) if video else torch.zeros(1, 3, height, width)
+            )
+        self.video = video
         self.streaming = _streaming_of(self.model, streaming)
         self._runner = Runner(
             build_step(self.model, (height, width), self.streaming),
@@ -246,8 +247,6 @@ class Segmenter:
     def window(self, frames: int) -> None:
         self.check_window(frames)
         self._window = self._runner.window = (frames or self._trained_window) if self.video else 1
-        if self.video and not isinstance(self._runner, OnnxRunner):
-            causal.set_band(self.model, self._window)
         for camera in self._cameras.values():
             camera.past = deque(camera.past, maxlen=self._window - 1)
 
@@ -421,8 +420,8 @@ def _streaming_of(model: torch.nn.Module, wanted: str) -> str:
     if not isinstance(model, VTSeg):
         return "plain"
     if wanted == "causal":
-        causal.check(model)
-    if wanted in ("causal", "plain") or not exact.supports(model):
+        check_causal(model)
+    if wanted in ("causal", "plain") or not can_stream(model):
         return wanted if wanted == "causal" else "plain"
     return "causal" if wanted == "auto" and model.config.attention == "causal" else "exact"
 

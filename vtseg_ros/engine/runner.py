@@ -138,7 +138,7 @@ class _Graph:
 def _stack(past: Sequence[Sequence[Tensor]], step: Step, images: Tensor) -> Tensor:
     """(B, m, S)."""
     if not past[0]:
-        return images.new_empty(len(past), 0, step.kept_size, dtype=step.kept_dtype)
+        return images.new_empty(len(past), 0, step.state_size, dtype=step.state_dtype)
     return torch.stack([row for rows in past for row in rows]).unflatten(0, (len(past), -1))
 
 

@@ -1,4 +1,4 @@
-"""The streaming step as a pure function of tensors: what is run, compiled, captured and exported alike.
+"""The step of a stream as a pure function of tensors, which is run, compiled, captured and exported.
 
 What a frame leaves behind for later ones travels as one row of S values.
 """
@@ -6,16 +6,16 @@ What a frame leaves behind for later ones travels as one row of S values.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.engine import causal, exact
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.cache import CausalCache, ExactCache, FrameCache, StreamingCache
 
-FIRST_STRIDE = 4
-"""Input pixels per token of the first stage."""
+STREAMING = ("plain", "exact", "causal")
 
 
 class Step(nn.Module):
@@ -23,26 +23,25 @@ class Step(nn.Module):
 
     Args:
         model: the network, in eval mode.
-        size: (H, W) of its input.
+        layout: (rows, width) of each tensor that a frame leaves behind, by name.
+        dtype: of these tensors.
 
     Attributes:
-        layout: (rows, width) of each tensor that a frame leaves behind.
-        kept_size: S, their total length.
-        kept_dtype: their dtype.
+        state_size: S, their total length.
+        state_dtype: their dtype.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], layout: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Mapping[str, tuple[int, int]], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.model = model
-        self.size = size
-        self.layout = tuple(layout)
-        self.kept_size = sum(math.prod(shape) for shape in self.layout)
-        self.kept_dtype = torch.float32
-        if isinstance(model, VTSeg):
-            self.kept_dtype = model.input_dtype["encoder"] or torch.float32
+        self.layout = dict(layout)
+        self.state_size = sum(math.prod(shape) for shape in self.layout.values())
+        self.state_dtype = dtype
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of the newest frames.
+        """Segment the newest frames.
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1].
@@ -54,96 +53,113 @@ class Step(nn.Module):
         """
         raise NotImplementedError
 
-    def _pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)  # (B, S)
+    def _pack(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Tensors (B, 1, rows, width) -> (B, S)."""
+        return torch.cat([state[name].flatten(1) for name in self.layout], dim=1)
 
-    def _unpack(self, past: Tensor) -> list[Tensor]:
-        """(B, m, S) -> tensors (B, m, rows, width)."""
-        parts = past.split([math.prod(shape) for shape in self.layout], dim=2)
-        return [part.unflatten(2, shape) for part, shape in zip(parts, self.layout)]
+    def _unpack(self, past: Tensor) -> dict[str, Tensor]:
+        """(B, m, S) -> tensors (B, m, rows, width); none where there are no older frames."""
+        if past.shape[1] == 0:
+            return {}
+        parts = past.split([math.prod(shape) for shape in self.layout.values()], dim=2)
+        return {name: part.unflatten(2, shape) for part, (name, shape) in zip(parts, self.layout.items())}
 
 
 class ImageStep(Step):
     """A network of single images: nothing is kept."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__(model, size, [])
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, {})
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.model(images), images.new_empty(images.shape[0], 0)
 
 
 class PlainStep(Step):
-    """The whole window computed anew: images are kept."""
+    """The whole window is computed again for every frame: images are kept."""
 
     def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
-        super().__init__(model, size, [(3 * size[0], size[1])])
-        self.kept_dtype = torch.float32
+        super().__init__(model, {"image": (3 * size[0], size[1])})
+        self.size = size
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         older = past.unflatten(2, (3, *self.size))  # (B, m, 3, H, W)
         video = torch.cat([older, images[:, None]], dim=1)
-        return self.model(video)[:, -1], self._pack([images])
+        logits = self.model(video, FrameCache(band=window_band(self.model, video.shape[1]), valid=valid))
+        return logits[:, -1], images.flatten(1)
 
 
-class ExactStep(Step):
-    """Exact streaming, see `vtseg_ros.engine.exact`."""
+class StreamStep(Step):
+    """Exact or causal streaming: what the cache keeps of a frame is not computed again.
 
-    def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
-        grid = (size[0] // FIRST_STRIDE, size[1] // FIRST_STRIDE)
-        tokens, width = math.prod(grid), model.config.embed_dims[0]
-        reduction = model.config.sr_ratios[0]
-        reduced = (grid[0] // reduction) * (grid[1] // reduction)
-        super().__init__(
-            model, size, [(tokens, width), (tokens, width), (reduced, width), (reduced, width)] * 2
-        )
-        self.grid = grid
+    Args:
+        model: the network, in eval mode; one frame is run through it to learn what its layers keep.
+        size: (H, W) of its input.
+        streaming: `exact` or `causal`.
+    """
 
-    def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        encoder, decoder = exact.prepare_frame(self.model, images)
-        newest = [*encoder, *decoder]
-        frames = [
-            torch.cat([older, new[:, None]], dim=1) for older, new in zip(self._unpack(past), newest)
-        ]  # (B, m + 1, rows, width)
-        stream = None
-        if valid is not None:
-            stream = exact.ValidFrames(torch.cat([valid, valid.new_ones(1)]))
-        logits = exact.newest_logits(
-            self.model, exact.FirstLayer(*frames[:4]), exact.FirstLayer(*frames[4:]), self.grid, stream
-        )
-        return logits, self._pack(newest)
-
-
-class CausalStep(Step):
-    """Causal streaming, see `vtseg_ros.engine.causal`."""
-
-    def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
-        causal.check(model)
-        config, per_stage = model.config, []
-        for stage, (width, reduction) in enumerate(zip(config.embed_dims, config.sr_ratios)):
-            stride = FIRST_STRIDE * 2**stage * reduction
-            per_stage.append([((size[0] // stride) * (size[1] // stride), width)] * 2 * config.depths[stage])
-        encoder = [shape for stage in per_stage for shape in stage]
-        decoder = [shape for stage in per_stage for shape in stage * 2]  # VTEncBlock, then VTDecBlock
-        super().__init__(model, size, encoder + decoder)
+    def __init__(self, model: VTSeg, size: tuple[int, int], streaming: str) -> None:
+        if streaming == "causal":
+            check_causal(model)
+        probe = CausalCache() if streaming == "causal" else ExactCache()
+        with torch.inference_mode():
+            model(torch.zeros(1, 1, 3, *size, device=model.encoder_mean.device), probe)
+        layout = {name: (tensor.shape[2], tensor.shape[3]) for name, tensor in probe.new.items()}
+        super().__init__(model, layout, next(iter(probe.new.values())).dtype)
+        self.causal = streaming == "causal"
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        rings = causal.Rings(self._unpack(past), valid)
-        logits = causal.frame_logits(self.model, images, rings)
-        return logits, self._pack(rings.kept)
+        cache = self._cache(self._unpack(past), None if valid is None else with_newest(valid))
+        logits = self.model(images[:, None], cache)
+        return logits[:, -1], self._pack(cache.new)
+
+    def _cache(self, past: Mapping[str, Tensor], valid: Tensor | None) -> StreamingCache:
+        if self.causal:
+            return CausalCache(past, valid=valid)
+        frames = next((tensor.shape[1] for tensor in past.values()), 0) + 1
+        return ExactCache(past, band=window_band(self.model, frames), valid=valid)
 
 
-STEPS = {"plain": PlainStep, "exact": ExactStep, "causal": CausalStep}
+def with_newest(valid: Tensor) -> Tensor:
+    """Append the newest frame, which is always there: (m,) -> (m + 1,) bool."""
+    return torch.cat([valid, valid.new_ones(1)])
+
+
+def window_band(model: VTSeg, frames: int) -> int:
+    """Return the band of a window at run time: in causal networks no frame sees newer ones, else all see all (0)."""
+    return frames if model.config.band else 0
+
+
+def check_causal(model: VTSeg) -> None:
+    """Raise ConfigError unless the network was trained for causal streaming."""
+    if model.config.attention != "causal":
+        raise ConfigError(
+            "streaming causal needs a network trained with attention: causal. This one has full attention: "
+            "its frames were trained to see newer ones. Use exact"
+        )
+    if model.config.mix_ffn != "spatial":
+        raise ConfigError(
+            f"streaming causal needs mix_ffn: spatial. This network has {model.config.mix_ffn}, whose frames "
+            "see newer ones. Use plain"
+        )
+
+
+def can_stream(model: VTSeg) -> bool:
+    """Return whether this network can be streamed: a Mix-FFN over time mixes frames everywhere."""
+    return model.config.mix_ffn == "spatial"
 
 
 def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
-    """The step of a prepared network.
+    """Build the step of a network that is ready for inference.
 
     Args:
+        model: the network.
         size: (H, W).
-        streaming: a key of `STEPS`; ignored for networks of single images.
+        streaming: one of `STREAMING`; ignored for networks of single images.
 
     Raises:
         ConfigError: if the network cannot be streamed so.
     """
-    return STEPS[streaming](model, size) if isinstance(model, VTSeg) else ImageStep(model, size)
+    if not isinstance(model, VTSeg):
+        return ImageStep(model)
+    return PlainStep(model, size) if streaming == "plain" else StreamStep(model, size, streaming)

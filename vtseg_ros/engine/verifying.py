@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.engine import causal
 from vtseg_ros.engine.exporting import Exportable
 from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.pixels import to_input
+from vtseg_ros.engine.steps import window_band
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import Checkpoint
 
 MIN_AGREEMENT = 0.999
@@ -86,12 +87,13 @@ def _reference(
     if not isinstance(model, VTSeg):
         yield from (model(frame) for frame in frames)
         return
-    causal.set_band(model, window)
+    cache = FrameCache(band=window_band(model, window))
     if as_clip:
-        yield from model(torch.stack(list(frames), dim=1)).unbind(1)  # (1, n, C, H, W)
+        yield from model(torch.stack(list(frames), dim=1), cache).unbind(1)  # (1, n, C, H, W)
         return
     for index in range(len(frames)):
-        yield model(torch.stack(list(frames[max(0, index + 1 - window) : index + 1]), dim=1))[:, -1]
+        recent = list(frames[max(0, index + 1 - window) : index + 1])
+        yield model(torch.stack(recent, dim=1), cache)[:, -1]
 
 
 def _onnx(path: Path) -> Callable[[Tensor], Tensor]:

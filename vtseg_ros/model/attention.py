@@ -1,66 +1,40 @@
 """Efficient video attention (paper, Section III-C and III-D; reduction as in SegFormer).
 
-Tokens of a window travel as (B*k, N, D): one row per frame, frames of a window adjacent, oldest first.
+Tokens of a window have the shape (B, k, N, D): N tokens of each of k frames, oldest frame first.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def serialize(tokens: Tensor, frames: int) -> Tensor:
-    """(B*k, N, D) -> (B, k*N, D): the tokens of a window in one row, frame-major, oldest first."""
-    rows, count, dim = tokens.shape
-    return tokens.reshape(rows // frames, frames * count, dim)  # (B, k*N, D)
+def serialize(tokens: Tensor) -> Tensor:
+    """Put the tokens of a window in one row, frame-major, oldest first: (B, k, N, D) -> (B, k*N, D)."""
+    return tokens.flatten(1, 2)
 
 
 def deserialize(tokens: Tensor, frames: int) -> Tensor:
-    """(B, k*N, D) -> (B*k, N, D): the inverse of `serialize`."""
-    batch, count, dim = tokens.shape
-    return tokens.reshape(batch * frames, count // frames, dim)  # (B*k, N, D)
-
-
-def causal_frame_mask(frames: int, window: int, queries: int, keys: int, device: torch.device) -> Tensor:
-    """(frames*queries, frames*keys) bool, True where attention is allowed.
-
-    A frame's queries see the keys of that frame and of at most `window - 1` older ones.
-    """
-    index = torch.arange(frames, device=device)
-    age = index[:, None] - index[None, :]  # (k, k): how much older the key's frame is
-    allowed = (age >= 0) & (age < window)
-    return allowed.repeat_interleave(queries, dim=0).repeat_interleave(keys, dim=1)
-
-
-class Memory(Protocol):
-    """What a streaming engine puts between the keys and values of the frames at hand and the attention."""
-
-    def extend(self, keys: Tensor, values: Tensor, queries: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values to attend to, and a mask (True = allowed) or None.
-
-        Args:
-            keys, values: (B, k*M, D), serialized. Called once per attention, in the order of the forward pass.
-            queries: number T of serialized queries.
-        """
+    """Undo `serialize`: (B, k*N, D) -> (B, k, N, D)."""
+    return tokens.unflatten(1, (frames, -1))
 
 
 class VideoAttention(nn.Module):
     """Attention over the tokens of all frames of a window at once, self or cross.
 
+    Its three steps are separate, so that a cache can keep keys and values: `project_queries`, `project_memory` and the
+    attention itself.
+
     Args:
         dim: width D of the tokens.
         heads: attention heads; D must be a multiple.
         reduction: spatial reduction R of keys and values, by a stride-R, kernel-R convolution and LayerNorm.
-        window: band of the causal mask in frames; 0 = every frame sees all frames (the paper).
     """
 
-    def __init__(self, *, dim: int, heads: int, reduction: int, window: int = 0) -> None:
+    def __init__(self, *, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads = heads
-        self.window = window
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
@@ -74,51 +48,76 @@ class VideoAttention(nn.Module):
         return tokens.reshape(batch, count, self.heads, dim // self.heads).transpose(1, 2)
 
     def project_queries(self, x: Tensor) -> Tensor:
-        """Queries of each frame, (n, N, D) -> (n, N, D)."""
+        """Return the queries of each frame, (B, k, N, D) -> (B, k, N, D)."""
         return self.query(x)
 
     def project_memory(self, memory: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Keys and values of each frame: (n, H*W, D) -> twice (n, M, D), M = H*W / R^2 (rounded down per side).
+        """Return the keys and values of each frame.
 
-        They depend on the frame alone, so that a streaming engine can keep them.
+        Args:
+            memory: (B, k, H*W, D), where they come from.
+            size: (H, W) of its token grid.
+
+        Returns:
+            Twice (B, k, M, D), M = H*W / R^2 (rounded down per side).
         """
         memory = self.reduced(memory, size)
         return self.key(memory), self.value(memory)
 
     def reduced(self, memory: Tensor, size: tuple[int, int]) -> Tensor:
-        """Spatial reduction, (n, H*W, D) -> (n, M, D)."""
+        """Reduce the token grid, (B, k, H*W, D) -> (B, k, M, D)."""
         if self.reduce is None:
             return memory
-        grid = memory.transpose(1, 2).unflatten(2, size)  # (n, D, H, W)
-        return self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))
+        grid = memory.flatten(0, 1).transpose(1, 2).unflatten(2, size)  # (B*k, D, H, W)
+        reduced = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))  # (B*k, M, D)
+        return reduced.unflatten(0, memory.shape[:2])
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Serialized attention: (B, T, D), (B, S, D), (B, S, D) -> (B, T, D), output projection included."""
-        attended = F.scaled_dot_product_attention(
-            self.split_heads(queries), self.split_heads(keys), self.split_heads(values), attn_mask=mask
-        )
-        return self.proj(attended.transpose(1, 2).flatten(2))
-
-    def forward(
-        self, x: Tensor, memory: Tensor, size: tuple[int, int], frames: int, stream: Memory | None = None
-    ) -> Tensor:
-        """Attend from x to memory.
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend from the queries to the keys of all frames.
 
         Args:
-            x: (B*k, N, D), where the queries come from.
-            memory: (B*k, H*W, D), where keys and values come from; x itself for self-attention.
-            size: (H, W) of the memory's token grid.
-            frames: k.
-            stream: adds older frames' keys and values; it then decides what may be seen.
+            queries: (B, q, N, D), of the q newest frames.
+            keys, values: (B, k, M, D).
+            mask: True = may be seen, broadcasts to (B, heads, q*N, k*M); None = all are seen.
 
         Returns:
-            (B*k, N, D).
+            (B, q, N, D), output projection included.
         """
-        keys, values = (serialize(each, frames) for each in self.project_memory(memory, size))
-        mask = None
-        if stream is not None:
-            keys, values, mask = stream.extend(keys, values, frames * x.shape[1])
-        elif self.window:
-            mask = causal_frame_mask(frames, self.window, x.shape[1], keys.shape[1] // frames, x.device)
-        attended = self.attend(serialize(self.project_queries(x), frames), keys, values, mask)
-        return deserialize(attended, frames)
+        attended = F.scaled_dot_product_attention(
+            self.split_heads(serialize(queries)),
+            self.split_heads(serialize(keys)),
+            self.split_heads(serialize(values)),
+            attn_mask=mask,
+        )
+        return self.proj(deserialize(attended.transpose(1, 2).flatten(2), queries.shape[1]))
+
+    def fused(self) -> FusedAttention:
+        """Return the same attention with fewer layers."""
+        return FusedAttention(self)
+
+
+class FusedAttention(VideoAttention):
+    """A VideoAttention whose keys and values come from one linear layer.
+
+    Args:
+        attention: whose weights it takes.
+    """
+
+    def __init__(self, attention: VideoAttention) -> None:
+        nn.Module.__init__(self)
+        self.heads = attention.heads
+        self.query, self.proj = attention.query, attention.proj
+        self.reduce, self.reduce_norm = attention.reduce, attention.reduce_norm
+        key, value = attention.key, attention.value
+        self.key_value = nn.Linear(key.in_features, 2 * key.out_features, device=key.weight.device)
+        with torch.no_grad():
+            self.key_value.weight.copy_(torch.cat([key.weight, value.weight]))
+            self.key_value.bias.copy_(torch.cat([key.bias, value.bias]))
+
+    def project_memory(self, memory: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """See `VideoAttention.project_memory`."""
+        return self.key_value(self.reduced(memory, size)).chunk(2, dim=-1)
+
+    def fused(self) -> FusedAttention:
+        """Return itself."""
+        return self

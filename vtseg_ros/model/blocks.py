@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.attention import Memory, VideoAttention
+from vtseg_ros.model.attention import VideoAttention
+from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
 
 NORM_EPS = 1e-5
 
 
 def to_tokens(grid: Tensor) -> Tensor:
-    """(n, D, H, W) -> (n, H*W, D)."""
-    return grid.flatten(2).transpose(1, 2)
+    """(..., D, H, W) -> (..., H*W, D)."""
+    return grid.flatten(-2).transpose(-2, -1)
 
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, H*W, D) -> (n, D, H, W)."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    """(..., H*W, D) -> (..., D, H, W)."""
+    return tokens.transpose(-2, -1).unflatten(-1, size)
 
 
 def fold_normalization(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,10 +47,11 @@ class OverlapPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel, stride=stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(n, C, H, W) -> tokens (n, H'*W', D) and (H', W')."""
-        grid = self.proj(images)
-        return self.norm(to_tokens(grid)), (grid.shape[2], grid.shape[3])
+    def forward(self, video: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, k, C, H, W) -> tokens (B, k, H'*W', D) and (H', W')."""
+        grid = self.proj(video.flatten(0, 1))  # (B*k, D, H', W')
+        tokens = self.norm(to_tokens(grid)).unflatten(0, video.shape[:2])
+        return tokens, (grid.shape[2], grid.shape[3])
 
 
 class MixFFN(nn.Module):
@@ -67,14 +71,13 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
         self.spatiotemporal = spatiotemporal
 
-    def forward(self, x: Tensor, size: tuple[int, int], frames: int) -> Tensor:
-        """(B*k, H*W, D) -> (B*k, H*W, D)."""
-        grid = to_grid(self.fc1(x), size)  # (B*k, hidden, H, W)
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, k, H*W, D) -> (B, k, H*W, D)."""
+        grid = to_grid(self.fc1(x), size)  # (B, k, hidden, H, W)
         if self.spatiotemporal:
-            video = grid.unflatten(0, (-1, frames)).transpose(1, 2)  # (B, hidden, k, H, W)
-            grid = self.dwconv(video).transpose(1, 2).flatten(0, 1)  # (B*k, hidden, H, W)
+            grid = self.dwconv(grid.transpose(1, 2)).transpose(1, 2)
         else:
-            grid = self.dwconv(grid)
+            grid = self.dwconv(grid.flatten(0, 1)).unflatten(0, x.shape[:2])
         return self.fc2(F.gelu(to_tokens(grid)))
 
 
@@ -82,77 +85,106 @@ class VTLayer(nn.Module):
     """x + VideoAttention(LN(x), LN(m)), then x + MixFFN(LN(x)); m = x when `cross` is off.
 
     Args:
+        place: where the layer stands, for caches.
         dim, heads, reduction: as `VideoAttention`.
         mlp_ratio: hidden width of the Mix-FFN over dim.
         cross: keys and values come from another feature map, with a LayerNorm of its own.
-        window: causal band in frames; 0 = none.
         spatiotemporal: as `MixFFN`.
     """
 
     def __init__(
         self,
         *,
+        place: LayerPlace,
         dim: int,
         heads: int,
         reduction: int,
         mlp_ratio: int,
         cross: bool = False,
-        window: int = 0,
         spatiotemporal: bool = False,
     ) -> None:
         super().__init__()
+        self.place = place
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.norm_memory = nn.LayerNorm(dim, eps=NORM_EPS) if cross else None
-        self.attention = VideoAttention(dim=dim, heads=heads, reduction=reduction, window=window)
+        self.attention = VideoAttention(dim=dim, heads=heads, reduction=reduction)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = MixFFN(dim=dim, hidden=dim * mlp_ratio, spatiotemporal=spatiotemporal)
 
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor | None,
-        size: tuple[int, int],
-        frames: int,
-        stream: Memory | None = None,
-    ) -> Tensor:
-        """x, memory (B*k, H*W, D) -> (B*k, H*W, D); memory is None for self-attention."""
+    def forward(self, x: Tensor, memory: Tensor | None, size: tuple[int, int], cache: FrameCache) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (B, k, H*W, D), of the frames at hand.
+            memory: (B, k', H*W, D), of as many frames or more; None for self-attention.
+            size: (H, W) of the token grid.
+            cache: decides which frames go on from here and what is reused of older ones.
+
+        Returns:
+            (B, k'', H*W, D): the frames at hand, fewer where the newest suffices, or more where the cache adds some.
+        """
         normed = self.norm1(x)
         source = normed if self.norm_memory is None else self.norm_memory(memory)
-        x = x + self.attention(normed, source, size, frames, stream)
-        return x + self.mlp(self.norm2(x), size, frames)
+        keys, values = self.attention.project_memory(source, size)
+        newest = cache.query_frames(self.place, x.shape[1])
+        if newest < x.shape[1]:
+            x, normed = x[:, -newest:], normed[:, -newest:]
+        inputs = LayerInputs(x, self.attention.project_queries(normed), keys, values)
+        (x, queries, keys, values), mask = cache.update(self.place, inputs)
+        x = x + self.attention(queries, keys, values, mask)
+        return x + self.mlp(self.norm2(x), size)
 
 
 class VTEncBlock(nn.Module):
-    """Overlapped patch embedding, then N self-attention layers, then a LayerNorm."""
+    """Overlapped patch embedding, then self-attention layers, then a LayerNorm.
+
+    Args:
+        in_channels, dim, kernel, stride: as `OverlapPatchEmbed`.
+        places: of its layers.
+        layer: further arguments of `VTLayer`.
+    """
 
     def __init__(
-        self, *, in_channels: int, dim: int, kernel: int, stride: int, depth: int, **layer: int | bool
+        self,
+        *,
+        in_channels: int,
+        dim: int,
+        kernel: int,
+        stride: int,
+        places: Iterable[LayerPlace],
+        **layer: int | bool,
     ) -> None:
         super().__init__()
         self.embed = OverlapPatchEmbed(in_channels=in_channels, dim=dim, kernel=kernel, stride=stride)
-        self.layers = nn.ModuleList(VTLayer(dim=dim, **layer) for _ in range(depth))
+        self.layers = nn.ModuleList(VTLayer(place=place, dim=dim, **layer) for place in places)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, images: Tensor, frames: int, stream: Memory | None = None) -> Tensor:
-        """(B*k, C, H, W) -> (B*k, D, H', W')."""
-        x, size = self.embed(images)
+    def forward(self, video: Tensor, cache: FrameCache) -> Tensor:
+        """(B, k, C, H, W) -> (B, k, D, H', W')."""
+        x, size = self.embed(video)
         for layer in self.layers:
-            x = layer(x, None, size, frames, stream)
+            x = layer(x, None, size, cache)
         return to_grid(self.norm(x), size)
 
 
 class VTDecBlock(nn.Module):
-    """N cross-attention layers from the decoder's map to the encoder's map of the same stage, then a LayerNorm."""
+    """Cross-attention layers from the decoder's map to the encoder's map of the same stage, then a LayerNorm.
 
-    def __init__(self, *, dim: int, depth: int, **layer: int | bool) -> None:
+    Args:
+        dim: width D.
+        places: of its layers.
+        layer: further arguments of `VTLayer`.
+    """
+
+    def __init__(self, *, dim: int, places: Iterable[LayerPlace], **layer: int | bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(VTLayer(dim=dim, cross=True, **layer) for _ in range(depth))
+        self.layers = nn.ModuleList(VTLayer(place=place, dim=dim, cross=True, **layer) for place in places)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
-    def forward(self, grid: Tensor, memory: Tensor, frames: int, stream: Memory | None = None) -> Tensor:
-        """grid, memory (B*k, D, H, W) -> (B*k, D, H, W)."""
-        size = (grid.shape[2], grid.shape[3])
+    def forward(self, grid: Tensor, memory: Tensor, cache: FrameCache) -> Tensor:
+        """grid (B, k, D, H, W), memory (B, k', D, H, W) -> (B, k, D, H, W)."""
+        size = (grid.shape[3], grid.shape[4])
         x, source = to_tokens(grid), to_tokens(memory)
         for layer in self.layers:
-            x = layer(x, source, size, frames, stream)
+            x = layer(x, source, size, cache)
         return to_grid(self.norm(x), size)

@@ -100,6 +100,11 @@ class VTSegConfig:
         if wrong:
             raise ConfigError(f"class_mapping entries must be -1..{self.num_classes - 1}. Got: {wrong}")
 
+    @property
+    def band(self) -> int:
+        """Frames that a frame sees in a clip of any length: itself and older ones; 0 = all (full attention)."""
+        return self.window if self.attention == "causal" else 0
+
     @classmethod
     def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
         """The configuration of a preset, with changes.

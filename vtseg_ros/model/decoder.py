@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.attention import Memory
 from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock, fold_normalization
+from vtseg_ros.model.cache import FrameCache, LayerPlace
 from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder, build_encoder_blocks, layer_options
 
@@ -35,34 +35,41 @@ class VTSegDecoder(nn.Module):
     def __init__(self, config: VTSegConfig) -> None:
         super().__init__()
         self.concat = VTDecConcat(config.num_classes)
-        self.enc_blocks = build_encoder_blocks(config, in_channels=config.num_classes + 3)
+        self.enc_blocks = build_encoder_blocks(
+            config, in_channels=config.num_classes + 3, name="decoder_self", newest_suffices_at_end=True
+        )
         self.dec_blocks = nn.ModuleList(
             VTDecBlock(
-                dim=config.embed_dims[stage], depth=config.depths[stage], **layer_options(config, stage)
+                dim=config.embed_dims[stage],
+                places=[
+                    LayerPlace(f"decoder_cross_{stage + 1}", index, newest_suffices=stage == STAGES - 1)
+                    for index in range(config.depths[stage])
+                ],
+                **layer_options(config, stage),
             )
             for stage in range(STAGES)
         )
 
     def forward(
-        self, static_logits: Tensor, video: Tensor, features: list[Tensor], stream: Memory | None = None
+        self, static_logits: Tensor, video: Tensor, features: list[Tensor], cache: FrameCache
     ) -> list[Tensor]:
         """Decode a window.
 
         Args:
             static_logits: (B, k, C, H, W).
             video: (B, k, 3, H, W) in [0, 1].
-            features: the encoder's four maps, each (B, k, C_i, H_i, W_i).
-            stream: see `VideoAttention.forward`.
+            features: the encoder's four maps, each (B, k', C_i, H_i, W_i), of as many frames or, with a cache, more.
+            cache: see `VTSeg.forward`.
 
         Returns:
-            D_1..D_4, each (B, k, C_i, H_i, W_i).
+            D_1..D_4, each (B, k_i, C_i, H_i, W_i): of the frames that the cache lets through, the newest last.
         """
-        frames = video.shape[1]
         y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
+        y = y.unflatten(0, video.shape[:2])
         maps = []
         for enc_block, dec_block, memory in zip(self.enc_blocks, self.dec_blocks, features):
-            y = dec_block(enc_block(y, frames, stream), memory.flatten(0, 1), frames, stream)
-            maps.append(y.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
+            y = dec_block(enc_block(y, cache), memory, cache)
+            maps.append(y)
         return maps
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.model.state import load_exact
@@ -78,6 +79,12 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, (n, in, H, W) -> (n, out, H', W')."""
         return self.activation(self.norm(self.conv(x)))
+
+    def fused(self) -> ConvNorm:
+        """Move the BatchNorm, if there is one, into the convolution, in place."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+        return self
 
 
 class SeparableConv(nn.Module):

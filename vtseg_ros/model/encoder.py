@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from vtseg_ros.model.attention import Memory
 from vtseg_ros.model.blocks import VTEncBlock
+from vtseg_ros.model.cache import FrameCache, LayerPlace
 from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.mit import translate_mit_state_dict
 from vtseg_ros.model.state import load_exact
@@ -15,26 +16,47 @@ PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
 
 
 def layer_options(config: VTSegConfig, stage: int) -> dict[str, int | bool]:
-    """Keyword arguments of the `VTLayer`s of a stage (0-based)."""
+    """Return the keyword arguments of the `VTLayer`s of a stage (0-based)."""
     return {
         "heads": config.num_heads[stage],
         "reduction": config.sr_ratios[stage],
         "mlp_ratio": config.mlp_ratio,
-        "window": config.window if config.attention == "causal" else 0,
         "spatiotemporal": config.mix_ffn == "spatiotemporal",
     }
 
 
-def build_encoder_blocks(config: VTSegConfig, in_channels: int) -> nn.ModuleList:
-    """VTEncBlock_1..4; the encoder and the decoder each have their own."""
+def build_encoder_blocks(
+    config: VTSegConfig, in_channels: int, *, name: str, newest_suffices_at_end: bool = False
+) -> nn.ModuleList:
+    """Build VTEncBlock_1..4; the encoder and the decoder each have their own.
+
+    Args:
+        config: the network's hyperparameters.
+        in_channels: channels of each frame's input.
+        name: of the blocks' places, which a stage's number (from 1) is appended to.
+        newest_suffices_at_end: nothing reads the last block's output for older frames.
+    """
     channels = (in_channels, *config.embed_dims)
+
+    def places(stage: int) -> list[LayerPlace]:
+        depth = config.depths[stage]
+        return [
+            LayerPlace(
+                f"{name}_{stage + 1}",
+                index,
+                frame_local=stage == index == 0,
+                newest_suffices=newest_suffices_at_end and stage == STAGES - 1 and index == depth - 1,
+            )
+            for index in range(depth)
+        ]
+
     return nn.ModuleList(
         VTEncBlock(
             in_channels=channels[stage],
             dim=config.embed_dims[stage],
             kernel=PATCHES[stage][0],
             stride=PATCHES[stage][1],
-            depth=config.depths[stage],
+            places=places(stage),
             **layer_options(config, stage),
         )
         for stage in range(STAGES)
@@ -50,17 +72,29 @@ class VTSegEncoder(nn.Module):
 
     def __init__(self, config: VTSegConfig) -> None:
         super().__init__()
-        self.blocks = build_encoder_blocks(config, in_channels=3)
+        self.band = config.band
+        self.blocks = build_encoder_blocks(config, in_channels=3, name="encoder")
 
-    def forward(self, video: Tensor, stream: Memory | None = None) -> list[Tensor]:
-        """(B, k, 3, H, W) -> four maps (B, k, C_i, H / s_i, W / s_i), s = 4, 8, 16, 32."""
-        frames = video.shape[1]
-        x = video.flatten(0, 1)  # (B*k, 3, H, W)
-        maps = []
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that its images must have."""
+        return self.blocks[0].norm.weight.dtype
+
+    def forward(self, video: Tensor, cache: FrameCache | None = None) -> list[Tensor]:
+        """Return the feature maps of a window.
+
+        Args:
+            video: (B, k, 3, H, W).
+            cache: see `VTSeg.forward`.
+
+        Returns:
+            Four maps (B, k, C_i, H / s_i, W / s_i), s = 4, 8, 16, 32.
+        """
+        cache = cache or FrameCache(band=self.band)
+        maps = [video]
         for block in self.blocks:
-            x = block(x, frames, stream)
-            maps.append(x.unflatten(0, (-1, frames)))  # (B, k, C_i, H_i, W_i)
-        return maps
+            maps.append(block(maps[-1], cache))
+        return maps[1:]
 
     def load_mit_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load a Mix Transformer of Hugging Face transformers (`SegformerModel`), either naming scheme.

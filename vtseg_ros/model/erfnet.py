@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.model.state import load_exact
 
@@ -48,6 +49,12 @@ class NonBottleneck1D(nn.Module):
         out = self.dropout(self.bn2(self.conv1x3_2(out)))
         return F.relu(out + x)
 
+    def fused(self) -> NonBottleneck1D:
+        """Move the BatchNorms into the convolutions before them, in place."""
+        self.conv1x3_1, self.bn1 = _without_norm(self.conv1x3_1, self.bn1)
+        self.conv1x3_2, self.bn2 = _without_norm(self.conv1x3_2, self.bn2)
+        return self
+
 
 class UpsamplerBlock(nn.Module):
     """Transposed convolution: (n, in, H, W) -> (n, out, 2H, 2W)."""
@@ -59,6 +66,15 @@ class UpsamplerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
+
+    def fused(self) -> UpsamplerBlock:
+        """Move the BatchNorm into the convolution, in place."""
+        self.conv, self.bn = _without_norm(self.conv, self.bn, transpose=True)
+        return self
+
+
+def _without_norm(conv: nn.Module, norm: nn.Module, transpose: bool = False) -> tuple[nn.Module, nn.Module]:
+    return fuse_conv_bn_eval(conv, norm, transpose=transpose), nn.Identity()
 
 
 class _Encoder(nn.Module):

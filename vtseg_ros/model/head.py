@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.model.config import STAGES, VTSegConfig
 
@@ -57,7 +58,60 @@ class VTSegHead(nn.Module):
         self.up2 = nn.Sequential(shuffle_conv(middle, last, kernel=3, factor=2), nn.ReLU())
         self.classify = nn.Conv2d(last, config.num_classes, 1)
 
+    def fuse_levels(self, maps: list[Tensor]) -> Tensor:
+        """D_1..D_4, each (n, C_i, H / s_i, W / s_i) -> (n, C_head, H / 4, W / 4)."""
+        return self.fuse(torch.cat([level(grid) for level, grid in zip(self.levels, maps)], dim=1))
+
     def forward(self, maps: list[Tensor]) -> Tensor:
         """D_1..D_4, each (n, C_i, H / s_i, W / s_i) with s = 4, 8, 16, 32 -> logits (n, C, H, W)."""
-        fused = self.fuse(torch.cat([level(grid) for level, grid in zip(self.levels, maps)], dim=1))
-        return self.classify(self.up2(self.up1(fused)))
+        return self.classify(self.up2(self.up1(self.fuse_levels(maps))))
+
+    def fused(self) -> FusedHead:
+        """Return the same head with fewer layers, for inference."""
+        return FusedHead(self)
+
+
+class FusedHead(VTSegHead):
+    """A VTSegHead whose fusing convolution and BatchNorm went into the levels' own convolutions.
+
+    Both are linear and 1x1, and PixelShuffle only moves values: instead of concatenating 4 * C_head channels and
+    fusing them, the levels' maps of C_head channels are added up.
+
+    Args:
+        head: in eval mode.
+    """
+
+    def __init__(self, head: VTSegHead) -> None:
+        nn.Module.__init__(self)
+        fuse = fuse_conv_bn_eval(head.fuse[0], head.fuse[1])
+        blocks = fuse.weight[:, :, 0, 0].chunk(len(head.levels), dim=1)
+        self.levels = nn.ModuleList(
+            nn.Sequential(_after(level[0], block, level[1].upscale_factor), level[1])
+            for level, block in zip(head.levels, blocks)
+        )
+        with torch.no_grad():
+            self.levels[0][0].bias += fuse.bias  # the first level is at the fused resolution
+        self.up1, self.up2, self.classify = head.up1, head.up2, head.classify
+
+    def fuse_levels(self, maps: list[Tensor]) -> Tensor:
+        """See `VTSegHead.fuse_levels`."""
+        fused = self.levels[0](maps[0])
+        for level, grid in zip(self.levels[1:], maps[1:]):
+            fused = fused + level(grid)
+        return torch.relu(fused)
+
+    def fused(self) -> FusedHead:
+        """Return itself."""
+        return self
+
+
+@torch.no_grad()
+def _after(conv: nn.Conv2d, matrix: Tensor, factor: int) -> nn.Conv2d:
+    """Fuse `matrix` (out, mid), applied after a PixelShuffle(factor), into the 1x1 convolution before it."""
+    out, middle, places = matrix.shape[0], matrix.shape[1], factor**2
+    fused = nn.Conv2d(conv.in_channels, out * places, 1, device=conv.weight.device)
+    weight = conv.weight.double().reshape(middle, places, conv.in_channels)
+    bias = conv.bias.double().reshape(middle, places)
+    fused.weight.copy_(torch.einsum("om,mpi->opi", matrix.double(), weight).reshape(fused.weight.shape))
+    fused.bias.copy_((matrix.double() @ bias).reshape(-1))
+    return fused

@@ -1,4 +1,4 @@
-"""Normalisation of RGB as a part of a network: its constants travel with the weights."""
+"""Normalisation of RGB as a part of a network, whose constants travel with the weights, and casts at its ends."""
 
 from __future__ import annotations
 
@@ -41,3 +41,25 @@ class Normalization(nn.Module):
         state_dict.setdefault(f"{prefix}mean", torch.zeros_like(self.mean))
         state_dict.setdefault(f"{prefix}std", torch.ones_like(self.std))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Cast(nn.Module):
+    """A network of another precision than its surroundings.
+
+    Args:
+        network: takes and returns one tensor.
+        input: what its input is cast to; None = left as it is.
+        output: what its output is cast to; None = left as it is.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, input: torch.dtype | None = None, output: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.input, self.output = input, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cast, run and cast."""
+        y = self.network(x if self.input is None else x.to(self.input))
+        return y if self.output is None else y.to(self.output)

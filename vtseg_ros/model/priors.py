@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
+from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.segformer import SEGFORMERS, SegFormer
 from vtseg_ros.model.state import METADATA_KEY
@@ -115,8 +116,8 @@ def is_registered(name: str) -> bool:
 
 
 def is_own(prior: nn.Module) -> bool:
-    """Whether a network is of a registered class: it can be cast, folded and packed."""
-    return isinstance(prior, OWN_CLASSES)
+    """Whether a network is of a registered class: it can be cast, fused and prepacked."""
+    return isinstance(prior.network if isinstance(prior, Cast) else prior, OWN_CLASSES)
 
 
 def build_prior(name: str, *, num_classes: int) -> nn.Module:

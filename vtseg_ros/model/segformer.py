@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder
@@ -101,3 +102,8 @@ class SegFormer(nn.Module):
         fused = F.relu(self.norm(self.fuse(torch.cat(levels[::-1], dim=1))))
         logits = self.classify(self.dropout(fused))
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+    def fused(self) -> SegFormer:
+        """Move the decode head's BatchNorm into the convolution before it, in place."""
+        self.fuse, self.norm = fuse_conv_bn_eval(self.fuse, self.norm), nn.Identity()
+        return self

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.decoder import VTSegDecoder
 from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.head import VTSegHead
 from vtseg_ros.model.mapping import ClassMapping
-from vtseg_ros.model.priors import build_prior
+from vtseg_ros.model.normalization import Cast
+from vtseg_ros.model.priors import build_prior, is_own
 
 SIZE_MULTIPLE = 32
 
@@ -53,10 +57,6 @@ class VTSeg(nn.Module):
             self.register_buffer(f"{branch}_mean", torch.zeros(3))
             self.register_buffer(f"{branch}_std", torch.ones(3))
         self.prior_frozen = False
-        self.input_dtype: dict[str, torch.dtype | None] = {"encoder": None, "prior": None}
-        """What each branch is fed after the normalisation, where it is not the images' own dtype."""
-        self.takes_unit_range: tuple[str, ...] = ()
-        """Branches whose mean is 0 and standard deviation 1, where an engine has looked: nothing to compute."""
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
 
@@ -66,11 +66,13 @@ class VTSeg(nn.Module):
         getattr(self, f"{branch}_std").copy_(torch.tensor(std))
 
     def normalize(self, branch: str, images: Tensor) -> Tensor:
-        """Normalised RGB of a branch, (..., 3, H, W) -> the same shape."""
+        """Normalise the RGB of a branch (`encoder` or `prior`), (..., 3, H, W) -> the same shape.
+
+        The encoder's is returned in the encoder's dtype: the constants meet the images before any rounding.
+        """
         mean, std = getattr(self, f"{branch}_mean"), getattr(self, f"{branch}_std")
-        if branch not in self.takes_unit_range:
-            images = (images - mean[:, None, None]) / std[:, None, None]
-        return images.to(self.input_dtype[branch] or images.dtype)
+        normalized = (images - mean[:, None, None]) / std[:, None, None]
+        return normalized.to(self.encoder.dtype) if branch == "encoder" else normalized
 
     def freeze_prior(self, frozen: bool = True) -> None:
         """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""
@@ -89,26 +91,63 @@ class VTSeg(nn.Module):
         """Logits of the static network in VTSeg's classes, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
         return self.mapping(self.static_prior(self.normalize("prior", images)))
 
-    def forward(self, video: Tensor, *, with_static: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Segment a window.
+    def forward(
+        self, video: Tensor, cache: FrameCache | None = None, *, with_static: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Segment the frames of a window, or with a streaming cache the newest one.
+
+        This is the only forward pass: training, streaming, export and profiling differ in the cache.
 
         Args:
-            video: (B, k, 3, H, W), RGB in [0, 1], newest frame last; H and W multiples of 32.
+            video: (B, k, 3, H, W), RGB in [0, 1], newest frame last; H and W multiples of 32. With a streaming cache,
+                the frames that it does not hold yet.
+            cache: which frames are computed and seen; None = all frames, with the configuration's causal band.
             with_static: return the static network's logits too.
 
         Returns:
-            logits (B, k, C, H, W), and if asked for the static network's, of the same shape.
+            logits (B, k', C, H, W) of the frames that the cache lets through, the newest last (without a cache all k),
+            and if asked for the static network's, (B, k, C, H, W).
         """
         if video.dim() != 5 or video.shape[2] != 3:
             raise ConfigError(f"we expect a video of shape (B, k, 3, H, W). Got: {tuple(video.shape)}")
         check_size(video.shape[3], video.shape[4])
-        frames = video.shape[1]
-        static = self.static_logits(video.flatten(0, 1)).unflatten(0, (-1, frames))  # (B, k, C, H, W)
-        features = self.encoder(self.normalize("encoder", video))
-        maps = self.decoder(static, video, features)
-        logits = self.head([grid.flatten(0, 1) for grid in maps])  # (B*k, C, H, W)
+        cache = cache or FrameCache(band=self.config.band)
+        static = self.static_logits(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # (B, k, C, H, W)
+        features = self.encoder(self.normalize("encoder", video), cache)
+        maps = self.decoder(static, video, features, cache)
+        frames = maps[-1].shape[1]
+        logits = self.head([grid[:, grid.shape[1] - frames :].flatten(0, 1) for grid in maps])
         logits = logits.unflatten(0, (-1, frames))
         return (logits, static) if with_static else logits
+
+    def own_parts(self) -> list[nn.Module]:
+        """Return the parts that may be transformed for inference: all but an external static network."""
+        parts = [self.encoder, self.decoder, self.head]
+        return [self.static_prior, *parts] if is_own(self.static_prior) else parts
+
+    def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> VTSeg:
+        """Return a copy whose own parts are converted; an external static network is shared.
+
+        The normalisation and the classifier stay fp32: they meet the images before the first and the logits after the
+        last rounding.
+
+        Args:
+            convert: makes a copy of a module in `dtype`.
+            dtype: of weights and activations.
+        """
+        prior = self.static_prior
+        network = copy.deepcopy(self, {id(prior): prior}).eval()
+        for name in ("encoder", "decoder", "head"):
+            setattr(network, name, convert(getattr(network, name)))
+        reduced = dtype != torch.float32
+        if reduced:
+            network.head.classify = Cast(network.head.classify.float(), input=torch.float32)
+        if is_own(prior):
+            own = convert(prior)
+            network.static_prior = Cast(own, input=dtype) if reduced else own
+        elif reduced:
+            network.static_prior = Cast(prior, output=dtype)
+        return network
 
 
 def _init_transformer(module: nn.Module) -> None:

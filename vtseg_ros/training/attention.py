@@ -1,86 +1,83 @@
-"""How a VTSeg looks at older frames: the share of its attention that leaves the query's own frame, and its evenness."""
+"""How a VTSeg uses older frames: the share of its attention that leaves the query's own frame, and its entropy."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vtseg_ros.model import VTSeg
-from vtseg_ros.model.attention import VideoAttention, serialize
+from vtseg_ros.model.blocks import VTLayer
+from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
 
 MAX_QUERIES = 512
 """Queries looked at per layer, evenly spaced over the newest frame: a mean needs no more."""
 
 
 class AttentionShares:
-    """Records, while it is entered, the attention of the newest frame's queries in every layer.
+    """Records the attention of the newest frame's queries in every layer.
 
     Args:
-        model: the network whose forward passes are recorded.
+        model: the network whose forward passes are recorded, if they are given `cache()`.
 
     Attributes:
         names: `encoder_1` .. `encoder_4` (self-attention), `decoder_self_1` .., `decoder_cross_1` ..
     """
 
     def __init__(self, model: VTSeg) -> None:
-        self._layers: list[tuple[str, VideoAttention]] = []
-        groups = {
-            "encoder": model.encoder.blocks,
-            "decoder_self": model.decoder.enc_blocks,
-            "decoder_cross": model.decoder.dec_blocks,
-        }
-        for group, blocks in groups.items():
-            for stage, block in enumerate(blocks, start=1):
-                self._layers += [(f"{group}_{stage}", layer.attention) for layer in block.layers]
-        self.names = list(dict.fromkeys(name for name, _ in self._layers))
+        self._band = model.config.band
+        layers = [module for module in model.modules() if isinstance(module, VTLayer)]
+        self._heads = {layer.place: layer.attention.heads for layer in layers}
+        # Encoder first, then the decoder's self- and cross-attention: the order of the modules.
+        self.names = list(dict.fromkeys(layer.place.block for layer in layers))
         self._sums = np.zeros((len(self.names), 3))  # share elsewhere, evenness, layers seen
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> AttentionShares:
-        for name, layer in self._layers:
-            place = self.names.index(name)
+    def cache(self) -> FrameCache:
+        """Return a cache that reuses nothing and records what passes through it."""
+        return _Recorder(self, self._band)
 
-            def note(module, args, kwargs, _, place=place) -> None:
-                given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-                figures = attention_figures(
-                    module, given["x"], given["memory"], given["size"], given["frames"]
-                )
-                self._sums[place] += (*figures, 1)
-
-            self._handles.append(layer.register_forward_hook(note, with_kwargs=True))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def record(self, place: LayerPlace, inputs: LayerInputs) -> None:
+        """Add the attention of one layer."""
+        figures = attention_figures(inputs.queries, inputs.keys, self._heads[place])
+        self._sums[self.names.index(place.block)] += (*figures, 1)
 
     def totals(self) -> np.ndarray:
-        """(names, 3) float64: sums of the shares and of the evenness, 0..1 each, and how many were added up."""
+        """Return (names, 3) float64: sums of the shares and of the evenness, 0..1 each, and how many were added up."""
         return self._sums.copy()
 
 
+class _Recorder(FrameCache):
+    def __init__(self, shares: AttentionShares, band: int) -> None:
+        super().__init__(band=band)
+        self._shares = shares
+
+    def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
+        """See `FrameCache.update`."""
+        self._shares.record(place, inputs)
+        return super().update(place, inputs)
+
+
 @torch.no_grad()
-def attention_figures(
-    layer: VideoAttention, x, memory, size: tuple[int, int], frames: int
-) -> tuple[float, float]:
-    """Attention of the newest frame's queries; arguments as `VideoAttention`.
+def attention_figures(queries: Tensor, keys: Tensor, heads: int) -> tuple[float, float]:
+    """Measure the attention of the newest frame's queries.
+
+    Args:
+        queries: (B, k, N, D), newest frame last.
+        keys: (B, k, M, D).
+        heads: that D is split into.
 
     Returns:
         the mean share on keys of other frames, 0..1 ((k - 1) / k when time is ignored), and the mean entropy over the
-        largest possible one, 0..1 (1 = every key is looked at alike).
+        largest possible one, 0..1 (1 = uniform attention).
     """
-    newest = x[frames - 1 :: frames]  # (B, N, D)
+    newest = queries[:, -1]  # (B, N, D)
     newest = newest[:, :: max(1, newest.shape[1] // MAX_QUERIES)]
-    queries = layer.split_heads(layer.project_queries(newest)).float()  # (B, heads, n, d)
-    keys = layer.split_heads(serialize(layer.project_memory(memory, size)[0], frames)).float()
-    weights = (queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5).softmax(
-        dim=-1
-    )  # (B, heads, n, k*M)
+    frames = keys.shape[1]
+    asked = newest.unflatten(2, (heads, -1)).transpose(1, 2).float()  # (B, heads, n, d)
+    seen = keys.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2).float()  # (B, heads, k*M, d)
+    weights = (asked @ seen.transpose(2, 3) / asked.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, n, k*M)
     own = weights.unflatten(-1, (frames, -1))[..., -1, :].sum(dim=-1)  # (B, heads, n)
     entropy = -torch.xlogy(weights, weights).sum(dim=-1) / math.log(weights.shape[-1])
     return float(1.0 - own.mean()), float(entropy.mean())

@@ -17,6 +17,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.model import VTSeg
+from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.training.attention import AttentionShares
 from vtseg_ros.training.pictures import row, sheet
@@ -106,11 +107,8 @@ class Validator:
             if number >= len(self.windows):
                 break
             predict, truth, _ = self._frames(model, self.windows[number])
-            if shares is not None and number in looked_at:
-                with shares:
-                    mask = predict(self.length)
-            else:
-                mask = predict(self.length)
+            cache = shares.cache() if shares is not None and number in looked_at else None
+            mask = predict(self.length, cache)
             self._count(counts.total, mask, truth, self.windows[number][-1])
             if video_network:
                 counts.compare(mask, predict(0), truth)
@@ -133,7 +131,7 @@ class Validator:
 
     def _frames(
         self, model: nn.Module, numbers: list[int]
-    ) -> tuple[Callable[[int], np.ndarray], np.ndarray, np.ndarray]:
+    ) -> tuple[Callable[..., np.ndarray], np.ndarray, np.ndarray]:
         """From a window's length to the newest frame's mask (0 = the static network's), its truth and its image."""
         numbers = numbers[-self.length :]
         video, labels = self.store.window(numbers, len(numbers))
@@ -143,14 +141,14 @@ class Validator:
         if isinstance(model, STGRU) and len(video) > 1:
             flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
 
-        def predict(window: int) -> np.ndarray:
+        def predict(window: int, cache: FrameCache | None = None) -> np.ndarray:
             window = min(window, len(frames))
             with self.fabric.autocast():
                 if isinstance(model, STGRU) and window > 0:
                     motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
                     logits = model(frames[None, -window:], motion)[0, -1]
                 elif isinstance(model, VTSeg) and window > 0:
-                    logits = model(frames[None, -window:])[0, -1]
+                    logits = model(frames[None, -window:], cache)[0, -1]
                 elif isinstance(model, VTSeg):
                     logits = model.static_logits(frames[-1:])[0]
                 else:

@@ -1,20 +1,63 @@
-"""Weights in the order that oneDNN wants them in, once, instead of before every convolution and matrix product.
+"""Networks made ready for inference: layers fused, channels last in memory, weights in the wanted precision, prepacked.
 
-A frame has few pixels and many weights: bringing 70 MB of them in order costs as much as some of the products.
+A module that has a cheaper form in eval mode defines `fused()`, which returns it. A network that consists of parts of
+different precision defines `for_inference()` and `own_parts()` (see `VTSeg`).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.model import VTSeg
-from vtseg_ros.model.priors import is_own
-from vtseg_ros.model.static import StaticBranch
+from vtseg_ros.model.layout import use_channels_last
+from vtseg_ros.model.normalization import Cast, Normalization
 
 log = logging.getLogger("vtseg_ros.engine")
+
+
+def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a network for inference; an external static network is shared, and moved to the device.
+
+    Args:
+        network: a video network, the static branch of one, or a network of single images.
+        device: where it runs.
+        dtype: of weights and activations; images and logits stay float32.
+    """
+
+    def convert(module: nn.Module) -> nn.Module:
+        return _converted(module, device, dtype)
+
+    if hasattr(network, "for_inference"):
+        return network.for_inference(convert, dtype).to(device)
+    own = convert(network)
+    return own if dtype == torch.float32 else Cast(own, input=dtype, output=torch.float32)
+
+
+def fuse(network: nn.Module) -> nn.Module:
+    """Return a copy of a network, in eval mode, with fewer layers and the same output.
+
+    BatchNorms go into the convolutions right before them, keys and values come from one projection, and VTSeg's head
+    is fused into its levels.
+    """
+    network = copy.deepcopy(network).eval()
+    for parent in list(network.modules()):
+        for name, module in parent.named_children():
+            if hasattr(module, "fused"):
+                setattr(parent, name, module.fused())
+    return network.fused() if hasattr(network, "fused") else network
+
+
+def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    module = fuse(module).requires_grad_(False)
+    constants = [(part, part.mean, part.std) for part in module.modules() if isinstance(part, Normalization)]
+    module = module.to(device, dtype)
+    for part, mean, std in constants:  # rounded constants would shift every pixel
+        part.mean, part.std = mean.to(device), std.to(device)
+    use_channels_last(module)
+    return module
 
 
 class PackedConv2d(nn.Module):
@@ -71,18 +114,19 @@ class PackedPointwise(PackedLinear):
 
 
 @torch.inference_mode()
-def pack(network: nn.Module, size: tuple[int, int]) -> None:
-    """Pack the layers of a network on the CPU that `prepare` has made, in place; an external static network stays.
+def prepack(network: nn.Module, example: Tensor) -> None:
+    """Bring the weights of an optimised network on the CPU in the order that oneDNN wants, once, in place.
 
+    Without it they are brought in order before every convolution and matrix product. A frame has few pixels and many
+    weights: for 70 MB of them that costs as much as some of the products. An external static network stays as it is.
     Where this PyTorch or processor cannot, the network stays as it is and the reason is logged.
 
     Args:
-        size: (H, W) of the input.
+        network: from `optimise`.
+        example: an input of the shape that it will see.
     """
-    parts = _parts(network)
-    image = torch.zeros(1, 3, *size)
-    video = image[:, None] if isinstance(network, VTSeg) else image
-    shapes = _input_shapes(network, parts, video)
+    parts = network.own_parts() if hasattr(network, "own_parts") else [network]
+    shapes = _input_shapes(network, parts, example)
     places = [
         (parent, name, layer)
         for part in parts
@@ -94,20 +138,11 @@ def pack(network: nn.Module, size: tuple[int, int]) -> None:
         packed = [_packed(layer, shapes) for _, _, layer in places]
         for (parent, name, _), layer in zip(places, packed):
             setattr(parent, name, layer)
-        network(video)
+        network(example)
     except (RuntimeError, AttributeError) as err:
         log.info("weights are not packed: %s", str(err).splitlines()[0])
         for parent, name, layer in places:
             setattr(parent, name, layer)
-
-
-def _parts(network: nn.Module) -> list[nn.Module]:
-    """What of a network is ours to pack."""
-    video = network.model if isinstance(network, StaticBranch) else network
-    if not isinstance(video, VTSeg):
-        return [network]
-    parts = [video.static_prior] if is_own(video.static_prior) else []
-    return parts if video is not network else [*parts, video.encoder, video.decoder, video.head]
 
 
 def _packed(layer: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> nn.Module:
