@@ -15,7 +15,7 @@ from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.flow import DisFlow, FlowTopic, WindowFlow, build_provider, resize_flow, transform_flow
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
-from vtseg_ros.model.gru import warp
+from vtseg_ros.model.stgru import warp
 
 TOPIC = "/camera/flow_backward"
 

@@ -17,8 +17,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.priors import EXTERNAL
-from vtseg_ros.model.static import StaticBranch
+from vtseg_ros.model.static_prior import EXTERNAL, StaticBranch
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)

@@ -19,8 +19,7 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.priors import load_external_prior
-from vtseg_ros.model.static import StaticBranch
+from vtseg_ros.model.static_prior import StaticBranch, load_external_prior
 
 TICK = 66_000_000
 FRAMES = 12

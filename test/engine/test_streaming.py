@@ -10,8 +10,8 @@ import torch
 from conftest import make_checkpoint, randomize_batch_norm
 
 from vtseg_ros.engine import CameraFrame, Segmenter
-from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.engine.optimise import optimise
+from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.engine.runner import Runner
 from vtseg_ros.engine.steps import build_step
 from vtseg_ros.errors import ConfigError

@@ -19,7 +19,7 @@ from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.recurrent import trained_flow, trained_window
 from vtseg_ros.labels import STREET
 from vtseg_ros.model import Checkpoint, save_checkpoint
-from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.stgru import STGRU
 
 SIZE = (64, 32)
 

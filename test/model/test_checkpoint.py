@@ -11,7 +11,7 @@ import torch
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
-from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.stgru import STGRU
 
 LABELS = LabelSet.from_names(("a", "b", "c"))
 

@@ -9,7 +9,7 @@ import pytest
 
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.cost import NETWORKS, build, costs
+from vtseg_ros.model.cost import build, costs, networks
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "network.md"
 
@@ -48,7 +48,7 @@ def test_known_parameters():
 
 
 def test_every_network_is_countable():
-    for name in NETWORKS:
+    for name in networks():
         one, four = (costs(build(name, 3), size=(64, 32), frames=k)[-1].macs for k in (1, 4))
         assert one > 0 and (four > 4 * one if name.startswith("VTSeg") or name == "GRU" else four == one)
 

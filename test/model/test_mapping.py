@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtseg_ros.model.mapping import ClassMapping
+from vtseg_ros.model.static_prior import ClassMapping
 
 
 class Operators(TorchDispatchMode):

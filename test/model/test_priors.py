@@ -11,7 +11,7 @@ from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
-from vtseg_ros.model.priors import check_prior_size, is_exported, load_external_prior
+from vtseg_ros.model.static_prior import check_prior_size, is_exported, load_external_prior
 
 SIZE = (32, 64)  # height, width
 LABELS = LabelSet.from_names(("road", "building", "car"))

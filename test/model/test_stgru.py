@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vtseg_ros.model.gru import STGRU, warp
+from vtseg_ros.model.stgru import STGRU, warp
 
 HEIGHT, WIDTH, CLASSES, KERNEL = 5, 6, 3, 3
 

@@ -8,9 +8,9 @@ import torch
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.config import PRESETS
 from vtseg_ros.model.decoder import VTDecConcat
 from vtseg_ros.model.head import VTSegHead, icnr_
+from vtseg_ros.model.vtseg_config import PRESETS
 
 
 def count(module) -> int:

@@ -16,7 +16,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError
 from vtseg_ros.model.onnx_adapter import as_logits
-from vtseg_ros.model.priors import load_external_prior
+from vtseg_ros.model.static_prior import load_external_prior
 
 CLASSES = 3
 # Class scores are linear in the normalised colour: class c is the channel that is brightest.

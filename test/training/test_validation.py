@@ -16,7 +16,7 @@ from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, STREET
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
 from vtseg_ros.model.attention import VideoAttention
-from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.stgru import STGRU
 from vtseg_ros.training.attention import AttentionShares, attention_figures
 from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
 from vtseg_ros.training.processes import launch

@@ -20,8 +20,9 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.config import PRESETS
+from vtseg_ros.model.registry import takes_cache
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.vtseg_config import PRESETS
 
 HELP = "What a frame costs: full window, exact and causal streaming and an export, same weights, same frames, one run."
 PICTURES = 16
@@ -57,7 +58,7 @@ def _random_checkpoint(preset: str) -> Checkpoint:
     labels = LabelSet(
         tuple(f"class_{i}" for i in range(count)), tuple((i * 13, 99, 255 - i * 13) for i in range(count))
     )
-    return Checkpoint(model, "vtseg", model.config.to_dict(), labels, (256, 128))
+    return Checkpoint(model, model.architecture, model.config.to_dict(), labels, (256, 128))
 
 
 def _processor() -> str:
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     machine = _machine(resolve_device(args.device))
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
-    if checkpoint.architecture != "vtseg":
+    if not takes_cache(checkpoint.model):
         raise ConfigError(f"{args.checkpoint} is a {checkpoint.architecture}. Expected: a vtseg")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(

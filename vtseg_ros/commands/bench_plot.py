@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vtseg_ros.engine.benchmark import SEGFORMER
 from vtseg_ros.errors import ConfigError
 
 COLORS = {
@@ -13,7 +14,7 @@ COLORS = {
     "exact": "#2ca02c",
     "causal": "#d62728",
     "exported": "#9467bd",
-    "segformer_b0": "#8c564b",
+    SEGFORMER: "#8c564b",
 }
 
 

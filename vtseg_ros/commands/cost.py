@@ -11,15 +11,22 @@ from rich.table import Table
 
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.cost import NETWORKS, Cost, build, costs
+from vtseg_ros.model.cost import Cost, build, costs, networks
 
 HELP = "Parameters and multiply-adds of the networks, by module, size and window; counted, not measured."
 SIZES = ((1024, 512), (640, 192), (320, 96))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=NETWORKS, metavar="NAME",
-                        help=f"{', '.join(NETWORKS)} (default: all)")  # fmt: skip
+    known = list(networks())
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        default=known,
+        choices=known,
+        metavar="NAME",
+        help=f"{', '.join(known)} (default: all)",
+    )
     parser.add_argument("--size", nargs="+", type=parse_size, default=list(SIZES), metavar="WxH")
     parser.add_argument(
         "--window", nargs="+", type=int, default=[1, 4], metavar="N", help="frames (default 1 4)"

@@ -19,9 +19,9 @@ from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
-from vtseg_ros.evaluation.selection import MODELS, Selection, open_systems
+from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
+from vtseg_ros.files import write_atomically
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.checkpoint import write_atomically
 
 HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
 FILE_WIDTH = 240
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", nargs="+", default=[], metavar="NAME", help="one per checkpoint, for the tables"
     )
     parser.add_argument(
-        "--model", nargs="+", default=[], choices=MODELS,
+        "--model", nargs="+", default=[], choices=model_names(),
         help="which network of each checkpoint (default: what it is); `prior`, or an image network's name, stands "
         "for the static network inside a vtseg or gru checkpoint",
     )  # fmt: skip

@@ -28,9 +28,12 @@ from vtseg_ros.engine.predictor import Segmenter
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.segformer import name_of
 
 MODES = ("plain", "plain_optimised", "exact", "causal", "exported")
-AGAINST = ("segformer_b0",)
+SEGFORMER = name_of("b0")
+AGAINST = (SEGFORMER,)
 BURST = 4
 """Frames of a turn; the first, which finds the caches full of another mode's weights, is not counted."""
 MIN_TURNS = 2
@@ -119,7 +122,7 @@ class _HuggingFaceSegFormer:
         try:
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
         except ImportError as err:
-            raise ConfigError("--against segformer_b0 needs transformers: pip install transformers") from err
+            raise ConfigError(f"--against {SEGFORMER} needs transformers: pip install transformers") from err
         self.device, self.dtype, self.size = resolve_device(settings.device), dtype, settings.size
         model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes)).eval()
         self.model = model.to(self.device, dtype)
@@ -139,7 +142,7 @@ def measure(
         checkpoint: of a VTSeg with spatial Mix-FFN.
         images: (H, W, 3) uint8 of the settings' size, shown in turn.
     """
-    if not isinstance(checkpoint.model, VTSeg) or checkpoint.model.config.mix_ffn != "spatial":
+    if not takes_cache(checkpoint.model) or checkpoint.model.best_streaming == "plain":
         raise ConfigError("bench measures VTSeg with mix_ffn spatial")
     with tempfile.TemporaryDirectory() as folder:
         rows = [
@@ -177,7 +180,7 @@ def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[ob
     if mode == "exported":
         segmenter = Segmenter(source, **common)
         return segmenter, Measurement(mode, "onnxruntime", "fp32")
-    if mode == "segformer_b0":
+    if mode == SEGFORMER:
         dtype = resolve_precision(settings.precision, resolve_device(settings.device))
         system = _HuggingFaceSegFormer(len(source.labels), settings, dtype)
         return system, Measurement(mode, "eager", precision_name(dtype))

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.engine.optimise import optimise
-from vtseg_ros.engine.steps import Step, build_step, window_band, with_newest
+from vtseg_ros.engine.steps import Step, build_step, with_newest
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
+from vtseg_ros.model.registry import takes_cache
 
 EXPORT_FORMAT = 1
 OPSET = 18
@@ -64,7 +64,7 @@ class ExportedWindow(nn.Module):
         model: a network on the CPU, fp32.
     """
 
-    def __init__(self, model: VTSeg) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
@@ -75,7 +75,7 @@ class ExportedWindow(nn.Module):
             video: (1, k, 3, H, W) float32 in [0, 1], oldest frame first.
             valid: (k,) bool, which frames are there; the newest must be.
         """
-        band = window_band(self.model, video.shape[1])
+        band = self.model.window_band(video.shape[1])
         return self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
 
 
@@ -110,14 +110,14 @@ def exportable(
     model = optimise(checkpoint.model, CPU, torch.float32)
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
-    if not isinstance(model, VTSeg):
+    if not takes_cache(model):
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
-    elif full_window or window == 1 or model.config.mix_ffn != "spatial":
-        if model.config.mix_ffn != "spatial":
-            raise ConfigError(
-                f"a network with mix_ffn {model.config.mix_ffn} cannot be exported: it needs spatial"
-            )
+    elif model.best_streaming == "plain":
+        raise ConfigError(
+            f"a network with mix_ffn {model.config.mix_ffn} cannot be exported: it needs spatial"
+        )
+    elif full_window or window == 1:
         module = ExportedWindow(model)
         arguments, kind = (
             (torch.rand(1, window, 3, height, width), torch.ones(window, dtype=torch.bool)),
@@ -125,7 +125,7 @@ def exportable(
         )
         inputs, outputs, streaming = ("video", "valid"), ("logits",), "plain"
     else:
-        streaming = "causal" if model.config.attention == "causal" else "exact"
+        streaming = model.best_streaming
         step = build_step(model, (height, width), streaming)
         module, kind = ExportedStream(step), "stream"
         past = torch.rand(1, window - 1, step.state_size)

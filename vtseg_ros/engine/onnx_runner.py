@@ -16,7 +16,7 @@ from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import adapter_of
-from vtseg_ros.model.state import METADATA_KEY
+from vtseg_ros.model.weights import METADATA_KEY
 
 PROVIDERS = {
     "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),

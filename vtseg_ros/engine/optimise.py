@@ -12,8 +12,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.model.layout import use_channels_last
 from vtseg_ros.model.normalization import Cast, Normalization
+from vtseg_ros.model.weights import use_channels_last
 
 log = logging.getLogger("vtseg_ros.engine")
 

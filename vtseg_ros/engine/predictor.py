@@ -19,14 +19,13 @@ from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.optimise import optimise, prepack
 from vtseg_ros.engine.pixels import to_input, to_mask
 from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import Step, build_step, can_stream, check_causal
+from vtseg_ros.engine.steps import Step, build_step
 from vtseg_ros.engine.window import Action, FrameWindow
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import IGNORE
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.gru import STGRU
-from vtseg_ros.model.priors import check_prior_size
+from vtseg_ros.model.registry import find_architecture, takes_cache
+from vtseg_ros.model.static_prior import check_prior_size
 from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.engine")
@@ -159,15 +158,16 @@ class Segmenter:
     def _open(
         self, checkpoint: Checkpoint, input_size: tuple[int, int], streaming: str, compile: bool
     ) -> None:
-        if isinstance(checkpoint.model, STGRU):
-            raise ConfigError("a gru checkpoint needs optical flow: score it with `vtseg evaluate`")
+        known = find_architecture(checkpoint.model)
+        if known is not None and known.needs_flow:
+            raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         self.checkpoint = checkpoint
         width, height = input_size if any(input_size) else checkpoint.input_size
         check_size(height, width)
         self.input_size = (width, height)
-        if isinstance(checkpoint.model, VTSeg):
+        if takes_cache(checkpoint.model):
             check_prior_size(checkpoint.model.static_prior, (height, width))
-        video = isinstance(checkpoint.model, VTSeg)
+        video = takes_cache(checkpoint.model)
         self.model = optimise(checkpoint.model, self.device, self._dtype)
         if self.device.type == "cpu" and not compile:  # the compiler packs by itself
             prepack(
@@ -417,13 +417,13 @@ class Segmenter:
 
 
 def _streaming_of(model: torch.nn.Module, wanted: str) -> str:
-    if not isinstance(model, VTSeg):
+    if not takes_cache(model) or wanted == "plain":
         return "plain"
     if wanted == "causal":
-        check_causal(model)
-    if wanted in ("causal", "plain") or not can_stream(model):
-        return wanted if wanted == "causal" else "plain"
-    return "causal" if wanted == "auto" and model.config.attention == "causal" else "exact"
+        model.check_streaming("causal")
+    if wanted == "auto" or model.best_streaming == "plain":
+        return model.best_streaming
+    return wanted
 
 
 def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:

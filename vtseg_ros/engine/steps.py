@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.errors import ConfigError
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.cache import CausalCache, ExactCache, FrameCache, StreamingCache
+from vtseg_ros.model.registry import takes_cache
 
 STREAMING = ("plain", "exact", "causal")
 
@@ -78,14 +77,14 @@ class ImageStep(Step):
 class PlainStep(Step):
     """The whole window is computed again for every frame: images are kept."""
 
-    def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__(model, {"image": (3 * size[0], size[1])})
         self.size = size
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         older = past.unflatten(2, (3, *self.size))  # (B, m, 3, H, W)
         video = torch.cat([older, images[:, None]], dim=1)
-        logits = self.model(video, FrameCache(band=window_band(self.model, video.shape[1]), valid=valid))
+        logits = self.model(video, FrameCache(band=self.model.window_band(video.shape[1]), valid=valid))
         return logits[:, -1], images.flatten(1)
 
 
@@ -98,12 +97,11 @@ class StreamStep(Step):
         streaming: `exact` or `causal`.
     """
 
-    def __init__(self, model: VTSeg, size: tuple[int, int], streaming: str) -> None:
-        if streaming == "causal":
-            check_causal(model)
+    def __init__(self, model: nn.Module, size: tuple[int, int], streaming: str) -> None:
+        model.check_streaming(streaming)
         probe = CausalCache() if streaming == "causal" else ExactCache()
         with torch.inference_mode():
-            model(torch.zeros(1, 1, 3, *size, device=model.encoder_mean.device), probe)
+            model(torch.zeros(1, 1, 3, *size, device=next(model.buffers()).device), probe)
         layout = {name: (tensor.shape[2], tensor.shape[3]) for name, tensor in probe.new.items()}
         super().__init__(model, layout, next(iter(probe.new.values())).dtype)
         self.causal = streaming == "causal"
@@ -117,36 +115,12 @@ class StreamStep(Step):
         if self.causal:
             return CausalCache(past, valid=valid)
         frames = next((tensor.shape[1] for tensor in past.values()), 0) + 1
-        return ExactCache(past, band=window_band(self.model, frames), valid=valid)
+        return ExactCache(past, band=self.model.window_band(frames), valid=valid)
 
 
 def with_newest(valid: Tensor) -> Tensor:
     """Append the newest frame, which is always there: (m,) -> (m + 1,) bool."""
     return torch.cat([valid, valid.new_ones(1)])
-
-
-def window_band(model: VTSeg, frames: int) -> int:
-    """Return the band of a window at run time: in causal networks no frame sees newer ones, else all see all (0)."""
-    return frames if model.config.band else 0
-
-
-def check_causal(model: VTSeg) -> None:
-    """Raise ConfigError unless the network was trained for causal streaming."""
-    if model.config.attention != "causal":
-        raise ConfigError(
-            "streaming causal needs a network trained with attention: causal. This one has full attention: "
-            "its frames were trained to see newer ones. Use exact"
-        )
-    if model.config.mix_ffn != "spatial":
-        raise ConfigError(
-            f"streaming causal needs mix_ffn: spatial. This network has {model.config.mix_ffn}, whose frames "
-            "see newer ones. Use plain"
-        )
-
-
-def can_stream(model: VTSeg) -> bool:
-    """Return whether this network can be streamed: a Mix-FFN over time mixes frames everywhere."""
-    return model.config.mix_ffn == "spatial"
 
 
 def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
@@ -160,6 +134,6 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
     Raises:
         ConfigError: if the network cannot be streamed so.
     """
-    if not isinstance(model, VTSeg):
+    if not takes_cache(model):
         return ImageStep(model)
     return PlainStep(model, size) if streaming == "plain" else StreamStep(model, size, streaming)

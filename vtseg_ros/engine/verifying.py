@@ -14,11 +14,10 @@ from torch import Tensor
 from vtseg_ros.engine.exporting import Exportable
 from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.pixels import to_input
-from vtseg_ros.engine.steps import window_band
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.registry import takes_cache
 
 MIN_AGREEMENT = 0.999
 MAX_DIFFERENCE = 1e-4
@@ -84,10 +83,10 @@ def verify(
 def _reference(
     model: torch.nn.Module, frames: Sequence[Tensor], window: int, as_clip: bool
 ) -> Iterator[Tensor]:
-    if not isinstance(model, VTSeg):
+    if not takes_cache(model):
         yield from (model(frame) for frame in frames)
         return
-    cache = FrameCache(band=window_band(model, window))
+    cache = FrameCache(band=model.window_band(window))
     if as_clip:
         yield from model(torch.stack(list(frames), dim=1), cache).unbind(1)  # (1, n, C, H, W)
         return

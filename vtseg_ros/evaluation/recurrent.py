@@ -16,8 +16,7 @@ from vtseg_ros.engine.pixels import resize_rgb, to_input, to_mask
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint
-
-DEFAULT_WINDOW = 4
+from vtseg_ros.model.stgru import DEFAULT_WINDOW
 
 
 @dataclass(frozen=True)

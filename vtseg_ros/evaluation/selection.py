@@ -15,21 +15,16 @@ from vtseg_ros.data.windows import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window
 from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.segformer import SEGFORMERS
-from vtseg_ros.model.static import StaticBranch
+from vtseg_ros.model.registry import architecture, architectures, find_architecture
 
-TITLES = {
-    "vtseg": "VTSeg",
-    "erfnet": "ERFNet",
-    **{name: f"SegFormer-{variant.upper()}" for name, variant in SEGFORMERS.items()},
-    "efficientvit_b0": "EfficientViT-B0",
-    "efficientvit_b1": "EfficientViT-B1",
-    "gru": "GRU",
-}
-MODELS = (*TITLES, "prior")
-VIDEO_MODELS = ("vtseg", "gru")
+STATIC = "prior"
+"""The static network inside a video network, whatever it is."""
+
+
+def model_names() -> tuple[str, ...]:
+    """Return what a selection may name: the architectures, and the static network."""
+    return (*architectures(), STATIC)
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Selection:
 
     Args:
         checkpoints: files, or names of shipped weights.
-        models: networks of `MODELS`; empty = what each checkpoint is. An image network's name, or `prior`,
+        models: networks of `model_names()`; empty = what each checkpoint is. An image network's name, or `prior`,
             stands for the static network inside a video network.
         windows: frames k; 0 = the checkpoint's. Image networks have one, of one frame.
         flows: of `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as it was trained.
@@ -87,7 +82,7 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
                 f"{', '.join(part.labels.names)}; {first.info.checkpoint} has {', '.join(first.labels.names)}"
             )
         options = dict(device=selection.device, precision=selection.precision)
-        if part.architecture == "gru":
+        if _needs_flow(part):
             flow = WindowFlow(info.flow, index, stride=selection.stride)
             systems.append(RecurrentSystem(info, part, flow=flow, **options))
         else:
@@ -102,12 +97,13 @@ def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, Sys
         loaded = load_checkpoint(name, static_prior=selection.static_prior)
         for model in selection.models or [loaded.architecture]:
             part = _part(loaded, name, model)
-            title = TITLES.get(part.architecture, "static network")
+            known = architectures().get(part.architecture)
+            title = known.title if known else "static network"
             if selection.names:
                 given = selection.names[place]
                 title = f"{given}: {title}" if len(selection.models) > 1 else given
             flows = [""]
-            if part.architecture == "gru":
+            if _needs_flow(part):
                 flows = [flow or trained_flow(part, name) for flow in selection.flows or [""]]
             for flow in flows:
                 source = backward_topic(index) if flow == "topic" else flow
@@ -138,26 +134,30 @@ def backward_topic(index: FrameIndex) -> str:
 
 def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
     """The checkpoint, or the static network inside it."""
-    if model == loaded.architecture or (model == "prior" and loaded.architecture not in VIDEO_MODELS):
+    if model == loaded.architecture or (model == STATIC and not architecture(loaded.architecture).video):
         return loaded
     inside = loaded.config.get("static_prior", "")
-    if inside and model in (inside, "prior"):
-        network = loaded.model
-        network = StaticBranch(network).eval() if isinstance(network, VTSeg) else network.static_prior
-        return dataclasses.replace(loaded, model=network, architecture=inside)
+    if inside and model in (inside, STATIC):
+        return dataclasses.replace(loaded, model=loaded.model.static_branch().eval(), architecture=inside)
     holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
     raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
 
 
+def _needs_flow(part: Checkpoint) -> bool:
+    found = find_architecture(part.model)
+    return found is not None and found.needs_flow
+
+
 def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
-    if part.architecture not in VIDEO_MODELS:
+    found = find_architecture(part.model)
+    if found is None or not found.video:
         return [1]
-    own = trained_window(part) if part.architecture == "gru" else int(part.config["window"])
+    own = trained_window(part) if found.needs_flow else int(part.config["window"])
     return [window or own for window in windows]
 
 
 def _info(part: Checkpoint, checkpoint: str, window: int, flow: str) -> SystemInfo:
-    network = part.model.model.static_prior if isinstance(part.model, StaticBranch) else part.model
+    network = getattr(part.model, "static_network", part.model)
     count = sum(parameter.numel() for parameter in network.parameters())
     return SystemInfo("", part.architecture, checkpoint, window, "", count, part.input_size, flow)
 

@@ -1,11 +1,11 @@
 """The networks, as the paper names them, and their checkpoints."""
 
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1, EfficientViTSeg
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.segformer import SegFormer
 from vtseg_ros.model.vtseg import VTSeg
+from vtseg_ros.model.vtseg_config import VTSegConfig
 
 __all__ = [
     "Checkpoint",

@@ -5,13 +5,10 @@ Nothing in a checkpoint is code, and nothing in it is executed.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import json
 import os
 import struct
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,26 +18,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.files import write_atomically
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.config import VTSegConfig
-from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
-from vtseg_ros.model.priors import (
-    CLASSES,
-    EXTERNAL,
-    PRIORS,
-    build_prior,
-    is_registered,
-    load_external_prior,
-)
-from vtseg_ros.model.segformer import SegFormer
-from vtseg_ros.model.state import METADATA_KEY, load_exact
-from vtseg_ros.model.vtseg import VTSeg, check_size
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from vtseg_ros.model.registry import architecture as find
+from vtseg_ros.model.registry import architecture_of, image_architectures, takes_cache
+from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
+from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.weights import METADATA_KEY, load_exact
 
 FORMAT = 1
 WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
@@ -56,8 +41,7 @@ class Checkpoint:
 
     Attributes:
         model: the network, in eval mode, fp32.
-        architecture: `vtseg`, `gru` (video networks), or an image network: `erfnet`, `segformer_b0` to
-            `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
+        architecture: name of its kind in `vtseg_ros.model.registry`.
         config: the network's configuration as plain values.
         labels: its class list.
         input_size: (width, height) in px it was trained at.
@@ -76,25 +60,6 @@ class Checkpoint:
     licence: Licence = NOT_STATED
 
 
-def architecture_of(model: nn.Module) -> str:
-    """The name under which a checkpoint records the kind of network."""
-    if isinstance(model, SegFormer):
-        return f"segformer_{model.variant}"
-    for name, kind in {"vtseg": VTSeg, "gru": STGRU, **CLASSES}.items():
-        if isinstance(model, kind):
-            return name
-    kinds = ", ".join(kind.__name__ for kind in (SegFormer, *CLASSES.values()))
-    raise ConfigError(f"a checkpoint holds VTSeg, STGRU or one of {kinds}. Got: {type(model).__name__}")
-
-
-def _config_of(model: nn.Module) -> dict[str, Any]:
-    if isinstance(model, VTSeg):
-        return model.config.to_dict()
-    if isinstance(model, STGRU):
-        return {"num_classes": model.num_classes, "static_prior": model.prior_name}
-    return {"num_classes": model.num_classes}
-
-
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -109,7 +74,7 @@ def save_checkpoint(
 
     Args:
         path: the file; `.safetensors` by convention.
-        model: VTSeg, STGRU or a registered image network.
+        model: a registered network.
         labels: class list, as long as the network's logits.
         input_size: (width, height) in px of the network's input.
         training: summary to carry along; plain JSON values.
@@ -121,7 +86,8 @@ def save_checkpoint(
         OSError: if the file cannot be written; what stood at `path` is untouched.
     """
     path = Path(path)
-    config = _config_of(model)
+    architecture = architecture_of(model)
+    config = model.config_values()
     if config["num_classes"] != len(labels):
         raise ConfigError(f"the network has {config['num_classes']} classes and the class list {len(labels)}")
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -129,7 +95,7 @@ def save_checkpoint(
         state = {key: value for key, value in state.items() if not key.startswith("static_prior.")}
     metadata = {
         "format": FORMAT,
-        "architecture": architecture_of(model),
+        "architecture": architecture.name,
         "config": config,
         "class_names": list(labels.names),
         "class_colors": [list(color) for color in labels.colors],
@@ -153,32 +119,6 @@ def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that `path` holds either what it held or all of `payload`, whenever the process ends."""
-    _remove_orphans(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _remove_orphans(path: Path) -> None:
-    """Temporary files that killed processes left beside `path`: nobody holds their lock any more."""
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if fcntl is not None else ():
-        with contextlib.suppress(OSError), orphan.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            orphan.unlink()
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
@@ -263,28 +203,24 @@ def licence_of(path: Path, metadata: dict[str, Any]) -> Licence:
     return Licence.from_metadata(metadata)
 
 
-def _build(
-    architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
-) -> nn.Module:
-    if is_registered(architecture):
-        return build_prior(architecture, num_classes=config["num_classes"])
-    if architecture == "gru":
-        return STGRU(num_classes=config["num_classes"], prior_name=config["static_prior"])
-    if architecture != "vtseg":
+def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]) -> nn.Module:
+    try:
+        architecture = find(name)
+    except ConfigError as err:
+        raise CheckpointError(str(err)) from err
+    inside, prior = config.get("static_prior", EXTERNAL), None
+    if inside not in (EXTERNAL, *image_architectures()):
         raise CheckpointError(
-            f"unknown architecture {architecture!r}. Known: vtseg, gru, {', '.join(PRIORS)}"
-        )
-    vtseg_config = VTSegConfig.from_dict(config)
-    if vtseg_config.static_prior == EXTERNAL and static_prior:
-        classes = vtseg_config.prior_classes or vtseg_config.num_classes
-        prior = load_external_prior(static_prior, num_classes=classes, size=size)
-        return VTSeg(vtseg_config, static_prior=prior)
-    if vtseg_config.static_prior != EXTERNAL and not is_registered(vtseg_config.static_prior):
-        raise CheckpointError(
-            f"the checkpoint names a static prior {vtseg_config.static_prior!r} that is not built in. "
+            f"the checkpoint names a static prior {inside!r} that is not built in. "
             "A checkpoint cannot bring code: give it by the parameter static_prior"
         )
-    return VTSeg(vtseg_config)
+    if inside == EXTERNAL and static_prior and architecture.video:
+        prior = load_external_prior(static_prior, num_classes=_prior_classes(config), size=size)
+    return architecture.from_config(config, static_prior=prior)
+
+
+def _prior_classes(config: dict[str, Any]) -> int:
+    return config.get("prior_classes") or config["num_classes"]
 
 
 def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -359,8 +295,8 @@ def load_checkpoint(
         raise CheckpointError(
             f"checkpoint {path} is damaged: its contents do not have the check sum written in it"
         )
-    if static_prior and not external and isinstance(model, VTSeg):
-        classes = model.config.prior_classes or model.config.num_classes
+    if static_prior and not external and takes_cache(model):
+        classes = _prior_classes(config)
         model.static_prior = load_external_prior(static_prior, num_classes=classes, size=(height, width))
     model.eval().to(device)
     return Checkpoint(

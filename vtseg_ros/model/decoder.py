@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock, fold_normalization
 from vtseg_ros.model.cache import FrameCache, LayerPlace
-from vtseg_ros.model.config import STAGES, VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder, build_encoder_blocks, layer_options
+from vtseg_ros.model.vtseg_config import STAGES, VTSegConfig
 
 
 class VTDecConcat(nn.Module):
@@ -34,6 +34,7 @@ class VTSegDecoder(nn.Module):
 
     def __init__(self, config: VTSegConfig) -> None:
         super().__init__()
+        self.band = config.band
         self.concat = VTDecConcat(config.num_classes)
         self.enc_blocks = build_encoder_blocks(
             config, in_channels=config.num_classes + 3, name="decoder_self", newest_suffices_at_end=True
@@ -51,7 +52,7 @@ class VTSegDecoder(nn.Module):
         )
 
     def forward(
-        self, static_logits: Tensor, video: Tensor, features: list[Tensor], cache: FrameCache
+        self, static_logits: Tensor, video: Tensor, features: list[Tensor], cache: FrameCache | None = None
     ) -> list[Tensor]:
         """Decode a window.
 
@@ -64,6 +65,7 @@ class VTSegDecoder(nn.Module):
         Returns:
             D_1..D_4, each (B, k_i, C_i, H_i, W_i): of the frames that the cache lets through, the newest last.
         """
+        cache = cache or FrameCache(band=self.band)
         y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
         y = y.unflatten(0, video.shape[:2])
         maps = []

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.weights import load_exact
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 HEAD_DIM = 16
 ATTENTION_EPS = 1e-15
 AGGREGATION_KERNEL = 5
@@ -260,7 +260,7 @@ class EfficientViTHead(nn.Module):
         return self.classify(self.expand(self.middle(fused)))
 
 
-class EfficientViTSeg(nn.Module):
+class EfficientViTSeg(Network):
     """EfficientViT-Seg: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W).
 
     The head's logits at 1/8 are upsampled bilinearly. Any H and W are taken; the published network knows multiples of
@@ -274,8 +274,8 @@ class EfficientViTSeg(nn.Module):
     def __init__(self, *, num_classes: int, config: EfficientViTConfig) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.register_buffer("mean", torch.tensor(MEAN))
-        self.register_buffer("std", torch.tensor(STD))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD))
         self.backbone = EfficientViTBackbone(config)
         self.head = EfficientViTHead(config, num_classes)
 
@@ -307,8 +307,17 @@ class EfficientViTSeg(nn.Module):
             CheckpointError: if a key is missing, unexpected or of another shape.
         """
         renamed = {_renamed(key): value for key, value in _tensors(state).items()}
-        renamed["mean"], renamed["std"] = torch.tensor(MEAN), torch.tensor(STD)
+        renamed["mean"], renamed["std"] = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         load_exact(self, renamed, source="EfficientViT-Seg state dict")
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """See `Network.load_published`."""
+        self.load_official_state_dict(state)
+
+    def set_input_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """See `Network.set_input_normalization`."""
+        self.mean.copy_(torch.tensor(mean))
+        self.std.copy_(torch.tensor(std))
 
     @staticmethod
     def from_official(source: str | os.PathLike[str] | dict[str, Any]) -> EfficientViTB0 | EfficientViTB1:
@@ -344,6 +353,13 @@ class EfficientViTSeg(nn.Module):
         return network.eval()
 
 
+_DECLARED = {
+    "class_dimensions": {r"head\.classify\.(weight|bias)": (0,)},
+    "normalization": (IMAGENET_MEAN, IMAGENET_STD),
+}
+
+
+@register("efficientvit_b0", title="EfficientViT-B0", **_DECLARED)
 class EfficientViTB0(EfficientViTSeg):
     """EfficientViT-Seg-B0 (see `EfficientViTSeg`).
 
@@ -357,6 +373,7 @@ class EfficientViTB0(EfficientViTSeg):
         super().__init__(num_classes=num_classes, config=self.config)
 
 
+@register("efficientvit_b1", title="EfficientViT-B1", **_DECLARED)
 class EfficientViTB1(EfficientViTSeg):
     """EfficientViT-Seg-B1 (see `EfficientViTSeg`).
 

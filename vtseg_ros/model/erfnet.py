@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.weights import load_exact
 
 BN_EPS = 1e-3
 
@@ -116,7 +117,15 @@ class _Decoder(nn.Module):
         return self.output_conv(x)
 
 
-class ERFNet(nn.Module):
+@register(
+    "erfnet",
+    title="ERFNet",
+    class_dimensions={
+        r"decoder\.output_conv\.weight": (1,),  # a transposed convolution
+        r"decoder\.output_conv\.bias": (0,),
+    },
+)
+class ERFNet(Network):
     """ERFNet: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W); H and W multiples of 8.
 
     Args:
@@ -143,3 +152,7 @@ class ERFNet(nn.Module):
         bare = {key.removeprefix("module."): value for key, value in state.items()}
         bare = {key: value for key, value in bare.items() if not key.startswith("encoder.output_conv.")}
         load_exact(self, bare, source="ERFNet state dict")
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """See `Network.load_published`."""
+        self.load_reference_state_dict(state)

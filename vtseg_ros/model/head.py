@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtseg_ros.model.config import STAGES, VTSegConfig
+from vtseg_ros.model.vtseg_config import STAGES, VTSegConfig
 
 
 @torch.no_grad()

@@ -6,17 +6,19 @@ Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segment
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.mit import translate_segformer_state_dict
-from vtseg_ros.model.normalization import Normalization
-from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.vtseg_config import VTSegConfig
+from vtseg_ros.model.weights import load_exact
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,14 @@ VARIANTS = {
     "b4": Variant(_WIDE, (3, 8, 27, 3), 768),
     "b5": Variant(_WIDE, (3, 6, 40, 3), 768),
 }
-SEGFORMERS = {f"segformer_{variant}": variant for variant in VARIANTS}
-"""Architecture names as checkpoints and configurations record them, and their variants."""
 
 
-class SegFormer(nn.Module):
+def name_of(variant: str) -> str:
+    """Return the architecture's name, as checkpoints and configurations record it."""
+    return f"segformer_{variant}"
+
+
+class SegFormer(Network):
     """Mix Transformer and all-MLP decode head: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W).
 
     The head's logits at H/4 are upsampled bilinearly. `normalization` holds the mean and standard deviation of the
@@ -80,6 +85,21 @@ class SegFormer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Conv2d(width, num_classes, 1)
 
+    @property
+    def architecture(self) -> str:
+        """See `Network.architecture`."""
+        return name_of(self.variant)
+
+    @property
+    def transformers(self) -> tuple[nn.Module, ...]:
+        """The parts that `model.init` of a training configuration initialises."""
+        return (self.encoder,)
+
+    @property
+    def encoder_normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each (3,), of the encoder's RGB."""
+        return self.normalization.mean, self.normalization.std
+
     def load_reference_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load published weights, decode head included.
 
@@ -90,6 +110,14 @@ class SegFormer(nn.Module):
             CheckpointError: if keys or shapes are not those of this variant.
         """
         load_exact(self, translate_segformer_state_dict(state), source="SegFormer state dict")
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """See `Network.load_published`."""
+        self.load_reference_state_dict(state)
+
+    def set_input_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """See `Network.set_input_normalization`."""
+        self.normalization.set(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         video = self.normalization(images).unsqueeze(1)  # (n, 1, 3, H, W)
@@ -107,3 +135,15 @@ class SegFormer(nn.Module):
         """Move the decode head's BatchNorm into the convolution before it, in place."""
         self.fuse, self.norm = fuse_conv_bn_eval(self.fuse, self.norm), nn.Identity()
         return self
+
+
+for _variant in VARIANTS:
+    register(
+        name_of(_variant),
+        title=f"SegFormer-{_variant.upper()}",
+        build=partial(SegFormer, variant=_variant),
+        options=("init", "init_encoder", "normalize_encoder"),
+        class_dimensions={r"classify\.(weight|bias)": (0,)},
+        normalization=(IMAGENET_MEAN, IMAGENET_STD),
+        sizes=None if _variant == "b0" else {},  # the tables of costs list the smallest
+    )(SegFormer)

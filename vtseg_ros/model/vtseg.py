@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.decoder import VTSegDecoder
 from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.head import VTSegHead
-from vtseg_ros.model.mapping import ClassMapping
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.priors import build_prior, is_own
+from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.static_prior import ClassMapping, StaticBranch, build_prior, is_own
+from vtseg_ros.model.vtseg_config import PRESETS, STAGES, VTSegConfig
 
 SIZE_MULTIPLE = 32
 
@@ -30,7 +31,44 @@ def check_size(height: int, width: int) -> None:
         )
 
 
-class VTSeg(nn.Module):
+def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = None) -> VTSeg:
+    return VTSeg(VTSegConfig.from_dict(dict(values)), static_prior=static_prior)
+
+
+@register(
+    "vtseg",
+    title="VTSeg",
+    build=_from_config,
+    sizes={
+        f"VTSeg {name}": lambda classes, name=name: VTSeg(VTSegConfig.preset(name, num_classes=classes))
+        for name in PRESETS
+    },
+    video=True,
+    options=(
+        "preset",
+        "overrides",
+        "static_prior",
+        "init",
+        "init_encoder",
+        "init_decoder",
+        "normalize_encoder",
+        "prior_loss",
+    ),
+    class_dimensions={
+        r"head\.classify\.(weight|bias)": (0,),
+        r"concat\.norm\.(weight|bias)": (0,),
+        # The decoder's first convolution takes the classes' logits, then RGB.
+        r"decoder\.enc_blocks\.0\.embed\.proj\.weight": (1,),
+    },
+    parts={
+        "static_prior": "static network (ERFNet)",
+        **{f"encoder.blocks.{i}": f"encoder, VTEncBlock {i + 1}" for i in range(STAGES)},
+        **{f"decoder.enc_blocks.{i}": f"decoder, VTEncBlock {i + 1}" for i in range(STAGES)},
+        **{f"decoder.dec_blocks.{i}": f"decoder, VTDecBlock {i + 1}" for i in range(STAGES)},
+        "head": "head",
+    },
+)
+class VTSeg(Network):
     """Encoder, decoder, head and the static network that the decoder starts from.
 
     Args:
@@ -45,6 +83,7 @@ class VTSeg(nn.Module):
     def __init__(self, config: VTSegConfig, *, static_prior: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        self.num_classes = config.num_classes
         prior_classes = config.prior_classes or config.num_classes
         self.static_prior = static_prior or build_prior(config.static_prior, num_classes=prior_classes)
         self.mapping = (
@@ -59,6 +98,53 @@ class VTSeg(nn.Module):
         self.prior_frozen = False
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
+
+    @classmethod
+    def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Network.configure`."""
+        return VTSegConfig.preset(preset, num_classes=num_classes, **overrides).to_dict()
+
+    def config_values(self) -> dict[str, Any]:
+        """See `Network.config_values`."""
+        return self.config.to_dict()
+
+    @property
+    def transformers(self) -> tuple[nn.Module, ...]:
+        """The parts that `model.init` of a training configuration initialises."""
+        return self.encoder, self.decoder
+
+    @property
+    def encoder_normalization(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each (3,), of the encoder's RGB."""
+        return self.encoder_mean, self.encoder_std
+
+    def window_band(self, frames: int) -> int:
+        """Return the band of a window of `frames`: in causal networks no frame sees newer ones, else all see all (0)."""
+        return frames if self.config.band else 0
+
+    def check_streaming(self, mode: str) -> None:
+        """Raise ConfigError unless `mode`, `exact` or `causal`, gives what the network was trained for."""
+        if mode == "causal" and self.config.attention != "causal":
+            raise ConfigError(
+                "streaming causal needs a network trained with attention: causal. This one has full attention: "
+                "its frames were trained to see newer ones. Use exact"
+            )
+        if self.config.mix_ffn != "spatial":
+            raise ConfigError(
+                f"streaming {mode} needs mix_ffn: spatial. This network has {self.config.mix_ffn}, whose frames "
+                "see newer ones. Use plain"
+            )
+
+    @property
+    def best_streaming(self) -> str:
+        """The cheapest of `causal`, `exact` and `plain` that gives what the network was trained for."""
+        if self.config.mix_ffn != "spatial":
+            return "plain"  # a Mix-FFN over time mixes frames everywhere
+        return "causal" if self.config.attention == "causal" else "exact"
+
+    def static_branch(self) -> StaticBranch:
+        """Return the static network on its own; shared, not copied."""
+        return StaticBranch(self)
 
     def set_normalization(self, branch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Mean and standard deviation of the RGB, in [0, 1], fed to `encoder` or `prior`."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.model.checkpoint import MAX_SIDE, write_atomically
+from vtseg_ros.files import write_atomically
+from vtseg_ros.model.checkpoint import MAX_SIDE
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import (
     EXPECTED_INPUT,
@@ -18,7 +19,7 @@ from vtseg_ros.model.onnx_adapter import (
     INTEGERS,
     OnnxAdapter,
 )
-from vtseg_ros.model.state import METADATA_KEY
+from vtseg_ros.model.weights import METADATA_KEY
 from vtseg_ros.published.converting import Options, sha256_of
 from vtseg_ros.published.table import UNIT_RANGE
 

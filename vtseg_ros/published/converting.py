@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import save_checkpoint
-from vtseg_ros.model.efficientvit import EfficientViTSeg
 from vtseg_ros.model.licence import Licence
-from vtseg_ros.model.priors import PRIORS, build_prior
-from vtseg_ros.model.segformer import SegFormer
-from vtseg_ros.model.state import read_state_file
+from vtseg_ros.model.registry import image_architectures
 from vtseg_ros.model.vtseg import check_size
-from vtseg_ros.published.table import IMAGENET, PUBLISHED, UNIT_RANGE, Published
+from vtseg_ros.model.weights import read_state_file
+from vtseg_ros.published.table import PUBLISHED, Published
 
 DEFAULT_SIZE = (512, 512)
 
@@ -64,9 +62,10 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         CheckpointError: if the file is not that of the name.
     """
     entry = PUBLISHED.get(name)
-    if entry is None and name not in PRIORS:
-        raise ConfigError(f"--as: expected onnx, {', '.join((*PUBLISHED, *PRIORS))}, got {name!r}")
-    architecture = entry.architecture if entry else name
+    known = image_architectures()
+    if entry is None and name not in known:
+        raise ConfigError(f"--as: expected onnx, {', '.join((*PUBLISHED, *known))}, got {name!r}")
+    architecture = known[entry.architecture if entry else name]
     size = options.input_size or (entry.input_size if entry else DEFAULT_SIZE)
     check_size(size[1], size[0])
     if entry is not None:
@@ -74,7 +73,7 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         if given:
             raise ConfigError(
                 f"--{given[0]}: {name} has its own; expected none, got one. For other weights of this network use "
-                f"--as {architecture}"
+                f"--as {architecture.name}"
             )
         labels, licence, (mean, std) = entry.labels, entry.licence, entry.normalization
     else:
@@ -82,19 +81,19 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
             raise CheckpointError(f"weights {path}: no such file")
         labels = options.labels or _labels_beside(path)
         licence = Licence(options.licence or "")
-        mean, std = UNIT_RANGE if architecture == "erfnet" else IMAGENET
+        mean, std = architecture.normalization
         mean, std = options.mean or mean, options.std or std
     state = read_state_file(path, source=f"weights {path}")
     digest = sha256_of(path)
     if entry is not None and entry.sha256 not in ("", digest):
         raise CheckpointError(
             f"{path}: expected sha256 {entry.sha256} for {name}, got {digest}. The file is damaged or another one; "
-            f"for other weights of this network use --as {architecture} --labels {entry.data}"
+            f"for other weights of this network use --as {architecture.name} --labels {entry.data}"
         )
     extra = entry.extra_classes if entry else 0
-    model = build_prior(architecture, num_classes=len(labels) + extra)
+    model = architecture.build(num_classes=len(labels) + extra)
     try:
-        _load(model, state)
+        model.load_published(state)
     except CheckpointError as err:
         raise CheckpointError(f"{path} does not hold the weights of {name}: {err}") from err
     bad = next((k for k, v in model.state_dict().items() if not torch.isfinite(v).all()), None)
@@ -102,7 +101,7 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         raise CheckpointError(f"{path}: {bad}: expected finite values, got others. Download the file again")
     if extra:
         model = _without_extra(model, len(labels))
-    _normalize(model, mean, std)
+    model.set_input_normalization(mean, std)
     save_checkpoint(
         out,
         model.eval(),
@@ -112,23 +111,6 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
         licence=licence,
     )
     return entry
-
-
-def _load(model: nn.Module, state: dict[str, Tensor]) -> None:
-    if isinstance(model, EfficientViTSeg):
-        model.load_official_state_dict(state)
-    else:
-        model.load_reference_state_dict(state)
-
-
-def _normalize(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    if isinstance(model, SegFormer):
-        model.normalization.set(mean, std)
-    elif isinstance(model, EfficientViTSeg):
-        model.mean.copy_(torch.tensor(mean))
-        model.std.copy_(torch.tensor(std))
-    elif (mean, std) != UNIT_RANGE:
-        raise ConfigError(f"--mean, --std: ERFNet takes RGB in [0, 1]; expected none, got {mean}, {std}")
 
 
 def _origin(name: str, entry: Published | None, path: Path, digest: str) -> dict[str, object]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from vtseg_ros.data.palette import parse_palette
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import CITYSCAPES, LabelSet
+from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
+from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.licence import RESEARCH, Licence
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.model.segformer import VARIANTS
+from vtseg_ros.model.registry import UNIT_RANGE
+from vtseg_ros.model.segformer import VARIANTS, name_of
 
-UNIT_RANGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 ADE20K_FILE = Path(__file__).with_name("ade20k.txt")
 
@@ -96,7 +98,7 @@ def _segformers() -> list[Published]:
             found.append(
                 Published(
                     name=f"segformer_{variant}_{data}",
-                    architecture=f"segformer_{variant}",
+                    architecture=name_of(variant),
                     data=data,
                     licence=_SEGFORMER_LICENCE,
                     input_size=size,
@@ -122,7 +124,7 @@ PUBLISHED = {
         *_segformers(),
         Published(
             name="efficientvit_b0_cityscapes",
-            architecture="efficientvit_b0",
+            architecture=EfficientViTB0.registered_as,
             data="cityscapes",
             licence=_EFFICIENTVIT_LICENCE,
             input_size=(1024, 512),
@@ -134,7 +136,7 @@ PUBLISHED = {
         ),
         Published(
             name="efficientvit_b1_cityscapes",
-            architecture="efficientvit_b1",
+            architecture=EfficientViTB1.registered_as,
             data="cityscapes",
             licence=_EFFICIENTVIT_LICENCE,
             input_size=(1024, 512),
@@ -145,7 +147,7 @@ PUBLISHED = {
         ),
         Published(
             name="erfnet_cityscapes",
-            architecture="erfnet",
+            architecture=ERFNet.registered_as,
             data="cityscapes",
             licence=Licence("CC-BY-NC-4.0", "github.com/Eromera/erfnet_pytorch; trained on Cityscapes"),
             input_size=(1024, 512),

@@ -6,9 +6,8 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.blocks import VTLayer
 from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
 
@@ -20,13 +19,13 @@ class AttentionShares:
     """Records the attention of the newest frame's queries in every layer.
 
     Args:
-        model: the network whose forward passes are recorded, if they are given `cache()`.
+        model: the video network whose forward passes are recorded, if they are given `cache()`.
 
     Attributes:
         names: `encoder_1` .. `encoder_4` (self-attention), `decoder_self_1` .., `decoder_cross_1` ..
     """
 
-    def __init__(self, model: VTSeg) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._band = model.config.band
         layers = [module for module in model.modules() if isinstance(module, VTLayer)]
         self._heads = {layer.place: layer.attention.heads for layer in layers}

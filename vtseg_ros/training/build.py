@@ -3,69 +3,74 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import Checkpoint, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model import Checkpoint, load_checkpoint
 from vtseg_ros.model.checkpoint import licence_of, read_metadata, resolve_checkpoint
-from vtseg_ros.model.classes import translate_classes
-from vtseg_ros.model.gru import STGRU
-from vtseg_ros.model.inflation import inflate
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
-from vtseg_ros.model.state import load_exact, read_state_file
+from vtseg_ros.model.registry import architecture, architecture_of, image_architectures
+from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
+from vtseg_ros.model.weights import inflate, load_exact, read_state_file, translate_classes
 from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 log = logging.getLogger("vtseg_ros.training")
 
 
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
-    """The network that the configuration describes, freshly initialised or warm-started."""
+    """Build the network that the configuration describes, freshly initialised or warm-started."""
     settings, num_classes = config.model, len(labels)
-    if is_registered(settings.architecture):
-        model = build_prior(settings.architecture, num_classes=num_classes)
-    elif settings.architecture == "gru":
-        model = STGRU(num_classes=num_classes, prior_name=settings.overrides.get("static_prior", "erfnet"))
-    else:
-        overrides = dict(settings.overrides)
-        prior = donor = None
-        if settings.static_prior and _is_checkpoint(Path(settings.static_prior)):
-            donor = load_checkpoint(settings.static_prior)
-            if donor.architecture not in PRIORS:
-                raise ConfigError(
-                    f"static_prior {settings.static_prior}: expected a checkpoint of an image network "
-                    f"({', '.join(PRIORS)}), got {donor.architecture}"
-                )
-            overrides["static_prior"] = donor.architecture
-        elif settings.static_prior:
-            overrides["static_prior"] = EXTERNAL
-        vtseg = VTSegConfig.preset(settings.preset, num_classes=num_classes, **overrides)
-        if donor is not None:
-            prior = _prior_of(donor, vtseg, labels, settings)
-        elif settings.static_prior:
-            width, height = config.data.size
-            prior = load_external_prior(
-                settings.static_prior, num_classes=vtseg.prior_classes or num_classes, size=(height, width)
-            )
-        model = VTSeg(vtseg, static_prior=prior)
-    if isinstance(model, (VTSeg, SegFormer)):
+    kind = architecture(settings.architecture)
+    overrides, donor = dict(settings.overrides), None
+    if settings.static_prior:
+        donor = _donor(settings.static_prior)
+        overrides["static_prior"] = EXTERNAL if donor is None else donor.architecture
+    values = kind.kind.configure(num_classes=num_classes, preset=settings.preset, overrides=overrides)
+    prior = None
+    if settings.static_prior:
+        prior = _static_prior(donor, values, labels, config)
+    model = kind.from_config(values, static_prior=prior)
+    if "init" in kind.options:
         _init(model, settings)
     if settings.warm_start:
         _warm_start(model, settings, labels)
     return model
 
 
-def _prior_of(donor: Checkpoint, config: VTSegConfig, labels: LabelSet, settings: ModelConfig) -> nn.Module:
-    """Return a checkpoint's image network as the static network of a VTSeg, which then carries its weights."""
-    classes = config.prior_classes or config.num_classes
-    if len(donor.labels) != classes or (not config.class_mapping and donor.labels.names != labels.names):
+def _donor(static_prior: str) -> Checkpoint | None:
+    """Return the checkpoint of an image network that `static_prior` names; None = it is no checkpoint."""
+    if not _is_checkpoint(Path(static_prior)):
+        return None
+    donor, known = load_checkpoint(static_prior), image_architectures()
+    if donor.architecture not in known:
         raise ConfigError(
-            f"static_prior {settings.static_prior}: expected the classes {', '.join(labels.names)}, got "
+            f"static_prior {static_prior}: expected a checkpoint of an image network "
+            f"({', '.join(known)}), got {donor.architecture}"
+        )
+    return donor
+
+
+def _static_prior(
+    donor: Checkpoint | None, values: dict[str, Any], labels: LabelSet, config: TrainConfig
+) -> nn.Module:
+    """Return the static network that the user names; a checkpoint's weights become part of the trained network."""
+    source = config.model.static_prior
+    classes = values.get("prior_classes") or values["num_classes"]
+    if donor is None:
+        width, height = config.data.size
+        return load_external_prior(source, num_classes=classes, size=(height, width))
+    if len(donor.labels) != classes or (
+        not values.get("class_mapping") and donor.labels.names != labels.names
+    ):
+        raise ConfigError(
+            f"static_prior {source}: expected the classes {', '.join(labels.names)}, got "
             f"{', '.join(donor.labels.names)}. Give model.overrides.prior_classes and class_mapping, or use it as "
             "warm_start, which takes classes over by name"
         )
@@ -119,14 +124,14 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
 
 
 def is_mapped(model: nn.Module) -> bool:
-    """Whether a network's static network has classes of its own."""
-    return isinstance(model, VTSeg) and bool(model.config.class_mapping)
+    """Return whether a network's static network has classes of its own."""
+    return bool(architecture_of(model).video and model.config_values().get("class_mapping"))
 
 
-def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
-    """Weights to start from, and the RGB that the encoder is fed with."""
+def _init(model: nn.Module, settings: ModelConfig) -> None:
+    """Set the weights to start from, and the normalisation of the encoder's RGB."""
     if settings.init == "xavier":
-        for part in (model.encoder, model.decoder) if isinstance(model, VTSeg) else (model.encoder,):
+        for part in model.transformers:
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
@@ -135,10 +140,10 @@ def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
     else:
         _load_encoder(model, settings)
     if settings.init_decoder:
-        model.decoder.start_from(model.encoder, model.encoder_mean, model.encoder_std)
+        model.decoder.start_from(model.encoder, *model.encoder_normalization)
 
 
-def _load_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
+def _load_encoder(model: nn.Module, settings: ModelConfig) -> None:
     """Hugging Face's weights if they are asked for, and the normalisation that they or the user want."""
     if settings.init_encoder:
         state = read_state_file(Path(settings.init_encoder), source=f"init_encoder {settings.init_encoder}")
@@ -147,7 +152,7 @@ def _load_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
         except CheckpointError as err:
             raise CheckpointError(f"init_encoder {settings.init_encoder}: {err}") from err
     if settings.init_encoder or settings.normalize_encoder:
-        _normalize(model)
+        _normalize(model, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -159,45 +164,31 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def _take_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
+def _take_encoder(model: nn.Module, settings: ModelConfig) -> None:
     """Take the encoder of a trained `segformer_b*` or `vtseg`, and the normalisation of its RGB."""
     source = f"init_encoder {settings.init_encoder}"
     donor = load_checkpoint(settings.init_encoder).model
-    if not isinstance(donor, (VTSeg, SegFormer)) or (
-        isinstance(model, SegFormer) and not isinstance(donor, SegFormer)
-    ):
+    own, given = architecture_of(model), architecture_of(donor)
+    if "init_encoder" not in given.options or (given.video and not own.video):
         raise ConfigError(
             f"{source} is a {type(donor).__name__}. Expected: a segformer"
-            + (" or vtseg" if isinstance(model, VTSeg) else "")
+            + (" or vtseg" if own.video else "")
         )
     load_exact(model.encoder, donor.encoder.state_dict(), source=source)
-    mean, std = _normalization(donor)
-    for own, given in zip(_normalization(model), (mean, std)):
-        own.copy_(given)
+    _normalize(model, *donor.encoder_normalization)
 
 
-def _normalization(model: VTSeg | SegFormer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the mean and the standard deviation, each (3,), of the RGB that the encoder is fed with."""
-    if isinstance(model, VTSeg):
-        return model.encoder_mean, model.encoder_std
-    return model.normalization.mean, model.normalization.std
-
-
-def _normalize(model: VTSeg | SegFormer) -> None:
-    """Give the encoder the normalised RGB that SegFormer's weights were trained on."""
-    if isinstance(model, VTSeg):
-        model.set_normalization("encoder", IMAGENET_MEAN, IMAGENET_STD)
-        return
-    model.normalization.set(IMAGENET_MEAN, IMAGENET_STD)
+def _normalize(model: nn.Module, mean: Iterable[float], std: Iterable[float]) -> None:
+    """Set the normalisation of the encoder's RGB: that of the weights it starts from."""
+    for own, values in zip(model.encoder_normalization, (mean, std)):
+        own.copy_(torch.as_tensor(values))
 
 
 def has_prior(model: nn.Module) -> bool:
-    """Whether the network is a video network on top of a static one."""
-    return isinstance(model, (VTSeg, STGRU))
+    """Return whether the network is a video network on top of a static one."""
+    return architecture_of(model).video
 
 
 def window_length(config: TrainConfig, model: nn.Module) -> int:
-    """Frames k of a training window."""
-    if isinstance(model, VTSeg):
-        return model.config.window
-    return config.model.overrides.get("window", 4) if isinstance(model, STGRU) else 1
+    """Return the frames k of a training window."""
+    return architecture_of(model).window(model.config_values(), config.model.overrides)

@@ -8,14 +8,11 @@ from typing import Any
 
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.segformer import SEGFORMERS
+from vtseg_ros.model.registry import DEFAULT_ARCHITECTURE, Architecture, architecture, architectures
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
-IMAGE_ARCHITECTURES = ("erfnet", *SEGFORMERS, "efficientvit_b0", "efficientvit_b1")
-ARCHITECTURES = ("vtseg", "gru", *IMAGE_ARCHITECTURES)
 INITS = ("segformer", "xavier")
-GRU_FIELDS = ("window", "static_prior")
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class ModelConfig:
             those of the same name are taken over. Empty = none.
     """
 
-    architecture: str = "vtseg"
+    architecture: str = DEFAULT_ARCHITECTURE
     preset: str = "b0"
     overrides: dict[str, Any] = field(default_factory=dict)
     flow: str = "dis"
@@ -168,7 +165,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
-        _one_of("model.architecture", self.model.architecture, ARCHITECTURES)
+        _one_of("model.architecture", self.model.architecture, tuple(architectures()))
         if (
             not self.stages
             or not self.data.train
@@ -190,16 +187,15 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_prior_loss(stage)
-            if self.model.architecture in IMAGE_ARCHITECTURES and stage.name != "prior":
+            if not self._kind.video and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
-        if self.model.init_encoder and self.model.architecture not in ("vtseg", *SEGFORMERS):
+        if self.model.init_encoder and "init_encoder" not in self._kind.options:
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
-        if self.model.init_decoder and self.model.architecture != "vtseg":
+        if self.model.init_decoder and "init_decoder" not in self._kind.options:
             raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
-        if self.model.architecture == "gru":
-            self._check_gru()
         self._check_unused()
+        self._kind.kind.check_overrides(self.model.overrides)
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name, least in (("label_every", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
@@ -218,31 +214,23 @@ class TrainConfig:
         ):
             _at_least(name, getattr(self, name), least)
 
+    @property
+    def _kind(self) -> Architecture:
+        return architecture(self.model.architecture)
+
     def _check_prior_loss(self, stage: StageConfig) -> None:
         if not 0 <= stage.prior_loss < math.inf:
             raise ConfigError(f"stage {stage.name}: prior_loss must be at least 0. Got: {stage.prior_loss}")
-        if stage.prior_loss and (stage.name != "end_to_end" or self.model.architecture != "vtseg"):
+        if stage.prior_loss and (stage.name != "end_to_end" or "prior_loss" not in self._kind.options):
             raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
 
     def _check_unused(self) -> None:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
-        used = {
-            "vtseg": {"preset", "overrides", "static_prior", "init", "normalize_encoder"},
-            **dict.fromkeys(SEGFORMERS, {"init", "normalize_encoder"}),
-            "gru": {"overrides", "flow"},
-        }
         default = ModelConfig()
         for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
             changed = getattr(self.model, name) != getattr(default, name)
-            if changed and name not in used.get(self.model.architecture, ()):
+            if changed and name not in self._kind.options:
                 raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
-
-    def _check_gru(self) -> None:
-        for key, value in self.model.overrides.items():
-            if key not in GRU_FIELDS:
-                raise ConfigError(f"model.overrides of gru are {', '.join(GRU_FIELDS)}. Got: {key!r}")
-            if key == "window" and (type(value) is not int or value < 2):
-                raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtseg_ros.model.checkpoint import write_atomically
+from vtseg_ros.files import write_atomically
 from vtseg_ros.training.state import VALIDATIONS
 from vtseg_ros.training.validation import Validation
 

@@ -18,10 +18,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
-from vtseg_ros.model.gru import STGRU
-from vtseg_ros.model.layout import use_channels_last
 from vtseg_ros.model.licence import Licence, derived_licence
-from vtseg_ros.model.priors import is_exported
+from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.static_prior import is_exported
+from vtseg_ros.model.weights import use_channels_last
 from vtseg_ros.training.build import build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
@@ -72,7 +72,7 @@ class Training:
             config,
             self.labels,
             length=window_length(config, self.model),
-            needs_flow=isinstance(self.model, STGRU),
+            needs_flow=architecture_of(self.model).needs_flow,
         )
         self.steps_of = [self._steps(stage) for stage in config.stages]
         self.plan = plan_of(config, self.steps_of, self.fabric.world_size)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vtseg_ros.errors import CheckpointError, ConfigError, VTSegError
-from vtseg_ros.model.checkpoint import write_atomically
+from vtseg_ros.files import write_atomically
 from vtseg_ros.training.config import TrainConfig
 
 NAME = "state.pt"

@@ -16,9 +16,8 @@ from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, LabelSet
-from vtseg_ros.model import VTSeg
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.gru import STGRU
+from vtseg_ros.model.registry import architecture_of
 from vtseg_ros.training.attention import AttentionShares
 from vtseg_ros.training.pictures import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
@@ -96,8 +95,9 @@ class Validator:
         was_training = model.training
         model.eval()
         counts = _Counts(len(self.labels), self.length)
-        shares = AttentionShares(model) if isinstance(model, VTSeg) and self.length > 1 else None
-        video_network = isinstance(model, (VTSeg, STGRU))
+        kind = architecture_of(model)
+        shares = AttentionShares(model) if kind.takes_cache and self.length > 1 else None
+        video_network = kind.video
         sweep, looked_at = set(self.sweep), set(self.looked_at)
         for turn in range(0, len(self.windows), self.fabric.world_size):
             if any_rank(self.fabric, self.should_stop()):
@@ -138,22 +138,22 @@ class Validator:
         device = self.fabric.device
         frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
         flow = None
-        if isinstance(model, STGRU) and len(video) > 1:
+        kind = architecture_of(model)
+        if kind.needs_flow and len(video) > 1:
             flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
 
         def predict(window: int, cache: FrameCache | None = None) -> np.ndarray:
             window = min(window, len(frames))
             with self.fabric.autocast():
-                if isinstance(model, STGRU) and window > 0:
+                if not kind.video:
+                    logits = model(frames[-1:])[0]
+                elif window == 0:
+                    logits = model.static_logits(frames[-1:])[0]
+                elif kind.needs_flow:
                     motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
                     logits = model(frames[None, -window:], motion)[0, -1]
-                elif isinstance(model, VTSeg) and window > 0:
-                    logits = model(frames[None, -window:], cache)[0, -1]
-                elif isinstance(model, VTSeg):
-                    logits = model.static_logits(frames[-1:])[0]
                 else:
-                    network = model.static_prior if isinstance(model, STGRU) else model
-                    logits = network(frames[-1:])[0]
+                    logits = model(frames[None, -window:], cache)[0, -1]
             return logits.argmax(0).byte().cpu().numpy()
 
         return predict, labels[-1], video[-1]

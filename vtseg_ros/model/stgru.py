@@ -8,11 +8,20 @@ The baseline GRU(.) of the VTSeg paper.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.priors import build_prior
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, Network, register
+from vtseg_ros.model.static_prior import build_prior
+
+DEFAULT_WINDOW = 4
+"""Frames of a training window where the configuration has none."""
+OVERRIDES = ("window", "static_prior")
 
 
 def warp(past: Tensor, backward_flow: Tensor) -> Tensor:
@@ -35,7 +44,22 @@ def warp(past: Tensor, backward_flow: Tensor) -> Tensor:
     return F.grid_sample(past, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-class STGRU(nn.Module):
+@register(
+    "gru",
+    title="GRU",
+    build=lambda values, static_prior=None: STGRU(
+        num_classes=values["num_classes"], prior_name=values["static_prior"]
+    ),
+    sizes={"GRU": lambda classes: STGRU(num_classes=classes)},
+    video=True,
+    needs_flow=True,
+    options=("overrides", "flow"),
+    class_dimensions={
+        r"(past|present)_to_update\.weight": (1,),
+        r"(past|present)_to_candidate\.weight": (0, 1),
+    },
+)
+class STGRU(Network):
     """Spatio-temporal gated recurrent unit over the posteriors of a static network.
 
     Args:
@@ -44,7 +68,7 @@ class STGRU(nn.Module):
         kernel: size of the recurrent convolutions (the source: 7).
     """
 
-    def __init__(self, *, num_classes: int, prior_name: str = "erfnet", kernel: int = 7) -> None:
+    def __init__(self, *, num_classes: int, prior_name: str = DEFAULT_STATIC_PRIOR, kernel: int = 7) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.prior_name = prior_name
@@ -58,6 +82,38 @@ class STGRU(nn.Module):
         self.scale = nn.Parameter(torch.tensor(5.0))
         self.prior_frozen = False
         self._init_gates()
+
+    @classmethod
+    def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Network.configure`."""
+        prior = overrides.get("static_prior", DEFAULT_STATIC_PRIOR)
+        return {"num_classes": num_classes, "static_prior": prior}
+
+    @classmethod
+    def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
+        """See `Network.check_overrides`."""
+        for key, value in overrides.items():
+            if key not in OVERRIDES:
+                raise ConfigError(f"model.overrides of gru are {', '.join(OVERRIDES)}. Got: {key!r}")
+            if key == "window" and (type(value) is not int or value < 2):
+                raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
+
+    @classmethod
+    def training_window(cls, overrides: Mapping[str, Any]) -> int | None:
+        """See `Network.training_window`."""
+        return overrides.get("window", DEFAULT_WINDOW)
+
+    def config_values(self) -> dict[str, Any]:
+        """See `Network.config_values`."""
+        return {"num_classes": self.num_classes, "static_prior": self.prior_name}
+
+    def static_branch(self) -> nn.Module:
+        """Return the static network, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
+        return self.static_prior
+
+    def static_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of the static network, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
+        return self.static_prior(images)
 
     def _init_gates(self) -> None:
         for conv in (self.image_to_reset, self.past_to_update, self.present_to_update):

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR
 
 STAGES = 4
 MAX_WINDOW = 64
@@ -50,7 +51,7 @@ class VTSegConfig:
     pixel_channels: int = 0
     attention: str = "full"
     mix_ffn: str = "spatial"
-    static_prior: str = "erfnet"
+    static_prior: str = DEFAULT_STATIC_PRIOR
     prior_classes: int = 0
     class_mapping: tuple[int, ...] = ()
 

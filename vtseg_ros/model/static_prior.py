@@ -1,4 +1,4 @@
-"""Static priors by name: registered networks, exported files and the user's own factories.
+"""Static networks: registered ones by name, exported files and the user's own factories.
 
 A TorchScript file, a `torch.export` file or a factory can run code of its own; they are built only from
 what the user's configuration says, never from what a checkpoint says.
@@ -10,8 +10,9 @@ import importlib
 import itertools
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,25 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
-from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.onnx_adapter import adapter_of
-from vtseg_ros.model.segformer import SEGFORMERS, SegFormer
-from vtseg_ros.model.state import METADATA_KEY
+from vtseg_ros.model.registry import find_architecture, image_architectures
+from vtseg_ros.model.weights import METADATA_KEY
 
-CLASSES: dict[str, type[nn.Module]] = {
-    "erfnet": ERFNet,
-    "efficientvit_b0": EfficientViTB0,
-    "efficientvit_b1": EfficientViTB1,
-}
-PRIORS: dict[str, Callable[..., nn.Module]] = {
-    **CLASSES,
-    **{name: partial(SegFormer, variant=variant) for name, variant in SEGFORMERS.items()},
-}
-"""Networks that a checkpoint may name: plain modules whose weights it carries."""
-
-OWN_CLASSES = (SegFormer, *CLASSES.values())
+if TYPE_CHECKING:
+    from vtseg_ros.model.vtseg import VTSeg
 
 EXTERNAL = "external"
 """What a checkpoint says when its static network is a file or a factory that the user must name."""
@@ -110,33 +99,29 @@ class ImageByImage(nn.Module):
         return torch.cat([self.network(image[None]) for image in images])
 
 
-def is_registered(name: str) -> bool:
-    """Whether the name is of a network whose weights a checkpoint carries."""
-    return name in PRIORS
-
-
 def is_own(prior: nn.Module) -> bool:
-    """Whether a network is of a registered class: it can be cast, fused and prepacked."""
-    return isinstance(prior.network if isinstance(prior, Cast) else prior, OWN_CLASSES)
+    """Return whether a static network is registered: it can be cast, fused and prepacked."""
+    return find_architecture(prior.network if isinstance(prior, Cast) else prior) is not None
 
 
 def build_prior(name: str, *, num_classes: int) -> nn.Module:
-    """A registered static network, freshly initialised.
+    """Build a registered static network, freshly initialised.
 
     Raises:
-        ConfigError: if the name is not registered.
+        ConfigError: if the name is not that of a network of single images.
     """
     if name == EXTERNAL:
         raise ConfigError(
             "this network's static prior is not part of it: name it by the parameter `static_prior` "
             "(a TorchScript, torch.export or ONNX file, or package.module:factory)"
         )
-    if name not in PRIORS:
+    known = image_architectures()
+    if name not in known:
         raise ConfigError(
-            f"there is no static prior {name!r}. Known: {', '.join(PRIORS)}, a .pt, .pt2 or .onnx file, "
+            f"there is no static prior {name!r}. Known: {', '.join(known)}, a .pt, .pt2 or .onnx file, "
             "or package.module:factory"
         )
-    return PRIORS[name](num_classes=num_classes)
+    return known[name].build(num_classes=num_classes)
 
 
 def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] = (64, 64)) -> nn.Module:
@@ -176,7 +161,8 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
 
 def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
     """Raise ConfigError if an external static network does not take images of (height, width) px."""
-    if type(prior) in OWN_CLASSES:  # a class of the user's that derives from one of them may refuse sizes
+    own = find_architecture(prior)
+    if own is not None and type(prior) is own.kind:  # a class that derives from it may refuse sizes
         return
     try:
         _probe(prior, 1, size)
@@ -229,9 +215,10 @@ def _checkpoint(path: Path) -> nn.Module:
     )
 
     loaded = load_checkpoint(path)
-    if loaded.architecture not in PRIORS:
+    known = image_architectures()
+    if loaded.architecture not in known:
         raise ConfigError(
-            f"static prior {path}: expected a checkpoint of an image network ({', '.join(PRIORS)}), "
+            f"static prior {path}: expected a checkpoint of an image network ({', '.join(known)}), "
             f"got {loaded.architecture}"
         )
     return loaded.model
@@ -239,7 +226,9 @@ def _checkpoint(path: Path) -> nn.Module:
 
 def _file(path: Path) -> nn.Module:
     if not path.is_file():
-        raise ConfigError(f"static prior {path}: no such file. Registered names: {', '.join(PRIORS)}")
+        raise ConfigError(
+            f"static prior {path}: no such file. Registered names: {', '.join(image_architectures())}"
+        )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return _checkpoint(path)
@@ -254,3 +243,61 @@ def _file(path: Path) -> nn.Module:
             f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
             f"{_line(err)}"
         ) from err
+
+
+class ClassMapping(nn.Module):
+    """Each target class takes the largest logit of the source classes that map to it.
+
+    A target without a source takes the smallest logit of its pixel, so that it is never favoured.
+
+    Args:
+        mapping: for each source class its target class, or -1 for none.
+        num_classes: number C of target classes.
+    """
+
+    def __init__(self, mapping: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.sources = tuple(
+            tuple(source for source, target in enumerate(mapping) if target == wanted)
+            for wanted in range(num_classes)
+        )
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(n, C_prior, H, W) -> (n, C, H, W)."""
+        lowest = logits.amin(dim=1)  # (n, H, W)
+        # Slices, not lists of indices: those are uploaded anew each time, which a CUDA graph cannot capture.
+        columns = [
+            reduce(torch.maximum, [logits[:, source] for source in sources]) if sources else lowest
+            for sources in self.sources
+        ]
+        return torch.stack(columns, dim=1)
+
+
+class StaticBranch(nn.Module):
+    """What a VTSeg's decoder starts from: its static network, normalised and in VTSeg's classes.
+
+    Args:
+        model: whose static network; shared, not copied.
+    """
+
+    def __init__(self, model: VTSeg) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) in [0, 1] -> float32 logits (n, C, H, W)."""
+        return self.model.static_logits(images).float()
+
+    @property
+    def static_network(self) -> nn.Module:
+        """The static network itself."""
+        return self.model.static_prior
+
+    def own_parts(self) -> list[nn.Module]:
+        """See `VTSeg.own_parts`."""
+        prior = self.model.static_prior
+        return [prior] if is_own(prior) else []
+
+    def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> StaticBranch:
+        """See `VTSeg.for_inference`."""
+        return StaticBranch(self.model.for_inference(convert, dtype))

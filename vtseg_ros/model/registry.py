@@ -1,0 +1,259 @@
+"""Architectures by name: everything that the rest of the package must know about a network.
+
+A network is added by one file: a class derived from `Network` with the decorator `register`. Networks of other
+packages are found by the entry point group `vtseg_ros.architectures`, whose entries name the module to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from vtseg_ros.errors import ConfigError
+
+log = logging.getLogger("vtseg_ros.model")
+
+BUILT_IN = tuple(
+    f"vtseg_ros.model.{name}" for name in ("erfnet", "segformer", "efficientvit", "stgru", "vtseg")
+)
+"""Modules of the package's own networks, in the order of lists and tables."""
+ENTRY_POINTS = "vtseg_ros.architectures"
+DEFAULT_ARCHITECTURE = "vtseg"
+DEFAULT_STATIC_PRIOR = "erfnet"
+UNIT_RANGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+class Network(nn.Module):
+    """Base of the registered networks; as it is, a network of single images.
+
+    An image network takes `num_classes` and maps RGB (n, 3, H, W) in [0, 1] to logits (n, C, H, W). A video network
+    maps a window (B, k, 3, H, W) to (B, k, C, H, W); it takes a `model.cache.FrameCache` as second argument, or optical
+    flow where `needs_flow` is declared, and has `static_logits` and `static_branch`.
+
+    A module within a network that has a cheaper form in eval mode defines `fused()`, which returns it.
+    """
+
+    registered_as = ""
+    """Name in the registry, set by `register`."""
+    num_classes: int
+
+    @property
+    def architecture(self) -> str:
+        """Name under which checkpoints and configurations record the kind of network."""
+        return self.registered_as
+
+    @classmethod
+    def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration, as checkpoints record it, that a training configuration asks for."""
+        return {"num_classes": num_classes}
+
+    @classmethod
+    def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
+        """Raise ConfigError for `model.overrides` of a training configuration that make no sense."""
+
+    @classmethod
+    def training_window(cls, overrides: Mapping[str, Any]) -> int | None:
+        """Return the frames of a training window that is not part of the configuration; None = there is none."""
+        return None
+
+    def config_values(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values, with `num_classes`."""
+        return {"num_classes": self.num_classes}
+
+    def own_parts(self) -> list[nn.Module]:
+        """Return the modules that may be transformed for inference: all but an external static network."""
+        return [self]
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """Load published weights under their own key names.
+
+        Raises:
+            CheckpointError: if keys or shapes are not those of this network.
+        """
+        raise ConfigError(f"{self.architecture}: expected a network with published weights, got one without")
+
+    def set_input_normalization(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Set the mean and standard deviation of RGB in [0, 1] that the weights were trained on.
+
+        Raises:
+            ConfigError: if this network takes RGB in [0, 1].
+        """
+        if (tuple(mean), tuple(std)) != UNIT_RANGE:
+            raise ConfigError(
+                f"--mean, --std: {type(self).__name__} takes RGB in [0, 1]; expected none, got {mean}, {std}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What is declared about a network.
+
+    Args:
+        name: as checkpoints and configurations record it.
+        title: for tables.
+        kind: the class.
+        build: from `num_classes` to a freshly initialised image network; for video networks see `from_config`.
+        video: it takes windows, else single images; an image network can be the static network of a video network.
+        needs_flow: it takes optical flow.
+        options: fields of the training configuration's `model` section that have an effect, and `prior_loss`.
+        class_dimensions: which dimensions count classes, by regular expression of the end of a tensor's name.
+        parts: title of each submodule that tables of costs list.
+        sizes: title and builder, from the number of classes, of each size that tables of costs list.
+        normalization: mean and standard deviation of RGB in [0, 1] that published weights expect by default.
+    """
+
+    name: str
+    title: str
+    kind: type[Network]
+    build: Callable[..., nn.Module]
+    video: bool = False
+    needs_flow: bool = False
+    options: frozenset[str] = frozenset()
+    class_dimensions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Callable[[int], nn.Module]] = field(default_factory=dict)
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] = UNIT_RANGE
+
+    @property
+    def takes_cache(self) -> bool:
+        """Whether it is a video network whose forward pass takes a cache."""
+        return self.video and not self.needs_flow
+
+    def from_config(self, values: Mapping[str, Any], *, static_prior: nn.Module | None = None) -> nn.Module:
+        """Build the network that `Network.config_values` described, freshly initialised.
+
+        Args:
+            values: the configuration.
+            static_prior: of a video network: the static network to use instead of the one that it names.
+
+        Raises:
+            ConfigError, KeyError, TypeError: if the values are not such a configuration.
+        """
+        if self.video:
+            return self.build(values, static_prior=static_prior)
+        return self.build(num_classes=values["num_classes"])
+
+    def window(self, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> int:
+        """Return the frames of a training window of a configuration; 1 for image networks."""
+        own = self.kind.training_window(overrides)
+        return int(values.get("window", 1)) if own is None else own
+
+
+_REGISTRY: dict[str, Architecture] = {}
+_plugins_loaded = False
+Kind = TypeVar("Kind", bound=type[Network])
+
+
+def register(
+    name: str,
+    *,
+    title: str,
+    build: Callable[..., nn.Module] | None = None,
+    options: Iterable[str] = (),
+    sizes: Mapping[str, Callable[[int], nn.Module]] | None = None,
+    **declared: Any,
+) -> Callable[[Kind], Kind]:
+    """Return a class decorator that adds a network to the registry.
+
+    Args:
+        name, title, options: as `Architecture`.
+        build: as `Architecture`; None = the class itself.
+        sizes: as `Architecture`; None = the network itself, under its title.
+        declared: further arguments of `Architecture`.
+
+    Raises:
+        ConfigError: if the name is taken.
+    """
+
+    def decorate(kind: Kind) -> Kind:
+        if name in _REGISTRY and _REGISTRY[name].kind is not kind:
+            raise ConfigError(f"architecture {name!r}: the name is taken by {_REGISTRY[name].kind.__name__}")
+        make = build or kind
+        _REGISTRY[name] = Architecture(
+            name=name,
+            title=title,
+            kind=kind,
+            build=make,
+            options=frozenset(options),
+            sizes={title: lambda classes: make(num_classes=classes)} if sizes is None else sizes,
+            **declared,
+        )
+        kind.registered_as = name
+        return kind
+
+    return decorate
+
+
+def architectures() -> dict[str, Architecture]:
+    """Return all architectures by name: the package's own, then those of other packages."""
+    global _plugins_loaded
+    for module in BUILT_IN:
+        importlib.import_module(module)
+    if not _plugins_loaded:
+        _plugins_loaded = True
+        for entry in entry_points(group=ENTRY_POINTS):
+            try:
+                entry.load()
+            except Exception as err:  # another package's code may raise anything
+                log.warning("architecture %s is not available: %s: %s", entry.name, type(err).__name__, err)
+    place = {module: index for index, module in enumerate(BUILT_IN)}
+    ordered = sorted(_REGISTRY.values(), key=lambda one: place.get(one.kind.__module__, len(place)))
+    return {one.name: one for one in ordered}
+
+
+def image_architectures() -> dict[str, Architecture]:
+    """Return the networks of single images, which can be static networks too."""
+    return {name: one for name, one in architectures().items() if not one.video}
+
+
+def architecture(name: str) -> Architecture:
+    """Return an architecture by name.
+
+    Raises:
+        ConfigError: if there is none; lists the names.
+    """
+    known = architectures()
+    if name not in known:
+        raise ConfigError(f"unknown architecture {name!r}. Known: {', '.join(known)}")
+    return known[name]
+
+
+def find_architecture(model: nn.Module) -> Architecture | None:
+    """Return the architecture of a network; None for one that is not registered."""
+    return architectures().get(model.architecture) if isinstance(model, Network) else None
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Return the architecture of a network.
+
+    Raises:
+        ConfigError: if it is not registered.
+    """
+    found = find_architecture(model)
+    if found is None:
+        raise ConfigError(
+            f"not a registered network; expected one of {', '.join(architectures())}, got {type(model).__name__}"
+        )
+    return found
+
+
+def takes_cache(model: nn.Module) -> bool:
+    """Return whether a network, registered or not, segments windows and takes a cache."""
+    found = find_architecture(model)
+    return found is not None and found.takes_cache
+
+
+def class_dimensions(key: str) -> tuple[int, ...]:
+    """Return the dimensions of the tensor `key` of a state dict that count classes; () for none."""
+    for one in architectures().values():
+        for end, dims in one.class_dimensions.items():
+            if re.search(rf"(^|\.){end}$", key):
+                return dims
+    return ()

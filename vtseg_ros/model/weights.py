@@ -1,0 +1,150 @@
+"""State dicts: read, checked against a network, translated to other classes or dimensions, laid out in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vtseg_ros.errors import CheckpointError
+from vtseg_ros.model.registry import class_dimensions
+
+METADATA_KEY = "vtseg_ros"
+"""Under which our files (.safetensors, .onnx, .pt2) carry their metadata."""
+SHOWN = 3
+OPTIONAL = ("num_batches_tracked", "normalization.mean", "normalization.std")
+"""Ends of names that a state may lack: no part of the output, or what `Normalization` then sets to 0 and 1."""
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def load_exact(module: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copy `state` into `module`; every key and shape must agree.
+
+    Entries that end in one of `OPTIONAL` may be absent.
+
+    Raises:
+        CheckpointError: naming the first keys that are missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith(OPTIONAL)]
+    if missing:
+        raise CheckpointError(f"{source}: {len(missing)} keys are missing: {_some(missing)}")
+    unexpected = [key for key in state if key not in own]
+    if unexpected:
+        raise CheckpointError(
+            f"{source}: {len(unexpected)} keys are not of this network: {_some(unexpected)}"
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise CheckpointError(
+                f"{source}: {key} has another shape. Expected: {tuple(own[key].shape)}. Got: {tuple(value.shape)}"
+            )
+    module.load_state_dict(state, strict=False)
+
+
+def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or PyTorch file; nothing in it is executed.
+
+    Args:
+        path: a state dict, or a mapping that holds one as `state_dict` or `model`, as training programs write it.
+        source: how messages name the file.
+
+    Raises:
+        CheckpointError: if it cannot be read, or holds no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{source}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("it is not a state dict")
+        return dict(state)
+    except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
+        raise CheckpointError(
+            f"{source} cannot be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}. "
+            "Expected: a whole .safetensors file, or a PyTorch file that holds nothing but tensors"
+        ) from err
+
+
+def inflate(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` with the weights of 2-D convolutions in the middle of 3-D ones, where `own` has such.
+
+    Inflation as in "Quo Vadis, Action Recognition?" (Carreira and Zisserman), but with all weights in the present frame:
+    a network with `mix_ffn: spatiotemporal` computes what the spatial one did, and learns from there what other frames
+    add.
+
+    Args:
+        state: (out, in, H, W) convolutions, and tensors of any other shape.
+        own: the state of the network to be filled, (out, in, T, H, W) in some places.
+    """
+    result = dict(state)
+    for key, value in state.items():
+        target = own.get(key)
+        if target is not None and value.dim() == 4 and target.dim() == 5:
+            result[key] = torch.zeros(*value.shape[:2], target.shape[2], *value.shape[2:], dtype=value.dtype)
+            result[key][:, :, target.shape[2] // 2] = value
+    return result
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Lay out the weights of all 2-D convolutions as (out, H, W, in), in place: the faster layout on CPUs and GPUs.
+
+    `Module.to(memory_format=...)` on the whole fails at the five axes of a 3-D convolution (`mix_ffn: spatiotemporal`).
+    """
+    for part in network.modules():
+        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
+            part.to(memory_format=torch.channels_last)
+
+
+def translate_classes(
+    state: dict[str, Tensor], own: dict[str, Tensor], *, old: tuple[str, ...], new: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return the state of a network of the classes `old` for the same network with the classes `new`.
+
+    What belongs to a class is taken over by the class's name.
+
+    Args:
+        state: the trained network's.
+        own: the new network's, freshly initialised: classes that `old` lacks keep their weights from it.
+        old: class names of `state`, in the order of their ids.
+        new: class names of `own`.
+
+    Returns:
+        `state`, with the tensors that count classes in the shapes of `own`. Tensors that differ in more than the
+        classes are left as they are, for `load_exact` to refuse.
+    """
+    shared = [name for name in new if name in old]
+    taken = [old.index(name) for name in shared], len(old)
+    given = [new.index(name) for name in shared], len(new)
+    result = dict(state)
+    for key, value in state.items():
+        dims = class_dimensions(key)
+        if dims and key in own and _rest(value, dims, len(old)) == _rest(own[key], dims, len(new)):
+            result[key] = own[key].clone()
+            result[key][_grid(own[key], dims, *given)] = value[_grid(value, dims, *taken)]
+    return result
+
+
+def _rest(tensor: Tensor, dims: tuple[int, ...], classes: int) -> list[int]:
+    """Return its shape without the classes."""
+    return [size - classes if dim in dims else size for dim, size in enumerate(tensor.shape)]
+
+
+def _grid(tensor: Tensor, dims: tuple[int, ...], rows: list[int], classes: int) -> tuple[Tensor, ...]:
+    """Return the indices of the rows of some classes, and of everything that belongs to no class."""
+    along = [
+        rows + list(range(classes, size)) if dim in dims else list(range(size))
+        for dim, size in enumerate(tensor.shape)
+    ]
+    return torch.meshgrid(*[torch.tensor(indices, dtype=torch.long) for indices in along], indexing="ij")
