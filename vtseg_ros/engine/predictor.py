@@ -27,6 +27,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageErr
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import check_prior_size
 from vtseg_ros.model.vtseg import check_size
@@ -169,7 +170,10 @@ class Segmenter:
         self.input_size = (width, height)
         if isinstance(checkpoint.model, VTSeg):
             check_prior_size(checkpoint.model.static_prior, (height, width))
-        self.model = prepare(checkpoint.model, self.device, self._dtype)
+        network = checkpoint.model
+        if hasattr(network, "coarse_logits") and self.upsampling != "nearest":
+            network = CoarseLogits(network)  # `nearest` upsamples a mask of the network's size
+        self.model = prepare(network, self.device, self._dtype)
         if self.device.type == "cpu" and not compile:  # the compiler packs by itself
             pack(self.model, (height, width))
         self.video = isinstance(self.model, VTSeg)
