@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
     "cost": "parameters and multiply-adds of the networks",
+    "weights": "published weights by name: list, get, convert",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }

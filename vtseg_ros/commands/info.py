@@ -81,6 +81,7 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         "classes": list(loaded.labels.names),
         "config": loaded.config,
         "training": loaded.training,
+        "licence": loaded.licence.to_dict(),
     }
 
 
@@ -100,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         table = Table(title=str(found["checkpoint"]), show_header=False)
         table.add_row("architecture", found["architecture"])
+        table.add_row("licence", found["licence"]["name"] or "not stated")
+        if found["licence"]["note"]:
+            table.add_row("licence note", found["licence"]["note"])
         table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
         table.add_row("input", "x".join(map(str, found["input_size"])))
         if found["export"]:

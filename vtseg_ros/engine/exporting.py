@@ -148,6 +148,7 @@ def exportable(
         "class_colors": [list(color) for color in checkpoint.labels.colors],
         "input_size": [width, height],
         "training": checkpoint.training,
+        "licence": checkpoint.licence.to_dict(),
     }
     return Exportable(module.eval(), arguments, inputs, outputs, kind, metadata)
 

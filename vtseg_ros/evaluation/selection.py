@@ -18,12 +18,13 @@ from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, traine
 from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.segformer import SEGFORMERS
 from vtseg_ros.model.static import StaticBranch
 
 TITLES = {
     "vtseg": "VTSeg",
     "erfnet": "ERFNet",
-    "segformer_b0": "SegFormer-B0",
+    **{name: f"SegFormer-{variant.upper()}" for name, variant in SEGFORMERS.items()},
     "efficientvit_b0": "EfficientViT-B0",
     "efficientvit_b1": "EfficientViT-B1",
     "gru": "GRU",

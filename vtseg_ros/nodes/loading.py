@@ -39,6 +39,12 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:
     return segmenter
 
 
+def licence_line(segmenter: Segmenter) -> str:
+    """Return the log line for weights under another licence than the code's; empty when there is none."""
+    licence, path = segmenter.checkpoint.licence, segmenter.checkpoint.path
+    return f"licence of {path}: {licence}" if licence.restricted else ""
+
+
 def read_ego_mask(path: str) -> np.ndarray | None:
     """(h, w) bool of a PNG, True where the robot sees itself; None for an empty path.
 

@@ -20,7 +20,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
-from vtseg_ros.nodes.loading import Loader, load_segmenter, one_line, read_ego_mask
+from vtseg_ros.nodes.loading import Loader, licence_line, load_segmenter, one_line, read_ego_mask
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters
 from vtseg_ros.nodes.process import run_node
@@ -89,6 +89,7 @@ class SegmenterNode(LifecycleNode):
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
             f"window {segmenter.window}, streaming {segmenter.streaming}"
         )
+        self._log_licence()
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -212,6 +213,11 @@ class SegmenterNode(LifecycleNode):
             for outputs in self._outputs.values():
                 outputs.publish_labels(loaded.labels)
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
+        self._log_licence()
+
+    def _log_licence(self) -> None:
+        if line := licence_line(self._segmenter):
+            self.get_logger().info(line)
 
     def _restore(self) -> None:
         """Let the parameters say what runs."""

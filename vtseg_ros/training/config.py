@@ -8,10 +8,11 @@ from typing import Any
 
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.segformer import SEGFORMERS
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
-IMAGE_ARCHITECTURES = ("erfnet", "segformer_b0", "efficientvit_b0", "efficientvit_b1")
+IMAGE_ARCHITECTURES = ("erfnet", *SEGFORMERS, "efficientvit_b0", "efficientvit_b1")
 ARCHITECTURES = ("vtseg", "gru", *IMAGE_ARCHITECTURES)
 INITS = ("segformer", "xavier")
 GRU_FIELDS = ("window", "static_prior")
@@ -70,19 +71,19 @@ class ModelConfig:
 
     Args:
         architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
-            `segformer_b0`, `efficientvit_b0`, `efficientvit_b1`.
+            `segformer_b0` to `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
         preset: of VTSeg: `b0`, `small`, `tiny`.
         overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
         flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
             (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
-        static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
-            configuration's own.
-        init: of the linear layers of `vtseg` and `segformer_b0`: `segformer` (SegFormer's, made for fine-tuning wide
+        static_prior: a checkpoint of an image network, which becomes a part of the trained one, or another file or
+            a factory that is the static network (see the docs: it can run code); empty = the configuration's own.
+        init: of the linear layers of `vtseg` and `segformer_b*`: `segformer` (SegFormer's, made for fine-tuning wide
             pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
             tells tokens apart (see docs/training.md).
         normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
-        init_encoder: what the encoder of `vtseg` or `segformer_b0` starts from: a file of a Hugging Face
-            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b0` or `vtseg`; empty = none.
+        init_encoder: what the encoder of `vtseg` or `segformer_b*` starts from: a file of a Hugging Face
+            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b*` or `vtseg`; empty = none.
         init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
             cross-attention from nothing (see docs/training.md).
         warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
@@ -145,6 +146,8 @@ class TrainConfig:
         log_every: updates between log lines.
         sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
         pictures: validation frames that TensorBoard shows; 0 = none.
+        licence: of the trained weights, such as `Apache-2.0` or `non-commercial research`; empty = not stated. The
+            checkpoint gets the stricter of it and the licences of the weights that the run starts from.
     """
 
     data: DataConfig
@@ -161,6 +164,7 @@ class TrainConfig:
     log_every: int = 20
     sweep_frames: int = 24
     pictures: int = 4
+    licence: str = ""
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -189,7 +193,7 @@ class TrainConfig:
             if self.model.architecture in IMAGE_ARCHITECTURES and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
-        if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
+        if self.model.init_encoder and self.model.architecture not in ("vtseg", *SEGFORMERS):
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and self.model.architecture != "vtseg":
             raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
@@ -224,7 +228,7 @@ class TrainConfig:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
         used = {
             "vtseg": {"preset", "overrides", "static_prior", "init", "normalize_encoder"},
-            "segformer_b0": {"init", "normalize_encoder"},
+            **dict.fromkeys(SEGFORMERS, {"init", "normalize_encoder"}),
             "gru": {"overrides", "flow"},
         }
         default = ModelConfig()

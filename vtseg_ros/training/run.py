@@ -20,8 +20,9 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.layout import use_channels_last
+from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.priors import is_exported
-from vtseg_ros.training.build import build_model, has_prior, is_mapped, window_length
+from vtseg_ros.training.build import build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.data import TrainingData, build_labels
@@ -65,6 +66,7 @@ class Training:
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
+        self.licence = licence_of_run(config)
         self._check_prior()
         self.data = TrainingData(
             config,
@@ -98,6 +100,8 @@ class Training:
         check_plan(self.state, self.plan)
         self.model.load_state_dict(self.state["model"])
         self.best_miou, self.validation_miou = self.state["best_miou"], self.state["validation_miou"]
+        # A resumed run need not name what it started from.
+        self.licence = derived_licence(self.licence, [Licence(**self.state.get("licence", {}))])
 
     def _per_update(self, stage: StageConfig) -> int:
         return stage.batch * stage.accumulate * self.fabric.world_size
@@ -285,6 +289,7 @@ class Training:
             "validation_miou": self.validation_miou,
             "history": self.record.history,
             "plan": self.plan,
+            "licence": self.licence.to_dict(),
         }
         with saving(self.output_dir):
             save_state(self.output_dir, state)
@@ -303,10 +308,15 @@ class Training:
             for source in summary["config"]["data"][key]:
                 source["path"] = Path(source["path"]).name
         summary["config"]["data"].pop("cache_dir")
-        for key in ("warm_start", "init_encoder"):
+        for key in ("warm_start", "init_encoder", "static_prior"):
             summary["config"]["model"][key] = Path(summary["config"]["model"][key]).name
         save_checkpoint(
-            path, self.model, labels=self.labels, input_size=self.config.data.size, training=summary
+            path,
+            self.model,
+            labels=self.labels,
+            input_size=self.config.data.size,
+            training=summary,
+            licence=self.licence,
         )
 
 
