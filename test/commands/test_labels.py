@@ -192,7 +192,7 @@ class TestMerge:
         save(masks / name_of(0), ids_of(0))
         save(masks / name_of(1), np.zeros((32, 60), np.uint8))
         save(masks / name_of(2), np.full((32, 64), 20, np.uint8))
-        save(masks / name_of(3), np.full((32, 64, 3), 7, np.uint8))
+        save(masks / name_of(3), np.full((32, 64, 3), (7, 8, 7), np.uint8))
         save(masks / name_of(400), ids_of(0))
         save(masks / "frame_12.png", ids_of(0))
         save(masks / f"again_{name_of(0)}", ids_of(0))
@@ -208,7 +208,7 @@ class TestMerge:
         for name, words in {
             name_of(1): "60x32 px, its image 64x32",
             name_of(2): "class id 20 (row 0, column 0) is not in the list of 20 classes",
-            name_of(3): "no class has the colour 7,7,7",
+            name_of(3): "no class has the colour 7,8,7",
             name_of(400): "the bag has no image with the stamp",
             "frame_12.png": "no stamp of 19 digits",
             name_of(5): "class ids are 0..255. Got: 256",

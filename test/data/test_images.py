@@ -25,7 +25,8 @@ from vtseg_ros.data.images import (
 from vtseg_ros.errors import ImageError
 
 BYTES_PER_PIXEL = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "uyvy": 2,
-                   "yuv422_yuy2": 2, "yuyv": 2}  # fmt: skip
+                   "yuv422_yuy2": 2, "yuyv": 2, "rgb16": 6, "bgr16": 6, "rgba16": 8, "bgra16": 8, "bayer_rggb16": 2,
+                   "bayer_bggr16": 2, "bayer_gbrg16": 2, "bayer_grbg16": 2}  # fmt: skip
 
 
 def message(rows: np.ndarray, encoding: str, width: int, height: int, *, big: bool = False, padding: int = 0):
@@ -138,7 +139,8 @@ def test_bayer(pattern, rng):
 def test_every_encoding_of_the_interface_is_known():
     assert set(ENCODINGS) == {
         "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
-        "yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv21", "nv12",
+        "bayer_rggb16", "bayer_bggr16", "bayer_gbrg16", "bayer_grbg16", "rgb16", "bgr16", "rgba16", "bgra16",
+        "yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv21", "nv12", "nv24",
     }  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def test_every_encoding_of_the_interface_is_known():
 def test_lies_of_every_encoding_are_refused(encoding):
     width, height = 8, 4
     row = width * BYTES_PER_PIXEL.get(encoding, 1)
-    rows = height * 3 // 2 if encoding.startswith("nv") else height
+    rows = height * {"nv12": 3, "nv21": 3, "nv24": 6}.get(encoding, 2) // 2
     good = dict(height=height, width=width, encoding=encoding, is_bigendian=0, step=row)
     data = np.zeros(rows * row, np.uint8)
     assert decode_image(SimpleNamespace(**good, data=data)).shape == (height, width, 3)
@@ -277,10 +279,12 @@ def test_labels(rng):
     deep[2, 3] = 300
     with pytest.raises(ImageError, match="class ids are 0..255. Got: 300"):
         decode_label(message(deep, "mono16", 7, 5))
-    with pytest.raises(ImageError, match="mono8 or mono16. Got: 'rgb8'"):
-        decode_label(message(np.zeros((5, 21), np.uint8), "rgb8", 7, 5))
+    with pytest.raises(ImageError, match="mono8 or mono16. Got: 'yuyv'"):
+        decode_label(message(np.zeros((5, 16), np.uint8), "yuyv", 8, 5))
     with pytest.raises(ImageError, match="one channel of class ids. Got: 3"):
         decode_label(compressed(cv2.imencode(".png", picture(rng))[1].tobytes(), "png"))
+    with pytest.raises(ImageError, match="jpeg changes class ids"):
+        decode_label(compressed(cv2.imencode(".jpg", ids)[1].tobytes()))
 
 
 @pytest.mark.parametrize("big", [False, True])
