@@ -80,7 +80,7 @@ def lie(rng: np.random.Generator, message: SimpleNamespace) -> SimpleNamespace:
 
 def is_true(message: SimpleNamespace) -> bool:
     """Whether a message says enough to be one picture; written from the interface's text, not from the decoder."""
-    encoding, height, width, step = message.encoding, message.height, message.width, message.step
+    encoding, height, width = message.encoding, message.height, message.width
     if encoding not in BYTES or not 0 < height * width <= MAX_PIXELS:
         return False
     even_rows = encoding.startswith("bayer") or encoding in ("nv12", "nv21")

@@ -25,6 +25,7 @@ MAX_SCANS = 100
 """Progressive files have about 10; every scan walks the whole picture, however short it is in the file."""
 # Start-of-frame markers carry the size; C4, C8 and CC are tables that share their range.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START = b"\xff\xd8\xff"
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _SEGMENTS = frozenset(range(0xC0, 0xFF)) - {_SOI, _EOI}
 # What may follow a scan: tables, comments, application data, the number of lines, the next scan, the end.
@@ -137,9 +138,10 @@ def _read_jpeg(data: np.ndarray) -> Container:
         if marker not in (_AFTER_SCAN if scans else _SEGMENTS):
             break  # where this file was cut lies another file, or anything else
         length = int.from_bytes(file[offset + 2 : offset + 4], "big")
-        content, offset = file[offset + 4 : offset + 2 + length], offset + 2 + length
-        if length < 2 or offset > len(file):
-            break
+        content, segment = file[offset + 4 : offset + 2 + length], file[offset + 2 : offset + 4 + length]
+        offset += 2 + length
+        if length < 2 or offset > len(file) or (_is_plain(marker, content) and _START in bytes(segment)):
+            break  # the segment was cut, and another file begins in it
         if marker in _SOF:
             if len(content) < 6:
                 break
@@ -151,3 +153,8 @@ def _read_jpeg(data: np.ndarray) -> Container:
     if frame is None:
         raise ImageError("the jpeg has no frame header")
     raise ImageError(f"the jpeg is truncated: no end after {data.size} bytes")
+
+
+def _is_plain(marker: int, content: memoryview) -> bool:
+    """Whether a segment holds no thumbnail, a file in the file, as application data and comments may."""
+    return not (0xE1 <= marker <= 0xEF or marker == 0xFE or (marker == 0xE0 and content[:4] == b"JFXX"))

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from vtseg_ros.data.containers import MAX_PIXELS, read_container
+from vtseg_ros.data.containers import MAX_PIXELS, Container, read_container
+from vtseg_ros.data.jpeg import require_complete
 from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ImageError
 from vtseg_ros.labels import IGNORE
@@ -252,16 +253,36 @@ def _from_nv24(rows: np.ndarray, height: int, width: int) -> np.ndarray:
     luma = np.ascontiguousarray(luma)
     # As YUYV with each pixel twice, which has a conversion of the same arithmetic as the other encodings'.
     pairs = cv2.merge([luma, u, luma, v]).reshape(height, 2 * width, 2)
-    return np.ascontiguousarray(cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUYV)[:, ::2])
+    twice = cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUYV)
+    return cv2.resize(twice, (width, height), interpolation=cv2.INTER_NEAREST)  # every other pixel
 
 
-def _decode_file(data: np.ndarray, flags: int, fmt: str) -> np.ndarray:
+def decode_file(data: np.ndarray, header: Container, fmt: str = "") -> np.ndarray:
+    """Decode an image file as its pixels are stored, whatever EXIF says.
+
+    Args:
+        data: (n,) uint8, the file; bytes after its end are ignored.
+        header: what `read_container` said of it.
+        fmt: name of the format for errors.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: if it cannot be decoded, or is cut.
+    """
+    return cv2.cvtColor(_decode_file(data, header, COLOR_AS_STORED, fmt), cv2.COLOR_BGR2RGB)
+
+
+def _decode_file(data: np.ndarray, header: Container, flags: int, fmt: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(data, flags)
+        image = cv2.imdecode(data[: header.end], flags)
     except cv2.error as err:
         raise ImageError(f"the compressed image cannot be decoded: {err.err}") from err
     if image is None:
         raise ImageError(f"the compressed image ({data.size} bytes, format {fmt[:40]!r}) cannot be decoded")
+    if header.kind == "jpeg":
+        require_complete(data, header.end, image)
     return image
 
 
@@ -283,10 +304,11 @@ def decode_compressed(message, note: Note = _quiet) -> np.ndarray:
     """
     data = _bytes(message.data)
     header = read_container(data, max_pixels=MAX_PIXELS)
-    data = data[: header.end]
     bayer = _BAYER_FORMAT.match(message.format.lower())
     if header.channels == 1 and (bayer or header.depth == 16):
-        values = _decode_file(data, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, message.format)
+        values = _decode_file(
+            data, header, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION, message.format
+        )
         if bayer and values.ndim == 2:
             if header.kind == "jpeg":
                 note("mosaic", "a Bayer mosaic that went through jpeg has lost part of its colours. Compress the "
@@ -294,7 +316,7 @@ def decode_compressed(message, note: Note = _quiet) -> np.ndarray:
             return _demosaic(values, bayer[1], note)
         if values.dtype == np.uint16 and values.ndim == 2:
             return cv2.cvtColor(_to_8_bits(values, note), cv2.COLOR_GRAY2RGB)
-    return cv2.cvtColor(_decode_file(data, COLOR_AS_STORED, message.format), cv2.COLOR_BGR2RGB)
+    return decode_file(data, header, message.format)
 
 
 def decode_any(message, note: Note = _quiet) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from vtseg_ros.data.bags import BagWriter
 from vtseg_ros.data.containers import read_container
 from vtseg_ros.data.exif import UPRIGHT, orientation_of, turned
-from vtseg_ros.data.images import COLOR_AS_STORED, MAX_PIXELS
+from vtseg_ros.data.images import MAX_PIXELS, decode_file
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import ConfigError, ImageError
@@ -119,14 +119,11 @@ class _Written:
 def _write_image(bag: BagWriter, frame: DataFrame, size: tuple[int, int] | None, jpeg: bool) -> _Written:
     data = np.frombuffer(read_bytes(frame.image), np.uint8)
     header = read_container(data, max_pixels=MAX_PIXELS)
-    data, kind = data[: header.end], header.kind
+    rgb, data, kind = decode_file(data, header), data[: header.end], header.kind
     orientation = orientation_of(data) if frame.upright else UPRIGHT
     shown = header.size if orientation < 5 else header.size[::-1]
     if (size and size != shown) or (jpeg and kind != "jpeg") or orientation != UPRIGHT:
-        bgr = cv2.imdecode(data, COLOR_AS_STORED)
-        if bgr is None:
-            raise ImageError("the file cannot be decoded")
-        rgb = turned(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), orientation)
+        rgb = turned(rgb, orientation)
         if size:
             rgb = resize_rgb(rgb, size)
         if jpeg:
