@@ -140,10 +140,26 @@ class TestIndex:
         with pytest.raises(BagError, match="has 64x48 px, its image 64x32"):
             index_of(tmp_path / "bag")
 
+    def test_labels_in_the_red_channel_as_simulators_publish_them(self, tmp_path, caplog):
+        with BagWriter(tmp_path / "bag") as writer:
+            for number in range(3):
+                stamp, ids = START_NS + number * NS // 10, ids_of(number)
+                bgra = np.dstack([0 * ids, 0 * ids, ids, np.full_like(ids, 255)])
+                writer.write(
+                    "/camera/image", IMAGE, image_message(picture(number), "rgb8", stamp, "cam"), stamp
+                )
+                writer.write("/camera/label", IMAGE, image_message(bgra, "bgra8", stamp, "cam"), stamp)
+        store = FrameStore(FrameIndex([BagSource(tmp_path / "bag")]))
+        for number in range(3):
+            np.testing.assert_array_equal(store.label(number), ids_of(number))
+        assert caplog.messages == [
+            "/camera/label: the class ids of the bgra8 labels are taken from the red channel"
+        ]
+
     def test_a_topic_of_a_wrong_kind_is_refused(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS)
         with pytest.raises(
-            BagError, match="first 5 messages on /camera/image: a label image is mono8 or mono16"
+            BagError, match="first 5 messages on /camera/image: a label image has one channel"
         ):
             index_of(BagSource(bag, "/camera/image", "/camera/image"))
         with BagWriter(tmp_path / "depth") as writer:

@@ -13,8 +13,9 @@ import numpy as np
 
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
+from vtseg_ros.data.masks import UNKNOWN
 from vtseg_ros.data.merge import check_labels, merge, place_images
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
 from vtseg_ros.data.palette import format_palette, open_palette
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     join.add_argument(
         "--skip-refused", action="store_true", help="merge the others when some files cannot be used"
     )
+    join.add_argument("--unknown", choices=UNKNOWN, default="refuse",
+                      help="pixels of no class (smoothed edges, half transparent ones): refuse the file (default), or "
+                      "take them as unlabelled")  # fmt: skip
     for action in (extract, join):
         action.add_argument("--json", type=Path, metavar="FILE")
 
@@ -118,6 +122,7 @@ def _extract(args: argparse.Namespace) -> int:
 def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int, np.ndarray | str]]:
     """(stamp in ns, (H, W, 3) uint8 RGB or why there is none) of the messages with the chosen numbers."""
     seen: set[int] = set()
+    decode = ImageDecoder(topic)
     for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
         if number not in chosen:
             continue
@@ -129,7 +134,7 @@ def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int,
                 raise ImageError("another frame has the same stamp")
             message = bag.read(topic, time_ns, stamp)
             assert stamp_of(message) == stamp
-            image = decode_any(message)
+            image = decode(message)
         except (ImageError, BagError) as err:
             yield time_ns, str(err)
             continue
@@ -150,7 +155,7 @@ def _merge(args: argparse.Namespace) -> int:
         topic, own = _image_topic(bag, args.image_topic), read_label_set(bag)
         taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()
         named = open_palette(args.labels) if args.labels else None
-        with open_label_files(args.masks, named, own) as found:
+        with open_label_files(args.masks, named, own, args.unknown) as found:
             places = place_images(bag, topic, {file.stamp_ns for file in found.files})
             good, refused = check_labels(found.files, places, taken)
             refused = found.refused + refused
@@ -168,6 +173,9 @@ def _merge(args: argparse.Namespace) -> int:
                     storage=args.storage, on_message=advance,
                 )  # fmt: skip
     print(f"{args.out}: {len(good)} labels on {args.topic}, from {found.kind} files")
+    notes = found.reader.summary(file.name for file in good)
+    for line in notes:
+        print(f"  {line}")
     for name in lost:
         print(f"  left out: topic {name}, of a type whose definition is not in the bag")
     for name in others:
@@ -177,7 +185,9 @@ def _merge(args: argparse.Namespace) -> int:
     if args.json:
         told = [{"file": name, "reason": reason} for name, reason in refused]
         args.json.write_text(
-            json.dumps({"labels": len(good), "refused": told, "topics_left_out": lost}, indent=2)
+            json.dumps(
+                {"labels": len(good), "refused": told, "topics_left_out": lost, "notes": notes}, indent=2
+            )
         )
     return 0
 

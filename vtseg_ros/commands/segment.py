@@ -16,7 +16,7 @@ import numpy as np
 from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine import Segmenter
@@ -68,6 +68,7 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     bag.require(topic)
     total = bag.topics[topic].count
 
+    decode = ImageDecoder(topic)
     corrupt: list[tuple[int, str, ImageError]] = []
 
     def on_corrupt(_: str, time_ns: int, reason: str) -> None:
@@ -78,7 +79,7 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
             yield from corrupt
             corrupt.clear()
             try:
-                pixels: np.ndarray | ImageError = decode_any(message)
+                pixels: np.ndarray | ImageError = decode(message)
             except ImageError as err:
                 pixels = err
             yield stamp_of(message), message.header.frame_id, pixels

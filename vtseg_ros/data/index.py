@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.containers import check_container
-from vtseg_ros.data.images import MAX_PIXELS, decode_any, decode_label
+from vtseg_ros.data.containers import read_container
+from vtseg_ros.data.images import MAX_PIXELS, ImageDecoder
 from vtseg_ros.data.messages import NS, stamp_of
 from vtseg_ros.data.topics import find_image_topic, find_label_topic
 from vtseg_ros.errors import BagError, ImageError
@@ -105,9 +105,9 @@ class FrameIndex:
                 raise BagError(f"bag {source.path} has no label topic. Add one with `vtseg labels merge`")
             start = bag.start_ns + round(source.start_s * NS)
             stop = bag.start_ns + round(source.end_s * NS) if source.end_s else None
-            images = self._places(bag, image, decode_any, start, stop)
+            images = self._places(bag, image, ImageDecoder(image), start, stop)
             # Not only of this part: a label may have been recorded later than its image.
-            labels = self._places(bag, label, decode_label, None, None) if label else {}
+            labels = self._places(bag, label, ImageDecoder(label).label, None, None) if label else {}
         self.topics.append((image, label))
         if not images:
             raise BagError(f"bag {source.path} has no image on {image} in the chosen part")
@@ -228,6 +228,6 @@ def _size_of(message) -> tuple[int, int] | None:
     if not hasattr(message, "format"):
         return int(message.width), int(message.height)
     try:
-        return check_container(message.data, max_pixels=MAX_PIXELS)
+        return read_container(message.data, max_pixels=MAX_PIXELS).size
     except ImageError:
         return None

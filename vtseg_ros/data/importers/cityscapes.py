@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.importers.frames import DataFrame, read_bytes, require_folder, stamp_of_frame
-from vtseg_ros.data.label_files import decode_png
+from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import IGNORE
 
@@ -25,10 +25,10 @@ def train_ids(path: Path) -> np.ndarray:
     table = np.full(65536, IGNORE, np.uint8)
     for label_id, train_id in TRAIN_IDS.items():
         table[label_id] = train_id
-    ids = decode_png(read_bytes(path))
-    if ids.ndim != 2:
+    png = read_png(read_bytes(path))
+    if png.has_colors:
         raise ImageError("we expect one channel of label ids (_gtFine_labelIds.png). Got: colours")
-    return table[ids]
+    return table[png.values]
 
 
 def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> list[DataFrame]:
