@@ -147,8 +147,8 @@ def run(args: argparse.Namespace) -> int:
                 bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {pixels}")
                 continue
             result = segmenter.step(pixels, stamp_ns, frame_id)
-            if result.duplicate:
-                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: has the stamp of the frame before it")
+            if result.dropped:
+                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {result.dropped}")
                 continue
             if bag:
                 if not done:
