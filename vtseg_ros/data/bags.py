@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +16,8 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from zstandard import ZstdDecompressor
 
 from vtseg_ros.data import messages
@@ -28,6 +30,7 @@ from vtseg_ros.labels import LabelSet
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
+MAX_NAME_BYTES = 250  # a storage file adds its suffix, and file systems end at 255
 DAY_NS = 86_400 * messages.NS
 OnCorrupt = Callable[[str, int, str], None]
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
@@ -355,6 +358,37 @@ def _warn_once(text: str) -> None:
         log.warning("%s", text)
 
 
+class _SqliteWriter(Sqlite3Writer):
+    """rosbags' writer, for any name: it makes a URI of the path, in which `#`, `?` and `%` have a meaning."""
+
+    def __init__(self, path: Path, compression: CompressionMode) -> None:
+        self.path = path / f"{path.name}.db3"
+        self.conn = sqlite3.connect(self.path)
+        self.conn.executescript(self.SQLITE_SCHEMA)
+        self.cursor = self.conn.cursor()
+
+
+class _Writer(Writer):
+    STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.SQLITE3: _SqliteWriter}
+
+
+def check_new_bag(path: Path) -> None:
+    """Refuse a bag that exists, or a name that the files inside it or metadata.yaml cannot have.
+
+    Raises:
+        BagError: naming the problem.
+    """
+    name = path.name
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as err:
+        raise BagError(f"{path!r}: the name of a bag must be valid UTF-8, as metadata.yaml is") from err
+    if size > MAX_NAME_BYTES:
+        raise BagError(f"{path}: the name of a bag may have {MAX_NAME_BYTES} bytes. Got: {size}")
+    if path.exists():
+        raise BagError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
+
+
 class BagWriter:
     """A bag written message by message; use it as a context manager: an exception inside removes what was begun.
 
@@ -368,21 +402,23 @@ class BagWriter:
 
     def __init__(self, path: str | Path, storage: str = "mcap") -> None:
         self.path = Path(path)
-        if self.path.exists():
-            raise BagError(f"{self.path} exists: nothing is overwritten. Remove it or choose another name")
+        check_new_bag(self.path)
         if storage not in STORAGES:
             raise BagError(f"storage must be one of {', '.join(STORAGES)}. Got: {storage!r}")
         with self._told():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Version 8 is what Humble writes and every newer release reads.
-            self._writer = Writer(self.path, version=8, storage_plugin=STORAGES[storage])
+            self._writer = _Writer(self.path, version=8, storage_plugin=STORAGES[storage])
             self._writer.open()
         self._connections: dict[str, object] = {}
+        self._closed = False
 
     def __enter__(self) -> BagWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._closed:
+            return
         if kind is None:
             try:
                 self.close()
@@ -393,9 +429,10 @@ class BagWriter:
         self._remove()
 
     def close(self) -> None:
-        """Finish the bag; without it there is no metadata.yaml and readers refuse it."""
+        """Finish the bag; after this an exception inside the `with` leaves it as it is."""
         with self._told():
             self._writer.close()
+        self._closed = True
 
     def _remove(self) -> None:
         with suppress(Exception):  # a storage that cannot be written may not close either
