@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,3 +304,24 @@ class TestWriter:
             bag.write_image("/camera/image", picture(0), START_NS, "cam")
             raise RuntimeError("stop")
         assert not (tmp_path / "bag").exists()
+
+    @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+    @pytest.mark.parametrize(
+        "name", ["take #2", "a?b=c", "100%41", "12:30:00", "ä ö", " x ", "-n", "a\nb", "b" * 240]
+    )
+    def test_any_name(self, tmp_path, monkeypatch, storage, name):
+        """Absolute and relative; nothing appears beside the bag."""
+        monkeypatch.chdir(tmp_path)
+        for path in (tmp_path / name, Path("below") / name):
+            write_bag(path, STAMPS, storage=storage)
+            assert_whole(path)
+            assert_whole(storage_file(path))
+            assert [file.name for file in path.parent.iterdir() if file.name != "below"] == [name]
+            assert len(list(path.iterdir())) == 2
+
+    @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+    @pytest.mark.parametrize("name", ["b" * 251, "\udcff"])
+    def test_names_that_cannot_be_served(self, tmp_path, storage, name):
+        with pytest.raises(BagError, match="name of a bag") as refused:
+            BagWriter(tmp_path / name, storage)
+        assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())

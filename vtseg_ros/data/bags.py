@@ -30,7 +30,7 @@ from vtseg_ros.labels import LabelSet
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
-MAX_NAME_BYTES = 250  # a storage file adds its suffix, and file systems end at 255
+MAX_NAME_BYTES = 240  # sqlite3 adds `.db3-journal`, and names end at 255
 DAY_NS = 86_400 * messages.NS
 OnCorrupt = Callable[[str, int, str], None]
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
@@ -409,7 +409,12 @@ class BagWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Version 8 is what Humble writes and every newer release reads.
             self._writer = _Writer(self.path, version=8, storage_plugin=STORAGES[storage])
-            self._writer.open()
+            try:
+                self._writer.open()
+            except BaseException:
+                with suppress(OSError):  # made by the writer before it failed
+                    self.path.rmdir()
+                raise
         self._connections: dict[str, object] = {}
         self._closed = False
 

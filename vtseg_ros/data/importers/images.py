@@ -10,6 +10,7 @@ from vtseg_ros.data.importers.frames import DataFrame, natural_key, read_bytes, 
 from vtseg_ros.data.label_files import label_ids
 from vtseg_ros.data.palette import Palette
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.names import is_hidden
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -35,7 +36,7 @@ def find_frames(
         (
             path
             for path in require_folder(folder, "a folder of images").iterdir()
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
         ),
         key=natural_key,
     )
@@ -46,7 +47,9 @@ def find_frames(
         if palette is None:
             raise ConfigError("labels need a class list")
         given = {
-            path.stem: path for path in sorted(require_folder(labels, "a folder of labels").glob("*.png"))
+            path.stem: path
+            for path in sorted(require_folder(labels, "a folder of labels").iterdir())
+            if path.suffix.lower() == ".png" and not is_hidden(path.name)
         }
         lost = sorted(set(given) - {path.stem for path in images})
         if lost:
