@@ -307,7 +307,7 @@ class TestWriter:
 
     @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
     @pytest.mark.parametrize(
-        "name", ["take #2", "a?b=c", "100%41", "12:30:00", "ä ö", " x ", "-n", "a\nb", "b" * 240]
+        "name", ["take #2", "a?b=c", "100%41", "12:30:00", "ä ö", " x ", "-n", "a\nb", "b" * 250]
     )
     def test_any_name(self, tmp_path, monkeypatch, storage, name):
         """Absolute and relative; nothing appears beside the bag."""

@@ -22,7 +22,7 @@ from zstandard import ZstdDecompressor
 
 from vtseg_ros.data import messages
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, typestore
-from vtseg_ros.data.storage import ZSTD_MAGIC, Storage, line_of, merge_in_time, open_storage
+from vtseg_ros.data.storage import ZSTD_MAGIC, Storage, is_too_long, line_of, merge_in_time, open_storage
 from vtseg_ros.data.storage_files import StorageFiles, find_storage
 from vtseg_ros.errors import BagError
 from vtseg_ros.labels import LabelSet
@@ -30,7 +30,7 @@ from vtseg_ros.labels import LabelSet
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
-MAX_NAME_BYTES = 240  # sqlite3 adds `.db3-journal`, and names end at 255
+MAX_NAME_BYTES = 250  # a storage file adds its suffix, and names end at 255
 DAY_NS = 86_400 * messages.NS
 OnCorrupt = Callable[[str, int, str], None]
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
@@ -363,6 +363,8 @@ class _SqliteWriter(Sqlite3Writer):
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         self.path = path / f"{path.name}.db3"
+        if is_too_long(self.path):
+            self.path = path / "bag.db3"
         self.conn = sqlite3.connect(self.path)
         self.conn.executescript(self.SQLITE_SCHEMA)
         self.cursor = self.conn.cursor()

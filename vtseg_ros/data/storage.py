@@ -8,6 +8,7 @@ closed in order and take records that are cut for whole ones.
 from __future__ import annotations
 
 import heapq
+import os
 import sqlite3
 import struct
 import tempfile
@@ -474,6 +475,12 @@ def first_from(times: np.ndarray, low: int, high: int) -> int | None:
     return int(times[place]) if place < times.size and times[place] < high else None
 
 
+def is_too_long(path: Path) -> bool:
+    """Whether sqlite3 cannot open a file of this path, or its journal: it takes paths of 512 bytes."""
+    names = (os.fsencode(f"{path.resolve()}-journal"), os.fsencode(f"{path.name}-journal"))
+    return len(names[0]) > 500 or len(names[1]) > 255
+
+
 class SqliteStorage:
     """A sqlite3 file of any of rosbag2's schemas; see `Storage`.
 
@@ -484,7 +491,7 @@ class SqliteStorage:
         self.notes: list[str] = []
         journals = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
         journals = [file for file in journals if file.is_file() and file.stat().st_size]
-        if journals:
+        if journals or is_too_long(path):
             # Reading a journal writes to the database and beside it: in a copy.
             copy = Path(tempfile.mkdtemp(dir=scratch)) / "bag.db3"
             for file in (path, *journals):
