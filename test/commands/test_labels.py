@@ -64,7 +64,11 @@ class TestExtract:
                 cv2.imread(str(tmp_path / "out" / name))[..., ::-1], picture(number)
             )
         assert (tmp_path / "out" / "labelmap.txt").read_text() == format_palette(CLASSES)
-        assert json.loads((tmp_path / "told.json").read_text()) == {"frames": names, "left_out": []}
+        assert json.loads((tmp_path / "told.json").read_text()) == {
+            "frames": names,
+            "left_out": [],
+            "messages_missing": 0,
+        }
 
     def test_a_number_of_frames(self, bag, tmp_path):
         assert self.extract(bag, tmp_path / "out", "--count", 5) == 0

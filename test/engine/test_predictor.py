@@ -17,7 +17,8 @@ from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageErr
 from vtseg_ros.labels import STREET
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
 
-TICK = 100_000_000
+NS = 1_000_000_000
+TICK = NS // 10
 
 
 def images(count, height=40, width=72):
@@ -32,9 +33,25 @@ def test_warm_up_and_resets(tiny_checkpoint):
     assert seen == [1, 2, 3, 4, 4, 4]
     segmenter.reset()
     assert segmenter.step(images(1)[0], 99 * TICK).frames_in_window == 1
-    duplicate = segmenter.step(images(1)[0], 99 * TICK)
-    assert duplicate.duplicate and duplicate.frames_in_window == 0
+    repeated = segmenter.step(images(1)[0], 99 * TICK)
+    assert repeated.dropped == "repeated stamp 9.900000000 s" and repeated.frames_in_window == 0
     assert "pause" in segmenter.step(images(1)[0], 999 * TICK).restarted
+
+
+def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
+    stamps = [33, 66, 133, 100, 166, 233, 200, 266]
+    late = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    without = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    seen = []
+    for stamp, image in zip(stamps, images(8)):
+        result = late.step(image, 5 * NS + stamp * NS // 1000)
+        seen.append(result.frames_in_window)
+        if stamp in (100, 200):
+            assert f"late stamp 5.{stamp}000000 s: 0.033 s older" in result.dropped
+        else:
+            expected = without.step(image, 5 * NS + stamp * NS // 1000)
+            np.testing.assert_array_equal(result.mask, expected.mask)
+    assert seen == [1, 2, 3, 0, 4, 4, 0, 4]
 
 
 def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
@@ -202,10 +219,10 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkp
         frames = [CameraFrame("a", images(1)[0], index * TICK), CameraFrame("b", large, index * TICK)]
         good, bad = segmenter.step_many(frames)
         assert good.error is None and good.frames_in_window == index
-        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.duplicate
-    # The frame that left nothing behind is not known: neither a duplicate nor a gap within a window.
+        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.dropped
+    # The frame that left nothing behind is not known: neither a repeated stamp nor a gap within a window.
     retried = segmenter.step(images(1)[0], 2 * TICK, camera="b")
-    assert retried.frames_in_window == 1 and not retried.duplicate
+    assert retried.frames_in_window == 1 and not retried.dropped
 
 
 def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.occlusion import OccludedStore, check_share
@@ -115,7 +116,10 @@ def run(args: argparse.Namespace) -> int:
     systems = open_systems(selection, store.index)
     owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
     named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
-    with track(len(store.index.labelled(args.every)), "evaluating") as advance:
+    with (
+        interrupts.unwritten("the report"),
+        track(len(store.index.labelled(args.every)), "evaluating") as advance,
+    ):
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
     facts = _facts(args, store, outcome)
     whose = "class map's" if args.class_map else "checkpoint's"
@@ -124,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
     _print(outcome)
     if not all(named):
         print(f"The bag has no label map: its class ids were taken for the {whose}.")
-    _write(args, outcome, facts)
+    missing = sum(store.index.missing.values())
+    if missing:
+        facts["missing"] = f"{missing} messages that the bags promise are not there"
+    _write(args, outcome, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
     return 0
@@ -207,8 +214,8 @@ def _sweep_table(swept: Sweep) -> Table:
     return table
 
 
-def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) -> None:
-    content: dict[str, Any] = as_json(outcome, facts)
+def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str], missing: int) -> None:
+    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing}
     pages = [args.html] if args.html else []
     files = [args.json] if args.json else []
     if args.out:

@@ -6,8 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import check_new_bag
 from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
 from vtseg_ros.data.importers.frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
 from vtseg_ros.data.masks import UNKNOWN, MaskReader
@@ -56,11 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.exists():
-        raise ConfigError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
+    check_new_bag(args.out)
     reader = _mask_reader(args)
     frames, labels = _find(args, reader)
-    with track(len(frames), "importing") as advance:
+    with interrupts.unwritten(args.out), track(len(frames), "importing") as advance:
         write_frames(
             args.out, frames, labels, size=args.size, jpeg=args.jpeg, storage=args.storage, on_frame=advance
         )

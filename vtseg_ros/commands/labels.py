@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.bags import BagReader, check_new_bag
 from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
 from vtseg_ros.data.masks import UNKNOWN
@@ -95,14 +96,19 @@ def _extract(args: argparse.Namespace) -> int:
         labels = read_label_set(bag)
         try:
             args.out.mkdir(parents=True, exist_ok=True)
-            with track(len(chosen), "extracting") as advance:
+            with interrupts.deferred() as stop, track(len(chosen), "extracting") as advance:
                 for stamp, result in _frames(bag, topic, chosen):
+                    if stop:
+                        raise KeyboardInterrupt(
+                            f"{len(written)} of {len(chosen)} frames were written to {args.out}"
+                        )
                     advance()
                     if isinstance(result, str):
                         left_out.append(f"frame at stamp {stamp} ns: {result}")
                         continue
                     _write(args.out / frame_name(stamp), result)
                     written.append(frame_name(stamp))
+            missing = sum(bag.missing.values())
             if labels is not None:
                 (args.out / CLASS_LIST).write_text(format_palette(labels))
         except OSError as err:
@@ -113,7 +119,8 @@ def _extract(args: argparse.Namespace) -> int:
     if labels is not None:
         print(f"  {CLASS_LIST} holds the bag's class list")
     if args.json:
-        args.json.write_text(json.dumps({"frames": written, "left_out": left_out}, indent=2) + "\n")
+        found = {"frames": written, "left_out": left_out, "messages_missing": missing}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
     if not written:
         raise BagError(f"bag {args.bag}: none of the {len(chosen)} frames could be extracted")
     return 0
@@ -149,9 +156,8 @@ def _write(path: Path, rgb: np.ndarray) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    if args.out.exists():
-        raise BagError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
-    with BagReader(args.bag) as bag:
+    check_new_bag(args.out)
+    with interrupts.unwritten(args.out), BagReader(args.bag) as bag:
         topic, own = _image_topic(bag, args.image_topic), read_label_set(bag)
         taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()
         named = open_palette(args.labels) if args.labels else None
@@ -172,6 +178,7 @@ def _merge(args: argparse.Namespace) -> int:
                     bag, args.out, good, places, topic=args.topic, labels=None if own else labels,
                     storage=args.storage, on_message=advance,
                 )  # fmt: skip
+            missing = sum(bag.missing.values())
     print(f"{args.out}: {len(good)} labels on {args.topic}, from {found.kind} files")
     notes = found.reader.summary(file.name for file in good)
     for line in notes:
@@ -186,7 +193,14 @@ def _merge(args: argparse.Namespace) -> int:
         told = [{"file": name, "reason": reason} for name, reason in refused]
         args.json.write_text(
             json.dumps(
-                {"labels": len(good), "refused": told, "topics_left_out": lost, "notes": notes}, indent=2
+                {
+                    "labels": len(good),
+                    "refused": told,
+                    "topics_left_out": lost,
+                    "messages_missing": missing,
+                    "notes": notes,
+                },
+                indent=2,
             )
         )
     return 0

@@ -20,6 +20,7 @@ from vtseg_ros.data.palette import Palette, parse_palette
 from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.names import is_hidden
 from vtseg_ros.text import decode_text
 
 STAMP_DIGITS = 19
@@ -90,15 +91,15 @@ class _Archive:
         self.path = path
         self._zip = None
         if path.is_dir():
-            self.names = sorted(
-                file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()
-            )
+            names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            self.names = sorted(name for name in names if not is_hidden(name))
             return
         try:
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as err:
             raise ConfigError(f"{path} is neither a folder nor a zip archive of labels: {err}") from err
-        self.names = sorted(name for name in self._zip.namelist() if not name.endswith("/"))
+        names = (name for name in self._zip.namelist() if not name.endswith("/"))
+        self.names = sorted(name for name in names if not is_hidden(name))
 
     def read(self, name: str) -> bytes:
         try:

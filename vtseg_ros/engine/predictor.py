@@ -47,8 +47,9 @@ class Result:
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
         confidence: (H, W) uint8, softmax maximum * 255.
-        frames_in_window: frames the network saw, 1..window; 0 for a duplicate.
-        duplicate: the frame's stamp was the last one's: nothing was computed, mask and confidence are empty.
+        frames_in_window: frames the network saw, 1..window; 0 for a dropped frame.
+        dropped: why the frame was left out (its stamp repeats the newest one or is late): nothing was computed, mask
+            and confidence are empty, the window is as it was. Empty for a processed frame.
         restarted: why a new window began with this frame; empty if none did.
         preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
         error: why there is no mask (it and the confidence are empty); the camera's window then starts anew.
@@ -57,7 +58,7 @@ class Result:
     mask: np.ndarray
     confidence: np.ndarray
     frames_in_window: int
-    duplicate: bool = False
+    dropped: str = ""
     restarted: str = ""
     preprocess_s: float = 0.0
     inference_s: float = 0.0
@@ -343,8 +344,8 @@ class Segmenter:
                 frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window - 1))
             )
             decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
-            if decision.action is Action.DUPLICATE:
-                results[index] = Result(EMPTY, EMPTY, 0, duplicate=True)
+            if decision.action is Action.DROP:
+                results[index] = Result(EMPTY, EMPTY, 0, dropped=decision.reason)
                 continue
             if decision.action is Action.RESTART:
                 camera.past.clear()
@@ -367,7 +368,7 @@ class Segmenter:
                     continue
                 mask, confidence, inference = answer
                 results[one.index] = Result(
-                    mask, confidence, older + 1, False, one.reason, one.preprocess_s, inference
+                    mask, confidence, older + 1, "", one.reason, one.preprocess_s, inference
                 )
         return results
 

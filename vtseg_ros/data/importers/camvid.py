@@ -13,6 +13,7 @@ from vtseg_ros.data.palette import Palette
 from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import CAMVID, IGNORE, LabelSet
+from vtseg_ros.names import is_hidden
 from vtseg_ros.text import read_text
 
 RATE_HZ = 30.0
@@ -71,6 +72,7 @@ def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
         ConfigError: if there are no images, a name is not CamVid's, or a listed image is missing.
     """
     files = sorted(require_folder(root, "CamVid's images and labels below it").rglob("*.png"))
+    files = [path for path in files if not is_hidden(path.relative_to(root).as_posix())]
     labels, images = {}, {}
     for path in files:
         if path.stem.endswith("_L"):

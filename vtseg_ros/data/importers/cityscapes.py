@@ -49,7 +49,7 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
     require_folder(folder / split, "leftImg8bit_sequence/SPLIT/CITY/*_leftImg8bit.png")
     truth = require_folder(root / "gtFine" / split, "gtFine/SPLIT/CITY/*_gtFine_labelIds.png")
     images: dict[tuple[str, int], dict[int, Path]] = {}
-    for path in sorted((folder / split).glob("*/*_leftImg8bit.png")):
+    for path in sorted((folder / split).glob("[!.]*/[!.]*_leftImg8bit.png")):
         name = _NAME.fullmatch(path.name)
         if not name:
             raise ConfigError(f"{path}: expected CITY_SEQUENCE_FRAME_leftImg8bit.png")
@@ -65,7 +65,7 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
                     found.append(
                         DataFrame(files[frame], stamp, f"{city}_{number:06d}", labels[frame], train_ids)
                     )
-    lost = sorted(set(truth.glob("*/*_gtFine_labelIds.png")) - used)
+    lost = sorted(set(truth.glob("[!.]*/[!.]*_gtFine_labelIds.png")) - used)
     if lost:
         raise ConfigError(f"{lost[0]} and {len(lost) - 1} more labels have no image in {folder / split}")
     if not found:

@@ -10,6 +10,7 @@ from vtseg_ros.data.exif import orientation_of, turned
 from vtseg_ros.data.importers.frames import DataFrame, natural_key, read_bytes, require_folder, stamp_of_frame
 from vtseg_ros.data.masks import MaskReader
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.names import is_hidden
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -40,7 +41,7 @@ def find_frames(
         (
             path
             for path in require_folder(folder, "a folder of images").iterdir()
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
         ),
         key=natural_key,
     )
@@ -51,7 +52,9 @@ def find_frames(
         if reader is None:
             raise ConfigError("labels need a class list")
         given = {
-            path.stem: path for path in sorted(require_folder(labels, "a folder of labels").glob("*.png"))
+            path.stem: path
+            for path in sorted(require_folder(labels, "a folder of labels").iterdir())
+            if path.suffix.lower() == ".png" and not is_hidden(path.name)
         }
         lost = sorted(set(given) - {path.stem for path in images})
         if lost:
