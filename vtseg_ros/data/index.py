@@ -193,6 +193,20 @@ class FrameIndex:
         ]
         return found[::every]
 
+    def others(self, taken: Collection[int], strides: list[int]) -> list[tuple[int, int]]:
+        """(frame number, first frame of its sequence) of every n-th frame of each source that is not taken; 0 = none."""
+        found: list[tuple[int, int]] = []
+        count = [0] * len(self.sources)
+        for first, stop in self.sequences:
+            for number in range(first, stop):
+                source = self.frames[number].source
+                if number in taken or not strides[source]:
+                    continue
+                if count[source] % strides[source] == 0:
+                    found.append((number, first))
+                count[source] += 1
+        return found
+
     def window(self, newest: int, first: int, length: int) -> list[int]:
         """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""
         return list(range(newest, first - 1, -self.stride))[:length][::-1]

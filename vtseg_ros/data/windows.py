@@ -29,15 +29,22 @@ class FrameStore:
         index: the frames.
         size: (width, height) that images and labels are resized to; None = as they are.
         cache_dir: folder for decoded frames, shared by all processes; needs `size`. None = decode each time.
+        label_tables: for each source a (256,) uint8 table that its label ids are replaced by, or None = as they are.
 
     Raises:
         ConfigError: if the cache cannot be written.
     """
 
     def __init__(
-        self, index: FrameIndex, *, size: tuple[int, int] | None = None, cache_dir: Path | None = None
+        self,
+        index: FrameIndex,
+        *,
+        size: tuple[int, int] | None = None,
+        cache_dir: Path | None = None,
+        label_tables: list[np.ndarray | None] | None = None,
     ) -> None:
         self.index, self.size = index, size
+        self.label_tables = label_tables or [None] * len(index.sources)
         self._bags = OpenBags([source.path for source in index.sources])
         # Shared with data loader workers, so that the process that started them can count what they met.
         self._corrupt = torch.zeros(len(index.frames), dtype=torch.uint8).share_memory_()
@@ -74,6 +81,12 @@ class FrameStore:
 
     def label(self, number: int) -> np.ndarray | None:
         """(H, W) uint8 class ids, or None for a frame without a label. Raises as `image` does."""
+        ids = self.raw_label(number)
+        table = self.label_tables[self.index.frames[number].source]
+        return ids if ids is None or table is None else table[ids]
+
+    def raw_label(self, number: int) -> np.ndarray | None:
+        """`label` with the ids that the bag has."""
         if self.index.frames[number].label_ns is None:
             return None
         if self._cache is not None:
