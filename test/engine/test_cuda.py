@@ -12,7 +12,7 @@ from conftest import make_checkpoint
 from vtseg_ros.engine import CameraFrame, Segmenter
 from vtseg_ros.engine.pixels import to_input
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import ERFNet, SegFormer
+from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer
 from vtseg_ros.model.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -60,7 +60,7 @@ def test_reduced_precision(tmp_path, streaming, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("network", [ERFNet, SegFormer])
+@pytest.mark.parametrize("network", [ERFNet, SegFormer, EfficientViTB0])
 def test_networks_of_single_images(network, precision):
     torch.manual_seed(2)
     labels = LabelSet.from_names(list("abcde"))

@@ -16,7 +16,7 @@ from vtseg_ros.engine.pack import PackedConv2d, PackedLinear, PackedPointwise, p
 from vtseg_ros.engine.prepare import prepare
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
+from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.priors import EXTERNAL
 from vtseg_ros.model.static import StaticBranch
@@ -52,7 +52,7 @@ def test_same_logits_for_any_number_of_frames_and_size(dtype, tolerance, shape):
     assert (logits - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize("kind", [ERFNet, SegFormer])
+@pytest.mark.parametrize("kind", [ERFNet, SegFormer, EfficientViTB0])
 def test_networks_of_single_images(kind):
     torch.manual_seed(0)
     ready = prepare(kind(num_classes=5).eval(), CPU, torch.float32)

@@ -16,7 +16,7 @@ from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.prepare import ForeignPrior, prepare
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
+from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
 from vtseg_ros.model.priors import load_external_prior
 from vtseg_ros.model.static import StaticBranch
@@ -99,6 +99,7 @@ def image_networks(folder):
     networks = {
         "erfnet": ERFNet(num_classes=6),
         "segformer": SegFormer(num_classes=6),
+        "efficientvit": EfficientViTB0(num_classes=6),
         "branch": StaticBranch(VTSeg(VTSegConfig.preset("tiny", num_classes=6))),
         "external branch": StaticBranch(VTSeg(external, static_prior=prior)),
     }
@@ -108,7 +109,7 @@ def image_networks(folder):
     }
 
 
-@pytest.mark.parametrize("name", ["erfnet", "segformer", "branch", "external branch"])
+@pytest.mark.parametrize("name", ["erfnet", "segformer", "efficientvit", "branch", "external branch"])
 def test_networks_of_single_images_run_in_bf16(name, tmp_path):
     checkpoint = image_networks(tmp_path)[name]
     reduced, full = (

@@ -15,7 +15,7 @@ from vtseg_ros.engine.pixels import resize_rgb, to_mask
 from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
 from vtseg_ros.labels import STREET
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
+from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
 
 TICK = 100_000_000
 
@@ -89,7 +89,7 @@ def test_image_networks_run_in_the_same_class(tmp_path):
     assert [segmenter.step(image).frames_in_window for image in images(2)] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", [ERFNet, SegFormer, VTSeg])
+@pytest.mark.parametrize("kind", [ERFNet, SegFormer, EfficientViTB0, VTSeg])
 def test_folding_keeps_the_output(kind):
     torch.manual_seed(0)
     if kind is VTSeg:

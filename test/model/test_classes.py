@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtseg_ros.errors import CheckpointError
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig
+from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.classes import class_dimensions, translate_classes
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.state import load_exact
@@ -16,9 +16,13 @@ from vtseg_ros.model.state import load_exact
 BUILD = {
     "erfnet": lambda classes: ERFNet(num_classes=classes),
     "segformer": lambda classes: SegFormer(num_classes=classes),
+    "efficientvit": lambda classes: EfficientViTB0(num_classes=classes),
     "vtseg": lambda classes: VTSeg(VTSegConfig.preset("tiny", num_classes=classes, window=2)),
     "vtseg on segformer": lambda classes: VTSeg(
         VTSegConfig.preset("tiny", num_classes=classes, static_prior="segformer_b0")
+    ),
+    "vtseg on efficientvit": lambda classes: VTSeg(
+        VTSegConfig.preset("tiny", num_classes=classes, static_prior="efficientvit_b0")
     ),
     "gru": lambda classes: STGRU(num_classes=classes),
 }

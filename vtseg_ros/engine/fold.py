@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vtseg_ros.model import SegFormer, VTSeg
 from vtseg_ros.model.attention import VideoAttention
 from vtseg_ros.model.blocks import VTLayer
+from vtseg_ros.model.efficientvit import ConvNorm
 from vtseg_ros.model.erfnet import NonBottleneck1D, UpsamplerBlock
 from vtseg_ros.model.head import VTSegHead
 
@@ -33,6 +34,9 @@ def fold(network: nn.Module) -> nn.Module:
         elif isinstance(module, UpsamplerBlock):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn, transpose=True)
             module.bn = nn.Identity()
+        elif isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
         elif isinstance(module, SegFormer):
             module.fuse = fuse_conv_bn_eval(module.fuse, module.norm)
             module.norm = nn.Identity()

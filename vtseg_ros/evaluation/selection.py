@@ -19,7 +19,14 @@ from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.static import StaticBranch
 
-TITLES = {"vtseg": "VTSeg", "erfnet": "ERFNet", "segformer_b0": "SegFormer-B0", "gru": "GRU"}
+TITLES = {
+    "vtseg": "VTSeg",
+    "erfnet": "ERFNet",
+    "segformer_b0": "SegFormer-B0",
+    "efficientvit_b0": "EfficientViT-B0",
+    "efficientvit_b1": "EfficientViT-B1",
+    "gru": "GRU",
+}
 MODELS = (*TITLES, "prior")
 VIDEO_MODELS = ("vtseg", "gru")
 

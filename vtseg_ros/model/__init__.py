@@ -2,8 +2,20 @@
 
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vtseg_ros.model.config import VTSegConfig
+from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1, EfficientViTSeg
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.segformer import SegFormer
 from vtseg_ros.model.vtseg import VTSeg
 
-__all__ = ["Checkpoint", "ERFNet", "SegFormer", "VTSeg", "VTSegConfig", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "ERFNet",
+    "EfficientViTB0",
+    "EfficientViTB1",
+    "EfficientViTSeg",
+    "SegFormer",
+    "VTSeg",
+    "VTSegConfig",
+    "load_checkpoint",
+    "save_checkpoint",
+]

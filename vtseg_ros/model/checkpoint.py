@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.config import VTSegConfig
-from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.gru import STGRU
-from vtseg_ros.model.priors import EXTERNAL, is_registered, load_external_prior
-from vtseg_ros.model.segformer import SegFormer
+from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import VTSeg, check_size
 
@@ -48,7 +46,8 @@ class Checkpoint:
 
     Attributes:
         model: the network, in eval mode, fp32.
-        architecture: `vtseg`, `gru` (video networks), `erfnet` or `segformer_b0` (image networks).
+        architecture: `vtseg`, `gru` (video networks), or an image network: `erfnet`, `segformer_b0`,
+            `efficientvit_b0`, `efficientvit_b1`.
         config: the network's configuration as plain values.
         labels: its class list.
         input_size: (width, height) in px it was trained at.
@@ -67,10 +66,11 @@ class Checkpoint:
 
 def architecture_of(model: nn.Module) -> str:
     """The name under which a checkpoint records the kind of network."""
-    for name, kind in (("vtseg", VTSeg), ("gru", STGRU), ("erfnet", ERFNet), ("segformer_b0", SegFormer)):
+    for name, kind in {"vtseg": VTSeg, "gru": STGRU, **PRIORS}.items():
         if isinstance(model, kind):
             return name
-    raise ConfigError(f"a checkpoint holds VTSeg, STGRU, ERFNet or SegFormer. Got: {type(model).__name__}")
+    kinds = ", ".join(kind.__name__ for kind in PRIORS.values())
+    raise ConfigError(f"a checkpoint holds VTSeg, STGRU or one of {kinds}. Got: {type(model).__name__}")
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def save_checkpoint(
 
     Args:
         path: the file; `.safetensors` by convention.
-        model: VTSeg, STGRU, ERFNet or SegFormer.
+        model: VTSeg, STGRU or a registered image network.
         labels: class list, as long as the network's logits.
         input_size: (width, height) in px of the network's input.
         training: summary to carry along; plain JSON values.
@@ -238,15 +238,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _build(
     architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
 ) -> nn.Module:
-    if architecture == "erfnet":
-        return ERFNet(num_classes=config["num_classes"])
-    if architecture == "segformer_b0":
-        return SegFormer(num_classes=config["num_classes"])
+    if is_registered(architecture):
+        return build_prior(architecture, num_classes=config["num_classes"])
     if architecture == "gru":
         return STGRU(num_classes=config["num_classes"], prior_name=config["static_prior"])
     if architecture != "vtseg":
         raise CheckpointError(
-            f"unknown architecture {architecture!r}. Known: vtseg, gru, erfnet, segformer_b0"
+            f"unknown architecture {architecture!r}. Known: vtseg, gru, {', '.join(PRIORS)}"
         )
     vtseg_config = VTSegConfig.from_dict(config)
     if vtseg_config.static_prior == EXTERNAL and static_prior:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.config import PRESETS, STAGES, VTSegConfig
+from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.segformer import SegFormer
@@ -28,6 +29,8 @@ VTSEG_PARTS = {
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "ERFNet": lambda classes: ERFNet(num_classes=classes),
     "SegFormer-B0": lambda classes: SegFormer(num_classes=classes),
+    "EfficientViT-B0": lambda classes: EfficientViTB0(num_classes=classes),
+    "EfficientViT-B1": lambda classes: EfficientViTB1(num_classes=classes),
     "GRU": lambda classes: STGRU(num_classes=classes),
     **{
         f"VTSeg {name}": lambda classes, name=name: VTSeg(VTSegConfig.preset(name, num_classes=classes))

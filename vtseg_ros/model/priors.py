@@ -14,10 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.segformer import SegFormer
 
-PRIORS: dict[str, type[nn.Module]] = {"erfnet": ERFNet, "segformer_b0": SegFormer}
+PRIORS: dict[str, type[nn.Module]] = {
+    "erfnet": ERFNet,
+    "segformer_b0": SegFormer,
+    "efficientvit_b0": EfficientViTB0,
+    "efficientvit_b1": EfficientViTB1,
+}
 """Networks that a checkpoint may name: plain modules whose weights it carries."""
 
 EXTERNAL = "external"

@@ -11,13 +11,13 @@ from torch import nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model import SegFormer, VTSeg, VTSegConfig, load_checkpoint
 from vtseg_ros.model.blocks import fold_normalization
 from vtseg_ros.model.checkpoint import read_metadata
 from vtseg_ros.model.classes import translate_classes
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.inflation import inflate
-from vtseg_ros.model.priors import EXTERNAL, load_external_prior
+from vtseg_ros.model.priors import EXTERNAL, build_prior, is_registered, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.training.config import ModelConfig, TrainConfig
@@ -28,10 +28,8 @@ log = logging.getLogger("vtseg_ros.training")
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     """The network that the configuration describes, freshly initialised or warm-started."""
     settings, num_classes = config.model, len(labels)
-    if settings.architecture == "erfnet":
-        model: nn.Module = ERFNet(num_classes=num_classes)
-    elif settings.architecture == "segformer_b0":
-        model = SegFormer(num_classes=num_classes)
+    if is_registered(settings.architecture):
+        model = build_prior(settings.architecture, num_classes=num_classes)
     elif settings.architecture == "gru":
         model = STGRU(num_classes=num_classes, prior_name=settings.overrides.get("static_prior", "erfnet"))
     else:

@@ -11,7 +11,8 @@ from vtseg_ros.errors import ConfigError
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
-ARCHITECTURES = ("vtseg", "gru", "erfnet", "segformer_b0")
+IMAGE_ARCHITECTURES = ("erfnet", "segformer_b0", "efficientvit_b0", "efficientvit_b1")
+ARCHITECTURES = ("vtseg", "gru", *IMAGE_ARCHITECTURES)
 INITS = ("segformer", "xavier")
 GRU_FIELDS = ("window", "static_prior")
 
@@ -82,7 +83,7 @@ class ModelConfig:
 
     Args:
         architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
-            `segformer_b0`.
+            `segformer_b0`, `efficientvit_b0`, `efficientvit_b1`.
         preset: of VTSeg: `b0`, `small`, `tiny`.
         overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
         flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
@@ -211,7 +212,7 @@ class TrainConfig:
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_prior_loss(stage)
             self._check_teacher(stage)
-            if self.model.architecture in ("erfnet", "segformer_b0") and stage.name != "prior":
+            if self.model.architecture in IMAGE_ARCHITECTURES and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
         if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
@@ -270,12 +271,11 @@ class TrainConfig:
             "vtseg": {"preset", "overrides", "static_prior", "init", "normalize_encoder"},
             "segformer_b0": {"init", "normalize_encoder"},
             "gru": {"overrides", "flow"},
-            "erfnet": set(),
         }
         default = ModelConfig()
         for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
             changed = getattr(self.model, name) != getattr(default, name)
-            if changed and name not in used[self.model.architecture]:
+            if changed and name not in used.get(self.model.architecture, ()):
                 raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
 
     def _check_gru(self) -> None:

@@ -67,7 +67,9 @@ class Teacher:
         if self.scale != 1.0:
             larger = [max(1, round(side * self.scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in size]
             frames = F.interpolate(frames, size=larger, mode="bilinear", align_corners=False)
-        logits = self.network(frames.contiguous(memory_format=torch.channels_last)).float()
+        # Where a network upsamples its logits as its last act, once is enough.
+        network = getattr(self.network, "coarse_logits", self.network)
+        logits = network(frames.contiguous(memory_format=torch.channels_last)).float()
         if logits.shape[2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         soft = (logits / self.temperature).softmax(1)
