@@ -237,3 +237,25 @@ def test_values_of_a_teacher(config, name):
             dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], **{name: value}),))
     with pytest.raises(ConfigError, match=f"{name} has no effect without teacher"):
         dataclasses.replace(config, stages=(StageConfig("video", steps=1, **{name: 2.0}),))
+
+
+@pytest.mark.parametrize(("mode", "columns"), [("stretch", 64), ("letterbox", 32), ("crop", 64)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_soft_targets_skip_what_a_letterbox_leaves_free(config, tmp_path, mode, columns, cached):
+    """Square frames in an input of 64x32: a letterbox shows them in 32 of 64 columns."""
+    with BagWriter(tmp_path / "square") as bag:
+        bag.write_image("/camera/image", picture(7, (64, 64)), START_NS, "cam")
+        bag.write_label("/camera/label", np.full((64, 64), 3, np.uint8), START_NS, "cam")
+    augmentation = AugmentationConfig(scale=(1.0, 1.0), rotation_deg=0.0, flip=0.0)
+    source = (SourceConfig(str(tmp_path / "square")),)
+    data = dataclasses.replace(
+        config.data, train=source, resize_mode=mode, label_every=1, cache_dir=str(tmp_path) if cached else ""
+    )
+    stages = (dataclasses.replace(config.stages[0], batch=1),)
+    training = Training(
+        dataclasses.replace(config, data=data, augmentation=augmentation, stages=stages), tmp_path / "run"
+    )
+    labels = next(training.data.batches(0, steps=1, start=0, fabric=training.fabric))[1]
+    training.close()
+    assert (labels == 3).sum().item() == columns * 32
+    assert (labels == OUTSIDE).sum().item() == (64 - columns) * 32

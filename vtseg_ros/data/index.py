@@ -44,12 +44,13 @@ class BagSource:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's place: header stamp, and bag times of its image and (if any) label message."""
+    """A frame's place: header stamp, bag times of its image and (if any) label message, and (width, height) px."""
 
     source: int
     stamp_ns: int
     image_ns: int
     label_ns: int | None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class FrameIndex:
                     f"bag {source.path}: the label at stamp {stamp} ns has {label_size[0]}x{label_size[1]} px, its "
                     f"image {size[0]}x{size[1]}. They must be equal"
                 )
-            frames.append(Frame(index, stamp, time_ns, label_ns))
+            frames.append(Frame(index, stamp, time_ns, label_ns, size))
         if need_labels and not any(frame.label_ns is not None for frame in frames):
             raise BagError(
                 f"bag {source.path}: no label on {label} has the header stamp of an image on {image}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
+from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint, read_use
 
 PROVIDERS = {
     "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -71,6 +71,7 @@ class OnnxRunner:
         self.longest = self.window = int(metadata["config"]["window"])
         width, height = (int(side) for side in metadata["input_size"])
         self._input_size = (height, width)
+        resize_mode, temperature = read_use(metadata)
         colors = tuple(tuple(color) for color in metadata["class_colors"])
         self.checkpoint = Checkpoint(
             model=nn.Identity(),
@@ -80,6 +81,8 @@ class OnnxRunner:
             input_size=(width, height),
             training=metadata["training"],
             path=path,
+            resize_mode=resize_mode,
+            temperature=temperature,
         )
         if self.kind == "stream":
             past = next(one for one in self.session.get_inputs() if one.name == "past")

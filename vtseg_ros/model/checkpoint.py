@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -27,6 +28,7 @@ from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
 from vtseg_ros.model.state import load_exact
 from vtseg_ros.model.vtseg import VTSeg, check_size
+from vtseg_ros.resize import RESIZE_MODES
 
 try:
     import fcntl
@@ -53,6 +55,8 @@ class Checkpoint:
         input_size: (width, height) in px it was trained at.
         training: summary of its training (plain JSON values).
         path: the file.
+        resize_mode: how images are brought to that size: `stretch`, `letterbox` or `crop`.
+        temperature: divides the logits before the softmax, so that confidences are calibrated.
     """
 
     model: nn.Module
@@ -62,6 +66,8 @@ class Checkpoint:
     input_size: tuple[int, int]
     training: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    resize_mode: str = "stretch"
+    temperature: float = 1.0
 
 
 def architecture_of(model: nn.Module) -> str:
@@ -89,6 +95,8 @@ def save_checkpoint(
     input_size: tuple[int, int],
     training: dict[str, Any] | None = None,
     half: bool = False,
+    resize_mode: str = "stretch",
+    temperature: float = 1.0,
 ) -> None:
     """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
 
@@ -99,6 +107,7 @@ def save_checkpoint(
         input_size: (width, height) in px of the network's input.
         training: summary to carry along; plain JSON values.
         half: store weights in half precision (BatchNorm statistics stay fp32).
+        resize_mode, temperature: see `Checkpoint`.
 
     Raises:
         ConfigError: if the class list does not fit the network.
@@ -119,6 +128,8 @@ def save_checkpoint(
         "class_colors": [list(color) for color in labels.colors],
         "input_size": list(input_size),
         "training": training or {},
+        "resize_mode": resize_mode,
+        "temperature": temperature,
     }
     tensors = {key: _stored(key, value, half) for key, value in state.items()}
     metadata["sha256"] = _digest(metadata, tensors)
@@ -235,6 +246,25 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def read_use(metadata: dict[str, Any]) -> tuple[str, float]:
+    """Return the resize mode and the temperature in a file's metadata; older files have neither.
+
+    Raises:
+        CheckpointError: for values that do not exist.
+    """
+    mode, temperature = metadata.get("resize_mode", "stretch"), metadata.get("temperature", 1.0)
+    if (
+        mode not in RESIZE_MODES
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < math.inf
+    ):
+        raise CheckpointError(
+            f"metadata: unknown use; expected resize_mode of {', '.join(RESIZE_MODES)} and a temperature above 0, "
+            f"got {mode!r} and {temperature!r}"
+        )
+    return mode, float(temperature)
+
+
 def _build(
     architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
 ) -> nn.Module:
@@ -302,6 +332,7 @@ def load_checkpoint(
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+        resize_mode, temperature = read_use(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
         if config["num_classes"] != len(labels):
             raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
@@ -342,4 +373,6 @@ def load_checkpoint(
         input_size=(width, height),
         training=training,
         path=path,
+        resize_mode=resize_mode,
+        temperature=temperature,
     )

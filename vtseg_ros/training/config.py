@@ -8,6 +8,7 @@ from typing import Any
 
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.resize import RESIZE_MODES
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -60,6 +61,8 @@ class DataConfig:
         validation_every: score every n-th labelled frame of the validation bags.
         cache_dir: folder for decoded frames; empty = decode each time.
         workers: processes that prepare batches.
+        resize_mode: how images are brought to `size`: `stretch` (their aspect is not kept), `letterbox` (it is, with
+            borders) or `crop` (it is, without their sides). Stored in the checkpoint.
     """
 
     train: tuple[SourceConfig, ...]
@@ -75,6 +78,7 @@ class DataConfig:
     validation_every: int = 1
     cache_dir: str = ""
     workers: int = 1
+    resize_mode: str = "stretch"
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,11 @@ class TrainConfig:
             if self.model.architecture in IMAGE_ARCHITECTURES and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
+        _one_of("data.resize_mode", self.data.resize_mode, RESIZE_MODES)
+        if self.model.architecture == "gru" and self.data.resize_mode != "stretch":
+            raise ConfigError(
+                "data.resize_mode: must be stretch for gru, whose flow is in px of the stretched image"
+            )
         if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and self.model.architecture != "vtseg":

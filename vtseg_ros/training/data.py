@@ -195,6 +195,7 @@ def build_store(
         size=data.size,
         cache_dir=Path(data.cache_dir).expanduser() if data.cache_dir else None,
         label_tables=label_tables,
+        resize_mode=data.resize_mode,
     )
 
 

@@ -320,7 +320,12 @@ class Training:
         for stage in summary["config"]["stages"]:
             stage["teacher"] = Path(stage["teacher"]).name
         save_checkpoint(
-            path, self.model, labels=self.labels, input_size=self.config.data.size, training=summary
+            path,
+            self.model,
+            labels=self.labels,
+            input_size=self.config.data.size,
+            training=summary,
+            resize_mode=self.config.data.resize_mode,
         )
 
 

@@ -75,8 +75,8 @@ class Samples(Dataset):
             if number not in self._labelled:
                 labels[-1 - age] = IGNORE
         self._check_ids(labels, numbers)
-        if self._outside != IGNORE and not video[-1].any():
-            labels[:] = self._outside  # black, as a corrupt frame: there is nothing to learn from
+        if self._outside != IGNORE:
+            self._mark_outside(video, labels, numbers)
         draw = None
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
@@ -87,6 +87,16 @@ class Samples(Dataset):
             return sample
         flow = self.flow.window(numbers, video, draw)  # (k - 1, H, W, 2)
         return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
+
+    def _mark_outside(self, video: np.ndarray, labels: np.ndarray, numbers: list[int]) -> None:
+        if not video[-1].any():  # as a corrupt frame: there is nothing to learn from
+            labels[:] = self._outside
+        for place in range(len(labels)):
+            seen = self.store.seen(numbers[max(0, len(numbers) - len(labels) + place)])
+            if seen is not None:
+                inside = seen.of(labels[place]).copy()
+                labels[place] = self._outside
+                seen.of(labels[place])[:] = inside
 
     def _check_ids(self, labels: np.ndarray, numbers: list[int]) -> None:
         # Here and not in the loss: on a GPU an id without a logit ends the process in an assertion.
