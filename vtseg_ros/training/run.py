@@ -80,6 +80,7 @@ class Training:
         self.plan = plan_of(config, self.steps_of, self.fabric.world_size, digests)
         self.state: dict[str, Any] = {}
         self.best_miou = self.validation_miou = float("nan")
+        self.temperature = 1.0
         if resume:
             self._restore()
         self.record = None
@@ -102,6 +103,7 @@ class Training:
         check_plan(self.state, self.plan)
         self.model.load_state_dict(self.state["model"])
         self.best_miou, self.validation_miou = self.state["best_miou"], self.state["validation_miou"]
+        self.temperature = self.state.get("temperature", 1.0)
 
     def _per_update(self, stage: StageConfig) -> int:
         return stage.batch * stage.accumulate * self.fabric.world_size
@@ -246,6 +248,8 @@ class Training:
         if result is None:
             return False
         self.validation_miou = result.miou
+        if not on_prior:
+            self.temperature = result.temperature
         self.data.warn_of_corrupt()
         if self.record is None:
             return True
@@ -295,6 +299,7 @@ class Training:
             "validation_due": validation_due,
             "best_miou": self.best_miou,
             "validation_miou": self.validation_miou,
+            "temperature": self.temperature,
             "history": self.record.history,
             "plan": self.plan,
         }
@@ -326,6 +331,7 @@ class Training:
             input_size=self.config.data.size,
             training=summary,
             resize_mode=self.config.data.resize_mode,
+            temperature=self.temperature,
         )
 
 

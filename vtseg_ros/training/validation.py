@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from vtseg_ros.data.class_groups import ClassGroups
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.evaluation.calibration import TemperatureFit
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.model import VTSeg
@@ -25,6 +27,8 @@ from vtseg_ros.training.pictures import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
 
 ATTENTION_FRAMES = 4
+FIT_PIXELS = 1000
+"""Pixels of each frame that the temperature is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class ScoredClasses:
             return cls(labels.names)
         return cls(groups.names, groups.own_labels(), groups.own_masks(len(labels)), groups.shown())
 
+    def members(self, num_classes: int) -> np.ndarray:
+        """Return the network's classes of each class, (len(names), num_classes) bool."""
+        if self.mask_table is None:
+            return np.eye(num_classes, dtype=bool)
+        return self.mask_table[None, :num_classes] == np.arange(len(self.names))[:, None]
+
     def of_mask(self, mask: np.ndarray) -> np.ndarray:
         """Return a mask of the network's classes in those of `names`."""
         return mask if self.mask_table is None else self.mask_table[mask]
@@ -74,6 +84,8 @@ class Validation:
         miou_by_window: with windows of 1 .. k frames, on some of the frames.
         attention_elsewhere: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
         attention_evenness: entropy of that attention; 100 = every key is looked at alike.
+        temperature: that divides the logits so that confidences fit best, in the sense of the labels' likelihood.
+        calibration_error, calibration_error_at_temperature: expected calibration error as it is, and with that.
         seconds: that it took.
         pictures: (H, W, 3) uint8 RGB: image, truth, static network, network, difference; None = none wanted.
     """
@@ -88,6 +100,9 @@ class Validation:
     miou_by_window: tuple[float, ...] = ()
     attention_elsewhere: dict[str, float] = field(default_factory=dict)
     attention_evenness: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    calibration_error: float = float("nan")
+    calibration_error_at_temperature: float = float("nan")
     seconds: float = 0.0
     pictures: np.ndarray | None = None
 
@@ -136,6 +151,7 @@ class Validator:
         was_training = model.training
         model.eval()
         counts = [_Counts(len(classes.names), self.length) for classes in self.classes]
+        fit = TemperatureFit()
         shares = AttentionShares(model) if isinstance(model, VTSeg) and self.length > 1 else None
         video_network = isinstance(model, (VTSeg, STGRU))
         sweep, looked_at = set(self.sweep), set(self.looked_at)
@@ -149,12 +165,11 @@ class Validator:
             newest = self.windows[number][-1]
             bag = self.store.index.frames[newest].source
             predict, truth, _ = self._frames(model, self.windows[number])
-            if shares is not None and number in looked_at:
-                with shares:
-                    mask = predict(self.length)
-            else:
-                mask = predict(self.length)
+            with shares if shares is not None and number in looked_at else contextlib.nullcontext():
+                logits = predict.logits(self.length)
+            mask = predict.mask(logits)
             self._count(counts[bag].total, mask, truth, newest)
+            self._fit(fit, logits, truth, self.classes[bag], number)
             if video_network:
                 counts[bag].compare(mask, predict(0), truth)
             if video_network and number in sweep:
@@ -163,6 +178,7 @@ class Validator:
                 counts[bag].sweep[-1].update(mask, truth)
         for part in counts:
             part.reduce(self.fabric)
+        fit.sums = sum_over_ranks(self.fabric, fit.sums)
         elsewhere, evenness = self._attention(shares)
         pictures = self._pictures(model, video_network) if self.fabric.is_global_zero else None
         model.train(was_training)
@@ -172,16 +188,14 @@ class Validator:
             attention_elsewhere=elsewhere,
             attention_evenness=evenness,
             pictures=pictures,
+            temperature=fit.temperature(),
+            calibration_error=fit.error(),
+            calibration_error_at_temperature=fit.error(fit.best()),
             seconds=time.monotonic() - began,
         )
 
-    def _frames(
-        self, model: nn.Module, numbers: list[int]
-    ) -> tuple[Callable[[int], np.ndarray], np.ndarray, np.ndarray]:
-        """From a window's length to the newest frame's mask (0 = the static network's), its truth and its image.
-
-        Mask and truth have the classes that the bag is scored in.
-        """
+    def _frames(self, model: nn.Module, numbers: list[int]) -> tuple[_Prediction, np.ndarray, np.ndarray]:
+        """What the network makes of a window, and the newest frame's truth and image."""
         classes = self.classes[self.store.index.frames[numbers[-1]].source]
         numbers = numbers[-self.length :]
         video, labels = self.store.window(numbers, len(numbers))
@@ -190,23 +204,19 @@ class Validator:
         flow = None
         if isinstance(model, STGRU) and len(video) > 1:
             flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
+        return _Prediction(self.fabric, model, frames, flow, classes), labels[-1], video[-1]
 
-        def predict(window: int) -> np.ndarray:
-            window = min(window, len(frames))
-            with self.fabric.autocast():
-                if isinstance(model, STGRU) and window > 0:
-                    motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
-                    logits = model(frames[None, -window:], motion)[0, -1]
-                elif isinstance(model, VTSeg) and window > 0:
-                    logits = model(frames[None, -window:])[0, -1]
-                elif isinstance(model, VTSeg):
-                    logits = model.static_logits(frames[-1:])[0]
-                else:
-                    network = model.static_prior if isinstance(model, STGRU) else model
-                    logits = network(frames[-1:])[0]
-            return classes.of_mask(logits.argmax(0).byte().cpu().numpy())
-
-        return predict, labels[-1], video[-1]
+    def _fit(
+        self, fit: TemperatureFit, logits: Tensor, truth: np.ndarray, classes: ScoredClasses, number: int
+    ) -> None:
+        """Add some of a frame's labelled pixels, the same ones in each validation."""
+        places = np.flatnonzero(truth != IGNORE)
+        rng = np.random.default_rng(number)
+        places = places if len(places) <= FIT_PIXELS else rng.choice(places, FIT_PIXELS, replace=False)
+        chosen = torch.from_numpy(places).to(logits.device)
+        known = torch.from_numpy(truth.reshape(-1)[places].astype(np.int64)).to(logits.device)
+        members = torch.from_numpy(classes.members(len(self.labels))).to(logits.device)
+        fit.update(logits.flatten(1).T[chosen], known, members)
 
     def _count(self, total: ConfusionMatrix, mask: np.ndarray, truth: np.ndarray, newest: int) -> None:
         try:
@@ -262,6 +272,41 @@ class Validator:
             prior = shown(predict(0)) if video_network else None
             rows.append(row(image, shown(truth), prior, shown(predict(self.length)), self.labels))
         return sheet(rows) if rows else None
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What a network makes of a window's newest frame, with as many frames as asked for; 0 = the static network's.
+
+    Masks have the classes that the bag is scored in, logits those of the network.
+    """
+
+    fabric: Fabric
+    model: nn.Module
+    frames: Tensor
+    flow: Tensor | None
+    classes: ScoredClasses
+
+    def __call__(self, window: int) -> np.ndarray:
+        return self.mask(self.logits(window))
+
+    def mask(self, logits: Tensor) -> np.ndarray:
+        return self.classes.of_mask(logits.argmax(0).byte().cpu().numpy())
+
+    def logits(self, window: int) -> Tensor:
+        """(C, H, W)."""
+        model, frames, flow = self.model, self.frames, self.flow
+        window = min(window, len(frames))
+        with self.fabric.autocast():
+            if isinstance(model, STGRU) and window > 0:
+                motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
+                return model(frames[None, -window:], motion)[0, -1]
+            if isinstance(model, VTSeg) and window > 0:
+                return model(frames[None, -window:])[0, -1]
+            if isinstance(model, VTSeg):
+                return model.static_logits(frames[-1:])[0]
+            network = model.static_prior if isinstance(model, STGRU) else model
+            return network(frames[-1:])[0]
 
 
 class _Counts:
