@@ -14,8 +14,16 @@ from vtseg_ros.engine.fold import fold
 from vtseg_ros.engine.pixels import resize_rgb, to_mask
 from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
-from vtseg_ros.labels import STREET
-from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
+from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.model import (
+    EfficientViTB0,
+    ERFNet,
+    SegFormer,
+    VTSeg,
+    VTSegConfig,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 NS = 1_000_000_000
 TICK = NS // 10
@@ -279,3 +287,48 @@ def test_older_frames_change_the_mask(tmp_path):
     segmenter.reset()
     segmenter.step(older[:, ::-1].copy(), TICK)
     assert not np.array_equal(segmenter.step(newest, 2 * TICK).confidence, alone.confidence)
+
+
+class Columns(torch.nn.Module):
+    """Class 1 where the red channel is above a half, else class 0."""
+
+    def forward(self, images):
+        return torch.cat([0.5 - images[:, :1], images[:, :1] - 0.5], dim=1) * 100
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"), [("stretch", slice(None)), ("letterbox", slice(None)), ("crop", slice(16, 48))]
+)
+def test_masks_lie_on_their_image_in_each_resize_mode(tmp_path, mode, seen):
+    """An image with a bright square, taller than the input; what a crop does not see is unlabelled."""
+    labels = LabelSet.from_names(["dark", "bright"])
+    save_checkpoint(
+        tmp_path / "c",
+        ERFNet(num_classes=2),
+        labels=labels,
+        input_size=(64, 32),
+        resize_mode=mode,
+        temperature=50.0,
+    )
+    checkpoint = load_checkpoint(tmp_path / "c")
+    predictor = Segmenter(checkpoint, device="cpu")
+    assert (
+        predictor.resize_mode == mode
+        and Segmenter(checkpoint, device="cpu", resize_mode="stretch").resize_mode == "stretch"
+    )
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[24:40, 8:32] = 255
+    predictor._logits = lambda group: (Columns()(torch.cat([one.pixels for one in group])), [None])
+    result = predictor.step(image)
+    expected = np.full((64, 64), 255, np.uint8)
+    expected[seen] = image[seen, :, 0] // 255
+    inner = np.ones((64, 64), bool)
+    for line in (24, 40):
+        inner[line - 2 : line + 2] = False
+    for line in (8, 32):
+        inner[:, line - 2 : line + 2] = False
+    assert result.mask.shape == (64, 64) and np.array_equal(result.mask[inner], expected[inner])
+    # Logits 50 apart divided by 50 give a softmax of 1 / (1 + exp(-2)); unlabelled pixels have none.
+    assert result.confidence[32, 20] == round(255 / (1 + np.exp(-2)))
+    if mode == "crop":
+        assert result.confidence[0, 0] == 0

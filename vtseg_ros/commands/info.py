@@ -86,6 +86,8 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         "export": export,
         "bytes": path.stat().st_size,
         "input_size": list(loaded.input_size),
+        "resize_mode": loaded.resize_mode,
+        "temperature": loaded.temperature,
         "parameters": {**{k: v for k, v in parameters.items() if v}, "total": sum(parameters.values())},
         "classes": list(loaded.labels.names),
         "config": loaded.config,
@@ -114,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
         if found["licence"]["note"]:
             table.add_row("licence note", found["licence"]["note"])
         table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
-        table.add_row("input", "x".join(map(str, found["input_size"])))
+        table.add_row("input", f"{'x'.join(map(str, found['input_size']))}, {found['resize_mode']}")
+        table.add_row("temperature", f"{found['temperature']:.3g}")
         if found["export"]:
             table.add_row("export", found["export"])
         else:

@@ -45,12 +45,13 @@ class BagSource:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's place: header stamp, and bag times of its image and (if any) label message."""
+    """A frame's place: header stamp, bag times of its image and (if any) label message, and (width, height) px."""
 
     source: int
     stamp_ns: int
     image_ns: int
     label_ns: int | None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class FrameIndex:
                     f"bag {source.path}: the label at stamp {stamp} ns has {label_size[0]}x{label_size[1]} px, its "
                     f"image {size[0]}x{size[1]}. They must be equal"
                 )
-            frames.append(Frame(index, stamp, time_ns, label_ns))
+            frames.append(Frame(index, stamp, time_ns, label_ns, size))
         if need_labels and not any(frame.label_ns is not None for frame in frames):
             raise BagError(
                 f"bag {source.path}: no label on {label} has the header stamp of an image on {image}"
@@ -201,6 +202,20 @@ class FrameIndex:
             if self.frames[number].label_ns is not None
         ]
         return found[::every]
+
+    def others(self, taken: Collection[int], strides: list[int]) -> list[tuple[int, int]]:
+        """(frame number, first frame of its sequence) of every n-th frame of each source that is not taken; 0 = none."""
+        found: list[tuple[int, int]] = []
+        count = [0] * len(self.sources)
+        for first, stop in self.sequences:
+            for number in range(first, stop):
+                source = self.frames[number].source
+                if number in taken or not strides[source]:
+                    continue
+                if count[source] % strides[source] == 0:
+                    found.append((number, first))
+                count[source] += 1
+        return found
 
     def window(self, newest: int, first: int, length: int) -> list[int]:
         """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""

@@ -31,6 +31,7 @@ from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import check_prior_size
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.resize import Box, check_resize_mode, place, restoration
 
 log = logging.getLogger("vtseg_ros.engine")
 
@@ -119,6 +120,8 @@ class Segmenter:
         static_prior: an external static network (see `model.priors.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         compile: use torch.compile; the first full window then takes about a minute.
+        resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
+            the sides that the network does not see; None = the checkpoint's.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: naming what is wrong.
@@ -139,6 +142,7 @@ class Segmenter:
         static_prior: str | None = None,
         min_confidence: float = 0.0,
         compile: bool = False,
+        resize_mode: str | None = None,
     ) -> None:
         if streaming not in STREAMING:
             raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
@@ -155,6 +159,8 @@ class Segmenter:
                 checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
             self._open(checkpoint, input_size, streaming, compile)
         self.labels = self.checkpoint.labels
+        self.resize_mode = resize_mode or self.checkpoint.resize_mode
+        check_resize_mode(self.resize_mode)
         self._cameras: dict[str, _Camera] = {}
         self._window = self._max_gap_s = self._min_confidence = 0
         self.window, self.max_gap_s = window, max_gap_s
@@ -350,7 +356,7 @@ class Segmenter:
             if decision.action is Action.RESTART:
                 camera.past.clear()
             try:
-                pixels = to_input(frame.image, self.input_size, self.device)
+                pixels = to_input(frame.image, self.input_size, self.device, self.resize_mode)
             except torch.OutOfMemoryError:
                 size = f"an image of {frame.image.shape[1]}x{frame.image.shape[0]} px"
                 results[index] = self._failed(
@@ -402,9 +408,7 @@ class Segmenter:
         logits, kept = self._logits(group)
         answers = []
         for row, one in enumerate(group):
-            mask, confidence = to_mask(
-                logits[row : row + 1], self._target(one.frame.image), self.upsampling, self._min_confidence
-            )
+            mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
             answers.append((mask, confidence, time.monotonic() - started))
         # Only when all went well: a group that is tried again must find its windows as they were.
         for row, one in enumerate(group):
@@ -415,6 +419,17 @@ class Segmenter:
         """(B, C, h, w) of the newest frames, and what each leaves behind."""
         images = torch.cat([one.pixels for one in group])
         return self._runner(images, [one.camera.past for one in group])
+
+    def _mask(self, logits: Tensor, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
+        target, image_size = self._target(image), (image.shape[1], image.shape[0])
+        logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
+        placement = place(image_size, self.input_size, self.resize_mode)
+        if placement.fills and placement.source == Box(0, 0, *image_size):
+            return to_mask(logits, target, self.upsampling, self._min_confidence)
+        restore = restoration(placement, image_size, target)
+        mask, confidence = to_mask(logits, restore.whole, self.upsampling, self._min_confidence)
+        return restore(mask, IGNORE), restore(confidence, 0)
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":

@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -36,6 +37,7 @@ from vtseg_ros.model.priors import (
 from vtseg_ros.model.segformer import SegFormer
 from vtseg_ros.model.state import METADATA_KEY, load_exact
 from vtseg_ros.model.vtseg import VTSeg, check_size
+from vtseg_ros.resize import RESIZE_MODES
 
 try:
     import fcntl
@@ -64,6 +66,8 @@ class Checkpoint:
         training: summary of its training (plain JSON values).
         path: the file.
         licence: of the weights.
+        resize_mode: how images are brought to that size: `stretch`, `letterbox` or `crop`.
+        temperature: divides the logits before the softmax, so that confidences are calibrated.
     """
 
     model: nn.Module
@@ -74,6 +78,8 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     licence: Licence = NOT_STATED
+    resize_mode: str = "stretch"
+    temperature: float = 1.0
 
 
 def architecture_of(model: nn.Module) -> str:
@@ -104,6 +110,8 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     half: bool = False,
     licence: Licence = NOT_STATED,
+    resize_mode: str = "stretch",
+    temperature: float = 1.0,
 ) -> None:
     """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
 
@@ -115,6 +123,7 @@ def save_checkpoint(
         training: summary to carry along; plain JSON values.
         half: store weights in half precision (BatchNorm statistics and normalisation stay fp32).
         licence: of the weights.
+        resize_mode, temperature: see `Checkpoint`.
 
     Raises:
         ConfigError: if the class list does not fit the network.
@@ -136,6 +145,8 @@ def save_checkpoint(
         "input_size": list(input_size),
         "training": training or {},
         "licence": licence.to_dict(),
+        "resize_mode": resize_mode,
+        "temperature": temperature,
     }
     tensors = {key: _stored(key, value, half) for key, value in state.items()}
     metadata["sha256"] = _digest(metadata, tensors)
@@ -263,6 +274,25 @@ def licence_of(path: Path, metadata: dict[str, Any]) -> Licence:
     return Licence.from_metadata(metadata)
 
 
+def read_use(metadata: dict[str, Any]) -> tuple[str, float]:
+    """Return the resize mode and the temperature in a file's metadata; older files have neither.
+
+    Raises:
+        CheckpointError: for values that do not exist.
+    """
+    mode, temperature = metadata.get("resize_mode", "stretch"), metadata.get("temperature", 1.0)
+    if (
+        mode not in RESIZE_MODES
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < math.inf
+    ):
+        raise CheckpointError(
+            f"metadata: unknown use; expected resize_mode of {', '.join(RESIZE_MODES)} and a temperature above 0, "
+            f"got {mode!r} and {temperature!r}"
+        )
+    return mode, float(temperature)
+
+
 def _build(
     architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
 ) -> nn.Module:
@@ -330,6 +360,7 @@ def load_checkpoint(
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+        resize_mode, temperature = read_use(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
         licence = licence_of(path, metadata)
         if config["num_classes"] != len(labels):
@@ -372,4 +403,6 @@ def load_checkpoint(
         training=training,
         path=path,
         licence=licence,
+        resize_mode=resize_mode,
+        temperature=temperature,
     )
