@@ -134,7 +134,7 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
             tmp_path / "missing.pt",
             5,
             ConfigError,
-            "no such file. Registered names: erfnet, segformer_b0, segformer_b1",
+            "no such file. Registered names: erfnet, efficientvit_b0, efficientvit_b1, segformer_b0",
         ),
         (tmp_path / "broken.pt", 5, CheckpointError, "cannot be read as TorchScript"),
         (tmp_path / "broken.pt2", 5, CheckpointError, "cannot be read as torch.export"),
