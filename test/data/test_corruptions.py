@@ -167,8 +167,10 @@ def test_a_store_corrupts_its_schedule_in_every_sequence(tmp_path, kind):
     stamps = [i / 10 for i in range(7)] + [3 + i / 10 for i in range(7)]
     index = FrameIndex([BagSource(write_bag(tmp_path / "bag", stamps))])
     plain, store = FrameStore(index), CorruptedStore(index, Corruption(kind=kind, severity=3))
-    corrupted = [number for number in range(14) if store.is_corrupted(number)]
+    parts = [store.part(number) for number in range(14)]
+    corrupted = [number for number in range(14) if parts[number] == "corrupted"]
     assert corrupted == [2, 5, 9, 12]
+    assert [number for number in range(14) if parts[number] == "recovering"] == [3, 6, 10, 13]
     for number in range(14):
         image, clean = store.image(number), plain.image(number)
         if number not in corrupted:

@@ -11,6 +11,8 @@ import numpy as np
 from vtseg_ros.data.corruptions import Corruption
 from vtseg_ros.data.windows import FrameIndex, FrameStore
 
+PARTS = ("corrupted", "recovering", "clean")
+
 
 class CorruptedStore(FrameStore):
     """Frame store in which some images are corrupted; labels are left as they are.
@@ -33,9 +35,12 @@ class CorruptedStore(FrameStore):
         first = self._starts[bisect_right(self._starts, number) - 1]
         return first, number - first
 
-    def is_corrupted(self, number: int) -> bool:
-        """Return whether the corruption changes this frame's image."""
-        return self.corruption.affects(self._position(number)[1])
+    def part(self, number: int) -> str:
+        """Return what a frame is: `corrupted`, `recovering` (the first clean frame after a run) or `clean`."""
+        position = self._position(number)[1]
+        if self.corruption.affects(position):
+            return "corrupted"
+        return "recovering" if position and self.corruption.affects(position - 1) else "clean"
 
     def image(self, number: int) -> np.ndarray:
         """Return the image, (H, W, 3) uint8 RGB, corrupted where the schedule says so."""
