@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from data.bagtools import write_bag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtseg_ros.data.augmentation import Augmentation, AugmentationConfig
-from vtseg_ros.data.occlusion import Cover, OccludedStore, draw_covers
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.data.occlusion import Cover, draw_covers
 from vtseg_ros.errors import ConfigError
 
 
@@ -71,16 +69,3 @@ def test_training_windows_are_covered_and_their_labels_are_not():
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ConfigError, match="augmentation.occlusion is the share of frames"):
         AugmentationConfig(occlusion=share)
-
-
-def test_the_same_frames_are_covered_in_the_same_places(tmp_path):
-    index = FrameIndex([BagSource(write_bag(tmp_path / "bag", [i / 10 for i in range(20)]))])
-    plain, once, again = FrameStore(index), OccludedStore(index, 0.5), OccludedStore(index, 0.5)
-    covered = 0
-    for number in range(20):
-        np.testing.assert_array_equal(once.image(number), again.image(number))
-        np.testing.assert_array_equal(once.label(number), plain.label(number))
-        covered += (once.image(number) != plain.image(number)).any()
-    assert 3 <= covered <= 17
-    video, _ = once.window([3, 4, 5], 3)
-    np.testing.assert_array_equal(video, [once.image(number) for number in (3, 4, 5)])

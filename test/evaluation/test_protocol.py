@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from vtseg_ros.cli import main
 from vtseg_ros.data import messages
 from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.data.corrupted_store import CorruptedStore
+from vtseg_ros.data.corruptions import Corruption
 from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.occlusion import OccludedStore
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
@@ -107,16 +108,30 @@ def lively(tiny_checkpoint, tmp_path_factory):
     return path
 
 
-def test_covered_frames_are_scored_as_if_recorded_so(tmp_path, short_bag, frames, lively):
-    covered = OccludedStore(FrameIndex([BagSource(short_bag)]), 0.5)
-    images = [covered.image(number) for number in range(12)]
-    assert any((one != other).any() for one, other in zip(images, frames[0]))
-    recorded = write_bag(tmp_path / "covered", images, frames[1])
-    expected = run(tmp_path, recorded, "--checkpoint", lively)
-    found = run(tmp_path, short_bag, "--checkpoint", lively, "--occlusion", "0.5")
-    assert found["systems"] == expected["systems"]
-    assert found["systems"] != run(tmp_path, short_bag, "--checkpoint", lively)["systems"]
-    assert found["facts"]["occlusion"] == "50% of the frames covered in part"
+def test_corrupted_frames_are_scored_as_if_recorded_so(tmp_path, short_bag, frames, lively):
+    """Two sequences, of 8 and 4 frames: the parts' scores against separate counts over a bag of corrupted images."""
+    corruption = Corruption(kind="dirt", severity=5)
+    store = CorruptedStore(FrameIndex([BagSource(short_bag)]), corruption)
+    images = [store.image(number) for number in range(12)]
+    recorded = FrameStore(FrameIndex([BagSource(write_bag(tmp_path / "corrupted", images, frames[1]))]))
+    systems = open_systems(Selection([str(lively)], windows=(1, 3), device="cpu"), recorded.index)
+    numbers = {"corrupted": [2, 5, 10], "recovering": [3, 6, 11], "clean": [0, 1, 4, 7, 8, 9]}
+    place = {number: part for part, members in numbers.items() for number in members}
+    expected = evaluate(recorded, systems, part_of=place.__getitem__)
+    plain = run(tmp_path, short_bag, "--checkpoint", lively, "--window", "1", "3")
+    found = run(
+        tmp_path, short_bag, "--checkpoint", lively, "--window", "1", "3", "--corrupt", "dirt:5", "black:1"
+    )
+    assert found["systems"] == plain["systems"]
+    assert [one["corruption"] for one in found["corruptions"]] == ["dirt:5:1/3", "black:1:1/3"]
+    dirt, black = (one["systems"] for one in found["corruptions"])
+    for number, system in enumerate(dirt):
+        for part in numbers:
+            assert system[part]["miou"] == pytest.approx(expected.parts[part][number].miou(), abs=1e-3)
+    # With a window of one frame a corruption changes the frames that it hits and no others.
+    assert dirt[0]["clean"] == black[0]["clean"] and dirt[0]["recovering"] == black[0]["recovering"]
+    assert dirt[0]["corrupted"] != black[0]["corrupted"]
+    assert dirt[1]["recovering"] != black[1]["recovering"]
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -147,6 +162,7 @@ class Recorder:
         seen = self.seen.setdefault(stream, deque(maxlen=self.info.window))
         seen.append(number)
         self.answers[number] = list(seen)
+        self.confidence = np.zeros(size[::-1], np.uint8)
         return np.zeros(size[::-1], np.uint8)
 
 
@@ -281,10 +297,8 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
         ("window must be", [short_bag, "--window", "-1"]),
         ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
         ("--every must be at least 1", [short_bag, "--every", "0"]),
-        (
-            "--occlusion is the share of frames that are covered in part, 0..1",
-            [short_bag, "--occlusion", "2"],
-        ),
+        ("corruption severity: out of range; expected 1 to 5, got 9", [short_bag, "--corrupt", "dirt:9"]),
+        ("corruption run: out of range", [short_bag, "--corrupt", "dirt:3", "--corrupt-run", "4"]),
         ("no bag at", [tmp_path / "nowhere"]),
     ):
         assert main(["evaluate", *map(str, arguments), "--checkpoint", str(tiny_checkpoint)]) == 2

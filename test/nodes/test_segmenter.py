@@ -27,7 +27,7 @@ from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.data.images import ENCODINGS
 from vtseg_ros.labels import STREET
 
-LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8"}
+LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_window_grows_and_restarts(setting):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(encoding="rgb16"), "unknown encoding"),
+        (dict(encoding="rgb12"), "unknown encoding"),
         (dict(height=0), "empty"),
         (dict(height=2**32 - 1, width=2**32 - 1), "at most"),
         (dict(step=3), "step is too small"),

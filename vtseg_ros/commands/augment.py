@@ -14,7 +14,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.training.config import TrainConfig
 from vtseg_ros.training.config_file import load_config
-from vtseg_ros.training.data import build_labels, build_sources, build_store
+from vtseg_ros.training.data import build_labels, build_sources, build_store, read_class_groups
 from vtseg_ros.training.pictures import joined
 from vtseg_ros.visual import overlay
 
@@ -44,8 +44,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out must end in .png. Got: {args.out}")
     config = load_config(args.config)
     labels = build_labels(config.data)
-    store = build_store(config.data, build_sources(config.data)[0])
-    count = min(args.windows, len(store.index.labelled(config.data.label_every)))
+    groups = read_class_groups(config.data, labels, "train")
+    # A group is shown in the colour of its first class.
+    tables = [None if one is None else one.shown() for one in groups]
+    store = build_store(
+        config.data, build_sources(config.data)[0], label_tables=tables, need_labels=not _taught(config)
+    )
+    count = min(args.windows, len(_chosen(config, store)))
     picture = contact_sheet(
         config, store, labels, count, args.frames, config.seed if args.seed is None else args.seed
     )
@@ -63,8 +68,8 @@ def contact_sheet(
     config: TrainConfig, store: FrameStore, labels: LabelSet, count: int, length: int, seed: int
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB: windows below each other, frames above frames with their labels."""
-    windows = store.index.windows(length, label_every=config.data.label_every)
-    labelled = {window[-1] for window in windows}
+    windows = [store.index.window(newest, first, length) for newest, first in _chosen(config, store)]
+    labelled = {number for number, _ in store.index.labelled(config.data.label_every)}
     rng = np.random.default_rng(seed)
     augmentation = Augmentation(config.augmentation)
     parts = []
@@ -76,6 +81,20 @@ def contact_sheet(
         draw = augmentation.draw(length, config.data.size, rng)
         parts += _window(*draw.apply(video, ids), labels, _title(draw, store, windows[place][-1]))
     return np.concatenate(parts[:-1])
+
+
+def _taught(config: TrainConfig) -> bool:
+    """Whether a stage has a teacher, so that frames without labels are used."""
+    return any(stage.teacher for stage in config.stages)
+
+
+def _chosen(config: TrainConfig, store: FrameStore) -> list[tuple[int, int]]:
+    """(frame number, first frame of its sequence) of the newest frame of each window."""
+    chosen = store.index.labelled(config.data.label_every)
+    if _taught(config):
+        strides = [source.unlabelled_stride for source in config.data.train]
+        chosen = sorted(chosen + store.index.others({number for number, _ in chosen}, strides))
+    return chosen
 
 
 def _title(draw: Draw, store: FrameStore, newest: int) -> str:

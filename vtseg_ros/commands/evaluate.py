@@ -11,14 +11,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.occlusion import OccludedStore, check_share
+from vtseg_ros.data.corrupted_store import PARTS
+from vtseg_ros.data.corruptions import KINDS
 from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
+from vtseg_ros.evaluation.robustness import (
+    CorruptedScores,
+    evaluate_corrupted,
+    mean_corrupted,
+    parse_corruptions,
+)
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.files import write_atomically
 from vtseg_ros.labels import LabelSet
@@ -55,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
+    parser.add_argument(
+        "--class-map", type=Path, metavar="FILE",
+        help="YAML of label class to the checkpoint's classes that count as it, in the order of the label ids; applied to "
+        "the masks. A checkpoint that has the labels' classes stays as it is",
+    )  # fmt: skip
     parser.add_argument("--image-topic", default="", help="needed when a bag has several")
     parser.add_argument("--label-topic", default="", help="needed when a bag has several")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
@@ -72,10 +86,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
     )
     parser.add_argument(
-        "--occlusion", type=float, default=0.0, metavar="SHARE",
-        help="cover this share of the frames in part, each in places of its own, always the same ones: what spray or lost "
-        "packets cost, and what older frames make up for (default 0)",
+        "--corrupt", nargs="+", default=[], metavar="KIND:SEVERITY[:SHARE]",
+        help="score again with a share of the frames (default 1/3) corrupted, once per kind: " + ", ".join(KINDS) + ", or all; "
+        "severity 1 to 5. Corrupted frames, the frames after them and the others are scored apart",
     )  # fmt: skip
+    parser.add_argument(
+        "--corrupt-run",
+        type=int,
+        default=1,
+        metavar="N",
+        help="consecutive frames corrupted at a time, 1 to 3 (default 1)",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help="rows of pictures (default 6)")
@@ -90,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
-    check_share(args.occlusion, "--occlusion")
+    corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
     selection = Selection(
         args.checkpoint,
         models=args.model,
@@ -101,33 +122,43 @@ def run(args: argparse.Namespace) -> int:
         stride=args.stride,
         device=args.device,
         precision=args.precision,
+        class_map=load_class_map(args.class_map) if args.class_map else None,
     )
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
     index = FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
-    store = OccludedStore(index, args.occlusion) if args.occlusion else FrameStore(index)
+    store = FrameStore(index)
     systems = open_systems(selection, store.index)
-    named = [_check_classes(bag, systems[0].labels, systems[0].info.checkpoint) for bag in args.bag]
-    with track(len(store.index.labelled(args.every)), "evaluating") as advance:
+    owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
+    named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
+    with (
+        interrupts.unwritten("the report"),
+        track(len(index.labelled(args.every)) * (1 + len(corruptions)), "evaluating") as advance,
+    ):
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
+        corrupted = evaluate_corrupted(index, systems, corruptions, every=args.every, on_frame=advance)
     facts = _facts(args, store, outcome)
+    whose = "class map's" if args.class_map else "checkpoint's"
     if not all(named):
-        facts["classes"] = "the checkpoint's; the bag names none"
-    _print(outcome)
+        facts["classes"] = f"the {whose}; the bag names none"
+    _print(outcome, corrupted)
     if not all(named):
-        print("The bag has no label map: its class ids were taken for the checkpoint's.")
-    _write(args, outcome, facts)
+        print(f"The bag has no label map: its class ids were taken for the {whose}.")
+    missing = sum(store.index.missing.values())
+    if missing:
+        facts["missing"] = f"{missing} messages that the bags promise are not there"
+    _write(args, outcome, corrupted, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
     return 0
 
 
-def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> bool:
+def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
     """Whether the bag names its classes; ConfigError if they are others."""
     with BagReader(path) as bag:
         own = read_label_set(bag)
     if own is not None and own.names != labels.names:
         raise ConfigError(
-            f"bag {path} and checkpoint {checkpoint} have different class lists: {', '.join(own.names)}; "
+            f"bag {path} and {owner} have different class lists: {', '.join(own.names)}; "
             f"{', '.join(labels.names)}"
         )
     return own is not None
@@ -142,12 +173,12 @@ def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dic
     }
     if args.start or args.end:
         facts["part"] = f"{args.start:g} s to {f'{args.end:g} s' if args.end else 'the end'}"
+    if args.class_map:
+        facts["class map"] = args.class_map.name
     if args.every > 1:
         facts["scored"] = f"every {args.every}th label"
     if args.stride > 1:
         facts["windows"] = f"of frames {args.stride} apart"
-    if args.occlusion:
-        facts["occlusion"] = f"{100 * args.occlusion:g}% of the frames covered in part"
     return facts
 
 
@@ -155,7 +186,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
     # A file or pipe has no width: eighty columns would cut a table of many systems.
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console, systems = Console(markup=False, width=width), entries(outcome)
@@ -169,7 +200,7 @@ def _print(outcome: Outcome) -> None:
     table.add_section()
     rows = {
         "mean": "miou", "pixel accuracy": "pixel_accuracy", "mVC8": "mvc8", "mVC16": "mvc16",
-        "temporal consistency": "temporal_consistency",
+        "temporal consistency": "temporal_consistency", "calibration error": "calibration_error",
     }  # fmt: skip
     for title, key in rows.items():
         table.add_row(title, *(_text(system[key]) for system in shown))
@@ -177,6 +208,8 @@ def _print(outcome: Outcome) -> None:
     swept = sweep(systems)
     if swept:
         console.print(_sweep_table(swept))
+    if corrupted:
+        console.print(_corruption_table(corrupted))
     console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
     if outcome.unmatched:
         console.print(f"{outcome.unmatched} more labels have the header stamp of no image")
@@ -196,8 +229,33 @@ def _sweep_table(swept: Sweep) -> Table:
     return table
 
 
-def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) -> None:
-    content: dict[str, Any] = as_json(outcome, facts)
+def _corruption_table(corrupted: list[CorruptedScores]) -> Table:
+    table = Table(title="mIoU on corrupted frames, on the frames after them, on the others (%)")
+    table.add_column("corruption")
+    for info in corrupted[0].infos:
+        table.add_column(info.name, justify="right")
+    for scores in corrupted:
+        systems = scores.to_dict()["systems"]
+        table.add_row(
+            str(scores.corruption),
+            *(", ".join(_text(system[part]["miou"]) for part in PARTS) for system in systems),
+        )
+    if len(corrupted) > 1:
+        table.add_section()
+        table.add_row("mean on corrupted frames", *(_text(value) for value in mean_corrupted(corrupted)))
+    return table
+
+
+def _write(
+    args: argparse.Namespace,
+    outcome: Outcome,
+    corrupted: list[CorruptedScores],
+    facts: dict[str, str],
+    missing: int,
+) -> None:
+    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing}
+    if corrupted:
+        content["corruptions"] = [scores.to_dict() for scores in corrupted]
     pages = [args.html] if args.html else []
     files = [args.json] if args.json else []
     if args.out:
@@ -209,7 +267,7 @@ def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) ->
         for path in files:
             write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         if pages:
-            page = render_html(outcome, "Evaluation", facts).encode()
+            page = render_html(outcome, "Evaluation", facts, corrupted).encode()
             for path in pages:
                 write_atomically(path, page)
     except OSError as err:

@@ -19,6 +19,7 @@ from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
 
 HELP = "Published weights by name: list them, download one (the only command that uses the network), convert a file."
 ONNX = "onnx"
+TABLE_WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,21 +114,20 @@ def _report(out: Path, entry: Published | None) -> None:
 
 def _list(file: Path | None) -> int:
     table = Table()
-    for column in ("name", "classes", "input", "published mIoU", "licence", "source"):
-        table.add_column(
-            column,
-            justify="right" if "mIoU" in column else "left",
-            no_wrap=column == "name",
-            overflow="fold",
-        )
+    for column in ("name", "classes", "input", "mIoU", "licence"):
+        table.add_column(column, justify="right" if column == "mIoU" else "left", no_wrap=True)
     for entry in PUBLISHED.values():
         size = "x".join(map(str, entry.input_size))
         classes = f"{len(entry.labels)} ({entry.data})"
-        table.add_row(entry.name, classes, size, f"{entry.score:.1f}", entry.licence.name, entry.source)
-    Console(markup=False).print(table)
+        table.add_row(entry.name, classes, size, f"{entry.score:.1f}", entry.licence.name)
+    console = Console(markup=False, width=TABLE_WIDTH)
+    console.print(table)
     print(
-        "Scores are the publishers', not measured here. Licences apply to the weights and to what is trained from them."
+        "mIoU is the publisher's, not measured here. Licences apply to the weights and to what is trained from them."
     )
+    print("Sources:")
+    for source in dict.fromkeys(entry.source for entry in PUBLISHED.values()):
+        print(f"  {source}")
     if file:
         file.write_text(json.dumps([_plain(entry) for entry in PUBLISHED.values()], indent=2) + "\n")
     return 0

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtseg_ros.data.windows import FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError
 
 MOST = 3  # rectangles on a frame
@@ -57,23 +56,3 @@ def draw_covers(
             x, y = (int(rng.integers(0, side - own + 1)) for side, own in zip(size, (width, height)))
             covers.append(Cover(frame, x, y, width, height, tuple(rng.integers(0, 256, 3).tolist())))
     return tuple(covers)
-
-
-class OccludedStore(FrameStore):
-    """Pixels of which a share of the frames is covered in part, always the same ones in the same places.
-
-    Args:
-        index: the frames.
-        share: of the frames, 0..1. Labels are left as they are.
-    """
-
-    def __init__(self, index: FrameIndex, share: float) -> None:
-        super().__init__(index)
-        self._share = share
-
-    def image(self, number: int) -> np.ndarray:
-        image = super().image(number).copy()
-        stamp_ns = self.index.frames[number].stamp_ns
-        for cover in draw_covers(1, image.shape[1::-1], self._share, np.random.default_rng(abs(stamp_ns))):
-            cover.apply(image[None])
-        return image

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.checkpoint import Checkpoint, read_use
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.weights import METADATA_KEY
@@ -74,6 +74,7 @@ class OnnxRunner:
         self.longest = self.window = int(metadata["config"]["window"])
         width, height = (int(side) for side in metadata["input_size"])
         self._input_size = (height, width)
+        resize_mode, temperature = read_use(metadata)
         colors = tuple(tuple(color) for color in metadata["class_colors"])
         self.checkpoint = Checkpoint(
             model=nn.Identity(),
@@ -84,6 +85,8 @@ class OnnxRunner:
             training=metadata["training"],
             path=path,
             licence=Licence.from_metadata(metadata),
+            resize_mode=resize_mode,
+            temperature=temperature,
         )
         self._adapter = adapter_of(metadata)
         if self.kind == "stream":

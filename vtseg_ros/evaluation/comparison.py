@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vtseg_ros.evaluation.protocol import Outcome
 from vtseg_ros.evaluation.report import class_items, confusion_rows, picture_source, render
+from vtseg_ros.evaluation.robustness import CorruptedScores, mean_corrupted
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.visual import colorize
 
@@ -71,8 +73,17 @@ def sweep(systems: list[dict[str, Any]]) -> Sweep | None:
     return Sweep(windows, {family: [by.get(window) for window in windows] for family, by in several.items()})
 
 
-def render_html(outcome: Outcome, title: str, facts: dict[str, str]) -> str:
-    """One HTML page without outside references."""
+def render_html(
+    outcome: Outcome, title: str, facts: dict[str, str], corrupted: Sequence[CorruptedScores] = ()
+) -> str:
+    """Return one HTML page without outside references.
+
+    Args:
+        outcome: of the frames as they were recorded.
+        title: heading of the page.
+        facts: what was evaluated, shown below the heading.
+        corrupted: scores under corruptions, shown in a table of their own.
+    """
     systems, labels = entries(outcome), outcome.scores[0].labels
     shown = widest(outcome.infos)
     rows = [
@@ -96,6 +107,8 @@ def render_html(outcome: Outcome, title: str, facts: dict[str, str]) -> str:
         best={name: _best([systems[i]["iou"][name] for i in shown]) for name in labels.names},
         best_miou=_best([systems[i]["miou"] for i in shown]),
         sweep=sweep(systems),
+        corruptions=[scores.to_dict() for scores in corrupted],
+        corrupted_mean=mean_corrupted(corrupted),
         rows=rows,
         all_systems=systems,
         confusions=[(systems[i]["name"], confusion_rows(outcome.scores[i])) for i in shown],

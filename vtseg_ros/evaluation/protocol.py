@@ -14,6 +14,7 @@ import numpy as np
 
 from vtseg_ros.data.windows import FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores
 from vtseg_ros.evaluation.systems import System, SystemInfo
 
@@ -40,6 +41,7 @@ class Outcome:
             message without a readable stamp.
         unscored: labelled frames without image or label; labelled = scored + unscored.
         unmatched: labels whose stamp is no image's; not among `labelled`.
+        parts: by name of a part of the frames, one confusion matrix per system.
     """
 
     infos: list[SystemInfo]
@@ -49,6 +51,7 @@ class Outcome:
     corrupt: list[tuple[int, str]] = field(default_factory=list)
     unscored: int = 0
     unmatched: int = 0
+    parts: dict[str, list[ConfusionMatrix]] = field(default_factory=dict)
 
 
 class _Images:
@@ -103,6 +106,7 @@ def evaluate(
     *,
     every: int = 1,
     pictures: int = 6,
+    part_of: Callable[[int], str] | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Score all systems on the same frames.
@@ -112,6 +116,7 @@ def evaluate(
         systems: of one class list.
         every: score every n-th labelled frame; temporal scores need 1.
         pictures: rows of pictures to keep, evenly spaced.
+        part_of: from a frame's number to the name of the part whose scores it counts in as well; None = no parts.
         on_frame: called after each labelled frame.
 
     Raises:
@@ -142,8 +147,12 @@ def evaluate(
         last, stamp_ns = number, index.frames[number].stamp_ns
         size = (label.shape[1], label.shape[0])
         masks = [feed.mask(images, number, first, size) for feed in feeds]
-        for scores, mask in zip(outcome.scores, masks):
-            _score(scores, stamp_ns, mask, label, image)
+        for system, scores, mask in zip(systems, outcome.scores, masks):
+            _score(scores, stamp_ns, mask, label, image, system.confidence)
+        if part_of is not None:
+            part = outcome.parts.setdefault(part_of(number), [ConfusionMatrix(len(labels)) for _ in systems])
+            for matrix, mask in zip(part, masks):
+                matrix.update(mask, label)
         if number in shown:
             outcome.rows.append(_row(stamp_ns, image, label, masks))
         on_frame()
@@ -161,9 +170,16 @@ def _label(store: FrameStore, number: int, outcome: Outcome) -> np.ndarray | Non
         return None
 
 
-def _score(scores: Scores, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray) -> None:
+def _score(
+    scores: Scores,
+    stamp_ns: int,
+    mask: np.ndarray,
+    label: np.ndarray,
+    image: np.ndarray,
+    confidence: np.ndarray,
+) -> None:
     try:
-        scores.update(stamp_ns, mask, label, image)
+        scores.update(stamp_ns, mask, label, image, confidence=confidence)
         scores.watch(stamp_ns, mask, image)
     except ConfigError as err:
         raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err

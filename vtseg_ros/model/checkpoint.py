@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from vtseg_ros.model.registry import architecture_of, image_architectures, takes
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.weights import METADATA_KEY, load_exact
+from vtseg_ros.resize import RESIZE_MODES
 
 FORMAT = 1
 WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
@@ -48,6 +50,8 @@ class Checkpoint:
         training: summary of its training (plain JSON values).
         path: the file.
         licence: of the weights.
+        resize_mode: how images are brought to that size: `stretch`, `letterbox` or `crop`.
+        temperature: divides the logits before the softmax, so that confidences are calibrated.
     """
 
     model: nn.Module
@@ -58,6 +62,8 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     licence: Licence = NOT_STATED
+    resize_mode: str = "stretch"
+    temperature: float = 1.0
 
 
 def save_checkpoint(
@@ -69,6 +75,8 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     half: bool = False,
     licence: Licence = NOT_STATED,
+    resize_mode: str = "stretch",
+    temperature: float = 1.0,
 ) -> None:
     """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
 
@@ -80,6 +88,7 @@ def save_checkpoint(
         training: summary to carry along; plain JSON values.
         half: store weights in half precision (BatchNorm statistics and normalisation stay fp32).
         licence: of the weights.
+        resize_mode, temperature: see `Checkpoint`.
 
     Raises:
         ConfigError: if the class list does not fit the network.
@@ -102,6 +111,8 @@ def save_checkpoint(
         "input_size": list(input_size),
         "training": training or {},
         "licence": licence.to_dict(),
+        "resize_mode": resize_mode,
+        "temperature": temperature,
     }
     tensors = {key: _stored(key, value, half) for key, value in state.items()}
     metadata["sha256"] = _digest(metadata, tensors)
@@ -203,6 +214,25 @@ def licence_of(path: Path, metadata: dict[str, Any]) -> Licence:
     return Licence.from_metadata(metadata)
 
 
+def read_use(metadata: dict[str, Any]) -> tuple[str, float]:
+    """Return the resize mode and the temperature in a file's metadata; older files have neither.
+
+    Raises:
+        CheckpointError: for values that do not exist.
+    """
+    mode, temperature = metadata.get("resize_mode", "stretch"), metadata.get("temperature", 1.0)
+    if (
+        mode not in RESIZE_MODES
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < math.inf
+    ):
+        raise CheckpointError(
+            f"metadata: unknown use; expected resize_mode of {', '.join(RESIZE_MODES)} and a temperature above 0, "
+            f"got {mode!r} and {temperature!r}"
+        )
+    return mode, float(temperature)
+
+
 def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]) -> nn.Module:
     try:
         architecture = find(name)
@@ -266,6 +296,7 @@ def load_checkpoint(
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+        resize_mode, temperature = read_use(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
         licence = licence_of(path, metadata)
         if config["num_classes"] != len(labels):
@@ -308,4 +339,6 @@ def load_checkpoint(
         training=training,
         path=path,
         licence=licence,
+        resize_mode=resize_mode,
+        temperature=temperature,
     )

@@ -78,13 +78,14 @@ def _static_prior(
 
 
 def licence_of_run(config: TrainConfig) -> Licence:
-    """Return the licence of what a run trains: the configuration's, and those of the weights that it starts from.
+    """Return the licence of what a run trains: the configuration's, and those of the weights that it learns from.
 
     Raises:
         CheckpointError: if a checkpoint's entry is not a licence.
     """
     model, sources = config.model, []
-    for name in (model.warm_start, model.init_encoder, model.static_prior):
+    teachers = (stage.teacher for stage in config.stages)
+    for name in (model.warm_start, model.init_encoder, model.static_prior, *teachers):
         try:
             path = resolve_checkpoint(name) if name else None
         except CheckpointError:  # a factory

@@ -9,6 +9,7 @@ from typing import Any
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.registry import DEFAULT_ARCHITECTURE, Architecture, architecture, architectures
+from vtseg_ros.resize import RESIZE_MODES
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -17,13 +18,26 @@ INITS = ("segformer", "xavier")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A bag, or a part of it (see `data.windows.BagSource`)."""
+    """A bag, or a part of it (see `data.windows.BagSource`).
+
+    Args:
+        path: of the bag.
+        image_topic, label_topic, start_s, end_s: see `BagSource`.
+        class_groups: where the bag has other classes than the network: from each class of the bag (its name, or its
+            id) to a class of the network, a list of classes that it stands for, or `ignore`. Without a label map in
+            the bag, names are its class list in the order of their ids.
+        unlabelled_stride: in stages with a teacher, use every n-th frame that has no label; 0 = none of them.
+        repeat: how many times each window of the bag comes up in an epoch.
+    """
 
     path: str
     image_topic: str = ""
     label_topic: str = ""
     start_s: float = 0.0
     end_s: float = 0.0
+    class_groups: dict[Any, Any] = field(default_factory=dict)
+    unlabelled_stride: int = 1
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class DataConfig:
         validation_every: score every n-th labelled frame of the validation bags.
         cache_dir: folder for decoded frames; empty = decode each time.
         workers: processes that prepare batches.
+        resize_mode: how images are brought to `size`: `stretch` (their aspect is not kept), `letterbox` (it is, with
+            borders) or `crop` (it is, without their sides). Stored in the checkpoint.
     """
 
     train: tuple[SourceConfig, ...]
@@ -60,6 +76,7 @@ class DataConfig:
     validation_every: int = 1
     cache_dir: str = ""
     workers: int = 1
+    resize_mode: str = "stretch"
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,13 @@ class StageConfig:
             more different pictures.
         prior_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
             the static network stays one that can segment by itself, and both can start from nothing.
+        teacher: checkpoint of an image network, by file or shipped name, whose outputs are soft targets on every
+            frame, labelled or not; empty = none.
+        teacher_temperature: divides the logits of both networks in that loss.
+        teacher_weight: of that loss; that of the labels is 1.
+        teacher_scale: the teacher sees the augmented frames this much larger.
+        teacher_classes: from each class of the teacher to a class of the network, a list of them, or `ignore`; needed
+            where the class names differ.
     """
 
     name: str
@@ -125,6 +149,11 @@ class StageConfig:
     max_lr: float = 6e-5
     window: int = 0
     prior_loss: float = 0.0
+    teacher: str = ""
+    teacher_temperature: float = 1.0
+    teacher_weight: float = 1.0
+    teacher_scale: float = 1.0
+    teacher_classes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,9 +216,16 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_prior_loss(stage)
+            self._check_teacher(stage)
             if not self._kind.video and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
+        _one_of("data.resize_mode", self.data.resize_mode, RESIZE_MODES)
+        if self._kind.needs_flow and self.data.resize_mode != "stretch":
+            raise ConfigError(
+                f"data.resize_mode: must be stretch for {self.model.architecture}, whose flow is in px of the stretched "
+                "image"
+            )
         if self.model.init_encoder and "init_encoder" not in self._kind.options:
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and "init_decoder" not in self._kind.options:
@@ -200,6 +236,10 @@ class TrainConfig:
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name, least in (("label_every", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
             _at_least(f"data.{name}", getattr(self.data, name), least)
+        for part in ("train", "validation"):
+            for number, source in enumerate(getattr(self.data, part)):
+                _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
+                _at_least(f"data.{part}[{number}].repeat", source.repeat, 1)
         if not self.data.max_gap_s > 0:
             raise ConfigError(f"data.max_gap_s must be above 0 s. Got: {self.data.max_gap_s}")
         for name, least in (
@@ -223,6 +263,21 @@ class TrainConfig:
             raise ConfigError(f"stage {stage.name}: prior_loss must be at least 0. Got: {stage.prior_loss}")
         if stage.prior_loss and (stage.name != "end_to_end" or "prior_loss" not in self._kind.options):
             raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
+
+    def _check_teacher(self, stage: StageConfig) -> None:
+        default = StageConfig(stage.name)
+        for name in ("teacher_temperature", "teacher_weight", "teacher_scale"):
+            value = getattr(stage, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"stage {stage.name}: {name} must be above 0. Got: {value}")
+        for name in ("teacher_temperature", "teacher_weight", "teacher_scale", "teacher_classes"):
+            if not stage.teacher and getattr(stage, name) != getattr(default, name):
+                raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
+        if stage.teacher and self.augmentation.occlusion:
+            raise ConfigError(
+                f"stage {stage.name}: a teacher sees nothing of use on covered frames; expected augmentation.occlusion "
+                f"0, got {self.augmentation.occlusion}. Leave it out, or train with covered frames in a run without teacher"
+            )
 
     def _check_unused(self) -> None:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
