@@ -1,6 +1,6 @@
 """What ROS costs on top of the model: round trips of the segmenter and of a bare relay, interleaved in one run.
 
-overhead = round trip image -> mask, minus a bare `Segmenter.step` on the same array; told as a multiple of the round
+overhead = round trip image -> mask, minus a bare `VideoPredictor.step` on the same array; told as a multiple of the round
 trip of a relay that only publishes a mask-sized image. Beside it, as a check that a busy machine disturbs less: the
 same with the step's time in the node, frame by frame. Usage: python benchmarks/ros_overhead.py [--json FILE]
 """
@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> dict:
     from sensor_msgs.msg import Image
     from vtseg_ros.msg import SegmentationStatus
 
-    from vtseg_ros.engine import Segmenter
+    from vtseg_ros.inference import VideoPredictor
 
     client, processes = start_client(), Processes()
     try:
@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict:
             client.create_subscription(Image, f"segmentation/{name}", lambda _: None, 10)
         told: list[SegmentationStatus] = []
         client.create_subscription(SegmentationStatus, "segmentation/status", told.append, 100)
-        segmenter = Segmenter(args.checkpoint, device=args.device, upsampling=args.upsampling)
+        segmenter = VideoPredictor(args.checkpoint, device=args.device, upsampling=args.upsampling)
         for trip in (ours, bare):
             trip.connect()
         rows, stamp = [], 0

@@ -52,7 +52,7 @@ def test_the_blocker_blocks(name: str) -> None:
 
 def test_modules_outside_nodes_import_without_ros() -> None:
     names = modules_without_ros()
-    assert {"vtseg_ros.cli", "vtseg_ros.model", "vtseg_ros.engine.predictor"} <= set(names)
+    assert {"vtseg_ros.cli", "vtseg_ros.model", "vtseg_ros.inference.predictor"} <= set(names)
     done = run_python(IMPORT_ALL, *names)
     assert done.returncode == 0, done.stderr
 
@@ -64,7 +64,9 @@ def test_the_play_command_says_what_is_missing() -> None:
     assert "needs ROS 2" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-@pytest.mark.parametrize("folder", ["model", "engine", "data", "training", "evaluation"])
+@pytest.mark.parametrize(
+    "folder", ["model", "inference", "profiling", "data", "training", "evaluation", "published"]
+)
 def test_libraries_do_not_reach_into_nodes_or_commands(folder: str) -> None:
     allowed_upwards = ("vtseg_ros.nodes", "vtseg_ros.commands", "vtseg_ros.cli")
     for path in sorted((PACKAGE / folder).rglob("*.py")):
@@ -80,10 +82,148 @@ def test_libraries_do_not_reach_into_nodes_or_commands(folder: str) -> None:
 
 
 def test_networks_know_nothing_of_bags_or_windows() -> None:
-    lower = ("vtseg_ros.data", "vtseg_ros.engine", "vtseg_ros.training", "vtseg_ros.evaluation")
+    lower = ("vtseg_ros.data", "vtseg_ros.inference", "vtseg_ros.training", "vtseg_ros.evaluation")
     for path in sorted((PACKAGE / "model").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert not node.module.startswith(lower), (
                     f"{path.relative_to(ROOT)}:{node.lineno}: {node.module}"
                 )
+
+
+def trees(*folders: str) -> dict[Path, ast.Module]:
+    """The syntax trees of the package's modules, or of those in some of its folders."""
+    roots = [PACKAGE / folder for folder in folders] or [PACKAGE]
+    return {path: ast.parse(path.read_text()) for root in roots for path in sorted(root.rglob("*.py"))}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names of modules that a module imports, at its top or within functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def network_classes() -> set[str]:
+    from vtseg_ros.model.registry import architectures
+
+    return {one.kind.__name__ for one in architectures().values()} | {"EfficientViTSeg", "StaticBranch"}
+
+
+def test_vtseg_has_one_forward_pass():
+    """Nobody but `VTSeg.forward` leads a window through the encoder and the decoder."""
+    callers = []
+    for path, tree in trees().items():
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            called = {
+                node.func.attr
+                for node in ast.walk(function)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            }
+            if {"encoder", "decoder"} <= called:
+                callers.append(f"{path.relative_to(PACKAGE)}:{function.name}")
+    # ERFNet has an encoder and a decoder of its own.
+    assert callers == ["model/erfnet.py:forward", "model/vtseg.py:forward"]
+
+
+def test_attention_layers_are_run_in_one_place():
+    """Whoever projects queries or keys and values by itself writes a part of the forward pass again."""
+    users = [
+        str(path.relative_to(PACKAGE))
+        for path, tree in trees().items()
+        if any(isinstance(node, ast.Attribute) and node.attr == "project_memory" for node in ast.walk(tree))
+    ]
+    assert users == ["model/blocks.py"]
+
+
+def test_networks_are_told_apart_by_the_registry():
+    """No `isinstance` on a network class outside model/."""
+    classes, bad = network_classes(), []
+    for path, tree in trees().items():
+        if path.is_relative_to(PACKAGE / "model"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                if named & classes:
+                    bad.append(f"{path.relative_to(ROOT)}:{node.lineno}: {sorted(named & classes)}")
+    assert not bad
+
+
+def test_architecture_names_are_written_in_the_registry_only():
+    from vtseg_ros.model.registry import architectures
+
+    names, bad = set(architectures()), []
+    for path, tree in trees().items():
+        if path.is_relative_to(PACKAGE / "model"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in names:
+                # The name of the command is that of the package's network.
+                keyword = path.name == "cli.py" and node.value == "vtseg"
+                bad += [] if keyword else [f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"]
+    assert not bad
+
+
+def test_backends_are_used_through_their_protocol():
+    bad = []
+    for path, tree in trees().items():
+        if path.is_relative_to(PACKAGE / "inference" / "backends"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                bad += [
+                    f"{path.relative_to(ROOT)}:{node.lineno}" for name in named if name.endswith("Backend")
+                ]
+    assert not bad
+
+
+def test_nodes_do_not_import_commands():
+    """Only the node that trains, evaluates or plays for a command may be started by one, not the other way round."""
+    bad = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, tree in trees("nodes").items()
+        for name in imported(tree)
+        if name.startswith(("vtseg_ros.commands", "vtseg_ros.cli"))
+    ]
+    assert not bad
+
+
+def test_module_names_are_unique_in_model_and_training():
+    names = [path.stem for path in trees("model", "training") if path.stem != "__init__"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice
+
+
+@pytest.mark.parametrize(
+    "name", ["vtseg_ros", "vtseg_ros.data.bags", "vtseg_ros.image_ops", "vtseg_ros.sizes"]
+)
+def test_light_imports_need_no_torch(name: str) -> None:
+    done = run_python(f"import sys, {name}\nprint('torch' in sys.modules or 'panda3d' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_reading_a_bag_needs_no_torch(street_bag: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom vtseg_ros.data.bags import BagReader\n"
+        "from vtseg_ros.data.images import decode_any\nfrom vtseg_ros.data.topics import find_image_topic\n"
+        "with BagReader(Path(sys.argv[1])) as bag:\n"
+        "    for _, _, message in bag.messages([find_image_topic(bag)]):\n"
+        "        image = decode_any(message)\n"
+        "print(image.shape, 'torch' in sys.modules)"
+    )
+    done = run_python(code, str(street_bag))
+    assert done.stdout.strip() == "(64, 128, 3) False", done.stderr
+
+
+def test_the_public_class_is_found_where_it_is_documented() -> None:
+    done = run_python(
+        "import vtseg_ros\nfrom vtseg_ros.inference import VideoPredictor\n"
+        "print(vtseg_ros.VideoPredictor is VideoPredictor)"
+    )
+    assert done.stdout.strip() == "True", done.stderr

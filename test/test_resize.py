@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.resize import FILL, Box, check_resize_mode, place, restoration
 

@@ -12,7 +12,7 @@ from conftest import make_checkpoint
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 
 MASKS = "/segmentation/mask/compressed"
 
@@ -52,7 +52,7 @@ def test_segment_resumes(tmp_path, street_bag, interrupt, monkeypatch, capsys, n
     command = [*common, str(here / "masks"), "--overlay", str(here / "12:31.mp4")]
     here.mkdir()
     for _ in range(2):  # a resumed run is interrupted too, after 12 more frames
-        interrupt(Segmenter, "step", 12, number)
+        interrupt(VideoPredictor, "step", 12, number)
         assert main(command) == 1
         monkeypatch.undo()
         err = capsys.readouterr().err

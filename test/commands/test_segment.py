@@ -12,7 +12,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_label
 from vtseg_ros.data.messages import IMAGE, image_message, stamp_of, typestore
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 
 NS = 1_000_000_000
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_segmented_is_left_out_and_named(tiny_checkpoint, tmp_pat
     assert figures["frames"] == 4 and len(figures["left_out"]) == 2
     assert "0.200" in figures["left_out"][0] and "rgb16" in figures["left_out"][1]
     assert "4 masks" in capsys.readouterr().out and (tmp_path / "new" / "overlay.mp4").stat().st_size > 0
-    expected = Segmenter(tiny_checkpoint, device="cpu", output_size=(32, 24), min_confidence=0.3)
+    expected = VideoPredictor(tiny_checkpoint, device="cpu", output_size=(32, 24), min_confidence=0.3)
     with BagReader(tmp_path / "masks") as bag:
         for _, _, message in bag.messages(["/segmentation/mask/compressed"]):
             index = stamps.index(stamp_of(message))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.labels import CAMVID, CITYSCAPES, IGNORE, STREET, LabelSet
 from vtseg_ros.model import EfficientViTSeg, ERFNet, save_checkpoint
 
@@ -126,7 +126,7 @@ def test_evaluate_maps_the_masks(other_classes, tiny_checkpoint, tmp_path, capsy
     content = json.loads(file.read_text())
     assert content["facts"]["class map"] == "map.yaml" and "class map's" in content["facts"]["classes"]
     for checkpoint, system in zip((tiny_checkpoint, three), content["systems"], strict=True):
-        segmenter = Segmenter(checkpoint, device="cpu", upsampling="bicubic")
+        segmenter = VideoPredictor(checkpoint, device="cpu", upsampling="bicubic")
         matrix = ConfusionMatrix(3)
         for image, label in zip(images, labels):
             mask = segmenter.step(image).mask

@@ -19,11 +19,11 @@ from vtseg_ros.data.corrupted_store import CorruptedStore
 from vtseg_ros.data.corruptions import Corruption
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
-from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import evaluate
 from vtseg_ros.evaluation.selection import Selection, open_systems
 from vtseg_ros.evaluation.systems import SystemInfo
+from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import SegFormer, load_checkpoint, save_checkpoint
 

@@ -9,7 +9,7 @@ import pytest
 
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.cost import build, costs, networks
+from vtseg_ros.profiling.flops import build, costs, networks
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "network.md"
 

@@ -12,9 +12,9 @@ from conftest import randomize_batch_norm
 from torch.nn import functional as F
 
 from vtseg_ros.cli import main
-from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.optimise import optimise
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET
 from vtseg_ros.model import (
     EfficientViTB0,
@@ -25,8 +25,8 @@ from vtseg_ros.model import (
     load_checkpoint,
     save_checkpoint,
 )
-from vtseg_ros.model.cost import build, costs
 from vtseg_ros.model.efficientvit import MultiScaleAttention, relu_linear_attention
+from vtseg_ros.profiling.flops import build, costs
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 
@@ -325,15 +325,15 @@ def video_checkpoint(request, tmp_path_factory):
 
 def test_streaming_as_a_static_network(video_checkpoint, monkeypatch):
     """Exact: as the full window of the last three frames; causal: as one banded forward over the clip."""
-    segmenter = Segmenter(video_checkpoint, device="cpu", streaming=video_checkpoint.stem)
-    seen, run = [], segmenter._runner
+    segmenter = VideoPredictor(video_checkpoint, device="cpu", streaming=video_checkpoint.stem)
+    seen, run = [], segmenter.backend.run
 
     def spy(images, past):
         logits, kept = run(images, past)
         seen.append(logits.clone())
         return logits, kept
 
-    monkeypatch.setattr(segmenter, "_runner", spy)
+    monkeypatch.setattr(segmenter.backend, "run", spy)
     model = load_checkpoint(video_checkpoint).model
     frames = np.random.default_rng(1).integers(0, 256, (7, 32, 64, 3), dtype=np.uint8)
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None] / 255
@@ -358,7 +358,9 @@ def test_the_predictor_upsamples_once(upsampling, tmp_path):
         model.head.classify.weight *= 10
         model.head.classify.bias *= 10
     save_checkpoint(tmp_path / "e.safetensors", model, labels=CAMVID, input_size=(96, 64))
-    segmenter = Segmenter(tmp_path / "e.safetensors", device="cpu", precision="fp32", upsampling=upsampling)
+    segmenter = VideoPredictor(
+        tmp_path / "e.safetensors", device="cpu", precision="fp32", upsampling=upsampling
+    )
     segmenter.output_size = (120, 80)
     with torch.no_grad():
         if upsampling == "nearest":

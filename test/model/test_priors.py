@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from vtseg_ros.cli import main
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.static_prior import check_prior_size, is_exported, load_external_prior
@@ -94,7 +94,7 @@ def test_as_the_prior_of_a_vtseg(users, name, monkeypatch, tmp_path):
     loaded = load_checkpoint(file, static_prior=source)
     with torch.no_grad():
         assert torch.allclose(loaded.model(video)[:, -1], logits, atol=1e-5)
-    segmenter = Segmenter(file, device="cpu", static_prior=source)
+    segmenter = VideoPredictor(file, device="cpu", static_prior=source)
     frames = (video[0] * 255).byte().permute(0, 2, 3, 1).numpy()
     for frame in frames:
         result = segmenter.step(frame)
@@ -134,7 +134,7 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
             tmp_path / "missing.pt",
             5,
             ConfigError,
-            "no such file. Registered names: erfnet, efficientvit_b0, efficientvit_b1, segformer_b0",
+            "no such file. Registered names: erfnet, segformer_b0, segformer_b1",
         ),
         (tmp_path / "broken.pt", 5, CheckpointError, "cannot be read as TorchScript"),
         (tmp_path / "broken.pt2", 5, CheckpointError, "cannot be read as torch.export"),

@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 from vtseg_ros.msg import SegmentationStatus
 
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 
 
 class Setting:
@@ -66,7 +66,7 @@ def pixels(message) -> np.ndarray:
 
 
 def expected_mask(checkpoint, images: list[np.ndarray]):
-    segmenter = Segmenter(checkpoint, device="cpu")
+    segmenter = VideoPredictor(checkpoint, device="cpu")
     for index, image in enumerate(images, start=1):
         result = segmenter.step(image, index * NS // 10)
     return result

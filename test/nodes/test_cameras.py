@@ -16,7 +16,7 @@ from nodes.setting import Setting, pixels
 from vtseg_ros.msg import SegmentationStatus
 
 from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 
 SECONDS = 3.0
 # size (height, width), rate in Hz, frame_id
@@ -63,7 +63,7 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_
         assert last.frames_rejected == 0 and last.camera == name
         answered = [stamp_of(s) for s in setting.status if s.event == SegmentationStatus.ANSWERED]
         wait_until(lambda s=setting, stamps=answered: len(s.masks) == len(stamps), 10)
-        alone = Segmenter(tiny_checkpoint, device="cpu", max_gap_s=10.0)
+        alone = VideoPredictor(tiny_checkpoint, device="cpu", max_gap_s=10.0)
         for stamp, message in zip(answered, setting.masks):
             assert stamp_of(message) == stamp
             assert np.array_equal(pixels(message), alone.step(sent[name][stamp], stamp).mask), (name, stamp)

@@ -44,7 +44,7 @@ def names_in(cell: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nodes(start_node, tiny_checkpoint, tmp_path_factory):
-    """Segmenter and evaluator with every default except what is given here."""
+    """VideoPredictor and evaluator with every default except what is given here."""
     folder = tmp_path_factory.mktemp("report")
     started = {
         "segmenter": start_node("segmenter", "-p", "autostart:=true", "-p", f"checkpoint:={tiny_checkpoint}"),

@@ -25,7 +25,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from vtseg_ros.msg import LabelMap
 
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.labels import STREET
 
 try:
@@ -133,7 +133,9 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_check
     wait_until(lambda: layer.ready, 60, node.output)
     points = harness.publisher(PointCloud2, "/nav2/points")
     wait_until(lambda: points.get_subscription_count() > 0, 60)
-    expected = Segmenter(tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE)
+    expected = VideoPredictor(
+        tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE
+    )
     expected.step(picture(30), setting.last_stamp)
     for seed in range(31, 35):
         image, stamp = picture(seed), setting.next_stamp()

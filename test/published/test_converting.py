@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from vtseg_ros.cli import main
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.labels import CITYSCAPES, LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, load_checkpoint
 from vtseg_ros.model.mit import translate_segformer_state_dict
@@ -127,7 +127,7 @@ def test_the_checkpoint_runs_as_a_segmenter_and_as_static_prior(tmp_path):
     out = tmp_path / "out.safetensors"
     arguments = ["--as", "segformer_b0_cityscapes", "--size", "96x64", "--out", str(out)]
     assert main(["weights", "convert", str(tmp_path / "model.safetensors"), *arguments]) == 0
-    result = Segmenter(out, device="cpu").step(np.full((64, 96, 3), 90, np.uint8))
+    result = VideoPredictor(out, device="cpu").step(np.full((64, 96, 3), 90, np.uint8))
     assert result.mask.shape == (64, 96) and result.mask.max() < 19
     from vtseg_ros.model.static_prior import load_external_prior
 

@@ -13,8 +13,8 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper
 
 from vtseg_ros.cli import main
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import CheckpointError
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.model.onnx_adapter import as_logits
 from vtseg_ros.model.static_prior import load_external_prior
 
@@ -103,9 +103,9 @@ def test_class_ids(output, size, labels, tmp_path, rng):
     given = ["--size", "48x32"] if size[0] == "h" else []
     assert convert(source, labels, out, *normalisation(), *given) == 0
     image = picture(rng)
-    result = Segmenter(out, device="cpu").step(image)
+    result = VideoPredictor(out, device="cpu").step(image)
     assert (result.mask == by_hand(image)[0]).all() and (result.confidence == 255).all()
-    assert Segmenter(out, device="cpu").labels.names == ("red", "green", "blue")
+    assert VideoPredictor(out, device="cpu").labels.names == ("red", "green", "blue")
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "FLOAT16"])
@@ -113,7 +113,7 @@ def test_logits_at_a_lower_resolution(dtype, labels, tmp_path, rng):
     source, out = network(tmp_path / "net.onnx", dtype=dtype), tmp_path / "out.onnx"
     assert convert(source, labels, out, *normalisation(), "--size", "48x32", "--licence", "MIT") == 0
     image = picture(rng)
-    segmenter = Segmenter(out, device="cpu", upsampling="nearest")
+    segmenter = VideoPredictor(out, device="cpu", upsampling="nearest")
     result, (ids, best) = segmenter.step(image), by_hand(image)
     tolerance = 2 if dtype == "FLOAT16" else 1
     assert (result.mask == ids).mean() > (0.99 if dtype == "FLOAT16" else 0.9999)
@@ -180,7 +180,7 @@ def test_the_output_is_chosen_by_name(labels, tmp_path, rng):
     source, out = network(tmp_path / "net.onnx", output="logits nhw"), tmp_path / "out.onnx"
     assert convert(source, labels, out, *normalisation(), "--size", "48x32", "--output", "ids") == 0
     image = picture(rng)
-    assert (Segmenter(out, device="cpu").step(image).mask == by_hand(image)[0]).all()
+    assert (VideoPredictor(out, device="cpu").step(image).mask == by_hand(image)[0]).all()
 
 
 def test_class_lists_of_another_length(labels, tmp_path, capsys):
@@ -220,7 +220,7 @@ def test_lying_metadata_is_an_error_of_the_file(labels, tmp_path):
         copy.metadata_props[0].value = json.dumps(metadata)
         onnx.save(copy, str(tmp_path / "lie.onnx"))
         with pytest.raises(CheckpointError, match="adapter"):
-            Segmenter(tmp_path / "lie.onnx", device="cpu")
+            VideoPredictor(tmp_path / "lie.onnx", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import CAMVID, STREET
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.training.attention import AttentionShares
+from vtseg_ros.training.attention_statistics import AttentionShares
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 

@@ -20,7 +20,7 @@ from vtseg_ros.labels import IGNORE, STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
 from vtseg_ros.model.attention import VideoAttention
 from vtseg_ros.model.stgru import STGRU
-from vtseg_ros.training.attention import AttentionShares, attention_figures
+from vtseg_ros.training.attention_statistics import AttentionShares, attention_figures
 from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.record import Record

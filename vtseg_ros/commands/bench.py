@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.pictures import moving_picture
-from vtseg_ros.engine.benchmark import AGAINST, MODES, Settings, measure, twin
-from vtseg_ros.engine.device import resolve_device, resolve_precision
-from vtseg_ros.engine.parts import measure_parts
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import takes_cache
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.vtseg_config import PRESETS
+from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, with_attention
+from vtseg_ros.profiling.breakdown import measure_parts
+from vtseg_ros.sizes import parse_size
 
 HELP = "What a frame costs: full window, exact and causal streaming and an export, same weights, same frames, one run."
 PICTURES = 16
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
             json.dumps({"weights": what, "machine": machine, "modes": results}, indent=2) + "\n"
         )
     if args.plot:
-        from vtseg_ros.commands.bench_plot import plot
+        from vtseg_ros.profiling.plot import plot
 
         plot(results, machine, args.plot)
     return 0
@@ -166,7 +166,7 @@ def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> No
 
 
 def _print_parts(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
-    model = twin(checkpoint, "causal").model
+    model = with_attention(checkpoint, "causal").model
     for size in args.size:
         window = args.window[-1]
         parts, rate, bandwidth = measure_parts(

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.cost import Cost, build, costs, networks
+from vtseg_ros.profiling.flops import Cost, build, costs, networks
+from vtseg_ros.sizes import parse_size
 
 HELP = "Parameters and multiply-adds of the networks, by module, size and window; counted, not measured."
 SIZES = ((1024, 512), (640, 192), (320, 96))

@@ -8,16 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.data.topics import find_image_topic
-from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
-from vtseg_ros.engine.verifying import Verification, verify
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.inference.export import (
+    SUFFIXES,
+    Verification,
+    exportable,
+    temporary_beside,
+    verify,
+    write_export,
+)
 from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.sizes import parse_size
 
 HELP = "A checkpoint as ONNX or torch.export file: its streaming step with the state, or the full window."
 
@@ -27,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
     parser.add_argument("--format", choices=tuple(SUFFIXES), help="by default what the suffix of --out says")
     parser.add_argument("--window", type=int, default=0, help="frames k; 0 = the checkpoint's")
-    parser.add_argument(
-        "--size", type=parse_size, default=(0, 0), metavar="WxH", help="default: the checkpoint's"
-    )
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="default: the checkpoint's")
     parser.add_argument(
         "--full-window", action="store_true", help="the full window instead of the streaming step"
     )
@@ -74,14 +78,14 @@ def _format(out: Path, named: str | None) -> str:
 
 def run(args: argparse.Namespace) -> int:
     file_format = _format(args.out, args.format)
-    if any(args.size):
+    if args.size:
         check_size(args.size[1], args.size[0])
     if args.window < 0:
         raise ConfigError(f"--window must be 0 (the checkpoint's) or a number of frames. Got: {args.window}")
     if not args.out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {args.out.parent}")
     checkpoint = load_checkpoint(args.checkpoint, static_prior=args.static_prior)
-    what = exportable(checkpoint, window=args.window, size=args.size, full_window=args.full_window)
+    what = exportable(checkpoint, window=args.window or None, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
     count = 2 * window + 1 if what.kind != "image" else 2
     images = _bag_frames(args.frames, args.image_topic, count) if args.frames else moving_picture(size, count)

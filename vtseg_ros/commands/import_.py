@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import check_new_bag
 from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
@@ -16,6 +15,7 @@ from vtseg_ros.data.masks import UNKNOWN, MaskReader
 from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
+from vtseg_ros.sizes import parse_size
 
 HELP = f"Data sets of image files into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
 

@@ -14,9 +14,8 @@ from rich.table import Table
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.storage_files import is_bag
 from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
-from vtseg_ros.engine.onnx_runner import OnnxRunner
-from vtseg_ros.engine.predictor import ONNX_SUFFIX
 from vtseg_ros.errors import BagError
+from vtseg_ros.inference.backends import BY_SUFFIX, BackendOptions, open_backend
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
 HELP = "What a bag, a checkpoint or an exported network holds."
@@ -71,15 +70,14 @@ def _rate(bag: BagReader, topic: str) -> float | None:
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
-    export = None
-    if path.suffix == ONNX_SUFFIX:
-        runner = OnnxRunner(path, "cpu")
-        loaded, export = runner.checkpoint, f"{runner.kind}, {runner.streaming}"
+    export, parts = None, {}
+    if path.suffix.lower() in BY_SUFFIX:
+        backend = open_backend(path, BackendOptions(device="cpu"))
+        loaded, export = backend.checkpoint, backend.description
     else:
         loaded = load_checkpoint(path, static_prior=static_prior)
-    parameters = {
-        part: sum(p.numel() for p in module.parameters()) for part, module in loaded.model.named_children()
-    }
+        parts = dict(loaded.model.named_children())
+    parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
     return {
         "checkpoint": str(path),
         "architecture": loaded.architecture,

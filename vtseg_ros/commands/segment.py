@@ -18,19 +18,19 @@ import cv2
 import numpy as np
 
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader, BagWriter, check_new_bag
 from vtseg_ros.data.images import ImageDecoder, decode_label
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
 from vtseg_ros.data.storage_files import is_bag
 from vtseg_ros.data.topics import find_image_topic, read_label_set
-from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.predictor import STREAMING, UPSAMPLING
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, OverlayVideo, check_new_video, overlay_video
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.postprocess import UPSAMPLING
+from vtseg_ros.inference.predictor import STREAMING
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.attention import VideoAttention
+from vtseg_ros.sizes import parse_output_size
 
 HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
@@ -221,12 +221,6 @@ class _Output:
             (self._scratch / self._path.name).rename(self._path)
 
 
-def _history(segmenter: Segmenter) -> int:
-    """Older frames that a mask depends on: those of its window, with causal attention once per layer."""
-    layers = sum(isinstance(module, VideoAttention) for module in segmenter.model.modules())
-    return (segmenter.window - 1) * (max(layers, 1) if segmenter.streaming == "causal" else 1)
-
-
 def _check_arguments(args: argparse.Namespace) -> None:
     """Refuse what cannot be served before anything is loaded."""
     if not args.out and not args.overlay:
@@ -243,11 +237,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
-    segmenter = Segmenter(
+    segmenter = VideoPredictor(
         args.checkpoint,
         device=args.device,
         precision=args.precision,
-        window=args.window,
+        window=args.window or None,
         max_gap_s=args.max_gap,
         output_size=parse_output_size(args.output_size),
         upsampling=args.upsampling,
@@ -292,7 +286,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _segment(
     args: argparse.Namespace,
-    segmenter: Segmenter,
+    segmenter: VideoPredictor,
     source: Source,
     output: _Output,
     video: OverlayVideo | None,
@@ -304,7 +298,7 @@ def _segment(
         KeyboardInterrupt: after a signal; says what was written.
     """
     done = taken_over = 0
-    older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=_history(segmenter))
+    older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
     with interrupts.deferred() as stop, track(source.total, "segmenting") as advance:
         for stamp_ns, frame_id, pixels in source.frames:
             if stop:

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.published.converting import Options, convert
 from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
+from vtseg_ros.sizes import parse_size
 
 HELP = "Published weights by name: list them, download one (the only command that uses the network), convert a file."
 ONNX = "onnx"

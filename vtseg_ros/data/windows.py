@@ -13,8 +13,8 @@ from vtseg_ros.data.bags import OpenBags
 from vtseg_ros.data.cache import open_cache
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.index import BagSource, CorruptMessage, Frame, FrameIndex
-from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import BagError, ImageError
+from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.resize import Box, place
 

@@ -10,7 +10,7 @@ from vtseg_ros.evaluation.protocol import Outcome
 from vtseg_ros.evaluation.report import class_items, confusion_rows, picture_source, render
 from vtseg_ros.evaluation.robustness import CorruptedScores, mean_corrupted
 from vtseg_ros.evaluation.systems import SystemInfo
-from vtseg_ros.visual import colorize
+from vtseg_ros.image_ops import colorize
 
 SHOWN_CORRUPT = 20
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
-from vtseg_ros.engine.device import resolve_device, resolve_precision
-from vtseg_ros.engine.pixels import resize_rgb, to_input, to_mask
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.systems import SystemInfo
+from vtseg_ros.image_ops import resize_rgb
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.stgru import DEFAULT_WINDOW
 
@@ -36,7 +38,7 @@ class RecurrentSystem:
     Args:
         info, checkpoint: what it is; the checkpoint's network is an STGRU.
         flow: where optical flow comes from, made for the index that frame numbers belong to.
-        device, precision: as `Segmenter`.
+        device, precision: as `VideoPredictor`.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from vtseg_ros.data.windows import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import ClassMap, MappedSystem
 from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window
-from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
+from vtseg_ros.evaluation.systems import PredictorSystem, System, SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import architecture, architectures, find_architecture
 
@@ -41,7 +41,7 @@ class Selection:
         names: one per checkpoint, for tables, followed by the network where there are several; empty = by network.
         static_prior: as `load_checkpoint`.
         stride: of the index that frames are taken from.
-        device, precision: as `Segmenter`.
+        device, precision: as `VideoPredictor`.
         class_map: from the checkpoints' classes to the labels'; None = they are the same.
     """
 
@@ -91,7 +91,7 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
             flow = WindowFlow(info.flow, index, stride=selection.stride)
             system: System = RecurrentSystem(info, part, flow=flow, **options)
         else:
-            system = SegmenterSystem(info, part, **options)
+            system = PredictorSystem(info, part, **options)
         systems.append(MappedSystem(system, selection.class_map) if selection.class_map else system)
     return systems
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vtseg_ros.engine import Segmenter
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
@@ -67,18 +67,18 @@ class System(Protocol):
         """
 
 
-class SegmenterSystem:
+class PredictorSystem:
     """VTSeg or an image network, through the predictor that the node uses.
 
     Args:
         info, checkpoint: what it is.
-        device, precision: as `Segmenter`.
+        device, precision: as `VideoPredictor`.
     """
 
     def __init__(self, info: SystemInfo, checkpoint: Checkpoint, *, device: str, precision: str) -> None:
         self.info, self.labels = info, checkpoint.labels
         self.problems: list[tuple[int, str]] = []
-        self._segmenter = Segmenter(
+        self._segmenter = VideoPredictor(
             checkpoint, device=device, precision=precision, window=info.window, upsampling="bicubic"
         )
 

@@ -13,8 +13,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.image_ops import colorize, overlay
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.visual import colorize, overlay
 
 MIN_WIDTH = 640
 CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")

@@ -42,7 +42,7 @@ class Checkpoint:
     """A loaded network and what belongs to it.
 
     Attributes:
-        model: the network, in eval mode, fp32.
+        model: the network, in eval mode, fp32; None where another runtime has it (exported files).
         architecture: name of its kind in `vtseg_ros.model.registry`.
         config: the network's configuration as plain values.
         labels: its class list.
@@ -54,7 +54,7 @@ class Checkpoint:
         temperature: divides the logits before the softmax, so that confidences are calibrated.
     """
 
-    model: nn.Module
+    model: nn.Module | None
     architecture: str
     config: dict[str, Any]
     labels: LabelSet

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.blocks import VTLayer
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.decoder import VTSegDecoder
 from vtseg_ros.model.encoder import VTSegEncoder
@@ -117,6 +118,11 @@ class VTSeg(Network):
     def encoder_normalization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, each (3,), of the encoder's RGB."""
         return self.encoder_mean, self.encoder_std
+
+    @property
+    def attention_layers(self) -> list[VTLayer]:
+        """All attention layers: the encoder's, then the decoder's self- and cross-attention."""
+        return [module for module in self.modules() if isinstance(module, VTLayer)]
 
     def window_band(self, frames: int) -> int:
         """Return the band of a window of `frames`: in causal networks no frame sees newer ones, else all see all (0)."""

@@ -7,25 +7,25 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vtseg_ros.commands.arguments import parse_output_size, size_from_text
 from vtseg_ros.data.masks import read_ego_mask
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import ConfigError, ImageError, VTSegError
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes.parameters import Parameters
+from vtseg_ros.sizes import parse_output_size, size_from_text
 
 
-def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:
+def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
     """A segmenter, warmed up: the first forward passes allocate and choose kernels.
 
     Raises:
         VTSegError: naming what is wrong.
     """
-    segmenter = Segmenter(
+    segmenter = VideoPredictor(
         checkpoint,
         device=parameters["device"],
         precision=parameters["precision"],
-        window=parameters["window"],
-        input_size=size_from_text(parameters["input_size"]),
+        window=parameters["window"] or None,
+        input_size=_given_size(parameters["input_size"]),
         max_gap_s=parameters["max_gap"],
         output_size=parse_output_size(parameters["output_size"]),
         upsampling=parameters["upsampling"],
@@ -39,7 +39,13 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:
     return segmenter
 
 
-def licence_line(segmenter: Segmenter) -> str:
+def _given_size(text: str) -> tuple[int, int] | None:
+    """`WxH` as (width, height); None for 0x0, the checkpoint's."""
+    size = size_from_text(text)
+    return size if any(size) else None
+
+
+def licence_line(segmenter: VideoPredictor) -> str:
     """Return the log line for weights under another licence than the code's; empty when there is none."""
     licence, path = segmenter.checkpoint.licence, segmenter.checkpoint.path
     return f"licence of {path}: {licence}" if licence.restricted else ""
@@ -84,25 +90,25 @@ class Loader:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._result: Segmenter | Exception | None = None
+        self._result: VideoPredictor | Exception | None = None
 
     @property
     def busy(self) -> bool:
         """Whether one is being loaded, or waits for `poll`."""
         return self._thread is not None
 
-    def start(self, load: Callable[[], Segmenter]) -> None:
+    def start(self, load: Callable[[], VideoPredictor]) -> None:
         """Begin to load; must not be busy."""
         self._thread = threading.Thread(target=self._run, args=(load,), name="loading", daemon=True)
         self._thread.start()
 
-    def _run(self, load: Callable[[], Segmenter]) -> None:
+    def _run(self, load: Callable[[], VideoPredictor]) -> None:
         try:
             self._result = load()
         except Exception as err:  # told by the node; a thread's own traceback would go unseen
             self._result = err
 
-    def poll(self) -> Segmenter | Exception | None:
+    def poll(self) -> VideoPredictor | Exception | None:
         """The segmenter, or why there is none, once; None while it is not done."""
         if self._thread is None or self._thread.is_alive():
             return None

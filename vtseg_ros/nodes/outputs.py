@@ -8,10 +8,10 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from vtseg_ros.image_ops import colorize, overlay
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import scale_camera_info, to_image, to_label_map, to_png
-from vtseg_ros.visual import colorize, overlay
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass

@@ -13,10 +13,9 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.data.images import decode_any
-from vtseg_ros.engine import Segmenter
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
@@ -27,6 +26,7 @@ from vtseg_ros.nodes.process import run_node
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
+from vtseg_ros.sizes import parse_output_size
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
@@ -39,7 +39,7 @@ class SegmenterNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        self._segmenter: Segmenter | None = None
+        self._segmenter: VideoPredictor | None = None
         self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked, self._vet)
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
@@ -180,7 +180,7 @@ class SegmenterNode(LifecycleNode):
         if self._segmenter is None or "window" not in values or "checkpoint" in values:
             return ""
         try:
-            self._segmenter.check_window(values["window"])
+            self._segmenter.check_window(values["window"] or None)
         except ConfigError as err:
             return f"window: {err}"
         return ""
@@ -224,7 +224,7 @@ class SegmenterNode(LifecycleNode):
         """Let the parameters say what runs."""
         changes = [Parameter("checkpoint", Parameter.Type.STRING, self._running)]
         try:
-            self._segmenter.check_window(self._params["window"])
+            self._segmenter.check_window(self._params["window"] or None)
         except ConfigError:
             changes.append(Parameter("window", Parameter.Type.INTEGER, self._segmenter.window))
         self._restoring = True
@@ -234,9 +234,11 @@ class SegmenterNode(LifecycleNode):
         self._restoring = False
 
     @staticmethod
-    def _apply(segmenter: Segmenter, name: str, value: Any) -> None:
+    def _apply(segmenter: VideoPredictor, name: str, value: Any) -> None:
         if name == "output_size":
             segmenter.output_size = parse_output_size(value)
+        elif name == "window":
+            segmenter.window = value or None
         else:
             setattr(segmenter, {"max_gap": "max_gap_s"}.get(name, name), value)
 

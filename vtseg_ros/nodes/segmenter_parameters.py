@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vtseg_ros.commands.arguments import parse_output_size, size_from_text
-from vtseg_ros.engine.device import resolve_device, resolve_precision
-from vtseg_ros.engine.predictor import UPSAMPLING
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.nodes.parameters import Param
+from vtseg_ros.sizes import parse_output_size, size_from_text
 
 
 def _check_checkpoint(name: str) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from std_msgs.msg import Header
 
-from vtseg_ros.engine import CameraFrame, Result, Segmenter
-from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import ImageError, VTSegError
+from vtseg_ros.inference import CameraFrame, Result, VideoPredictor
+from vtseg_ros.inference.postprocess import apply_ego_mask
 from vtseg_ros.msg import SegmentationStatus
 from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
@@ -48,7 +48,7 @@ class Worker:
         self,
         *,
         slots: Slots,
-        segmenter: Segmenter,
+        segmenter: VideoPredictor,
         decode: Decode,
         outputs: dict[str, Outputs],
         settings: Settings,
@@ -69,7 +69,7 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def replace(self, segmenter: Segmenter) -> None:
+    def replace(self, segmenter: VideoPredictor) -> None:
         """Use another segmenter from the next round on; its class list is published before its first mask."""
         with self.lock:
             self._next = segmenter
@@ -151,7 +151,7 @@ class Worker:
         pending: Pending,
         image: np.ndarray,
         result: Result,
-        segmenter: Segmenter,
+        segmenter: VideoPredictor,
         decode_s: float,
         began: float,
     ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vtseg_ros.image_ops import colorize
 from vtseg_ros.labels import IGNORE, LabelSet
-from vtseg_ros.visual import colorize
 
 GAP = 4
 BETTER, WORSE = (40, 200, 90), (230, 50, 60)

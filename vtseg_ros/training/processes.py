@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.plugins.precision.precision import Precision
 
-from vtseg_ros.engine.device import resolve_device, resolve_precision
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
 
 
 class _Autocast(MixedPrecision):

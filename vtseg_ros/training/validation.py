@@ -21,7 +21,7 @@ from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.registry import architecture_of
-from vtseg_ros.training.attention import AttentionShares
+from vtseg_ros.training.attention_statistics import AttentionShares
 from vtseg_ros.training.pictures import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
 

@@ -15,8 +15,8 @@ from vtseg_ros.data.containers import read_container
 from vtseg_ros.data.exif import UPRIGHT, orientation_of, turned
 from vtseg_ros.data.images import MAX_PIXELS, decode_file
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, compressed_message
-from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.labels import LabelSet
 
 IMAGE_TOPIC, LABEL_TOPIC = "/camera/image/compressed", "/camera/label/compressed"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtseg_ros.engine import pixels
+from vtseg_ros.inference import postprocess as pixels
 
 
 @pytest.mark.parametrize("size", [(640, 500), (33, 17), (64, 7)])

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.pictures import moving_picture
-from vtseg_ros.engine.benchmark import MODES, Settings, measure, twin
-from vtseg_ros.engine.counting import uncounted
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
+from vtseg_ros.profiling.benchmark import MODES, Settings, measure, with_attention
+from vtseg_ros.profiling.flops import extra_formulas
 
 
 def test_all_modes_in_one_run(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_operations_by_hand():
     """A convolution and an attention count as their definitions say."""
     conv, x = torch.nn.Conv2d(4, 6, 3, padding=1), torch.rand(2, 4, 5, 7)
     query, key = torch.rand(1, 2, 10, 8), torch.rand(1, 2, 3, 8)
-    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
         conv(x)
         torch.nn.functional.scaled_dot_product_attention(query, key, key)
     convolution, attention = 2 * 6 * 5 * 7 * 4 * 9, 2 * 2 * 10 * 3 * 8
@@ -66,8 +66,8 @@ def test_operations_by_hand():
 
 def test_the_twin_has_the_same_weights(tiny_checkpoint):
     checkpoint = load_checkpoint(tiny_checkpoint)
-    other = twin(checkpoint, "causal")
-    assert twin(checkpoint, "full") is checkpoint and other.model.config.attention == "causal"
+    other = with_attention(checkpoint, "causal")
+    assert with_attention(checkpoint, "full") is checkpoint and other.model.config.attention == "causal"
     for key, value in checkpoint.model.state_dict().items():
         assert torch.equal(value, other.model.state_dict()[key]), key
 

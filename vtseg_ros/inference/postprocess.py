@@ -1,4 +1,4 @@
-"""Before and after the network: uint8 RGB to its input, logits to mask and confidence."""
+"""From logits to mask and confidence, and what is taken out of the mask."""
 
 from __future__ import annotations
 
@@ -8,57 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vtseg_ros.labels import IGNORE
-from vtseg_ros.resize import FILL, place
 
-
-def resize_rgb(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
-    """One antialiased bilinear resize.
-
-    Args:
-        image: (H, W, 3) uint8.
-        size: (width, height) px.
-        mode: see `place`; what a letterbox leaves free is `FILL`.
-
-    Returns:
-        (height, width, 3) uint8; the image itself when it has this size.
-    """
-    if mode != "stretch":
-        placement = place((image.shape[1], image.shape[0]), size, mode)
-        target = placement.target
-        image = resize_rgb(placement.source.of(image), (target.width, target.height))
-        if placement.fills:
-            return image
-        canvas = np.full((size[1], size[0], 3), FILL, np.uint8)
-        target.of(canvas)[:] = image
-        return canvas
-    if (image.shape[1], image.shape[0]) == size:
-        return image
-    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[
-        None
-    ]  # channels_last in memory
-    resized = F.interpolate(
-        pixels, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
-
-
-def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device, mode: str = "stretch") -> Tensor:
-    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded.
-
-    A GPU stretches by itself; the result may differ from `resize_rgb` by 1/255.
-    """
-    if device.type != "cuda" or mode != "stretch":
-        image = resize_rgb(image, size, mode)
-    # Messages give read-only views, which torch does not take.
-    pixels = torch.from_numpy(np.require(image, requirements="CW"))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    planes = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last in memory
-    if planes.shape[2:] != (size[1], size[0]):
-        planes = F.interpolate(
-            planes, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
-        ).round_()
-    return planes.div_(255)
+UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
 def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float) -> Tensor:
@@ -142,3 +93,17 @@ def _to_mask_in_bands(
         masks.append(mask)
         confidences.append(confidence)
     return np.concatenate(masks), np.concatenate(confidences)
+
+
+def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:
+    """A mask with the pixels of the ego mask unlabelled.
+
+    Args:
+        mask: (H, W) uint8 class ids.
+        ego: (h, w) bool, True where the robot sees itself; stretched to the mask's size.
+    """
+    if ego.shape != mask.shape:
+        rows = np.arange(mask.shape[0]) * ego.shape[0] // mask.shape[0]
+        columns = np.arange(mask.shape[1]) * ego.shape[1] // mask.shape[1]
+        ego = ego[rows[:, None], columns[None, :]]
+    return np.where(ego, np.uint8(IGNORE), mask)

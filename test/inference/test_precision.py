@@ -13,8 +13,8 @@ from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.images import decode_any
 from vtseg_ros.data.topics import find_image_topic
-from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.optimise import optimise
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
@@ -33,10 +33,10 @@ def frames_of(path, count=FRAMES):
 
 def agreement(weights, images, streaming="auto", device="cpu", precision="bf16"):
     """Share of pixels with the same class in reduced precision as in fp32 on the CPU."""
-    reduced = Segmenter(
+    reduced = VideoPredictor(
         weights, device=device, precision=precision, streaming=streaming, output_size="network"
     )
-    full = Segmenter(weights, device="cpu", precision="fp32", streaming=streaming, output_size="network")
+    full = VideoPredictor(weights, device="cpu", precision="fp32", streaming=streaming, output_size="network")
     shares = [
         (reduced.step(image, (i + 1) * TICK).mask == full.step(image, (i + 1) * TICK).mask).mean()
         for i, image in enumerate(images)
@@ -79,7 +79,7 @@ def test_every_mode_runs_in_bf16(tmp_path, streaming):
     attention = "causal" if streaming == "causal" else "full"
     path = make_checkpoint(tmp_path / "c.safetensors", attention=attention)
     reduced, full = (
-        Segmenter(path, device="cpu", precision=p, streaming=streaming, output_size="network")
+        VideoPredictor(path, device="cpu", precision=p, streaming=streaming, output_size="network")
         for p in ("bf16", "fp32")
     )
     assert reduced.precision == "bf16"
@@ -113,15 +113,15 @@ def image_networks(folder):
 def test_networks_of_single_images_run_in_bf16(name, tmp_path):
     checkpoint = image_networks(tmp_path)[name]
     reduced, full = (
-        Segmenter(checkpoint, device="cpu", precision=precision, output_size="network")
+        VideoPredictor(checkpoint, device="cpu", precision=precision, output_size="network")
         for precision in ("bf16", "fp32")
     )
     image = torch.rand(1, 3, 32, 64)
     with torch.inference_mode():
         # Where the predictor upsamples in one go, its network leaves that out.
         expected = getattr(checkpoint.model, "coarse_logits", checkpoint.model)(image)
-        torch.testing.assert_close(full.model(image), expected, rtol=1e-3, atol=1e-3)
-        logits = reduced.model(image)
+        torch.testing.assert_close(full.backend.model(image), expected, rtol=1e-3, atol=1e-3)
+        logits = reduced.backend.model(image)
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
     for image in np.random.default_rng(0).integers(0, 256, (3, 32, 64, 3), dtype=np.uint8):
@@ -152,9 +152,9 @@ def test_without_a_compiler_the_step_runs_eagerly(tiny_checkpoint, monkeypatch, 
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(torch, "compile", lambda step, **options: no_compiler)
-    segmenter = Segmenter(tiny_checkpoint, device="cpu", compile=True)
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu", compile=True)
     assert segmenter.run_mode == "compile"
-    with caplog.at_level(logging.WARNING, logger="vtseg_ros.engine"):
+    with caplog.at_level(logging.WARNING, logger="vtseg_ros.inference"):
         seen = [segmenter.step(np.zeros((32, 64, 3), np.uint8)).frames_in_window for _ in range(6)]
     assert seen == [1, 2, 3, 4, 4, 4] and segmenter.run_mode == "eager"
     assert [record.getMessage() for record in caplog.records] == [

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.model.blocks import VTLayer
 from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
 
 MAX_QUERIES = 512
@@ -27,7 +26,7 @@ class AttentionShares:
 
     def __init__(self, model: nn.Module) -> None:
         self._band = model.config.band
-        layers = [module for module in model.modules() if isinstance(module, VTLayer)]
+        layers = model.attention_layers
         self._heads = {layer.place: layer.attention.heads for layer in layers}
         # Encoder first, then the decoder's self- and cross-attention: the order of the modules.
         self.names = list(dict.fromkeys(layer.place.block for layer in layers))

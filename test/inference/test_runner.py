@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtseg_ros.engine import runner as running
-from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import build_step
+from vtseg_ros.inference.backends import torch_backend as running
+from vtseg_ros.inference.backends.torch_backend import StepRunner
+from vtseg_ros.inference.step import build_step
 from vtseg_ros.model import ERFNet
 
 
@@ -33,7 +33,7 @@ def test_what_did_not_fit_as_a_graph_is_not_tried_at_every_frame(monkeypatch):
     monkeypatch.setattr(running, "_Graph", GraphOfOne)
     tried.clear()
     network = ERFNet(num_classes=3).eval()
-    runner = Runner(build_step(network, (32, 64), "plain"), window=1, graph=True)
+    runner = StepRunner(build_step(network, (32, 64), "plain"), window=1, graph=True)
     one, two = torch.rand(1, 3, 32, 64), torch.rand(2, 3, 32, 64)
     runner(one, [[]])
     with pytest.raises(torch.OutOfMemoryError):

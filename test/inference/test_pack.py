@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtseg_ros.engine import Segmenter
-from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.optimise import PackedConv2d, PackedLinear, PackedPointwise, optimise, prepack
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.optimise import PackedConv2d, PackedLinear, PackedPointwise, optimise, prepack
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.static_prior import EXTERNAL, StaticBranch
+from vtseg_ros.profiling.flops import extra_formulas
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)
@@ -78,7 +78,7 @@ def test_counted_as_many_operations_as_before():
     ready, video = optimise(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
     counts = []
     for _ in range(2):
-        with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
             ready(video)
         counts.append(counter.get_total_flops())
         prepack(ready, VIDEO)
@@ -116,9 +116,9 @@ def test_an_input_size_that_the_static_network_refuses_is_an_error_at_load():
     model = with_their_prior()
     labels = LabelSet.from_names(["a", "b", "c", "d", "e"])
     checkpoint = Checkpoint(model, "vtseg", model.config.to_dict(), labels, (96, 64))
-    Segmenter(checkpoint)
+    VideoPredictor(checkpoint)
     with pytest.raises(ConfigError, match="fails on images of 64x64 px: this network was exported for 96x64"):
-        Segmenter(checkpoint, input_size=(64, 64))
+        VideoPredictor(checkpoint, input_size=(64, 64))
 
 
 def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
@@ -128,7 +128,7 @@ def test_what_cannot_be_packed_stays_as_it_is(monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", refuse)
     ready, video = optimise(vtseg(), CPU, torch.float32), torch.rand(1, 2, 3, *SIZE)
     expected = ready(video)
-    with caplog.at_level("INFO", logger="vtseg_ros.engine"):
+    with caplog.at_level("INFO", logger="vtseg_ros.inference"):
         prepack(ready, VIDEO)
     assert "no AVX-512" in caplog.text
     assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
@@ -139,11 +139,11 @@ def test_without_onednn_nothing_is_packed_or_counted(monkeypatch, caplog):
     """As in a PyTorch built without it, whose operators are not registered."""
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     ready = optimise(vtseg(), CPU, torch.float32)
-    with caplog.at_level("INFO", logger="vtseg_ros.engine"):
+    with caplog.at_level("INFO", logger="vtseg_ros.inference"):
         prepack(ready, VIDEO)
     assert "weights are not packed" in caplog.text
     assert layers(ready, PackedConv2d, PackedLinear, PackedPointwise) == 0
-    assert all("mkldnn" not in str(operator) for operator in uncounted())
+    assert all("mkldnn" not in str(operator) for operator in extra_formulas())
 
 
 def test_of_a_static_branch_the_static_network_is_packed():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vtseg_ros.model.normalization import Cast, Normalization
 from vtseg_ros.model.weights import use_channels_last
 
-log = logging.getLogger("vtseg_ros.engine")
+log = logging.getLogger("vtseg_ros.inference")
 
 
 def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

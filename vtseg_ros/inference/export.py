@@ -1,4 +1,6 @@
-"""Networks as files for other runtimes: the streaming step or the full window, with static k and size.
+"""Networks as files for other runtimes, written and compared with the network that they came from.
+
+A file holds the streaming step or the full window, with static k and size.
 
 The file carries what a checkpoint carries beside the weights, so that a predictor needs nothing else.
 """
@@ -10,16 +12,20 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.engine.optimise import optimise
-from vtseg_ros.engine.steps import Step, build_step, with_newest
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference.backends import BackendOptions, open_backend
+from vtseg_ros.inference.optimise import optimise
+from vtseg_ros.inference.preprocess import to_input
+from vtseg_ros.inference.step import Step, build_step, with_newest
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
 from vtseg_ros.model.registry import takes_cache
@@ -28,6 +34,9 @@ EXPORT_FORMAT = 1
 OPSET = 18
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 CPU = torch.device("cpu")
+MIN_AGREEMENT = 0.999
+MAX_DIFFERENCE = 1e-4
+"""Largest difference of logits, as a share of the largest logit."""
 
 
 class ExportedStream(nn.Module):
@@ -97,16 +106,20 @@ class Exportable:
 
 
 def exportable(
-    checkpoint: Checkpoint, *, window: int = 0, size: tuple[int, int] = (0, 0), full_window: bool = False
+    checkpoint: Checkpoint,
+    *,
+    window: int | None = None,
+    size: tuple[int, int] | None = None,
+    full_window: bool = False,
 ) -> Exportable:
     """What of a checkpoint is exported: its streaming step (causal or exact), its full window, or an image network.
 
     Args:
-        window: frames k; 0 = the checkpoint's.
-        size: (width, height) px; (0, 0) = the checkpoint's.
+        window: frames k; None = the checkpoint's.
+        size: (width, height) px; None = the checkpoint's.
         full_window: the full window instead of the streaming step.
     """
-    width, height = size if any(size) else checkpoint.input_size
+    width, height = size or checkpoint.input_size
     model = optimise(checkpoint.model, CPU, torch.float32)
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
@@ -135,6 +148,7 @@ def exportable(
         "format": EXPORT_FORMAT,
         "kind": kind,
         "streaming": streaming,
+        "depth": len(model.attention_layers) if takes_cache(model) else 1,
         "architecture": checkpoint.architecture,
         "config": {**checkpoint.config, "window": window},
         "class_names": list(checkpoint.labels.names),
@@ -188,3 +202,103 @@ def temporary_beside(path: Path) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
     return Path(name)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an export compares.
+
+    Attributes:
+        frames: compared.
+        agreement: share of pixels with the same class, 0..1.
+        difference, largest: largest difference of logits, and largest logit.
+    """
+
+    frames: int
+    agreement: float
+    difference: float
+    largest: float
+
+    def check(self, path: Path) -> None:
+        """Raise ConfigError if it is off."""
+        if self.agreement < MIN_AGREEMENT or not self.difference <= MAX_DIFFERENCE * self.largest:
+            raise ConfigError(
+                f"the export differs from the network and was not written to {path}: the same class on "
+                f"{100 * self.agreement:.2f} % of pixels (expected: {100 * MIN_AGREEMENT:.1f} %), logits differ by up "
+                f"to {self.difference:.3g} (expected: {MAX_DIFFERENCE * self.largest:.3g})"
+            )
+
+
+@torch.no_grad()
+def verify(
+    path: Path, what: Exportable, checkpoint: Checkpoint, images: Sequence[np.ndarray]
+) -> Verification:
+    """Run the file and the untouched network over a sequence of frames.
+
+    The network runs as trained: the whole window for each frame, or for causal streaming one banded forward over
+    all frames.
+
+    Args:
+        path: the file.
+        what: what was exported.
+        checkpoint: the network's own.
+        images: frames of one video, each (H, W, 3) uint8 RGB.
+    """
+    width, height = what.metadata["input_size"]
+    window = what.metadata["config"]["window"]
+    frames = [to_input(image, (width, height), torch.device("cpu")) for image in images]
+    run = _torch_export(path, what) if path.suffix == SUFFIXES["torch-export"] else _in_backend(path)
+    same = total = 0
+    difference = largest = 0.0
+    as_clip = what.metadata["streaming"] == "causal"
+    for expected, frame in zip(_reference(checkpoint.model, frames, window, as_clip), frames):
+        got = run(frame)
+        same += int((got.argmax(1) == expected.argmax(1)).sum())
+        total += expected[:, 0].numel()
+        difference = max(difference, float((got - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    return Verification(len(frames), same / total, difference, largest)
+
+
+def _reference(
+    model: torch.nn.Module, frames: Sequence[Tensor], window: int, as_clip: bool
+) -> Iterator[Tensor]:
+    if not takes_cache(model):
+        yield from (model(frame) for frame in frames)
+        return
+    cache = FrameCache(band=model.window_band(window))
+    if as_clip:
+        yield from model(torch.stack(list(frames), dim=1), cache).unbind(1)  # (1, n, C, H, W)
+        return
+    for index in range(len(frames)):
+        recent = list(frames[max(0, index + 1 - window) : index + 1])
+        yield model(torch.stack(recent, dim=1), cache)[:, -1]
+
+
+def _in_backend(path: Path) -> Callable[[Tensor], Tensor]:
+    backend = open_backend(path, BackendOptions(device="cpu"))
+
+    def run(frame: Tensor) -> Tensor:
+        logits = backend.infer(frame, [""])
+        backend.commit([""])
+        return logits
+
+    return run
+
+
+def _torch_export(path: Path, what: Exportable) -> Callable[[Tensor], Tensor]:
+    module = torch.export.load(str(path)).module()
+    if what.kind == "image":
+        return module
+    state = [torch.zeros_like(argument) for argument in what.arguments]  # nothing valid
+
+    def stream(frame: Tensor) -> Tensor:
+        logits, state[1], state[2] = module(frame, state[1], state[2])
+        return logits
+
+    def window(frame: Tensor) -> Tensor:
+        state[0] = torch.cat([state[0][:, 1:], frame[:, None]], dim=1)
+        state[1] = torch.cat([state[1][1:], torch.ones(1, dtype=torch.bool)])
+        return module(state[0], state[1])
+
+    return stream if what.kind == "stream" else window

@@ -1,27 +1,139 @@
-"""Runs a step over the windows of several cameras: eagerly, compiled, or as a CUDA graph.
-
-Compiled code and graphs have static shapes: they serve full windows, which is every frame but the first few.
-Whatever keeps them from working is logged once, and the step runs eagerly.
-"""
+"""PyTorch on the CPU or a GPU: the streaming step eagerly, compiled, or as a CUDA graph."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vtseg_ros.engine.steps import Step
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
+from vtseg_ros.inference.optimise import optimise, prepack
+from vtseg_ros.inference.step import Step, build_step
+from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.efficientvit import CoarseLogits
+from vtseg_ros.model.registry import find_architecture, takes_cache
+from vtseg_ros.model.static_prior import check_prior_size
+from vtseg_ros.model.vtseg import check_size
 
-log = logging.getLogger("vtseg_ros.engine")
+log = logging.getLogger("vtseg_ros.inference")
 
 StepFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Runner:
-    """Not thread-safe; call it in inference mode.
+class TorchBackend(Backend):
+    """A checkpoint in PyTorch.
+
+    Args:
+        checkpoint: with the network as trained.
+        model: the same network, optimised, on `device`.
+        input_size: (width, height) px.
+        dtype: of weights and activations.
+        streaming: `plain`, `exact` or `causal`.
+        compile: use torch.compile; the first full window then takes about a minute.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        input_size: tuple[int, int],
+        streaming: str,
+        compile: bool = False,
+    ) -> None:
+        video = takes_cache(model)
+        super().__init__(
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision_name(dtype),
+            input_size=input_size,
+            streaming=streaming,
+            video=video,
+            depth=len(model.attention_layers) if video else 1,
+        )
+        self.model = model
+        self.step = build_step(model, (input_size[1], input_size[0]), streaming)
+        self._runner = StepRunner(self.step, window=self.window, compile=compile, graph=device.type == "cuda")
+
+    @classmethod
+    def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> TorchBackend:
+        """See `Backend.open`."""
+        device = resolve_device(options.device)
+        dtype = resolve_precision(options.precision, device)
+        if not isinstance(source, Checkpoint):
+            source = load_checkpoint(source, static_prior=options.static_prior)
+        network = source.model
+        known = find_architecture(network)
+        if known is not None and known.needs_flow:
+            raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
+        width, height = options.input_size or source.input_size
+        check_size(height, width)
+        video = takes_cache(network)
+        if video:
+            check_prior_size(network.static_prior, (height, width))
+        if options.coarse_logits and hasattr(network, "coarse_logits"):
+            network = CoarseLogits(network)
+        model = optimise(network, device, dtype)
+        if device.type == "cpu" and not options.compile:  # the compiler packs by itself
+            image = torch.zeros(1, 3, height, width)
+            prepack(model, image[:, None] if video else image)
+        return cls(
+            source,
+            model,
+            device=device,
+            dtype=dtype,
+            input_size=(width, height),
+            streaming=_streaming_of(model, options.streaming),
+            compile=options.compile,
+        )
+
+    @property
+    def mode(self) -> str:
+        """`eager`, `compile`, `graph` or `compile+graph`."""
+        return self._runner.mode
+
+    def set_window(self, frames: int | None) -> None:
+        """See `Backend.set_window`."""
+        super().set_window(frames)
+        self._runner.window = self.window
+
+    def one_frame(self) -> Callable[[], object]:
+        """See `Backend.one_frame`."""
+        images = torch.zeros(1, 3, self.input_size[1], self.input_size[0], device=self.device)
+        past = torch.zeros(
+            1, self.window - 1, self.step.state_size, dtype=self.step.state_dtype, device=self.device
+        )
+        return lambda: self.step(images, past)
+
+    def run(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
+        """See `Backend.run`; a frame leaves a row (S,) behind."""
+        return self._runner(images, past)
+
+
+def _streaming_of(model: nn.Module, wanted: str) -> str:
+    if not takes_cache(model) or wanted == "plain":
+        return "plain"
+    if wanted == "causal":
+        model.check_streaming("causal")
+    if wanted == "auto" or model.best_streaming == "plain":
+        return model.best_streaming
+    return wanted
+
+
+class StepRunner:
+    """Runs a step over the windows of several cameras: eagerly, compiled, or as a CUDA graph.
+
+    Compiled code and graphs have static shapes: they serve full windows, which is every frame but the first few.
+    Whatever keeps them from working is logged once, and the step runs eagerly. Not thread-safe; call it in inference
+    mode.
 
     Args:
         step: the step.

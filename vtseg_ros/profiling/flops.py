@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,3 +73,24 @@ def parameters_of(module: nn.Module) -> int:
 def _macs(counts: dict, name: str) -> int:
     # A multiplication and an addition are two operations to the counter.
     return sum(counts[name].values()) // 2
+
+
+def extra_formulas() -> dict[Any, Callable[..., int]]:
+    """Return the operators that torch's counter leaves out, for `FlopCounterMode(custom_mapping=...)`.
+
+    The CPU's fused attention and prepacked layers.
+    """
+
+    def attention(query: tuple, key: tuple, value: tuple, *args: object, out_shape=None, **kwargs: object):
+        batch, heads, queries, width = query
+        return 4 * batch * heads * queries * key[2] * width
+
+    def layer(x: tuple, weight: tuple, *args: object, out_shape=None, **kwargs: object):
+        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+    known = [
+        (torch.ops.mkldnn, "_convolution_pointwise", layer),
+        (torch.ops.mkldnn, "_linear_pointwise", layer),
+        (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", attention),
+    ]
+    return {getattr(space, name): count for space, name, count in known if hasattr(space, name)}

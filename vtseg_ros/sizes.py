@@ -1,4 +1,4 @@
-"""Argument types that several commands share."""
+"""Image sizes as text, for parameters and arguments."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import make_checkpoint
 
-from vtseg_ros.engine import CameraFrame, Segmenter
-from vtseg_ros.engine.pixels import to_input
+from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer
 from vtseg_ros.model.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ def test_fp32_equals_the_cpu(tmp_path, streaming):
         tmp_path / "c.safetensors", attention="causal" if streaming == "causal" else "full"
     )
     options = dict(precision="fp32", streaming=streaming, output_size="network")
-    gpu, cpu = (Segmenter(path, device=device, **options) for device in ("cuda", "cpu"))
+    gpu, cpu = (VideoPredictor(path, device=device, **options) for device in ("cuda", "cpu"))
     assert "graph" in gpu.run_mode
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -52,8 +52,8 @@ def test_reduced_precision(tmp_path, streaming, precision):
     path = make_checkpoint(
         tmp_path / "c.safetensors", attention="causal" if streaming == "causal" else "full"
     )
-    gpu = Segmenter(path, device="cuda", precision=precision, output_size="network")
-    cpu = Segmenter(path, device="cpu", output_size="network")
+    gpu = VideoPredictor(path, device="cuda", precision=precision, output_size="network")
+    cpu = VideoPredictor(path, device="cpu", output_size="network")
     for image in pictures(8):
         one, other = gpu.step(image), cpu.step(image)
         assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
@@ -65,8 +65,8 @@ def test_networks_of_single_images(network, precision):
     torch.manual_seed(2)
     labels = LabelSet.from_names(list("abcde"))
     checkpoint = Checkpoint(network(num_classes=5).eval(), "image", {"num_classes": 5}, labels, (64, 32))
-    gpu = Segmenter(checkpoint, device="cuda", precision=precision, output_size="network")
-    cpu = Segmenter(checkpoint, device="cpu", output_size="network")
+    gpu = VideoPredictor(checkpoint, device="cuda", precision=precision, output_size="network")
+    cpu = VideoPredictor(checkpoint, device="cpu", output_size="network")
     for image in pictures(3):
         one, other = gpu.step(image), cpu.step(image)
         assert np.abs(one.confidence.astype(int) - other.confidence).mean() < 8
@@ -77,7 +77,7 @@ def test_class_mappings_are_captured(tmp_path):
     path = make_checkpoint(
         tmp_path / "c.safetensors", static_prior="erfnet", prior_classes=3, class_mapping=(0, 0, 1)
     )
-    gpu = Segmenter(path, device="cuda")
+    gpu = VideoPredictor(path, device="cuda")
     for image in pictures(6):
         gpu.step(image)
     assert "graph" in gpu.run_mode, "capturing failed: see the log"
@@ -87,13 +87,13 @@ def test_a_second_network_is_loaded_while_the_first_runs(tmp_path):
     """As when a node's checkpoint changes: captures here, allocations and replays there."""
     path = make_checkpoint(tmp_path / "c.safetensors")
     options = dict(device="cuda", precision="fp32", output_size="network")
-    running, alone = Segmenter(path, **options), Segmenter(path, **options)
+    running, alone = VideoPredictor(path, **options), VideoPredictor(path, **options)
     stop, failures = threading.Event(), []
 
     def load():
         while not stop.is_set():
             try:
-                other = Segmenter(path, **options)
+                other = VideoPredictor(path, **options)
                 for image in pictures(5):
                     other.step(image)
                 assert "graph" in other.run_mode, "capturing failed: see the log"
@@ -117,7 +117,7 @@ def test_a_second_network_is_loaded_while_the_first_runs(tmp_path):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_another_gpu_than_the_current_one(tmp_path):
     path = make_checkpoint(tmp_path / "c.safetensors")
-    gpu, cpu = (Segmenter(path, device=device, precision="fp32") for device in ("cuda:1", "cpu"))
+    gpu, cpu = (VideoPredictor(path, device=device, precision="fp32") for device in ("cuda:1", "cpu"))
     for image in pictures(8):
         assert (gpu.step(image).mask == cpu.step(image).mask).mean() > 0.99
     assert "graph" in gpu.run_mode and torch.cuda.current_device() == 0
@@ -126,7 +126,7 @@ def test_another_gpu_than_the_current_one(tmp_path):
 def test_cameras_in_one_graph_equal_their_single_runs(tmp_path):
     path = make_checkpoint(tmp_path / "c.safetensors", attention="causal")
     options = dict(device="cuda", precision="fp32", output_size="network")
-    both, alone = Segmenter(path, **options), {name: Segmenter(path, **options) for name in "ab"}
+    both, alone = VideoPredictor(path, **options), {name: VideoPredictor(path, **options) for name in "ab"}
     for index, image in enumerate(pictures(8)):
         frames = [
             CameraFrame("a", image, (index + 1) * TICK),
@@ -139,7 +139,7 @@ def test_cameras_in_one_graph_equal_their_single_runs(tmp_path):
 
 def test_memory_is_flat(tmp_path):
     path = make_checkpoint(tmp_path / "c.safetensors", attention="causal")
-    segmenter, images = Segmenter(path, device="cuda"), pictures(8, 48, 96)
+    segmenter, images = VideoPredictor(path, device="cuda"), pictures(8, 48, 96)
     used = []
     for index in range(10_000):
         segmenter.step(images[index % 8], (index + 1) * TICK)

@@ -15,21 +15,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
-from vtseg_ros.engine.exporting import exportable, write_export
-from vtseg_ros.engine.pixels import to_input, to_mask
-from vtseg_ros.engine.predictor import Segmenter
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
+from vtseg_ros.inference.export import exportable, write_export
+from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import takes_cache
 from vtseg_ros.model.segformer import name_of
+from vtseg_ros.profiling.flops import extra_formulas
 
 MODES = ("plain", "plain_optimised", "exact", "causal", "exported")
 SEGFORMER = name_of("b0")
@@ -39,6 +41,16 @@ BURST = 4
 MIN_TURNS = 2
 
 Frame = Callable[[np.ndarray], object]
+
+
+class System(Protocol):
+    """What is measured: a network with the way to and from it."""
+
+    def step(self, image: np.ndarray) -> object:
+        """Segment the next frame, (H, W, 3) uint8."""
+
+    def one_frame(self) -> Callable[[], object] | None:
+        """Return a call that computes one frame of a full window, to count its operations; None = cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,8 @@ class Measurement:
         }
 
 
-def twin(checkpoint: Checkpoint, attention: str) -> Checkpoint:
-    """The same weights with the other attention mask: good for measuring what it costs, not for masks."""
+def with_attention(checkpoint: Checkpoint, attention: str) -> Checkpoint:
+    """Return the same weights with the other attention mask: for measuring what it costs, not for masks."""
     model = checkpoint.model
     if model.config.attention == attention:
         return checkpoint
@@ -107,12 +119,18 @@ class _Plain:
         self.model = model.eval().to(self.device)
         self.size = settings.size
         self.frames: deque = deque(maxlen=settings.window)
+        self.video = torch.zeros(
+            1, settings.window, 3, settings.size[1], settings.size[0], device=self.device
+        )
 
     @torch.inference_mode()
     def step(self, image: np.ndarray) -> object:
         self.frames.append(to_input(image, self.size, self.device))
         logits = self.model(torch.cat(list(self.frames))[None])
         return to_mask(logits[:, -1], self.size, "bilinear", 0.0)
+
+    def one_frame(self) -> Callable[[], object]:
+        return lambda: self.model(self.video)
 
 
 class _HuggingFaceSegFormer:
@@ -131,6 +149,21 @@ class _HuggingFaceSegFormer:
     def step(self, image: np.ndarray) -> object:
         pixels = to_input(image, self.size, self.device).to(self.dtype)
         return to_mask(self.model(pixels).logits, self.size, "bilinear", 0.0)
+
+    def one_frame(self) -> Callable[[], object]:
+        image = torch.zeros(1, 3, self.size[1], self.size[0], device=self.device, dtype=self.dtype)
+        return lambda: self.model(image)
+
+
+class _Predictor:
+    """The predictor that nodes use, with its backend's own operations."""
+
+    def __init__(self, source: Checkpoint | Path, **options: Any) -> None:
+        self.predictor = VideoPredictor(source, output_size="network", **options)
+        self.step = self.predictor.step
+
+    def one_frame(self) -> Callable[[], object] | None:
+        return self.predictor.backend.one_frame()
 
 
 def measure(
@@ -157,7 +190,7 @@ def _prepare(
     mode: str, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
 ) -> tuple[Measurement, Frame]:
     """A mode, warmed up, its memory and operations taken."""
-    source: Checkpoint | Path = twin(checkpoint, "causal" if mode == "causal" else "full")
+    source: Checkpoint | Path = with_attention(checkpoint, "causal" if mode == "causal" else "full")
     if mode == "exported":
         what = exportable(source, window=settings.window, size=settings.size)
         source = folder / "network.onnx"
@@ -168,24 +201,25 @@ def _prepare(
     for _, image in zip(range(settings.window + 2), _endless(images)):
         system.step(image)
     measurement.peak_memory_mb = max(0.0, _memory_mb(cuda, peak=True) - before)
-    if mode != "exported":
-        measurement.gmacs = _gmacs(system, settings)
+    call = system.one_frame()
+    if call is not None:
+        measurement.gmacs = _gmacs(call)
     return measurement, system.step
 
 
-def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[object, Measurement]:
+def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[System, Measurement]:
     if mode == "plain":
         return _Plain(source.model, settings), Measurement(mode, "eager", "fp32")
-    common = {"device": settings.device, "window": settings.window, "output_size": "network"}
+    common = {"device": settings.device, "window": settings.window}
     if mode == "exported":
-        segmenter = Segmenter(source, **common)
-        return segmenter, Measurement(mode, "onnxruntime", "fp32")
+        exported = _Predictor(source, **common)
+        return exported, Measurement(mode, exported.predictor.run_mode, exported.predictor.precision)
     if mode == SEGFORMER:
         dtype = resolve_precision(settings.precision, resolve_device(settings.device))
         system = _HuggingFaceSegFormer(len(source.labels), settings, dtype)
         return system, Measurement(mode, "eager", precision_name(dtype))
     streaming = "plain" if mode not in ("exact", "causal") else mode
-    segmenter = Segmenter(
+    system = _Predictor(
         source,
         precision=settings.precision,
         input_size=settings.size,
@@ -193,7 +227,7 @@ def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[ob
         compile=settings.compile,
         **common,
     )
-    return segmenter, Measurement(mode, segmenter.run_mode, segmenter.precision)
+    return system, Measurement(mode, system.predictor.run_mode, system.predictor.precision)
 
 
 def _take_turns(rows: list[tuple[Measurement, Frame]], seconds: float, images: Sequence[np.ndarray]) -> None:
@@ -216,23 +250,10 @@ def _endless(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 @torch.inference_mode()
-def _gmacs(system: object, settings: Settings) -> float:
-    """Multiply-adds of matrix products, convolutions and attention of one frame of a full window, in 1e9."""
-    width, height = settings.size
-    device = system.device
-    images = torch.rand(1, 3, height, width, device=device)
-    counter = FlopCounterMode(display=False, custom_mapping=uncounted())
-    if isinstance(system, Segmenter):
-        step = system.network_step
-        past = torch.zeros(1, settings.window - 1, step.state_size, dtype=step.state_dtype, device=device)
-        with counter:
-            step(images, past)
-    elif isinstance(system, _Plain):
-        with counter:
-            system.model(images[None].expand(1, settings.window, 3, height, width))
-    else:
-        with counter:
-            system.model(images.to(system.dtype))
+def _gmacs(call: Callable[[], object]) -> float:
+    """Return the multiply-adds of matrix products, convolutions and attention of a call, in 1e9."""
+    with FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
+        call()
     return counter.get_total_flops() / 2e9
 
 

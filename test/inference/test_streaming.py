@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import make_checkpoint, randomize_batch_norm
 
-from vtseg_ros.engine import CameraFrame, Segmenter
-from vtseg_ros.engine.optimise import optimise
-from vtseg_ros.engine.pixels import resize_rgb
-from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import build_step
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.image_ops import resize_rgb
+from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.inference.backends.torch_backend import StepRunner
+from vtseg_ros.inference.optimise import optimise
+from vtseg_ros.inference.step import build_step
 from vtseg_ros.labels import STREET
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 
@@ -36,14 +36,14 @@ def prepared_step(model, streaming):
 
 def record_logits(segmenter, monkeypatch):
     """The logits of every call, before they become masks."""
-    seen, run = [], segmenter._runner
+    seen, run = [], segmenter.backend.run
 
     def spy(images, past):
         logits, kept = run(images, past)
         seen.append(logits.clone())
         return logits, kept
 
-    monkeypatch.setattr(segmenter, "_runner", spy)
+    monkeypatch.setattr(segmenter.backend, "run", spy)
     return seen
 
 
@@ -54,7 +54,7 @@ def test_exact_streaming_equals_the_full_window(attention, tmp_path, monkeypatch
     torch.nn.init.normal_(model.head.classify.weight, std=1.0)
     labels = type(STREET)(STREET.names[:6], STREET.colors[:6])
     save_checkpoint(tmp_path / "c.safetensors", model, labels=labels, input_size=(64, 32))
-    segmenter = Segmenter(tmp_path / "c.safetensors", device="cpu", streaming="exact")
+    segmenter = VideoPredictor(tmp_path / "c.safetensors", device="cpu", streaming="exact")
     seen = record_logits(segmenter, monkeypatch)
     reference = load_checkpoint(tmp_path / "c.safetensors").model
     rng, window, stamp = np.random.default_rng(1), [], 0
@@ -81,7 +81,7 @@ def test_causal_streaming_equals_one_banded_forward(window):
     """Two clips at once, 3 k + 2 frames: frames leave the rings several times over."""
     model = network(attention="causal", window=window)
     step = prepared_step(model, "causal")
-    runner, count = Runner(step, window=window), 3 * window + 2
+    runner, count = StepRunner(step, window=window), 3 * window + 2
     clips = torch.rand(2, count, 3, *SIZE)
     past: list[list] = [[], []]
     with torch.inference_mode():
@@ -127,21 +127,21 @@ def test_a_frame_that_is_missing_leaves_no_trace(streaming):
 
 def test_causal_is_chosen_and_refused_by_the_checkpoint(tmp_path, tiny_checkpoint):
     causal = make_checkpoint(tmp_path / "causal.safetensors", attention="causal")
-    assert Segmenter(causal, device="cpu").streaming == "causal"
-    assert Segmenter(causal, device="cpu", streaming="exact").streaming == "exact"
-    assert Segmenter(tiny_checkpoint, device="cpu").streaming == "exact"
+    assert VideoPredictor(causal, device="cpu").streaming == "causal"
+    assert VideoPredictor(causal, device="cpu", streaming="exact").streaming == "exact"
+    assert VideoPredictor(tiny_checkpoint, device="cpu").streaming == "exact"
     with pytest.raises(ConfigError, match="trained with attention: causal"):
-        Segmenter(tiny_checkpoint, device="cpu", streaming="causal")
+        VideoPredictor(tiny_checkpoint, device="cpu", streaming="causal")
     over_time = make_checkpoint(tmp_path / "st.safetensors", attention="causal", mix_ffn="spatiotemporal")
-    assert Segmenter(over_time, device="cpu").streaming == "plain"
+    assert VideoPredictor(over_time, device="cpu").streaming == "plain"
     with pytest.raises(ConfigError, match="mix_ffn"):
-        Segmenter(over_time, device="cpu", streaming="causal")
+        VideoPredictor(over_time, device="cpu", streaming="causal")
 
 
 def test_causal_cameras_and_the_window_at_run_time(tmp_path, monkeypatch):
     """Cameras of one batch equal their clips' banded forwards; a smaller window is a narrower band."""
     path = make_checkpoint(tmp_path / "causal.safetensors", attention="causal")
-    segmenter = Segmenter(path, device="cpu", window=3)
+    segmenter = VideoPredictor(path, device="cpu", window=3)
     seen = record_logits(segmenter, monkeypatch)
     rng = np.random.default_rng(2)
     clips = rng.integers(0, 256, (2, 9, 32, 64, 3), dtype=np.uint8)
@@ -159,7 +159,7 @@ def test_causal_cameras_and_the_window_at_run_time(tmp_path, monkeypatch):
 
 
 def test_growing_and_shrinking_the_window(tmp_path):
-    segmenter = Segmenter(make_checkpoint(tmp_path / "c.safetensors", attention="causal"), device="cpu")
+    segmenter = VideoPredictor(make_checkpoint(tmp_path / "c.safetensors", attention="causal"), device="cpu")
     image = np.zeros((32, 64, 3), np.uint8)
 
     def frames(count):

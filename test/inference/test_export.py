@@ -12,8 +12,9 @@ import torch
 from conftest import make_checkpoint, wait_until
 
 from vtseg_ros.cli import main
-from vtseg_ros.engine import CameraFrame, Segmenter, exporting
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
+from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.inference import export as exporting
 from vtseg_ros.labels import STREET
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 
@@ -41,7 +42,7 @@ def test_the_predictor_runs_an_onnx_file(exported):
     """Warm-up, a restart, a smaller window, two cameras: as the checkpoint itself."""
     checkpoint, path, said = exported
     assert said["agreement"] == 1.0 and said["frames"] == 7 and said["difference"] < 1e-3
-    by_file, by_network = (Segmenter(source, device="cpu") for source in (path, checkpoint))
+    by_file, by_network = (VideoPredictor(source, device="cpu") for source in (path, checkpoint))
     assert by_file.streaming == by_network.streaming and by_file.labels == by_network.labels
     assert by_file.window == 3 and by_file.input_size == (64, 32)
     for index, image in enumerate(pictures(9)):
@@ -114,7 +115,7 @@ def test_image_networks_and_the_full_window_in_the_predictor(tmp_path):
     for name, options in (("e", []), ("w", ["--full-window"])):
         source, out = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.onnx"
         assert main(["export", str(source), "--out", str(out), *options]) == 0
-        by_file, by_network = Segmenter(out, device="cpu"), Segmenter(source, device="cpu")
+        by_file, by_network = VideoPredictor(out, device="cpu"), VideoPredictor(source, device="cpu")
         for image in pictures(5):
             one, other = by_file.step(image), by_network.step(image)
             assert one.frames_in_window == other.frames_in_window
@@ -148,21 +149,21 @@ def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):
 )
 def test_what_an_export_fixed_cannot_be_changed(exported, options, error, words):
     with pytest.raises(error, match=words):
-        Segmenter(exported[1], **{"device": "cpu", **options})
+        VideoPredictor(exported[1], **{"device": "cpu", **options})
 
 
 def test_other_onnx_files_are_refused(tmp_path):
     (tmp_path / "junk.onnx").write_bytes(b"\x08\x07 not a model")
     with pytest.raises(CheckpointError, match="cannot be read as ONNX"):
-        Segmenter(tmp_path / "junk.onnx", device="cpu")
+        VideoPredictor(tmp_path / "junk.onnx", device="cpu")
     with pytest.raises(CheckpointError, match="no such file"):
-        Segmenter(tmp_path / "none.onnx", device="cpu")
+        VideoPredictor(tmp_path / "none.onnx", device="cpu")
     graph = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) {y = Relu(x)}'
     )
     onnx.save(graph, str(tmp_path / "relu.onnx"))
     with pytest.raises(CheckpointError, match="vtseg export"):
-        Segmenter(tmp_path / "relu.onnx", device="cpu")
+        VideoPredictor(tmp_path / "relu.onnx", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_the_node_runs_an_onnx_file(exported, start_node, ros_environment):
             return masks
 
         wait_until(answered, 30, node.output)
-        expected = Segmenter(path, device="cpu").step(picture).mask
+        expected = VideoPredictor(path, device="cpu").step(picture).mask
         assert np.array_equal(np.frombuffer(masks[0].data, np.uint8).reshape(40, 72), expected)
     finally:
         harness.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vtseg_ros.engine.benchmark import SEGFORMER
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.profiling.benchmark import SEGFORMER
 
 COLORS = {
     "plain": "#7f7f7f",

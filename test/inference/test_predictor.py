@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import make_checkpoint, randomize_batch_norm
 
-from vtseg_ros.engine import CameraFrame, Segmenter
-from vtseg_ros.engine.optimise import fuse
-from vtseg_ros.engine.pixels import resize_rgb, to_mask
-from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
+from vtseg_ros.image_ops import resize_rgb
+from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.inference.optimise import fuse
+from vtseg_ros.inference.postprocess import apply_ego_mask, to_mask
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import (
     EfficientViTB0,
@@ -36,7 +36,7 @@ def images(count, height=40, width=72):
 
 
 def test_warm_up_and_resets(tiny_checkpoint):
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     seen = [segmenter.step(image, (i + 1) * TICK).frames_in_window for i, image in enumerate(images(6))]
     assert seen == [1, 2, 3, 4, 4, 4]
     segmenter.reset()
@@ -48,8 +48,8 @@ def test_warm_up_and_resets(tiny_checkpoint):
 
 def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
     stamps = [33, 66, 133, 100, 166, 233, 200, 266]
-    late = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
-    without = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    late = VideoPredictor(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    without = VideoPredictor(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
     seen = []
     for stamp, image in zip(stamps, images(8)):
         result = late.step(image, 5 * NS + stamp * NS // 1000)
@@ -63,8 +63,8 @@ def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
 
 
 def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
-    both = Segmenter(tiny_checkpoint, device="cpu")
-    alone = {name: Segmenter(tiny_checkpoint, device="cpu") for name in "ab"}
+    both = VideoPredictor(tiny_checkpoint, device="cpu")
+    alone = {name: VideoPredictor(tiny_checkpoint, device="cpu") for name in "ab"}
     first, second = images(5), images(5, 32, 64)
     for index in range(5):
         stamp = (index + 1) * TICK
@@ -82,7 +82,7 @@ def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
 )
 @pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
 def test_output_sizes(tiny_checkpoint, output, shape, upsampling):
-    segmenter = Segmenter(tiny_checkpoint, device="cpu", output_size=output, upsampling=upsampling)
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu", output_size=output, upsampling=upsampling)
     result = segmenter.step(images(1)[0])
     assert result.mask.shape == result.confidence.shape == shape
     assert result.mask.dtype == result.confidence.dtype == np.uint8
@@ -110,7 +110,7 @@ def test_ego_mask_is_stretched():
 
 def test_image_networks_run_in_the_same_class(tmp_path):
     save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
-    segmenter = Segmenter(tmp_path / "e.safetensors", device="cpu")
+    segmenter = VideoPredictor(tmp_path / "e.safetensors", device="cpu")
     assert [segmenter.step(image).frames_in_window for image in images(2)] == [1, 1]
 
 
@@ -147,19 +147,19 @@ def test_folding_keeps_the_output(kind):
 )
 def test_wrong_options_are_refused_by_name(tiny_checkpoint, options, error, words):
     with pytest.raises(error, match=words):
-        Segmenter(tiny_checkpoint, **{"device": "cpu", **options})
+        VideoPredictor(tiny_checkpoint, **{"device": "cpu", **options})
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
 def test_wrong_images_are_refused_and_forgotten(tiny_checkpoint, shape):
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     with pytest.raises(ImageError, match="H, W, 3"):
         segmenter.step(np.zeros(shape, np.uint8))
     assert segmenter.step(images(1)[0]).frames_in_window == 1
 
 
 def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypatch):
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     real, sizes = segmenter._logits, []
 
     def limited(group):
@@ -177,7 +177,7 @@ def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypa
 
 def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatch):
     """An error that is still being handled holds its traceback, and that the tensors of the pass that failed."""
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     real, held = segmenter._logits, []
 
     def limited(group):
@@ -194,9 +194,9 @@ def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatc
 
 
 def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeypatch):
-    from vtseg_ros.engine import predictor
+    from vtseg_ros.inference import predictor
 
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     real, calls = predictor.to_mask, []
 
     def limited(*arguments):
@@ -212,9 +212,9 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeyp
 
 
 def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
-    from vtseg_ros.engine import predictor
+    from vtseg_ros.inference import predictor
 
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     real, large = predictor.to_input, np.zeros((64, 64, 3), np.uint8)
 
     def limited(image, *arguments):
@@ -234,17 +234,17 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkp
 
 
 def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
-    segmenter = Segmenter(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     segmenter.step(images(1)[0], TICK)
     with monkeypatch.context() as patch:
-        patch.setattr(segmenter.model.head, "forward", lambda maps: 1 / 0)
+        patch.setattr(segmenter.backend.model.head, "forward", lambda maps: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             segmenter.step(images(2)[1], 2 * TICK)
     assert segmenter.step(images(2)[1], 3 * TICK).frames_in_window == 1
 
 
 def test_one_cameras_failure_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
-    segmenter, alone = (Segmenter(tiny_checkpoint, device="cpu") for _ in range(2))
+    segmenter, alone = (VideoPredictor(tiny_checkpoint, device="cpu") for _ in range(2))
     real = segmenter._logits
 
     def poisoned(group):
@@ -275,13 +275,17 @@ def test_an_external_prior_must_be_named_by_the_user(tmp_path):
     model = VTSeg(config, static_prior=Flat())
     save_checkpoint(tmp_path / "v.safetensors", model, labels=STREET, input_size=(64, 32))
     with pytest.raises(CheckpointError, match="static_prior"):
-        Segmenter(tmp_path / "v.safetensors", device="cpu")
-    segmenter = Segmenter(tmp_path / "v.safetensors", device="cpu", static_prior=str(tmp_path / "flat.pt"))
+        VideoPredictor(tmp_path / "v.safetensors", device="cpu")
+    segmenter = VideoPredictor(
+        tmp_path / "v.safetensors", device="cpu", static_prior=str(tmp_path / "flat.pt")
+    )
     assert segmenter.step(images(1)[0]).mask.max() < 14
 
 
 def test_older_frames_change_the_mask(tmp_path):
-    segmenter = Segmenter(make_checkpoint(tmp_path / "c.safetensors"), device="cpu", output_size="network")
+    segmenter = VideoPredictor(
+        make_checkpoint(tmp_path / "c.safetensors"), device="cpu", output_size="network"
+    )
     newest, older = images(2)
     alone = segmenter.step(newest, TICK)
     segmenter.reset()
@@ -311,14 +315,14 @@ def test_masks_lie_on_their_image_in_each_resize_mode(tmp_path, mode, seen):
         temperature=50.0,
     )
     checkpoint = load_checkpoint(tmp_path / "c")
-    predictor = Segmenter(checkpoint, device="cpu")
+    predictor = VideoPredictor(checkpoint, device="cpu")
     assert (
         predictor.resize_mode == mode
-        and Segmenter(checkpoint, device="cpu", resize_mode="stretch").resize_mode == "stretch"
+        and VideoPredictor(checkpoint, device="cpu", resize_mode="stretch").resize_mode == "stretch"
     )
     image = np.zeros((64, 64, 3), np.uint8)
     image[24:40, 8:32] = 255
-    predictor._logits = lambda group: (Columns()(torch.cat([one.pixels for one in group])), [None])
+    predictor.backend.run = lambda images, past: (Columns()(images), [None])
     result = predictor.step(image)
     expected = np.full((64, 64), 255, np.uint8)
     expected[seen] = image[seen, :, 0] // 255

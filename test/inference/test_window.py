@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtseg_ros.engine.window import Action, FrameWindow
+from vtseg_ros.inference.window import Action, FrameWindow
 
 S = 1_000_000_000
 SHAPE = (48, 80)

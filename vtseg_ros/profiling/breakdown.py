@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtseg_ros.engine.counting import uncounted
-from vtseg_ros.engine.device import resolve_device, resolve_precision
-from vtseg_ros.engine.optimise import optimise, prepack
-from vtseg_ros.engine.steps import build_step
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.optimise import optimise, prepack
+from vtseg_ros.inference.step import build_step
 from vtseg_ros.model import VTSeg
+from vtseg_ros.profiling.flops import extra_formulas
 
 ROUNDS = 15
 MATRIX = 2048
@@ -78,7 +78,7 @@ def measure_parts(
     for streaming in ("causal", "exact"):
         step = build_step(ready, (height, width), streaming)
         past = torch.zeros(1, window - 1, step.state_size, dtype=step.state_dtype, device=where)
-        with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
             step(image, past)
         p50_ms = _median_ms(lambda step=step, past=past: step(image, past), where)
         parts.append(part(f"{streaming} step, k = {window}", ready, counter.get_total_flops() / 2e9, p50_ms))
@@ -100,7 +100,7 @@ def _of_modules(
     def after(module: nn.Module, *_: object) -> None:
         times[module].append((_now(device) - began[module]) * 1e3)
 
-    with FlopCounterMode(display=False, depth=None, custom_mapping=uncounted()) as counter:
+    with FlopCounterMode(display=False, depth=None, custom_mapping=extra_formulas()) as counter:
         model(image[:, None])
     counts = counter.get_flop_counts()
     handles = [module.register_forward_pre_hook(before) for module in modules]

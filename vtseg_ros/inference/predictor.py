@@ -1,46 +1,38 @@
-"""The predictor: camera images in, masks and confidences out, one sliding window per camera."""
+"""The video predictor: camera images in, masks and confidences out, one sliding window per camera."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.engine.device import precision_name, resolve_device, resolve_precision
-from vtseg_ros.engine.onnx_runner import OnnxRunner
-from vtseg_ros.engine.optimise import optimise, prepack
-from vtseg_ros.engine.pixels import to_input, to_mask
-from vtseg_ros.engine.runner import Runner
-from vtseg_ros.engine.steps import Step, build_step
-from vtseg_ros.engine.window import Action, FrameWindow
-from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
-from vtseg_ros.labels import IGNORE
-from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.efficientvit import CoarseLogits
-from vtseg_ros.model.registry import find_architecture, takes_cache
-from vtseg_ros.model.static_prior import check_prior_size
-from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.errors import ConfigError, DeviceError, ImageError
+from vtseg_ros.image_ops import overlay
+from vtseg_ros.inference.backends import BackendOptions, open_backend
+from vtseg_ros.inference.postprocess import UPSAMPLING, to_mask
+from vtseg_ros.inference.preprocess import to_input
+from vtseg_ros.inference.step import STREAMING as STREAMING_MODES
+from vtseg_ros.inference.window import Action, FrameWindow
+from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.resize import Box, check_resize_mode, place, restoration
 
-log = logging.getLogger("vtseg_ros.engine")
+log = logging.getLogger("vtseg_ros.inference")
 
-STREAMING = ("auto", "plain", "exact", "causal")
-ONNX_SUFFIX = ".onnx"
-UPSAMPLING = ("bilinear", "bicubic", "nearest")
+STREAMING = ("auto", *STREAMING_MODES)
 EMPTY = np.empty((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `step` answers.
+    """What the predictor returns for a frame.
 
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
@@ -51,6 +43,8 @@ class Result:
         restarted: why a new window began with this frame; empty if none did.
         preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
         error: why there is no mask (it and the confidence are empty); the camera's window then starts anew.
+        labels: class list: names and colours by id.
+        image: the frame itself, (H, W, 3) uint8 RGB, not copied.
     """
 
     mask: np.ndarray
@@ -61,6 +55,26 @@ class Result:
     preprocess_s: float = 0.0
     inference_s: float = 0.0
     error: Exception | None = None
+    labels: LabelSet | None = None
+    image: np.ndarray | None = None
+
+    def overlay(self, alpha: float = 0.5) -> np.ndarray:
+        """Blend the classes' colours into the frame.
+
+        Args:
+            alpha: share of the colour, 0..1.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: if the frame has no mask.
+        """
+        if self.image is None or self.labels is None or not self.mask.size:
+            raise ConfigError(
+                f"overlay: expected a processed frame, got one without a mask: {self.dropped or self.error}"
+            )
+        return overlay(self.image, self.mask, self.labels, alpha)
 
 
 @dataclass(frozen=True)
@@ -73,20 +87,12 @@ class CameraFrame:
     frame_id: str = ""
 
 
-@dataclass
-class _Camera:
-    window: FrameWindow
-    past: deque = field(default_factory=deque)
-    """What each older frame left behind, (S,); at most k - 1."""
-
-
 @dataclass(frozen=True)
 class _Pending:
     """A frame that waits for its turn: pixels (1, 3, h, w) on the device."""
 
     index: int
     frame: CameraFrame
-    camera: _Camera
     pixels: Tensor
     reason: str
     preprocess_s: float
@@ -96,25 +102,25 @@ _Answer = tuple[np.ndarray, np.ndarray, float]
 """Mask, confidence and seconds that it took."""
 
 
-class Segmenter:
-    """Runs a checkpoint over the latest frames of one or several cameras.
+class VideoPredictor:
+    """Runs a network over the latest frames of one or several cameras.
 
     Not thread-safe: one caller at a time.
 
     Args:
         checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
-            file of `vtseg export` runs in onnxruntime, at the size it was exported for and windows up to its k.
+            file of `vtseg export` runs in ONNX Runtime, at the size it was exported for and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
-        window: frames k; 0 = the checkpoint's.
-        input_size: (width, height) px of the network's input, multiples of 32; (0, 0) = the checkpoint's.
-        max_gap_s: a longer pause starts a new window.
+        window: frames k; None = the checkpoint's.
+        input_size: (width, height) px of the network's input, multiples of 32; None = the checkpoint's.
+        max_gap_s: a longer pause starts a new window, s.
         output_size: `input` (the image's), `network`, or (width, height) px.
         upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
-        streaming: `exact` keeps what a frame alone decides, `causal` keeps keys and values (for networks trained
+        streaming: `exact` keeps what depends on one frame only, `causal` keeps keys and values (for networks trained
             with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
-            A network with nothing to keep (of single images, or with spatiotemporal reduction) runs `plain`.
-        static_prior: an external static network (see `model.priors.load_external_prior`).
+            A network with nothing to keep (of single images, or with a Mix-FFN over time) runs `plain`.
+        static_prior: an external static network (see `model.static_prior.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         compile: use torch.compile; the first full window then takes about a minute.
         resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
@@ -130,8 +136,8 @@ class Segmenter:
         *,
         device: str = "auto",
         precision: str = "auto",
-        window: int = 0,
-        input_size: tuple[int, int] = (0, 0),
+        window: int | None = None,
+        input_size: tuple[int, int] | None = None,
         max_gap_s: float = 1.0,
         output_size: str | tuple[int, int] = "input",
         upsampling: str = "bilinear",
@@ -146,120 +152,68 @@ class Segmenter:
         if upsampling not in UPSAMPLING:
             raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
         self.upsampling = upsampling
-        self.device = resolve_device(device)
-        self._dtype = resolve_precision(precision, self.device)
-        self._runner: Runner | OnnxRunner
-        if not isinstance(checkpoint, Checkpoint) and Path(checkpoint).suffix.lower() == ONNX_SUFFIX:
-            self._open_exported(Path(checkpoint), device, precision, input_size, streaming, static_prior)
-        else:
-            if not isinstance(checkpoint, Checkpoint):
-                checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
-            self._open(checkpoint, input_size, streaming, compile)
+        options = BackendOptions(
+            device=device,
+            precision=precision,
+            input_size=input_size,
+            streaming=streaming,
+            static_prior=static_prior,
+            compile=compile,
+            coarse_logits=upsampling != "nearest",  # which upsamples a mask of the network's size
+        )
+        self.backend = open_backend(
+            checkpoint if isinstance(checkpoint, Checkpoint) else Path(checkpoint), options
+        )
+        self.checkpoint = self.backend.checkpoint
         self.labels = self.checkpoint.labels
         self.resize_mode = resize_mode or self.checkpoint.resize_mode
         check_resize_mode(self.resize_mode)
-        self._cameras: dict[str, _Camera] = {}
-        self._window = self._max_gap_s = self._min_confidence = 0
+        self._windows: dict[str, FrameWindow] = {}
         self.window, self.max_gap_s = window, max_gap_s
         self.output_size, self.min_confidence = output_size, min_confidence
 
-    def _open(
-        self, checkpoint: Checkpoint, input_size: tuple[int, int], streaming: str, compile: bool
-    ) -> None:
-        known = find_architecture(checkpoint.model)
-        if known is not None and known.needs_flow:
-            raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
-        self.checkpoint = checkpoint
-        width, height = input_size if any(input_size) else checkpoint.input_size
-        check_size(height, width)
-        self.input_size = (width, height)
-        if takes_cache(checkpoint.model):
-            check_prior_size(checkpoint.model.static_prior, (height, width))
-        video = takes_cache(checkpoint.model)
-        network = checkpoint.model
-        if hasattr(network, "coarse_logits") and self.upsampling != "nearest":
-            network = CoarseLogits(network)  # `nearest` upsamples a mask of the network's size
-        self.model = optimise(network, self.device, self._dtype)
-        if self.device.type == "cpu" and not compile:  # the compiler packs by itself
-            prepack(
-                self.model, torch.zeros(1, 1, 3, height, width) if video else torch.zeros(1, 3, height, width)
-            )
-        self.video = video
-        self.streaming = _streaming_of(self.model, streaming)
-        self._runner = Runner(
-            build_step(self.model, (height, width), self.streaming),
-            window=1,
-            compile=compile,
-            graph=self.device.type == "cuda",
-        )
-
-    def _open_exported(
-        self,
-        path: Path,
-        device: str,
-        precision: str,
-        input_size: tuple[int, int],
-        streaming: str,
-        static_prior: str | None,
-    ) -> None:
-        if not path.is_file():
-            raise CheckpointError(f"no exported network {path}: there is no such file")
-        if precision not in ("auto", "fp32") or static_prior:
-            raise ConfigError(
-                f"precision and static prior of {path} were fixed at its export: leave them unset"
-            )
-        self._runner = runner = OnnxRunner(path, device)
-        self.checkpoint, self.device, self._dtype = runner.checkpoint, runner.device, torch.float32
-        self.input_size = self.checkpoint.input_size
-        if any(input_size) and tuple(input_size) != self.input_size:
-            raise ConfigError(
-                f"{path} takes images of {self.input_size[0]}x{self.input_size[1]} px alone. "
-                f"Got: {input_size[0]}x{input_size[1]}"
-            )
-        self.video, self.streaming = runner.kind != "image", runner.streaming
-        if streaming not in ("auto", self.streaming):
-            raise ConfigError(f"{path} was exported for streaming {self.streaming}. Got: {streaming}")
-        log.info("%s runs on %s", path, ", ".join(runner.providers))
+    @property
+    def device(self) -> torch.device:
+        """Where images are brought before the network runs."""
+        return self.backend.device
 
     @property
     def precision(self) -> str:
         """`fp32`, `fp16` or `bf16`."""
-        return precision_name(self._dtype)
+        return self.backend.precision
 
     @property
-    def network_step(self) -> Step:
-        """The step that runs, for those who count or export it; not for exported networks."""
-        return self._runner.step
+    def input_size(self) -> tuple[int, int]:
+        """(width, height) px of the network's input."""
+        return self.backend.input_size
+
+    @property
+    def streaming(self) -> str:
+        """`plain`, `exact` or `causal`."""
+        return self.backend.streaming
 
     @property
     def run_mode(self) -> str:
         """How full windows run: `eager`, `compile`, `graph`, `compile+graph` or `onnxruntime`."""
-        return self._runner.mode
-
-    def check_window(self, frames: int) -> None:
-        """Raise ConfigError for a window that this network cannot have."""
-        if frames < 0:
-            raise ConfigError(f"window must be 0 (the checkpoint's) or a number of frames. Got: {frames}")
-        if isinstance(self._runner, OnnxRunner) and frames > self._trained_window:
-            raise ConfigError(
-                f"this network was exported for windows of at most {self._trained_window} frames. Got: {frames}"
-            )
+        return self.backend.mode
 
     @property
-    def _trained_window(self) -> int:
-        return int(self.checkpoint.config.get("window", 1))
+    def history(self) -> int:
+        """Older frames that a mask depends on: those of its window, with causal attention once per layer."""
+        return (self.window - 1) * (self.backend.depth if self.streaming == "causal" else 1)
+
+    def check_window(self, frames: int | None) -> None:
+        """Raise ConfigError for a window that this network cannot have; None = the checkpoint's."""
+        self.backend.check_window(frames)
 
     @property
     def window(self) -> int:
-        """Frames k the network sees at most."""
-        return self._window
+        """Frames k the network sees at most; set to None for the checkpoint's."""
+        return self.backend.window
 
     @window.setter
-    def window(self, frames: int) -> None:
-        self.check_window(frames)
-        self._window = self._runner.window = (frames or self._trained_window) if self.video else 1
-        for camera in self._cameras.values():
-            camera.past = deque(camera.past, maxlen=self._window - 1)
+    def window(self, frames: int | None) -> None:
+        self.backend.set_window(frames)
 
     @property
     def max_gap_s(self) -> float:
@@ -271,8 +225,8 @@ class Segmenter:
         if not seconds > 0:
             raise ConfigError(f"max_gap must be above 0 s. Got: {seconds}")
         self._max_gap_s = seconds
-        for camera in self._cameras.values():
-            camera.window.max_gap_s = seconds
+        for window in self._windows.values():
+            window.max_gap_s = seconds
 
     @property
     def min_confidence(self) -> float:
@@ -301,8 +255,35 @@ class Segmenter:
 
     def reset(self, camera: str | None = None) -> None:
         """Forget the window of a camera, or of all."""
-        for name in [camera] if camera is not None else list(self._cameras):
-            self._cameras.pop(name, None)
+        if camera is None:
+            self._windows.clear()
+        else:
+            self._windows.pop(camera, None)
+        self.backend.reset(camera)
+
+    def stream(self, source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator[Result]:
+        """Segment every frame of a sequence; its window is its own.
+
+        Args:
+            source: a video file, a folder of images, a bag's folder or file, or images (H, W, 3) uint8 RGB.
+
+        Yields:
+            one result per frame; a frame that cannot be decoded has an `error`.
+
+        Raises:
+            BagError, ConfigError: if the source cannot be read.
+        """
+        from vtseg_ros.inference.sources import frames_of
+
+        camera = f"stream {id(source)}"
+        try:
+            for frame in frames_of(source):
+                if frame.error is not None:
+                    yield Result(EMPTY, EMPTY, 0, error=frame.error)
+                    continue
+                yield self.step(frame.image, frame.stamp_ns, frame.frame_id, camera=camera)
+        finally:
+            self.reset(camera)
 
     def step(
         self, image: np.ndarray, stamp_ns: int | None = None, frame_id: str = "", *, camera: str = ""
@@ -345,15 +326,13 @@ class Segmenter:
         pending: dict[int, list[_Pending]] = {}
         for index, frame in enumerate(batch):
             started = time.monotonic()
-            camera = self._cameras.setdefault(
-                frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window - 1))
-            )
-            decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
+            window = self._windows.setdefault(frame.camera, FrameWindow(self._max_gap_s))
+            decision = window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
             if decision.action is Action.DROP:
                 results[index] = Result(EMPTY, EMPTY, 0, dropped=decision.reason)
                 continue
             if decision.action is Action.RESTART:
-                camera.past.clear()
+                self.backend.reset(frame.camera)
             try:
                 pixels = to_input(frame.image, self.input_size, self.device, self.resize_mode)
             except torch.OutOfMemoryError:
@@ -363,8 +342,8 @@ class Segmenter:
                 )
                 continue
             spent = time.monotonic() - started
-            pending.setdefault(len(camera.past), []).append(
-                _Pending(index, frame, camera, pixels, decision.reason, spent)
+            pending.setdefault(self.backend.older_frames(frame.camera), []).append(
+                _Pending(index, frame, pixels, decision.reason, spent)
             )
         for older, group in pending.items():
             for one, answer in zip(group, self._infer(group)):
@@ -373,7 +352,14 @@ class Segmenter:
                     continue
                 mask, confidence, inference = answer
                 results[one.index] = Result(
-                    mask, confidence, older + 1, "", one.reason, one.preprocess_s, inference
+                    mask,
+                    confidence,
+                    older + 1,
+                    restarted=one.reason,
+                    preprocess_s=one.preprocess_s,
+                    inference_s=inference,
+                    labels=self.labels,
+                    image=one.frame.image,
                 )
         return results
 
@@ -396,7 +382,7 @@ class Segmenter:
 
     def _out_of_memory(self, group: list[_Pending]) -> DeviceError:
         width, height = self.input_size
-        frames = len(group[0].camera.past) + 1
+        frames = self.backend.older_frames(group[0].frame.camera) + 1
         failure = DeviceError(f"{self.device} is out of memory at {width}x{height} px, {frames} frames")
         if len(group) > 1:
             log.warning("%s and %d cameras at once: one at a time", failure, len(group))
@@ -404,20 +390,19 @@ class Segmenter:
 
     def _answers(self, group: list[_Pending]) -> list[_Answer]:
         started = time.monotonic()
-        logits, kept = self._logits(group)
+        logits = self._logits(group)
         answers = []
         for row, one in enumerate(group):
             mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
             answers.append((mask, confidence, time.monotonic() - started))
         # Only when all went well: a group that is tried again must find its windows as they were.
-        for row, one in enumerate(group):
-            one.camera.past.append(kept[row])
+        self.backend.commit([one.frame.camera for one in group])
         return answers
 
-    def _logits(self, group: list[_Pending]) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, h, w) of the newest frames, and what each leaves behind."""
+    def _logits(self, group: list[_Pending]) -> Tensor:
+        """(B, C, h, w) of the newest frames."""
         images = torch.cat([one.pixels for one in group])
-        return self._runner(images, [one.camera.past for one in group])
+        return self.backend.infer(images, [one.frame.camera for one in group])
 
     def _mask(self, logits: Tensor, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
@@ -434,30 +419,6 @@ class Segmenter:
         if self._output_size == "input":
             return image.shape[1], image.shape[0]
         return self.input_size if self._output_size == "network" else self._output_size
-
-
-def _streaming_of(model: torch.nn.Module, wanted: str) -> str:
-    if not takes_cache(model) or wanted == "plain":
-        return "plain"
-    if wanted == "causal":
-        model.check_streaming("causal")
-    if wanted == "auto" or model.best_streaming == "plain":
-        return model.best_streaming
-    return wanted
-
-
-def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:
-    """A mask with the pixels of the ego mask unlabelled.
-
-    Args:
-        mask: (H, W) uint8 class ids.
-        ego: (h, w) bool, True where the robot sees itself; stretched to the mask's size.
-    """
-    if ego.shape != mask.shape:
-        rows = np.arange(mask.shape[0]) * ego.shape[0] // mask.shape[0]
-        columns = np.arange(mask.shape[1]) * ego.shape[1] // mask.shape[1]
-        ego = ego[rows[:, None], columns[None, :]]
-    return np.where(ego, np.uint8(IGNORE), mask)
 
 
 def _check_batch(batch: Sequence[CameraFrame]) -> None:

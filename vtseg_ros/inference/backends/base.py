@@ -1,0 +1,183 @@
+"""The protocol of what executes a network: PyTorch, ONNX Runtime and others."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """What a user asks of a backend.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; a backend may know others.
+        precision: `auto`, `fp32`, `fp16`, `bf16`.
+        input_size: (width, height) px of the network's input; None = the network's own.
+        streaming: `auto`, `plain`, `exact` or `causal`.
+        static_prior: an external static network (see `model.static_prior.load_external_prior`).
+        compile: use torch.compile.
+        coarse_logits: logits may be smaller than the input; their upsampling is left to the caller.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    input_size: tuple[int, int] | None = None
+    streaming: str = "auto"
+    static_prior: str | None = None
+    compile: bool = False
+    coarse_logits: bool = False
+
+
+class Backend(ABC):
+    """Executes a network, and keeps for each camera what its older frames left behind.
+
+    A backend implements `open`, `mode` and `run`. This class keeps the state: `infer` runs the newest frames of some
+    cameras, and only `commit` makes them part of their windows, so that a batch that fails can be tried again.
+    Not thread-safe.
+
+    Args:
+        checkpoint: what is known about the network; its `model` is None where only the runtime has it.
+        device: where images must be, and where logits are.
+        precision: `fp32`, `fp16`, `bf16` or another name.
+        input_size: (width, height) px of the network's input.
+        streaming: `plain`, `exact` or `causal`.
+        video: whether it takes windows; else every window has one frame.
+        depth: attention layers in a row, each of which reaches a window further back in causal streaming.
+        longest_window: frames of the longest window; None = any.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        precision: str,
+        input_size: tuple[int, int],
+        streaming: str,
+        video: bool,
+        depth: int = 1,
+        longest_window: int | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.precision = precision
+        self.input_size = input_size
+        self.streaming = streaming
+        self.video = video
+        self.depth = depth
+        self.longest_window = longest_window
+        self._past: dict[str, deque[Any]] = {}
+        self._new: dict[str, Any] = {}
+        self._window = self.own_window
+
+    @classmethod
+    @abstractmethod
+    def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> Backend:
+        """Load a network.
+
+        Args:
+            source: a file, the name of shipped weights, or a loaded checkpoint (its network is copied).
+            options: what the user asks for.
+
+        Raises:
+            CheckpointError, ConfigError, DeviceError: naming what is wrong.
+        """
+
+    @property
+    @abstractmethod
+    def mode(self) -> str:
+        """How full windows run, in a word such as `eager` or `onnxruntime`."""
+
+    @abstractmethod
+    def run(self, images: Tensor, past: Sequence[Sequence[Any]]) -> tuple[Tensor, list[Any]]:
+        """Segment the newest frames of several windows of one length.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1], on `device`.
+            past: for each window what its older frames left behind, oldest first; equally many for all.
+
+        Returns:
+            logits (B, C, h, w), valid until the next call, and what each newest frame leaves behind.
+        """
+
+    def one_frame(self) -> Callable[[], object] | None:
+        """Return a call that computes one frame of a full window, for profilers; None = they cannot look into it."""
+        return None
+
+    @property
+    def description(self) -> str:
+        """What the network is and how it is streamed, in words."""
+        return f"{'window' if self.video else 'image'}, {self.streaming}"
+
+    @property
+    def own_window(self) -> int:
+        """Frames k of the window that the network was trained or exported for; 1 for networks of single images."""
+        return int(self.checkpoint.config.get("window", 1)) if self.video else 1
+
+    @property
+    def window(self) -> int:
+        """Frames k that the network sees at most."""
+        return self._window
+
+    def check_window(self, frames: int | None) -> None:
+        """Raise ConfigError for a window that this network cannot have; None = its own."""
+        if frames is not None and frames < 1:
+            raise ConfigError(f"window must be at least 1 frame. Got: {frames}")
+        if frames is not None and self.longest_window is not None and frames > self.longest_window:
+            raise ConfigError(
+                f"this network was exported for windows of at most {self.longest_window} frames. Got: {frames}"
+            )
+
+    def set_window(self, frames: int | None) -> None:
+        """Change the window at run time; what is kept of older frames stays as far as it fits.
+
+        Raises:
+            ConfigError: see `check_window`.
+        """
+        self.check_window(frames)
+        self._window = (frames or self.own_window) if self.video else 1
+        self._past = {name: self._cut(past) for name, past in self._past.items()}
+
+    def older_frames(self, camera: str) -> int:
+        """Return how many older frames a camera's next frame is seen with."""
+        return len(self._past.get(camera, ()))
+
+    def infer(self, images: Tensor, cameras: Sequence[str]) -> Tensor:
+        """Segment the newest frame of cameras whose windows have one length.
+
+        Args:
+            images: (B, 3, H, W) float32 in [0, 1], on `device`.
+            cameras: their B names.
+
+        Returns:
+            logits (B, C, h, w), valid until the next call.
+        """
+        logits, new = self.run(images, [self._past.get(camera, ()) for camera in cameras])
+        self._new = dict(zip(cameras, new, strict=True))
+        return logits
+
+    def commit(self, cameras: Sequence[str]) -> None:
+        """Let the frames that `infer` segmented join their cameras' windows."""
+        for camera in cameras:
+            self._past.setdefault(camera, self._cut(())).append(self._new.pop(camera))
+
+    def reset(self, camera: str | None = None) -> None:
+        """Forget the window of a camera, or of all."""
+        if camera is None:
+            self._past.clear()
+        else:
+            self._past.pop(camera, None)
+
+    def _cut(self, past: Sequence[Any]) -> deque[Any]:
+        return deque(past, maxlen=self._window - 1)

@@ -1,0 +1,199 @@
+"""Exported networks (.onnx) run by ONNX Runtime, on whichever of its execution providers are there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
+from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model.checkpoint import Checkpoint, read_use
+from vtseg_ros.model.licence import Licence
+from vtseg_ros.model.onnx_adapter import adapter_of
+from vtseg_ros.model.weights import METADATA_KEY
+
+log = logging.getLogger("vtseg_ros.inference")
+
+CPU = torch.device("cpu")
+MOST_LAYERS = 64
+"""Attention layers assumed for files that do not state them."""
+PROVIDERS = {
+    "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cpu": ("CPUExecutionProvider",),
+}
+
+
+class OnnxBackend(Backend):
+    """A file of `vtseg export --format onnx`, or of `vtseg weights convert --as onnx`.
+
+    Args:
+        path: the file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: auto takes a GPU if ONNX Runtime has a provider for it.
+
+    Attributes:
+        kind: `stream`, `window` or `image`.
+        providers: execution providers in use.
+    """
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        self.session = open_session(path, device)
+        self.providers = self.session.get_providers()
+        metadata = _metadata(self.session, path)
+        self.kind = metadata["kind"]
+        self._adapter = adapter_of(metadata)
+        width, height = (int(side) for side in metadata["input_size"])
+        resize_mode, temperature = read_use(metadata)
+        colors = tuple(tuple(color) for color in metadata["class_colors"])
+        checkpoint = Checkpoint(
+            model=None,
+            architecture=metadata["architecture"],
+            config=metadata["config"],
+            labels=LabelSet(tuple(metadata["class_names"]), colors),
+            input_size=(width, height),
+            training=metadata["training"],
+            path=path,
+            licence=Licence.from_metadata(metadata),
+            resize_mode=resize_mode,
+            temperature=temperature,
+        )
+        super().__init__(
+            checkpoint=checkpoint,
+            device=CPU,  # images and masks are made on the CPU
+            precision="fp32",
+            input_size=(width, height),
+            streaming=metadata["streaming"],
+            video=self.kind != "image",
+            depth=int(metadata.get("depth", MOST_LAYERS)),
+            longest_window=int(metadata["config"]["window"]),
+        )
+        if self.kind == "stream":
+            past = next(one for one in self.session.get_inputs() if one.name == "past")
+            self._row = int(past.shape[2])
+
+    @classmethod
+    def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> OnnxBackend:
+        """See `Backend.open`."""
+        path = Path(source)
+        if not path.is_file():
+            raise CheckpointError(f"no exported network {path}: there is no such file")
+        resolve_precision(options.precision, resolve_device(options.device))
+        if options.precision not in ("auto", "fp32") or options.static_prior:
+            raise ConfigError(
+                f"precision and static prior of {path} were fixed at its export: leave them unset"
+            )
+        backend = cls(path, options.device)
+        if options.input_size is not None and tuple(options.input_size) != backend.input_size:
+            raise ConfigError(
+                f"{path} takes images of {backend.input_size[0]}x{backend.input_size[1]} px alone. "
+                f"Got: {options.input_size[0]}x{options.input_size[1]}"
+            )
+        if options.streaming not in ("auto", backend.streaming):
+            raise ConfigError(
+                f"{path} was exported for streaming {backend.streaming}. Got: {options.streaming}"
+            )
+        log.info("%s runs on %s", path, ", ".join(backend.providers))
+        return backend
+
+    @property
+    def description(self) -> str:
+        """See `Backend.description`."""
+        return f"{self.kind}, {self.streaming}"
+
+    @property
+    def mode(self) -> str:
+        """See `Backend.mode`."""
+        return "onnxruntime"
+
+    def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
+        """See `Backend.run`; cameras run one after the other, everything is float32 on the CPU."""
+        run = {"stream": self._stream, "window": self._whole_window, "image": self._image}[self.kind]
+        answers = [run(image.numpy(), rows) for image, rows in zip(images.contiguous(), past)]
+        logits = torch.from_numpy(np.concatenate([logits for logits, _ in answers]))
+        return logits, [row for _, row in answers]
+
+    def _image(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        if self._adapter is not None:
+            return self._adapter.run(self.session, image), np.empty(0, np.float32)
+        (logits,) = self.session.run(["logits"], {"images": image[None]})
+        return logits, np.empty(0, np.float32)
+
+    def _stream(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        older = self.longest_window - 1
+        past, valid = _padded(rows, older, (self._row,))
+        feed = {"images": image[None], "past": past[None], "valid": valid}
+        logits, following = self.session.run(["logits", "past_next"], feed)
+        return logits, following[0, -1].copy()  # the row alone, not the k - 1 that it came with
+
+    def _whole_window(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        shape = (3, self.input_size[1], self.input_size[0])
+        frames = [row.reshape(shape) for row in rows] + [image]
+        video, valid = _padded(frames, self.longest_window, shape)
+        (logits,) = self.session.run(["logits"], {"video": video[None], "valid": valid})
+        return logits, image.reshape(-1)
+
+
+def open_session(path: Path, device: str) -> Any:
+    """Open an onnxruntime.InferenceSession.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+        ConfigError: if ONNX Runtime is missing.
+        DeviceError: if it has no provider for the device.
+    """
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise ConfigError(f"{path} needs onnxruntime: pip install vtseg_ros[onnx]") from err
+    kind, _, index = device.partition(":")
+    available = onnxruntime.get_available_providers()
+    has_gpu = "CUDAExecutionProvider" in available
+    if kind == "cuda" and not has_gpu:
+        raise DeviceError(
+            f"device {device}: this onnxruntime has no CUDA provider ({', '.join(available)}). "
+            "Use cpu, or install onnxruntime-gpu"
+        )
+    kind = "cuda" if kind == "cuda" or (kind == "auto" and has_gpu) else "cpu"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    providers: list[Any] = [name for name in PROVIDERS[kind] if name in available]
+    if kind == "cuda":
+        providers = [
+            name if name.startswith("CPU") else (name, {"device_id": int(index or 0)}) for name in providers
+        ]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+        raise CheckpointError(f"{path} cannot be read as ONNX: {str(err).splitlines()[0]}") from err
+
+
+def _metadata(session: Any, path: Path) -> dict[str, Any]:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} was not written by `vtseg export`: it has no {METADATA_KEY!r} metadata with classes and size. "
+            f"For another segmentation network: vtseg weights convert {path.name} --as onnx --labels FILE"
+        )
+    metadata = json.loads(text)
+    if metadata.get("format") != 1:
+        raise CheckpointError(f"{path} has export format {metadata.get('format')!r}. Expected: 1")
+    return metadata
+
+
+def _padded(
+    entries: Sequence[np.ndarray], count: int, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(count, *shape) float32 with the entries last, and which of them are entries."""
+    stacked, valid = np.zeros((count, *shape), np.float32), np.zeros(count, bool)
+    for index, entry in enumerate(entries, start=count - len(entries)):
+        stacked[index], valid[index] = entry, True
+    return stacked, valid

@@ -1,0 +1,29 @@
+"""From an image to the network's input."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vtseg_ros.image_ops import resize_rgb
+
+
+def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device, mode: str = "stretch") -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded.
+
+    A GPU stretches by itself; the result may differ from `resize_rgb` by 1/255.
+    """
+    if device.type != "cuda" or mode != "stretch":
+        image = resize_rgb(image, size, mode)
+    # Messages give read-only views, which torch does not take.
+    pixels = torch.from_numpy(np.require(image, requirements="CW"))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    planes = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last in memory
+    if planes.shape[2:] != (size[1], size[0]):
+        planes = F.interpolate(
+            planes, size=(size[1], size[0]), mode="bilinear", antialias=True, align_corners=False
+        ).round_()
+    return planes.div_(255)
