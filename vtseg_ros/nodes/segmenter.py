@@ -22,9 +22,9 @@ from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
-from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
 from vtseg_ros.nodes.process import run_node
-from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
+from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
 
@@ -34,7 +34,7 @@ LIVE = ("window", "max_gap", "output_size")
 """Parameters of the segmenter that runs."""
 
 
-class SegmenterNode(LifecycleNode):
+class SegmenterNode(TypedParameters, LifecycleNode):
     """See docs and README for its topics, services and parameters."""
 
     def __init__(self) -> None:
@@ -176,7 +176,11 @@ class SegmenterNode(LifecycleNode):
                 self._apply(self._segmenter, name, value)
 
     def _vet(self, values: dict[str, Any]) -> str:
-        """A window is judged by the network that will have it."""
+        """A window is judged by the network that will have it, a precision by its device."""
+        if "precision" in values or "device" in values:
+            asked = [values.get(name, self._params[name]) for name in ("precision", "device")]
+            if problem := check_precision_on_device(*asked):
+                return problem
         if self._segmenter is None or "window" not in values or "checkpoint" in values:
             return ""
         try:
