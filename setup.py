@@ -1,19 +1,23 @@
-"""The pip side of the package; colcon uses CMakeLists.txt."""
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Build step that pyproject.toml cannot express; colcon uses CMakeLists.txt instead."""
 
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+ROOT = Path(__file__).resolve().parent
+
 
 class BuildWithMessages(build_py):
-    """Puts the .msg files beside the code that reads bags without ROS."""
+    """Copy the .msg files next to the code that reads bags without ROS."""
 
     def run(self) -> None:
         super().run()
         target = Path(self.build_lib) / "vtseg_ros" / "data" / "msg"
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(Path(__file__).resolve().parent.glob("msg/*.msg")):
+        for path in sorted(ROOT.glob("msg/*.msg")):
             (target / path.name).write_bytes(path.read_bytes())
 
 

@@ -31,6 +31,11 @@ ARGUMENTS = (
     ("label_transport", "raw", "raw or compressed: how the bag holds the labels."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
+    (
+        "class_map",
+        "",
+        "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
+    ),
     ("rate", "1.0", "Speed of the bag."),
     ("loop", "false", "Play the bag over and over, until Ctrl-C."),
     ("output_dir", "evaluation", "Folder for report.json and report.html."),
@@ -79,7 +84,13 @@ def _nodes(context):
         executable="evaluator",
         name="evaluator",
         parameters=[
-            {"output_dir": text("output_dir"), "title": text("title"), "input_qos": "reliable", **sim_time}
+            {
+                "output_dir": text("output_dir"),
+                "title": text("title"),
+                "class_map": text("class_map"),
+                "input_qos": "reliable",
+                **sim_time,
+            }
         ],
         remappings=remappings,
         arguments=arguments,

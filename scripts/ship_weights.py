@@ -46,6 +46,9 @@ def main() -> None:
         input_size=loaded.input_size,
         training=loaded.training,
         half=True,
+        licence=loaded.licence,
+        resize_mode=loaded.resize_mode,
+        temperature=loaded.temperature,
     )
     prior = position_prior(args.prior_of, loaded.input_size, len(loaded.labels))
     cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_prior.png"), prior)

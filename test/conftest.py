@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tiers"]
 # Before torch starts its threads: tests run beside the processes they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

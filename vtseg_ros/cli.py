@@ -12,6 +12,7 @@ import keyword
 import sys
 
 from vtseg_ros import __version__
+from vtseg_ros.commands import interrupts
 from vtseg_ros.errors import VTSegError
 
 COMMANDS = {
@@ -25,6 +26,7 @@ COMMANDS = {
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
     "cost": "parameters and multiply-adds of the networks",
+    "weights": "published weights by name: list, get, convert",
     "info": "what a bag or a checkpoint holds",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
@@ -51,12 +53,13 @@ def main(argv: list[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)
         args = parser.parse_args(chosen.arguments)
-        return module.run(args) or 0
+        with interrupts.raised():
+            return module.run(args) or 0
     except VTSegError as err:
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"vtseg {chosen.command}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"vtseg {chosen.command}: stopped" + (f": {stop}" if str(stop) else ""), file=sys.stderr)
         return 1
     except BrokenPipeError:
         sys.stderr.close()

@@ -23,3 +23,7 @@ class ImageError(VTSegError):
 
 class DeviceError(VTSegError):
     """A device or precision that this machine does not have."""
+
+
+class DownloadError(VTSegError):
+    """Weights that cannot be fetched: not there, not reachable, or truncated."""

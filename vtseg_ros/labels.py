@@ -11,6 +11,9 @@ from vtseg_ros.errors import ConfigError
 IGNORE = 255
 """Label id of pixels without a class (void, undefined, unlabelled)."""
 
+OUTSIDE = 254
+"""Label id, in training data, of pixels that are not of the image: filled in by augmentation or resizing."""
+
 
 @dataclass(frozen=True)
 class LabelSet:

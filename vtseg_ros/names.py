@@ -1,8 +1,9 @@
-"""Names of what our nodes publish, for those who must tell it from what cameras do: launch files, bags, the demo."""
+"""Names of topics that our nodes publish, and of files that are not looked at."""
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 
 SEGMENTER = "(^|/)segmentation/"
 """Found in the name of every topic of a segmenter, in whatever namespace."""
@@ -14,3 +15,8 @@ ANSWERS = f"{SEGMENTER}|(^|/)evaluation$"
 def is_of_segmenter(topic: str) -> bool:
     """Whether a topic is what a segmenter node publishes."""
     return re.search(SEGMENTER, topic) is not None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, named relative to where it was looked for, is one that systems and editors put beside files."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -7,6 +7,8 @@ import json
 import cv2
 import numpy as np
 import pytest
+from data.files import INDEXED, jpeg_file, png_file, smooth_picture, with_orientation
+from PIL import Image, ImageOps
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader
@@ -316,6 +318,59 @@ class TestImages:
         assert len(labels) == 2
         for found in labels.values():
             np.testing.assert_array_equal(found, ids)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_photos_are_turned_as_viewers_show_them(self, tmp_path, orientation):
+        """The mask is painted on what a viewer shows; Pillow is the viewer."""
+        stored = smooth_picture(1, SIZE)
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/0.jpg").write_bytes(with_orientation(jpeg_file(stored), orientation))
+        with Image.open(tmp_path / "in/0.jpg") as photo:
+            shown = np.asarray(ImageOps.exif_transpose(photo))
+        ids = shown[..., 0] // 26
+        save(tmp_path / "masks/0.png", ids)
+        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
+                   "--out", tmp_path / "bag") == 0  # fmt: skip
+        images, labels = content(tmp_path / "bag")
+        found = next(iter(images.values()))
+        assert found.shape == shown.shape and np.abs(found.astype(int) - shown).max() <= 2
+        np.testing.assert_array_equal(next(iter(labels.values())), ids)
+
+    def test_a_mask_of_the_photo_as_it_is_stored_names_exif(self, tmp_path, capsys):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/0.jpg").write_bytes(with_orientation(jpeg_file(picture(1)), 6))
+        save(tmp_path / "masks/0.png", np.zeros(SIZE[::-1]))
+        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
+                   "--out", tmp_path / "bag") == 2  # fmt: skip
+        assert "24x16 px, its image 0.jpg 16x24, turned as its EXIF orientation says" in one_line(capsys)
+
+    def test_turned_and_resized(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/0.jpg").write_bytes(with_orientation(jpeg_file(picture(1)), 8))
+        assert run("images", tmp_path / "in", "--size", "8x12", "--jpeg", "--out", tmp_path / "bag") == 0
+        assert next(iter(content(tmp_path / "bag")[0].values())).shape == (12, 8, 3)
+
+    def test_what_lies_behind_an_image_does_not_go_into_the_bag(self, tmp_path):
+        (tmp_path / "in").mkdir()
+        whole = jpeg_file(smooth_picture(1))
+        (tmp_path / "in/0.jpg").write_bytes(whole + bytes(range(250)) * 8)
+        assert run("images", tmp_path / "in", "--out", tmp_path / "bag") == 0
+        with BagReader(tmp_path / "bag") as bag:
+            assert next(m.data.tobytes() for _, _, m in bag.messages([IMAGE])) == whole
+
+    def test_masks_are_read_alike(self, tmp_path, capsys):
+        """A mask of index 0 by itself means what the others of its folder mean."""
+        for number in range(2):
+            save(tmp_path / f"in/{number}.png", picture(number))
+        palette = [(0, 0, 0), (1, 2, 3), (4, 5, 6)]
+        (tmp_path / "masks").mkdir()
+        blank = np.zeros(SIZE[::-1], int)
+        (tmp_path / "masks/0.png").write_bytes(png_file(blank, INDEXED, 1, palette=palette[:1]))
+        (tmp_path / "masks/1.png").write_bytes(png_file(blank + 2, INDEXED, 2, palette=palette))
+        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
+                   "--out", tmp_path / "bag") == 0  # fmt: skip
+        assert [int(ids.max()) for ids in content(tmp_path / "bag")[1].values()] == [0, 2]
+        assert "the indices of 2 indexed masks are taken as class ids" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("options", "words"),

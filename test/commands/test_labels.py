@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from data.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, write_bag
+from data.files import GREY, INDEXED, RGB, png_file
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vtseg_ros.cli import main
@@ -63,7 +64,11 @@ class TestExtract:
                 cv2.imread(str(tmp_path / "out" / name))[..., ::-1], picture(number)
             )
         assert (tmp_path / "out" / "labelmap.txt").read_text() == format_palette(CLASSES)
-        assert json.loads((tmp_path / "told.json").read_text()) == {"frames": names, "left_out": []}
+        assert json.loads((tmp_path / "told.json").read_text()) == {
+            "frames": names,
+            "left_out": [],
+            "messages_missing": 0,
+        }
 
     def test_a_number_of_frames(self, bag, tmp_path):
         assert self.extract(bag, tmp_path / "out", "--count", 5) == 0
@@ -192,7 +197,7 @@ class TestMerge:
         save(masks / name_of(0), ids_of(0))
         save(masks / name_of(1), np.zeros((32, 60), np.uint8))
         save(masks / name_of(2), np.full((32, 64), 20, np.uint8))
-        save(masks / name_of(3), np.full((32, 64, 3), 7, np.uint8))
+        save(masks / name_of(3), np.full((32, 64, 3), (7, 8, 7), np.uint8))
         save(masks / name_of(400), ids_of(0))
         save(masks / "frame_12.png", ids_of(0))
         save(masks / f"again_{name_of(0)}", ids_of(0))
@@ -208,7 +213,7 @@ class TestMerge:
         for name, words in {
             name_of(1): "60x32 px, its image 64x32",
             name_of(2): "class id 20 (row 0, column 0) is not in the list of 20 classes",
-            name_of(3): "no class has the colour 7,7,7",
+            name_of(3): "no class has the colour 7,8,7",
             name_of(400): "the bag has no image with the stamp",
             "frame_12.png": "no stamp of 19 digits",
             name_of(5): "class ids are 0..255. Got: 256",
@@ -262,6 +267,75 @@ class TestMerge:
         save(tmp_path / "masks" / name_of(0), ids_of(0))
         assert merge(bag, tmp_path / "masks", tmp_path / "out", "--labels", "street") == 2
         assert "the bag's class list does not have: terrain" in capsys.readouterr().err
+
+
+class TestMasksOfTheField:
+    """Masks as tools write them, through the whole command."""
+
+    def put(self, folder, number: int, file: bytes) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / name_of(number)).write_bytes(file)
+
+    def test_one_bit_and_indexed_files(self, bag, tmp_path, capsys):
+        ids = ids_of(1) % 2
+        self.put(tmp_path / "masks", 1, png_file(ids, GREY, 1))
+        palette = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+        self.put(tmp_path / "masks", 3, png_file(np.full((32, 64), 3), INDEXED, 8, palette=palette))
+        assert merge(bag, tmp_path / "masks", tmp_path / "out", "--json", tmp_path / "told.json") == 0
+        found = labels_in(tmp_path / "out")
+        np.testing.assert_array_equal(found[1], ids)
+        assert (found[3] == 3).all()
+        out = capsys.readouterr().out
+        assert "the indices of 1 indexed masks are taken as class ids" in out
+        assert "classes that never occur: 0 (class0), 2 (class2), 4 (class4)" in out
+        assert len(json.loads((tmp_path / "told.json").read_text())["notes"]) == 2
+
+    def test_0_and_255_are_told(self, tmp_path, capsys):
+        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        (tmp_path / "two.txt").write_text("ground:9,9,9::\nroad:8,8,8::\n")
+        self.put(tmp_path / "masks", 0, png_file(np.repeat([[0, 255]], 32, 0).repeat(32, 1), GREY))
+        assert merge(bag, tmp_path / "masks", tmp_path / "out", "--labels", tmp_path / "two.txt") == 0
+        line = "255 means unlabelled: 50.0 % of the pixels; classes that never occur: 1 (road)"
+        assert line in capsys.readouterr().out
+
+    def test_smoothed_edges_by_choice(self, bag, tmp_path, capsys):
+        colors = CLASSES.palette()[ids_of(7)]
+        colors[20, 30] += 1
+        self.put(tmp_path / "masks", 7, png_file(colors, RGB))
+        assert merge(bag, tmp_path / "masks", tmp_path / "out") == 2
+        assert "(row 20, column 30)" in (err := capsys.readouterr().err) and "--unknown unlabelled" in err
+        assert merge(bag, tmp_path / "masks", tmp_path / "out", "--unknown", "unlabelled") == 0
+        expected = ids_of(7)
+        expected[20, 30] = 255
+        np.testing.assert_array_equal(labels_in(tmp_path / "out")[7], expected)
+        assert "1 pixels (0.049 %) show no class or are transparent in part" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16"])
+    @pytest.mark.parametrize("zipped", [False, True])
+    def test_class_lists_of_windows(self, tmp_path, codec, zipped):
+        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        text = "road:128,64,128::\r\nsky:70,130,180::\r\n".encode(codec)
+        self.put(tmp_path / "masks", 0, png_file(ids_of(0) % 2, GREY))
+        masks, options = tmp_path / "masks", ["--labels", tmp_path / "list.txt"]
+        (tmp_path / "list.txt").write_bytes(text)
+        if zipped:
+            (masks / "labelmap.txt").write_bytes(text)
+            masks, options = shutil.make_archive(str(tmp_path / "masks_zip"), "zip", masks), []
+        assert merge(bag, masks, tmp_path / "out", *options) == 0
+        with BagReader(tmp_path / "out") as merged:
+            assert read_label_set(merged).names == ("road", "sky")
+
+    def test_images_in_the_bag_are_told_of_once(self, tmp_path, caplog):
+        with BagWriter(tmp_path / "bag") as writer:
+            for number in range(4):
+                message = image_message(picture(number)[..., 2], "8UC1", START_NS + number, "cam")
+                writer.write("/infra", IMAGE, message, START_NS + number)
+        assert (
+            main(["labels", "extract", str(tmp_path / "bag"), "--every", "1", "--out", str(tmp_path / "out")])
+            == 0
+        )
+        assert len(list((tmp_path / "out").glob("*.png"))) == 4
+        assert len(caplog.messages) == 1 and "/infra: the encoding '8UC1'" in caplog.messages[0]
 
 
 class TestCvat:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
+from data import storagetools as tools
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader, BagWriter
@@ -73,3 +75,76 @@ def test_nothing_is_overwritten_and_nothing_left_of_a_failure(tiny_checkpoint, s
     assert main(["segment", str(tmp_path / "bad"), *common, *targets]) == 2
     assert "no frame that could be segmented: frame at 1.000 s" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "drive.mp4"]
+
+
+class TestTime:
+    """Stamps as drivers make them: masks have true times, what is left out is named."""
+
+    def segment(self, tmp_path, checkpoint, content, *options):
+        tools.write_mcap(tmp_path / "bag.mcap", content)
+        report = tmp_path / "report.json"
+        command = ["segment", str(tmp_path / "bag.mcap"), "--checkpoint", str(checkpoint), "--device", "cpu"]
+        code = main([*command, "--out", str(tmp_path / "masks"), "--json", str(report), *options])
+        if code:
+            assert not (tmp_path / "masks").exists()
+            return code, [], None
+        with BagReader(tmp_path / "masks") as bag:
+            masks = [(stamp_of(m), time) for _, time, m in bag.messages(["/segmentation/mask/compressed"])]
+        return code, masks, json.loads(report.read_text())
+
+    @staticmethod
+    def images(stamps, delay=0, frame_id="camera"):
+        return [
+            ("/camera/image_raw", time, tools.image(number, stamp))
+            for number, (stamp, time) in enumerate(stamps)
+        ]
+
+    def test_all_zero(self, tmp_path, tiny_checkpoint, capsys):
+        times = [tools.START + n * tools.STEP for n in range(5)]
+        content = self.images([(0, time) for time in times])
+        code, masks, report = self.segment(tmp_path, tiny_checkpoint, content)
+        assert code == 0 and masks == [(time, time) for time in times] and report["left_out"] == []
+        assert capsys.readouterr().err.count("have the header stamp zero") == 1
+
+    def test_some_zero(self, tmp_path, tiny_checkpoint):
+        """Bag times are 50 ms after the stamps: so is the one of a frame without a stamp."""
+        stamps = [tools.START + n * tools.STEP // 4 for n in range(6)]
+        content = self.images(
+            [(0 if n in (0, 3) else stamp, stamp + 50_000_000) for n, stamp in enumerate(stamps)]
+        )
+        code, masks, report = self.segment(tmp_path, tiny_checkpoint, content)
+        assert code == 0 and [stamp for stamp, _ in masks] == stamps and report["left_out"] == []
+
+    def test_neither_stamp_nor_bag_time(self, tmp_path, tiny_checkpoint, capsys):
+        code, _, _ = self.segment(tmp_path, tiny_checkpoint, self.images([(0, 0)] * 3))
+        assert code == 2 and "neither a header stamp nor a bag time" in capsys.readouterr().err
+
+    def test_late_and_repeated(self, tmp_path, tiny_checkpoint):
+        stamps = [tools.START + ms * 10**6 for ms in (33, 66, 133, 100, 166, 166, 233, 200, 266)]
+        content = self.images([(stamp, tools.START + n * tools.STEP) for n, stamp in enumerate(stamps)])
+        code, masks, report = self.segment(tmp_path, tiny_checkpoint, content)
+        assert code == 0 and [stamp for stamp, _ in masks] == [stamps[n] for n in (0, 1, 2, 4, 6, 8)]
+        left_out = report["left_out"]
+        assert len(left_out) == 3 and "late stamp 1700000000.100000000 s" in left_out[0]
+        assert "repeated stamp 1700000000.166000000 s" in left_out[1]
+
+    def test_a_bag_that_loops(self, tmp_path, tiny_checkpoint):
+        stamps = [tools.START + n * NS for n in (0, 1, 2, 0, 1, 2)]
+        content = self.images([(stamp, tools.START + n * tools.STEP) for n, stamp in enumerate(stamps)])
+        code, masks, _ = self.segment(tmp_path, tiny_checkpoint, content)
+        assert code == 0 and sorted(stamp for stamp, _ in masks) == sorted(stamps)
+
+
+def test_overlay_names(tmp_path, street_bag, tiny_checkpoint, monkeypatch, capsys):
+    """Any name of a known container; others are refused before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    command = ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--overlay"]
+    for name in ("12:31.mp4", "a#b %03d.MP4", "x" * 251 + ".mkv"):
+        assert main([*command, name]) == 0
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert cv2.VideoCapture(f"file:{tmp_path / name}").get(cv2.CAP_PROP_FRAME_COUNT) == 30
+        (tmp_path / name).unlink()
+    command[3] = "no checkpoint"
+    for name in ("video", "video.xyz", ".mp4"):
+        assert main([*command, name]) == 2
+        assert "its suffix must be one of .mp4" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def test_bad_lists(text, words):
 def test_no_such_list(tmp_path):
     with pytest.raises(ConfigError, match="nor one of street, camvid, cityscapes"):
         open_palette("streets")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
+    (tmp_path / "binary").write_bytes(b"\x80\xff\x00\x80")
     with pytest.raises(ConfigError, match="not a text file"):
         open_palette(str(tmp_path / "binary"))
 

@@ -79,3 +79,54 @@ def test_none(tmp_path):
         ),
     ):
         find_topics(bag)
+
+
+class TestTransports:
+    """All that image_transport publishes beside a camera's topic is one camera."""
+
+    def make(self, tmp_path, **counts):
+        with BagWriter(tmp_path / "bag") as bag:
+            for name, count in counts.items():
+                for number in range(count):
+                    bag.write_label(
+                        name, ids_of(number), START_NS + number, "cam", compressed="raw" not in name
+                    )
+        return BagReader(tmp_path / "bag")
+
+    @pytest.mark.parametrize(
+        ("counts", "expected"),
+        [
+            ({"/cam/image_raw": 3, "/cam/image_raw/compressed": 3}, "/cam/image_raw"),
+
+            ({"/cam/image_raw": 1, "/cam/image_raw/compressed": 3}, "/cam/image_raw/compressed"),
+            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/zstd": 4}, "/cam/image_raw/compressed"),
+            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/compressedDepth": 2}, "/cam/image_raw/compressed"),
+        ],
+    )  # fmt: skip
+    def test_one_camera(self, tmp_path, counts, expected):
+        with self.make(tmp_path, **counts) as bag:
+            assert find_image_topic(bag) == expected
+
+    def test_two_cameras_stay_a_question(self, tmp_path):
+        counts = {"/left/image_raw": 2, "/left/image_raw/compressed": 2, "/right/image_raw/compressed": 2}
+        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="/left.*/right.*Name one"):
+            find_image_topic(bag)
+
+    def test_labels_of_two_transports(self, tmp_path):
+        with self.make(tmp_path, **{"/cam/label_raw": 2, "/cam/label_raw/compressed": 2}) as bag:
+            assert find_label_topic(bag) == "/cam/label_raw"
+
+    def test_labels_that_may_differ_stay_a_question(self, tmp_path):
+        counts = {"/cam/label_raw": 2, "/cam/label_raw/compressed": 1}
+        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="several label topics"):
+            find_label_topic(bag)
+
+
+def test_topics_without_a_message_are_no_candidates(tmp_path):
+    from data import storagetools as tools
+
+    content = tools.messages(8)
+    file = tools.write_mcap(tmp_path / "bag" / "a.mcap", content)
+    tools.write_metadata(file.parent, [file.name], [*content, ("/other/image", 0, b"")], "mcap")
+    with BagReader(file.parent) as bag:
+        assert bag.topics["/other/image"].count == 0 and find_image_topic(bag) == "/camera/image_raw"

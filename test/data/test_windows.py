@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data.bagtools import START_NS, ids_of, picture, storage_file, undecodable_png, write_bag
+from data.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, undecodable_png, write_bag
 
 from vtseg_ros.data import cache as cache_module
-from vtseg_ros.data.bags import BagWriter
+from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, NS, compressed_message, image_message, typestore
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
@@ -140,10 +140,26 @@ class TestIndex:
         with pytest.raises(BagError, match="has 64x48 px, its image 64x32"):
             index_of(tmp_path / "bag")
 
+    def test_labels_in_the_red_channel_as_simulators_publish_them(self, tmp_path, caplog):
+        with BagWriter(tmp_path / "bag") as writer:
+            for number in range(3):
+                stamp, ids = START_NS + number * NS // 10, ids_of(number)
+                bgra = np.dstack([0 * ids, 0 * ids, ids, np.full_like(ids, 255)])
+                writer.write(
+                    "/camera/image", IMAGE, image_message(picture(number), "rgb8", stamp, "cam"), stamp
+                )
+                writer.write("/camera/label", IMAGE, image_message(bgra, "bgra8", stamp, "cam"), stamp)
+        store = FrameStore(FrameIndex([BagSource(tmp_path / "bag")]))
+        for number in range(3):
+            np.testing.assert_array_equal(store.label(number), ids_of(number))
+        assert caplog.messages == [
+            "/camera/label: the class ids of the bgra8 labels are taken from the red channel"
+        ]
+
     def test_a_topic_of_a_wrong_kind_is_refused(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS)
         with pytest.raises(
-            BagError, match="first 5 messages on /camera/image: a label image is mono8 or mono16"
+            BagError, match="first 5 messages on /camera/image: a label image has one channel"
         ):
             index_of(BagSource(bag, "/camera/image", "/camera/image"))
         with BagWriter(tmp_path / "depth") as writer:
@@ -154,7 +170,7 @@ class TestIndex:
     def test_images_without_stamps_are_refused(self, tmp_path):
         with BagWriter(tmp_path / "bag") as bag:
             bag.write("/image", IMAGE, image_message(picture(0), "rgb8", 0, "cam"), START_NS)
-        with pytest.raises(BagError, match="on /image has the header stamp zero"):
+        with pytest.raises(BagError, match="all messages on /image have the header stamp zero"):
             index_of(tmp_path / "bag", need_labels=False)
 
 
@@ -386,3 +402,30 @@ class TestCache:
         (tmp_path / "file").write_text("")
         with pytest.raises(ConfigError, match="cannot be written"):
             self.cached(bag, tmp_path / "file")
+
+
+class TestTimes:
+    def test_one_message_without_a_stamp_does_not_cost_the_bag(self, tmp_path, caplog):
+        with BagWriter(tmp_path / "bag") as bag:
+            for number in range(4):
+                stamp = 0 if number == 1 else START_NS + number
+                bag.write(
+                    "/image", IMAGE, image_message(picture(number), "rgb8", stamp, "cam"), START_NS + number
+                )
+        index = index_of(tmp_path / "bag", need_labels=False)
+        assert [frame.stamp_ns - START_NS for frame in index.frames] == [0, 2, 3]
+        assert len(index.corrupt) == 1 and "the header stamp is zero" in caplog.text
+
+    def test_parts_are_measured_on_the_images(self, tmp_path):
+        """A message of years later and one ten seconds earlier do not move them."""
+        bag = write_bag(tmp_path / "bag", TENTHS[:8])
+        with BagReader(bag) as old, BagWriter(tmp_path / "new") as new:
+            new.write_label_map("/other_map", CLASSES, 10**18)
+            new.write_label_map("/another_map", CLASSES, START_NS - 10 * NS)
+            for topic, msgtype, time_ns, data in old.raw():
+                new.write_raw(topic, msgtype, data, time_ns)
+        with BagReader(tmp_path / "new") as new:
+            assert new.span() == (START_NS - 10 * NS, START_NS + 7 * NS // 10)
+            assert new.span(["/camera/image"]) == (START_NS, START_NS + 7 * NS // 10)
+        part = index_of(BagSource(tmp_path / "new", start_s=0.2, end_s=0.5))
+        assert [frame.stamp_ns - START_NS for frame in part.frames] == [n * NS // 10 for n in (2, 3, 4)]

@@ -14,10 +14,19 @@ from vtseg_ros.engine.fold import fold
 from vtseg_ros.engine.pixels import resize_rgb, to_mask
 from vtseg_ros.engine.predictor import apply_ego_mask
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageError
-from vtseg_ros.labels import STREET
-from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
+from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.model import (
+    EfficientViTB0,
+    ERFNet,
+    SegFormer,
+    VTSeg,
+    VTSegConfig,
+    load_checkpoint,
+    save_checkpoint,
+)
 
-TICK = 100_000_000
+NS = 1_000_000_000
+TICK = NS // 10
 
 
 def images(count, height=40, width=72):
@@ -32,9 +41,25 @@ def test_warm_up_and_resets(tiny_checkpoint):
     assert seen == [1, 2, 3, 4, 4, 4]
     segmenter.reset()
     assert segmenter.step(images(1)[0], 99 * TICK).frames_in_window == 1
-    duplicate = segmenter.step(images(1)[0], 99 * TICK)
-    assert duplicate.duplicate and duplicate.frames_in_window == 0
+    repeated = segmenter.step(images(1)[0], 99 * TICK)
+    assert repeated.dropped == "repeated stamp 9.900000000 s" and repeated.frames_in_window == 0
     assert "pause" in segmenter.step(images(1)[0], 999 * TICK).restarted
+
+
+def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
+    stamps = [33, 66, 133, 100, 166, 233, 200, 266]
+    late = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    without = Segmenter(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    seen = []
+    for stamp, image in zip(stamps, images(8)):
+        result = late.step(image, 5 * NS + stamp * NS // 1000)
+        seen.append(result.frames_in_window)
+        if stamp in (100, 200):
+            assert f"late stamp 5.{stamp}000000 s: 0.033 s older" in result.dropped
+        else:
+            expected = without.step(image, 5 * NS + stamp * NS // 1000)
+            np.testing.assert_array_equal(result.mask, expected.mask)
+    assert seen == [1, 2, 3, 0, 4, 4, 0, 4]
 
 
 def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
@@ -202,10 +227,10 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkp
         frames = [CameraFrame("a", images(1)[0], index * TICK), CameraFrame("b", large, index * TICK)]
         good, bad = segmenter.step_many(frames)
         assert good.error is None and good.frames_in_window == index
-        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.duplicate
-    # The frame that left nothing behind is not known: neither a duplicate nor a gap within a window.
+        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.dropped
+    # The frame that left nothing behind is not known: neither a repeated stamp nor a gap within a window.
     retried = segmenter.step(images(1)[0], 2 * TICK, camera="b")
-    assert retried.frames_in_window == 1 and not retried.duplicate
+    assert retried.frames_in_window == 1 and not retried.dropped
 
 
 def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
@@ -262,3 +287,48 @@ def test_older_frames_change_the_mask(tmp_path):
     segmenter.reset()
     segmenter.step(older[:, ::-1].copy(), TICK)
     assert not np.array_equal(segmenter.step(newest, 2 * TICK).confidence, alone.confidence)
+
+
+class Columns(torch.nn.Module):
+    """Class 1 where the red channel is above a half, else class 0."""
+
+    def forward(self, images):
+        return torch.cat([0.5 - images[:, :1], images[:, :1] - 0.5], dim=1) * 100
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"), [("stretch", slice(None)), ("letterbox", slice(None)), ("crop", slice(16, 48))]
+)
+def test_masks_lie_on_their_image_in_each_resize_mode(tmp_path, mode, seen):
+    """An image with a bright square, taller than the input; what a crop does not see is unlabelled."""
+    labels = LabelSet.from_names(["dark", "bright"])
+    save_checkpoint(
+        tmp_path / "c",
+        ERFNet(num_classes=2),
+        labels=labels,
+        input_size=(64, 32),
+        resize_mode=mode,
+        temperature=50.0,
+    )
+    checkpoint = load_checkpoint(tmp_path / "c")
+    predictor = Segmenter(checkpoint, device="cpu")
+    assert (
+        predictor.resize_mode == mode
+        and Segmenter(checkpoint, device="cpu", resize_mode="stretch").resize_mode == "stretch"
+    )
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[24:40, 8:32] = 255
+    predictor._logits = lambda group: (Columns()(torch.cat([one.pixels for one in group])), [None])
+    result = predictor.step(image)
+    expected = np.full((64, 64), 255, np.uint8)
+    expected[seen] = image[seen, :, 0] // 255
+    inner = np.ones((64, 64), bool)
+    for line in (24, 40):
+        inner[line - 2 : line + 2] = False
+    for line in (8, 32):
+        inner[:, line - 2 : line + 2] = False
+    assert result.mask.shape == (64, 64) and np.array_equal(result.mask[inner], expected[inner])
+    # Logits 50 apart divided by 50 give a softmax of 1 / (1 + exp(-2)); unlabelled pixels have none.
+    assert result.confidence[32, 20] == round(255 / (1 + np.exp(-2)))
+    if mode == "crop":
+        assert result.confidence[0, 0] == 0

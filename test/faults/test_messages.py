@@ -74,7 +74,10 @@ def test_any_fields_are_right_or_refused(height, width, step, is_bigendian, data
         assert 0 < len(str(err)) < 600
     assert accepted == lies.is_true(message)
     for decode, kinds in (
-        (decode_label, ("mono8", "mono16", "8UC1", "16UC1")),
+        (
+            decode_label,
+            ("mono8", "mono16", "8UC1", "16UC1", "16SC1", "32SC1", *(e for e in lies.BYTES if "8" in e)),
+        ),
         (lambda m: decode_float(m, 1), ("32FC1",)),
     ):
         try:
@@ -141,7 +144,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused():
     ].tobytes()
     assert decode_any(compressed(whole)).shape == (480, 640, 3)
     last = whole[whole.rindex(b"\xff\xda") : -2]
-    with pytest.raises(ImageError, match="20010 scans"):
+    with pytest.raises(ImageError, match="too many scans"):
         decode_any(compressed(whole[:-2] + last * 20_000 + b"\xff\xd9"))
 
 

@@ -347,6 +347,30 @@ def test_streaming_as_a_static_network(video_checkpoint, monkeypatch):
     assert seen[-1].std() > 0.1
 
 
+@pytest.mark.parametrize("upsampling", ["bilinear", "bicubic", "nearest"])
+def test_the_predictor_upsamples_once(upsampling, tmp_path):
+    """Coarse logits to the mask's size; the mask of the network's own size where the mask is upsampled."""
+    model = network(num_classes=len(CAMVID))
+    image = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():  # no class is the best everywhere
+        model.head.classify.bias -= model.coarse_logits(pixels).mean(dim=(0, 2, 3))
+        model.head.classify.weight *= 10
+        model.head.classify.bias *= 10
+    save_checkpoint(tmp_path / "e.safetensors", model, labels=CAMVID, input_size=(96, 64))
+    segmenter = Segmenter(tmp_path / "e.safetensors", device="cpu", precision="fp32", upsampling=upsampling)
+    segmenter.output_size = (120, 80)
+    with torch.no_grad():
+        if upsampling == "nearest":
+            ids = model(pixels).argmax(1, keepdim=True).float()
+            expected = F.interpolate(ids, size=(80, 120), mode="nearest-exact")[0, 0]
+        else:
+            logits = F.interpolate(model.coarse_logits(pixels), size=(80, 120), mode=upsampling)
+            expected = logits.argmax(1)[0]
+    assert (segmenter.step(image).mask == expected.numpy()).mean() > 0.999
+    assert len(np.unique(expected)) > 1
+
+
 def test_its_streaming_step_is_exported(video_checkpoint, tmp_path):
     report = tmp_path / "report.json"
     code = main(["export", str(video_checkpoint), "--out", str(tmp_path / "e.onnx"), "--json", str(report)])

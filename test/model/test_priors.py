@@ -130,7 +130,12 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
         ("users_net:no_arguments", 5, ConfigError, "calling it with num_classes=5 fails"),
         ("users_net:missing", 5, ConfigError, "cannot import it"),
         ("no_such_package:factory", 5, ConfigError, "cannot import it"),
-        (tmp_path / "missing.pt", 5, ConfigError, "no such file. Registered names: erfnet, segformer_b0"),
+        (
+            tmp_path / "missing.pt",
+            5,
+            ConfigError,
+            "no such file. Registered names: erfnet, efficientvit_b0, efficientvit_b1, segformer_b0",
+        ),
         (tmp_path / "broken.pt", 5, CheckpointError, "cannot be read as TorchScript"),
         (tmp_path / "broken.pt2", 5, CheckpointError, "cannot be read as torch.export"),
         (tmp_path / "broken.onnx", 5, CheckpointError, "cannot be read as ONNX"),

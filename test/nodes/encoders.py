@@ -63,12 +63,32 @@ def encode(rgb: np.ndarray, encoding: str) -> np.ndarray:
         "yuyv": lambda: _yuv422(rgb, "yuyv"),
         "nv12": lambda: _nv(rgb, "nv12"),
         "nv21": lambda: _nv(rgb, "nv21"),
+        "nv24": lambda: _nv24(rgb),
     }
     if encoding.startswith("bayer_"):
         made = _mosaic(rgb, encoding[6:10])
     else:
-        made = rows[encoding]()
-    return np.ascontiguousarray(made).reshape(len(made), -1)
+        made = rows[encoding if encoding in rows else encoding.replace("16", "8")]()
+    made = np.ascontiguousarray(made).reshape(len(made), -1)
+    if encoding.endswith("16") and encoding != "mono16":
+        made = (made.astype("<u2") * 257).view(np.uint8)
+    return made
+
+
+def _nv24(rgb: np.ndarray) -> np.ndarray:
+    """Luma rows, then U and V of every pixel, two rows for each of the image's."""
+    yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV)
+    return np.vstack(
+        [yuv[..., 0], np.ascontiguousarray(yuv[..., 1:]).reshape(2 * rgb.shape[0], rgb.shape[1])]
+    )
+
+
+def _padded(rows: np.ndarray, padding: int, encoding: str) -> np.ndarray:
+    if encoding == "nv24":  # a row of colours is twice as long, and its padding behind it
+        height = len(rows) // 3
+        chroma = np.pad(rows[height:].reshape(height, -1), ((0, 0), (0, 2 * padding)), constant_values=0xAB)
+        return np.vstack([_padded(rows[:height], padding, ""), chroma.reshape(2 * height, -1)])
+    return np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAB)
 
 
 def stamped(message, stamp_ns: int, frame_id: str = "camera"):
@@ -85,7 +105,7 @@ def image_message(
     if big_endian:
         rows = rows.reshape(len(rows), -1, 2)[..., ::-1].reshape(len(rows), -1)
     if padding:
-        rows = np.hstack([rows, np.full((len(rows), padding), 0xAB, np.uint8)])
+        rows = _padded(rows, padding, encoding)
     message = Image(height=rgb.shape[0], width=rgb.shape[1], encoding=encoding, is_bigendian=int(big_endian))
     message.step = rows.shape[1]
     message.data = array.array("B", rows.tobytes())

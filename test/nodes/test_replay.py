@@ -259,6 +259,42 @@ def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_
     assert evaluator.stop() == 0
 
 
+def test_the_evaluator_scores_through_a_class_map(harness, start_node, tmp_path):
+    """Masks of a, b, c and labels of x = {a, c} and y = {b}: 6 of 8 columns of x are right, y's 2 and 2 of x."""
+    (tmp_path / "map.yaml").write_text("x: [a, c]\ny: [b]\n")
+    evaluator = start_node("evaluator", "-r", "__ns:=/mapped", "-p", f"output_dir:={tmp_path}",
+                           "-p", "input_qos:=reliable", "-p", f"class_map:={tmp_path / 'map.yaml'}")  # fmt: skip
+    labels, masks = (harness.publisher(Image, f"/mapped/{n}") for n in ("label", "segmentation/mask"))
+    maps = harness.publisher(LabelMap, "/mapped/segmentation/label_map", LATCHED)
+    status = harness.publisher(SegmentationStatus, "/mapped/segmentation/status")
+    reports = harness.collect(EvaluationReport, "/mapped/evaluation", LATCHED)
+    for publisher in (labels, masks, maps, status):
+        wait_until(lambda p=publisher: p.get_subscription_count() == 1, 30, evaluator.output)
+    # One that lacks a class of the map is named, and the next one is taken.
+    maps.publish(LabelMap(labels=[LabelEntry(id=0, name="a"), LabelEntry(id=1, name="b")]))
+    evaluator.wait_for("unknown source class; expected one of a, b, got 'c'", 20)
+    maps.publish(LabelMap(labels=[LabelEntry(id=i, name=name) for i, name in enumerate("abc")]))
+    mask, truth = np.zeros((4, 10), np.uint8), np.zeros((4, 10), np.uint8)
+    mask[:, 3:6], mask[:, 6:] = 2, 1
+    truth[:, 8:] = 1
+    masks.publish(label_image(mask, NS))
+    labels.publish(label_image(truth, NS))
+    status.publish(SegmentationStatus(header=label_image(mask, NS).header, event=SegmentationStatus.ANSWERED))
+    wait_until(lambda: reports and not np.isnan(reports[-1].miou), 20, lambda: str(reports))
+    assert list(reports[-1].class_names) == ["x", "y"]
+    assert list(reports[-1].iou) == pytest.approx([100 * 6 / 8, 100 * 2 / 4])
+    assert evaluator.stop() == 0
+    system = json.loads((tmp_path / "report.json").read_text())["systems"][0]
+    assert system["iou"] == {"x": 75.0, "y": 50.0}
+
+
+def test_an_evaluator_with_a_wrong_class_map_does_not_start(start_node, tmp_path):
+    (tmp_path / "map.yaml").write_text("x: 3\n")
+    evaluator = start_node("evaluator", "-r", "__ns:=/wrong", "-p", f"class_map:={tmp_path / 'map.yaml'}")
+    assert evaluator.process.wait(60) != 0
+    assert "map.yaml: x: not source classes" in evaluator.output() and "Traceback" not in evaluator.output()
+
+
 def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
     for arguments, words in (
         ([str(tmp_path / "none")], "no bag"),

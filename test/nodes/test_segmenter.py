@@ -27,7 +27,7 @@ from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.data.images import ENCODINGS
 from vtseg_ros.labels import STREET
 
-LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8"}
+LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16"}
 
 
 @pytest.fixture(scope="module")

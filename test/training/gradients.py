@@ -24,7 +24,15 @@ for number, stage in enumerate(config.stages):
     batches = training.data.batches(number, steps=training.steps_of[number], start=0, fabric=training.fabric)
     chunk = [next(batches) for _ in range(stage.accumulate)]
     counts.append(sum(int(labelled_pixels(batch[1])) for batch in chunk))
-    loss = backward(training.fabric, module, chunk, image_network=False, prior_loss=stage.prior_loss)
+    loss = backward(
+        training.fabric,
+        module,
+        chunk,
+        image_network=False,
+        prior_loss=stage.prior_loss,
+        members=training.data.members(training.fabric.device),
+        teacher=training.teachers[number],
+    )
     gradients = {name: p.grad for name, p in training.model.named_parameters() if p.grad is not None}
     results.append({"loss": loss, "gradients": gradients})
     optimizer.zero_grad(set_to_none=True)

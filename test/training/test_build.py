@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import CAMVID, STREET
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
-from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.training.attention import AttentionShares
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
@@ -65,19 +65,12 @@ def test_the_encoder_starts_from_a_segformer(segformer, images, expected, tmp_pa
 
 
 def test_the_image_network_starts_from_it_too(segformer, images, expected, tmp_path):
-    """Its first convolution takes over the normalisation: the same away from the padded rim."""
     save_file(segformer.state_dict(), tmp_path / "model.safetensors")
     model = build(architecture="segformer_b0", init_encoder=str(tmp_path / "model.safetensors"))
-    mean, std = (torch.tensor(values)[None, :, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    state = segformer.state_dict()
-    key = next(k for k in state if state[k].shape == (32, 3, 7, 7))
-    theirs = torch.nn.functional.conv2d(
-        (images - mean) / std, state[key], state[key.replace("weight", "bias")], stride=4, padding=3
-    )
     with torch.no_grad():
-        ours = model.encoder.blocks[0].embed.proj(images)
-    assert torch.allclose(ours[..., 1:, 1:], theirs[..., 1:, 1:], atol=1e-4)
-    assert not torch.allclose(ours[..., 0, :], theirs[..., 0, :], atol=1e-2)
+        maps = model.encoder(model.normalization(images)[:, None])
+    for ours, theirs in zip(maps, expected):
+        assert torch.allclose(ours[:, 0], theirs, atol=1e-4)
 
 
 class Payload:
@@ -192,6 +185,7 @@ def test_the_encoder_of_a_trained_network(tmp_path):
         "erfnet": ERFNet(num_classes=len(STREET)),
     }
     donors["vtseg"].set_normalization("encoder", (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    donors["segformer"].normalization.set((0.3, 0.5, 0.6), (0.2, 0.25, 0.3))
     for name, donor in donors.items():
         save_checkpoint(tmp_path / f"{name}.safetensors", donor.eval(), labels=STREET, input_size=(64, 32))
 
@@ -201,17 +195,21 @@ def test_the_encoder_of_a_trained_network(tmp_path):
     video = torch.rand(1, 1, 3, 32, 64)
     with torch.no_grad():
         for name in ("segformer", "vtseg"):
-            # A SegFormer's first convolution takes RGB in [0, 1], whatever `normalize_encoder` asks for.
+            # The donor's normalisation belongs to its weights, whatever `normalize_encoder` asks for.
             model, donor = start(name, normalize_encoder=True), donors[name]
-            given = donor.normalize("encoder", video) if name == "vtseg" else video
+            given = (
+                donor.normalize("encoder", video) if name == "vtseg" else donor.normalization(video[0])[None]
+            )
             for ours, theirs in zip(model.encoder(model.normalize("encoder", video)), donor.encoder(given)):
                 assert torch.equal(ours, theirs)
         image = video[0]
-        ours = start("segformer", architecture="segformer_b0").encoder(image[:, None])
-        assert torch.equal(ours[3], donors["segformer"].encoder(image[:, None])[3])
-    with pytest.raises(ConfigError, match="is a ERFNet. Expected: a segformer_b0 or vtseg"):
+        started = start("segformer", architecture="segformer_b0")
+        ours = started.encoder(started.normalization(image)[:, None])
+        theirs = donors["segformer"].encoder(donors["segformer"].normalization(image)[:, None])
+        assert torch.equal(ours[3], theirs[3])
+    with pytest.raises(ConfigError, match="is a ERFNet. Expected: a segformer or vtseg"):
         start("erfnet")
-    with pytest.raises(ConfigError, match="is a VTSeg. Expected: a segformer_b0$"):
+    with pytest.raises(ConfigError, match="is a VTSeg. Expected: a segformer$"):
         start("vtseg", architecture="segformer_b0")
     with pytest.raises(CheckpointError, match="init_encoder .*tiny.safetensors: .* has another shape"):
         start("tiny")

@@ -33,6 +33,13 @@ def test_values_and_paths(tmp_path):
     assert config.data.validation[0].start_s == 3.0 and config.stages[0].max_lr == 6e-5
 
 
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16"])
+def test_files_of_windows(tmp_path, codec):
+    text = "# größe\n" + yaml.safe_dump(GOOD)
+    (tmp_path / "train.yaml").write_bytes(text.replace("\n", "\r\n").encode(codec))
+    assert load_config(tmp_path / "train.yaml") == load(tmp_path, GOOD)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -59,6 +59,7 @@ def test_stages_and_what_they_leave(config, tmp_path):
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["prior", "video"]
+    assert best.temperature == lines[1]["temperature"] and 0 <= lines[1]["calibration_error"] <= 100
     assert 0 <= lines[1]["agreement"] <= 100
 
 

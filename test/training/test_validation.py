@@ -7,13 +7,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from data.bagtools import START_NS
 
 pytest.importorskip("lightning_fabric")
 
+from vtseg_ros.data.bags import BagWriter
+from vtseg_ros.data.class_groups import parse_class_groups
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE, STREET
+from vtseg_ros.labels import IGNORE, STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
 from vtseg_ros.model.attention import VideoAttention
 from vtseg_ros.model.gru import STGRU
@@ -21,7 +24,7 @@ from vtseg_ros.training.attention import AttentionShares, attention_figures
 from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.record import Record
-from vtseg_ros.training.validation import Validator, _Counts, _spread
+from vtseg_ros.training.validation import ScoredClasses, Validator, _Counts, _spread
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +178,56 @@ def test_spread():
     assert (
         _spread(range(10), 4) == [0, 3, 6, 9] and _spread([5, 6], 9) == [5, 6] and _spread(range(5), 0) == []
     )
+
+
+class Constant(torch.nn.Module):
+    """One class of the network on the left half, another on the right."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 3, *images.shape[2:])
+        middle = images.shape[3] // 2
+        logits[:, self.left, :, :middle] = logits[:, self.right, :, middle:] = 1
+        return logits
+
+
+def test_bags_of_several_class_lists_by_hand(tmp_path, fabric):
+    """Network a, b, c; the second bag has `ab` for its a and b, `nothing` for none, and `c` that is not learned."""
+    network = LabelSet.from_names(["a", "b", "c"])
+    left_right = np.repeat([[0, 1]], 32, axis=0).repeat(32, axis=1).astype(np.uint8)
+    for name, ids in (
+        ("own", left_right),
+        ("grouped", np.roll(left_right, 16, axis=1)),
+        ("more", left_right),
+    ):
+        with BagWriter(tmp_path / name) as bag:
+            bag.write_image("/camera/image", np.full((32, 64, 3), 9, np.uint8), START_NS, "cam")
+            bag.write_label("/camera/label", ids, START_NS, "cam")
+    names = ("own", "grouped", "more")
+    groups = parse_class_groups({"ab": ["a", "b"], "c": "c", "void": "ignore"}, None, network, "x")
+    classes = [ScoredClasses.of(one, network) for one in (None, groups, None)]
+    store = FrameStore(
+        FrameIndex([BagSource(tmp_path / name) for name in names]),
+        size=(64, 32),
+        label_tables=[one.label_table for one in classes],
+    )
+    validator = Validator(
+        fabric, store, [[0], [1], [2]], length=1, labels=network, classes=classes, sweep_frames=0, pictures=3
+    )
+    result = validator(Constant(0, 2))  # a left, c right
+    # own, more: a all right, b missed, c wrong: 100, 0, 0. grouped: columns 0-15 and 48-63 are `c`, 16-47 `ab`;
+    # predicted ab left, c right: each 16 of 48 columns.
+    assert result.bags["own"] == {"miou": pytest.approx(100 / 3), "iou": {"a": 100.0, "b": 0.0, "c": 0.0}}
+    assert result.bags["grouped"]["iou"] == {
+        "ab": pytest.approx(100 / 3), "c": pytest.approx(100 / 3), "void": pytest.approx(np.nan, nan_ok=True),
+    }  # fmt: skip
+    assert result.iou.tolist() == [100, 0, 0]
+    assert result.miou == pytest.approx(100 / 3)
+    result = validator(Constant(0, 1))  # own and more: a, b right; grouped: ab everywhere, half of it right
+    assert result.bags["own"]["miou"] == pytest.approx(100) and result.bags["grouped"][
+        "miou"
+    ] == pytest.approx(25)
+    assert result.miou == pytest.approx((100 + 25) / 2)  # the mean over two class lists, not three bags

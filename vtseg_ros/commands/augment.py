@@ -14,7 +14,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import IGNORE, LabelSet
 from vtseg_ros.training.config import TrainConfig
 from vtseg_ros.training.config_file import load_config
-from vtseg_ros.training.data import build_labels, build_sources, build_store
+from vtseg_ros.training.data import build_labels, build_sources, build_store, read_class_groups
 from vtseg_ros.training.pictures import joined
 from vtseg_ros.visual import overlay
 
@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out must end in .png. Got: {args.out}")
     config = load_config(args.config)
     labels = build_labels(config.data)
-    store = build_store(config.data, build_sources(config.data)[0])
+    groups = read_class_groups(config.data, labels, "train")
+    # A group is shown in the colour of its first class.
+    tables = [None if one is None else one.shown() for one in groups]
+    store = build_store(config.data, build_sources(config.data)[0], label_tables=tables)
     count = min(args.windows, len(store.index.labelled(config.data.label_every)))
     picture = contact_sheet(
         config, store, labels, count, args.frames, config.seed if args.seed is None else args.seed

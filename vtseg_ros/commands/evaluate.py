@@ -11,12 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.occlusion import OccludedStore, check_share
 from vtseg_ros.data.topics import read_label_set
 from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.selection import MODELS, Selection, open_systems
@@ -55,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
+    parser.add_argument(
+        "--class-map", type=Path, metavar="FILE",
+        help="YAML of label class to the checkpoint's classes that count as it, in the order of the label ids; applied to "
+        "the masks. A checkpoint that has the labels' classes stays as it is",
+    )  # fmt: skip
     parser.add_argument("--image-topic", default="", help="needed when a bag has several")
     parser.add_argument("--label-topic", default="", help="needed when a bag has several")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
@@ -101,33 +108,42 @@ def run(args: argparse.Namespace) -> int:
         stride=args.stride,
         device=args.device,
         precision=args.precision,
+        class_map=load_class_map(args.class_map) if args.class_map else None,
     )
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
     index = FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
     store = OccludedStore(index, args.occlusion) if args.occlusion else FrameStore(index)
     systems = open_systems(selection, store.index)
-    named = [_check_classes(bag, systems[0].labels, systems[0].info.checkpoint) for bag in args.bag]
-    with track(len(store.index.labelled(args.every)), "evaluating") as advance:
+    owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
+    named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
+    with (
+        interrupts.unwritten("the report"),
+        track(len(store.index.labelled(args.every)), "evaluating") as advance,
+    ):
         outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
     facts = _facts(args, store, outcome)
+    whose = "class map's" if args.class_map else "checkpoint's"
     if not all(named):
-        facts["classes"] = "the checkpoint's; the bag names none"
+        facts["classes"] = f"the {whose}; the bag names none"
     _print(outcome)
     if not all(named):
-        print("The bag has no label map: its class ids were taken for the checkpoint's.")
-    _write(args, outcome, facts)
+        print(f"The bag has no label map: its class ids were taken for the {whose}.")
+    missing = sum(store.index.missing.values())
+    if missing:
+        facts["missing"] = f"{missing} messages that the bags promise are not there"
+    _write(args, outcome, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
     return 0
 
 
-def _check_classes(path: Path, labels: LabelSet, checkpoint: str) -> bool:
+def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
     """Whether the bag names its classes; ConfigError if they are others."""
     with BagReader(path) as bag:
         own = read_label_set(bag)
     if own is not None and own.names != labels.names:
         raise ConfigError(
-            f"bag {path} and checkpoint {checkpoint} have different class lists: {', '.join(own.names)}; "
+            f"bag {path} and {owner} have different class lists: {', '.join(own.names)}; "
             f"{', '.join(labels.names)}"
         )
     return own is not None
@@ -142,6 +158,8 @@ def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dic
     }
     if args.start or args.end:
         facts["part"] = f"{args.start:g} s to {f'{args.end:g} s' if args.end else 'the end'}"
+    if args.class_map:
+        facts["class map"] = args.class_map.name
     if args.every > 1:
         facts["scored"] = f"every {args.every}th label"
     if args.stride > 1:
@@ -196,8 +214,8 @@ def _sweep_table(swept: Sweep) -> Table:
     return table
 
 
-def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str]) -> None:
-    content: dict[str, Any] = as_json(outcome, facts)
+def _write(args: argparse.Namespace, outcome: Outcome, facts: dict[str, str], missing: int) -> None:
+    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing}
     pages = [args.html] if args.html else []
     files = [args.json] if args.json else []
     if args.out:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.engine.exporting import SUFFIXES, exportable, temporary_beside, write_export
@@ -49,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
     images: list[np.ndarray] = []
     with BagReader(path) as bag:
-        for _, _, message in bag.messages([topic or find_image_topic(bag)]):
+        topic = topic or find_image_topic(bag)
+        decode = ImageDecoder(topic)
+        for _, _, message in bag.messages([topic]):
             try:
-                images.append(decode_any(message))
+                images.append(decode(message))
             except ImageError:
                 continue
             if len(images) == count:

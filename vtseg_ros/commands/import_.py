@@ -6,11 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.arguments import parse_size
 from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import check_new_bag
 from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
 from vtseg_ros.data.importers.frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
 from vtseg_ros.data.importers.video import Crop, import_videos
+from vtseg_ros.data.masks import UNKNOWN, MaskReader
 from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
@@ -64,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, default=95, metavar="Q", help="of the jpeg images, 1 to 100 (default 95)"
     )
     _add_output(clips)
+    folder.add_argument("--unknown", choices=UNKNOWN, default="refuse",
+                        help="pixels of masks that show no class (smoothed edges, half transparent ones): refuse the "
+                        "mask (default), or take them as unlabelled")  # fmt: skip
     for one in (city, kitti, cam, folder):
         _add_output(one)
         one.add_argument("root", type=Path, help="the data set's folder")
@@ -85,20 +91,24 @@ def _parse_crop(text: str) -> Crop:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.out.exists():
-        raise ConfigError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
+    check_new_bag(args.out)
     if args.data_set == "video":
         return _import_videos(args)
-    frames, labels = _find(args)
-    with track(len(frames), "importing") as advance:
+    reader = _mask_reader(args)
+    frames, labels = _find(args, reader)
+    with interrupts.unwritten(args.out), track(len(frames), "importing") as advance:
         write_frames(
             args.out, frames, labels, size=args.size, jpeg=args.jpeg, storage=args.storage, on_frame=advance
         )
     labelled = sum(frame.label is not None for frame in frames)
     sequences = len({frame.frame_id for frame in frames})
     print(f"{args.out}: {len(frames)} frames, {labelled} of them labelled, in {sequences} sequences")
+    notes = reader.summary(reader.read) if reader else []
+    for line in notes:
+        print(f"  {line}")
     if args.json:
-        made = {"bag": str(args.out), "frames": len(frames), "labelled": labelled, "sequences": sequences}
+        made = {"bag": str(args.out), "frames": len(frames), "labelled": labelled, "sequences": sequences,
+                "notes": notes}  # fmt: skip
         args.json.write_text(json.dumps(made, indent=2) + "\n")
     return 0
 
@@ -142,7 +152,14 @@ def _import_videos(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find(args: argparse.Namespace) -> tuple[list[DataFrame], LabelSet | None]:
+def _mask_reader(args: argparse.Namespace) -> MaskReader | None:
+    """Reader of a folder's masks, with the class list that the user named; None = it has no masks."""
+    if args.data_set != "images" or not args.labels:
+        return None
+    return MaskReader(open_palette(args.labels), args.unknown)
+
+
+def _find(args: argparse.Namespace, reader: MaskReader | None) -> tuple[list[DataFrame], LabelSet | None]:
     if args.data_set == "cityscapes":
         if args.before < 0 or args.after < 0:
             raise ConfigError(f"--before and --after must be at least 0. Got: {args.before}, {args.after}")
@@ -153,8 +170,7 @@ def _find(args: argparse.Namespace) -> tuple[list[DataFrame], LabelSet | None]:
         return camvid.find_frames(args.root, names=args.list), CAMVID
     if args.masks and not args.labels:
         raise ConfigError("--masks need their class list: --labels")
-    palette = open_palette(args.labels) if args.labels else None
     frames = images.find_frames(
-        args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, palette=palette
+        args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, reader=reader
     )
-    return frames, palette.labels if palette else None
+    return frames, reader.palette.labels if reader else None

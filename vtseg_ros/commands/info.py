@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.storage_files import is_bag
 from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.engine.onnx_runner import OnnxRunner
 from vtseg_ros.engine.predictor import ONNX_SUFFIX
@@ -39,12 +40,13 @@ def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | Non
 
 def _describe_bag(path: Path) -> dict[str, Any]:
     with BagReader(path) as bag:
-        seconds = max(0, bag.end_ns - bag.start_ns) / 1e9  # an empty bag ends before it starts
+        first, last = bag.span()
         topics = {
             name: {
                 "type": info.msgtype,
                 "messages": info.count,
-                "rate_hz": round((info.count - 1) / seconds, 2) if seconds > 0 and info.count > 1 else None,
+                "rate_hz": _rate(bag, name),
+                "messages_missing": bag.missing.get(name, 0),
             }
             for name, info in sorted(bag.topics.items())
         }
@@ -52,12 +54,19 @@ def _describe_bag(path: Path) -> dict[str, Any]:
         labels = read_label_set(bag) or read_label_set(bag, of_masks=True)
     return {
         "bag": str(path),
-        "seconds": round(seconds, 3),
+        "seconds": round((last - first) / 1e9, 3),
         "topics": topics,
         "image_topic": image,
         "label_topic": label,
         "classes": list(labels.names) if labels else None,
+        "topics_left_out": dict(bag.left_out),
+        "messages_missing": sum(bag.missing.values()),
     }
+
+
+def _rate(bag: BagReader, topic: str) -> float | None:
+    rate = bag.rate_hz(topic)
+    return rate and round(rate, 2)
 
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
@@ -77,19 +86,22 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         "export": export,
         "bytes": path.stat().st_size,
         "input_size": list(loaded.input_size),
+        "resize_mode": loaded.resize_mode,
+        "temperature": loaded.temperature,
         "parameters": {**{k: v for k, v in parameters.items() if v}, "total": sum(parameters.values())},
         "classes": list(loaded.labels.names),
         "config": loaded.config,
         "training": loaded.training,
+        "licence": loaded.licence.to_dict(),
     }
 
 
 def run(args: argparse.Namespace) -> int:
     path = Path(args.what)
     console = Console(markup=False)  # names come from files
-    is_bag = path.is_dir() or path.suffix in (".mcap", ".db3")
-    found = _describe_bag(path) if is_bag else _describe_checkpoint(args.what, args.static_prior)
-    if is_bag:
+    bag = is_bag(path)
+    found = _describe_bag(path) if bag else _describe_checkpoint(args.what, args.static_prior)
+    if bag:
         table = Table(title=f"{path}: {found['seconds']} s")
         for column in ("topic", "type", "messages", "Hz"):
             table.add_column(column, justify="right" if column in ("messages", "Hz") else "left")
@@ -100,8 +112,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         table = Table(title=str(found["checkpoint"]), show_header=False)
         table.add_row("architecture", found["architecture"])
+        table.add_row("licence", found["licence"]["name"] or "not stated")
+        if found["licence"]["note"]:
+            table.add_row("licence note", found["licence"]["note"])
         table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
-        table.add_row("input", "x".join(map(str, found["input_size"])))
+        table.add_row("input", f"{'x'.join(map(str, found['input_size']))}, {found['resize_mode']}")
+        table.add_row("temperature", f"{found['temperature']:.3g}")
         if found["export"]:
             table.add_row("export", found["export"])
         else:

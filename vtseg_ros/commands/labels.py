@@ -11,10 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.data.bags import BagReader, check_new_bag
+from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
+from vtseg_ros.data.masks import UNKNOWN
 from vtseg_ros.data.merge import check_labels, merge, place_images
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
 from vtseg_ros.data.palette import format_palette, open_palette
@@ -52,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     join.add_argument(
         "--skip-refused", action="store_true", help="merge the others when some files cannot be used"
     )
+    join.add_argument("--unknown", choices=UNKNOWN, default="refuse",
+                      help="pixels of no class (smoothed edges, half transparent ones): refuse the file (default), or "
+                      "take them as unlabelled")  # fmt: skip
     for action in (extract, join):
         action.add_argument("--json", type=Path, metavar="FILE")
 
@@ -91,14 +96,19 @@ def _extract(args: argparse.Namespace) -> int:
         labels = read_label_set(bag)
         try:
             args.out.mkdir(parents=True, exist_ok=True)
-            with track(len(chosen), "extracting") as advance:
+            with interrupts.deferred() as stop, track(len(chosen), "extracting") as advance:
                 for stamp, result in _frames(bag, topic, chosen):
+                    if stop:
+                        raise KeyboardInterrupt(
+                            f"{len(written)} of {len(chosen)} frames were written to {args.out}"
+                        )
                     advance()
                     if isinstance(result, str):
                         left_out.append(f"frame at stamp {stamp} ns: {result}")
                         continue
                     _write(args.out / frame_name(stamp), result)
                     written.append(frame_name(stamp))
+            missing = sum(bag.missing.values())
             if labels is not None:
                 (args.out / CLASS_LIST).write_text(format_palette(labels))
         except OSError as err:
@@ -109,7 +119,8 @@ def _extract(args: argparse.Namespace) -> int:
     if labels is not None:
         print(f"  {CLASS_LIST} holds the bag's class list")
     if args.json:
-        args.json.write_text(json.dumps({"frames": written, "left_out": left_out}, indent=2) + "\n")
+        found = {"frames": written, "left_out": left_out, "messages_missing": missing}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
     if not written:
         raise BagError(f"bag {args.bag}: none of the {len(chosen)} frames could be extracted")
     return 0
@@ -118,6 +129,7 @@ def _extract(args: argparse.Namespace) -> int:
 def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int, np.ndarray | str]]:
     """(stamp in ns, (H, W, 3) uint8 RGB or why there is none) of the messages with the chosen numbers."""
     seen: set[int] = set()
+    decode = ImageDecoder(topic)
     for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
         if number not in chosen:
             continue
@@ -129,7 +141,7 @@ def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int,
                 raise ImageError("another frame has the same stamp")
             message = bag.read(topic, time_ns, stamp)
             assert stamp_of(message) == stamp
-            image = decode_any(message)
+            image = decode(message)
         except (ImageError, BagError) as err:
             yield time_ns, str(err)
             continue
@@ -144,13 +156,12 @@ def _write(path: Path, rgb: np.ndarray) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    if args.out.exists():
-        raise BagError(f"{args.out} exists: nothing is overwritten. Remove it or choose another name")
-    with BagReader(args.bag) as bag:
+    check_new_bag(args.out)
+    with interrupts.unwritten(args.out), BagReader(args.bag) as bag:
         topic, own = _image_topic(bag, args.image_topic), read_label_set(bag)
         taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()
         named = open_palette(args.labels) if args.labels else None
-        with open_label_files(args.masks, named, own) as found:
+        with open_label_files(args.masks, named, own, args.unknown) as found:
             places = place_images(bag, topic, {file.stamp_ns for file in found.files})
             good, refused = check_labels(found.files, places, taken)
             refused = found.refused + refused
@@ -167,7 +178,11 @@ def _merge(args: argparse.Namespace) -> int:
                     bag, args.out, good, places, topic=args.topic, labels=None if own else labels,
                     storage=args.storage, on_message=advance,
                 )  # fmt: skip
+            missing = sum(bag.missing.values())
     print(f"{args.out}: {len(good)} labels on {args.topic}, from {found.kind} files")
+    notes = found.reader.summary(file.name for file in good)
+    for line in notes:
+        print(f"  {line}")
     for name in lost:
         print(f"  left out: topic {name}, of a type whose definition is not in the bag")
     for name in others:
@@ -177,7 +192,16 @@ def _merge(args: argparse.Namespace) -> int:
     if args.json:
         told = [{"file": name, "reason": reason} for name, reason in refused]
         args.json.write_text(
-            json.dumps({"labels": len(good), "refused": told, "topics_left_out": lost}, indent=2)
+            json.dumps(
+                {
+                    "labels": len(good),
+                    "refused": told,
+                    "topics_left_out": lost,
+                    "messages_missing": missing,
+                    "notes": notes,
+                },
+                indent=2,
+            )
         )
     return 0
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         total = sum(info.count for name, info in bag.topics.items() if config.plays(name))
     nodes: list[PlayerNode] = []
 
-    with track(total, "playing") as advance:
+    with track(None if config.loop else total, "playing") as advance:
 
         def make() -> PlayerNode:
             nodes.append(PlayerNode(config, advance))
@@ -79,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
 
         code = run_node(make, [])
     sent = dict(nodes[0].sent) if nodes else {}
+    missing = nodes[0].messages_missing if nodes else 0
     if args.json:
-        args.json.write_text(json.dumps({"bag": str(args.bag), "sent": sent}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"bag": str(args.bag), "sent": sent, "messages_missing": missing}, indent=2) + "\n"
+        )
     for topic, count in sorted(sent.items()):
         print(f"{topic}: {count} sent")
     return code

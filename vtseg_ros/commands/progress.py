@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def track(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; the body calls what it is given once per unit of work."""
+def track(total: int | None, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on standard error; the body calls what it is given once per unit of work. Total None = without end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)

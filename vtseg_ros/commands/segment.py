@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,18 +17,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.arguments import parse_output_size
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_any
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.topics import find_image_topic
+from vtseg_ros.data.bags import BagReader, BagWriter, check_new_bag
+from vtseg_ros.data.images import ImageDecoder, decode_label
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
+from vtseg_ros.data.storage_files import is_bag
+from vtseg_ros.data.topics import find_image_topic, read_label_set
 from vtseg_ros.engine import Segmenter
 from vtseg_ros.engine.predictor import STREAMING, UPSAMPLING
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, overlay_video
+from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, OverlayVideo, check_new_video, overlay_video
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model.attention import VideoAttention
 
 HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
+MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the masks in --out after an interrupted run"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 
@@ -67,24 +79,54 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     topic = topic or find_image_topic(bag)
     bag.require(topic)
     total = bag.topics[topic].count
+    if not total:
+        raise BagError(f"bag {bag.path} has no message on {topic}")
 
+    decode = ImageDecoder(topic)
     corrupt: list[tuple[int, str, ImageError]] = []
 
     def on_corrupt(_: str, time_ns: int, reason: str) -> None:
         corrupt.append((time_ns, "", ImageError(reason)))
 
     def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        for _, _, message in bag.messages([topic], on_corrupt=on_corrupt):
+        unstamped, delay_ns = False, 0
+        for _, time_ns, message in bag.messages([topic], on_corrupt=on_corrupt):
             yield from corrupt
             corrupt.clear()
+            stamp_ns = stamp_of(message)
+            if stamp_ns:
+                delay_ns = time_ns - stamp_ns
+            else:
+                if not unstamped:
+                    unstamped, delay_ns = True, delay_ns or _delay_ns(bag, topic)
+                    print(
+                        f"vtseg segment: images on {topic} have the header stamp zero; their masks get the images' bag "
+                        "times",
+                        file=sys.stderr,
+                    )
+                stamp_ns = time_ns - delay_ns
             try:
-                pixels: np.ndarray | ImageError = decode_any(message)
+                if stamp_ns <= 0:
+                    raise ImageError("it has neither a header stamp nor a bag time")
+                pixels: np.ndarray | ImageError = decode(message)
             except ImageError as err:
                 pixels = err
-            yield stamp_of(message), message.header.frame_id, pixels
+            yield stamp_ns, message.header.frame_id, pixels
         yield from corrupt
 
     return Source(total, frames(), lambda: bag.rate_hz(topic))
+
+
+def _delay_ns(bag: BagReader, topic: str) -> int:
+    """From the header stamp to the bag time of the first image that has both; 0 if none has."""
+    for _, _, time_ns, data in bag.raw([topic]):
+        try:
+            stamp_ns = header_stamp(data)
+        except BagError:
+            continue
+        if stamp_ns and time_ns:
+            return time_ns - stamp_ns
+    return 0
 
 
 def _from_video(path: Path) -> Source:
@@ -106,13 +148,101 @@ def _from_video(path: Path) -> Source:
     return Source(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames(), lambda: rate)
 
 
-def run(args: argparse.Namespace) -> int:
+class _Output:
+    """The bag of masks, and the masks of an interrupted run that it goes on with.
+
+    Args:
+        path: of the bag; None = none is written.
+        resume: take over the masks that are there.
+        labels: class list of the checkpoint.
+
+    Raises:
+        BagError: if the bag exists and is not to be resumed, or cannot be read or written.
+        ConfigError: if its masks are of other classes.
+    """
+
+    def __init__(self, path: Path | None, resume: bool, labels: LabelSet) -> None:
+        self._path, self._labels = path, labels
+        self._stack, self._old, self._scratch, self._bag = ExitStack(), None, None, None
+        self.known: set[int] = set()
+        """Stamps (ns) of the masks that are there."""
+        if path is None:
+            return
+        target = path
+        if resume and path.exists():
+            self._old = self._stack.enter_context(BagReader(path))
+            self._old.require(MASKS)
+            there = read_label_set(self._old, of_masks=True)
+            if there is not None and there.names != labels.names:
+                raise ConfigError(
+                    f"--resume: the masks in {path} are of other classes: {', '.join(there.names)}"
+                )
+            self.known = {header_stamp(data) for _, _, _, data in self._old.raw([MASKS])}
+            self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
+            self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            target = self._scratch / path.name
+        self._bag = self._stack.enter_context(BagWriter(target))
+        self._began = False
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, mask: np.ndarray, stamp_ns: int, frame_id: str) -> None:
+        """Add a mask (H, W) uint8."""
+        if self._bag is None:
+            return
+        self._begin(stamp_ns)
+        self._bag.write_label(MASKS, mask, stamp_ns, frame_id, compressed=True)
+
+    def take_over(self, stamp_ns: int) -> np.ndarray:
+        """Add the mask (H, W) uint8 that is there."""
+        self._begin(stamp_ns)
+        for _, _, _, data in self._old.raw([MASKS], stamp_ns, stamp_ns + 1):
+            self._bag.write_raw(MASKS, COMPRESSED_IMAGE, data, stamp_ns)
+            break
+        return decode_label(self._old.read(MASKS, stamp_ns, stamp_ns))
+
+    def _begin(self, stamp_ns: int) -> None:
+        if not self._began:
+            self._began = True
+            self._bag.write_label_map(LABEL_MAP, self._labels, stamp_ns)
+
+    def finish(self) -> None:
+        """Finish the bag and put it in the place of the one that it goes on with."""
+        if self._bag is None:
+            return
+        self._bag.close()
+        if self._scratch is not None:
+            self._old.close()
+            self._path.rename(self._scratch / "before")
+            (self._scratch / self._path.name).rename(self._path)
+
+
+def _history(segmenter: Segmenter) -> int:
+    """Older frames that a mask depends on: those of its window, with causal attention once per layer."""
+    layers = sum(isinstance(module, VideoAttention) for module in segmenter.model.modules())
+    return (segmenter.window - 1) * (max(layers, 1) if segmenter.streaming == "causal" else 1)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what cannot be served before anything is loaded."""
     if not args.out and not args.overlay:
         raise ConfigError("nothing to write: give --out BAG, --overlay MP4, or both")
-    if args.overlay and args.overlay.exists():
-        raise ConfigError(f"{args.overlay} exists: nothing is overwritten")
+    if args.resume and not args.out:
+        raise ConfigError("--resume goes on with a bag of masks: name it with --out")
+    if args.overlay:
+        check_new_video(args.overlay)
+    if args.out and not (args.resume and args.out.exists()):
+        check_new_bag(args.out)
     if not args.input.exists():
         raise BagError(f"no such bag or video: {args.input}")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_arguments(args)
     segmenter = Segmenter(
         args.checkpoint,
         device=args.device,
@@ -125,52 +255,93 @@ def run(args: argparse.Namespace) -> int:
         streaming=args.streaming,
         static_prior=args.static_prior,
     )
-    labels, done, bad = segmenter.labels, 0, []
+    bad: list[str] = []
     with ExitStack() as stack:
-        if args.input.is_dir() or args.input.suffix in (".mcap", ".db3"):
-            source = _from_bag(stack.enter_context(BagReader(args.input)), args.image_topic)
+        reader = None
+        if is_bag(args.input):
+            reader = stack.enter_context(BagReader(args.input))
+            source = _from_bag(reader, args.image_topic)
         else:
             source = _from_video(args.input)
-        bag = stack.enter_context(BagWriter(args.out)) if args.out else None
+        output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
+        video = None
         if args.overlay:
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
-        video = (
-            stack.enter_context(overlay_video(args.overlay, labels, source.rate_hz()))
-            if args.overlay
-            else None
-        )
-        advance = stack.enter_context(track(source.total, "segmenting"))
+            video = stack.enter_context(overlay_video(args.overlay, segmenter.labels, source.rate_hz()))
         began = time.monotonic()
-        for stamp_ns, frame_id, pixels in source.frames:
-            advance()
-            if isinstance(pixels, ImageError):
-                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {pixels}")
-                continue
-            result = segmenter.step(pixels, stamp_ns, frame_id)
-            if result.duplicate:
-                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: has the stamp of the frame before it")
-                continue
-            if bag:
-                if not done:
-                    bag.write_label_map("/segmentation/label_map", labels, stamp_ns)
-                bag.write_label(
-                    "/segmentation/mask/compressed", result.mask, stamp_ns, frame_id, compressed=True
-                )
-            if video:
-                video.add(pixels, result.mask)
-            done += 1
+        done, taken_over = _segment(args, segmenter, source, output, video, bad)
+        missing = sum(reader.missing.values()) if reader else 0
         if done + len(bad) < source.total:
+            missing = max(missing, source.total - done - len(bad))
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
         if not done:
             raise BagError(
                 f"{args.input} has no frame that could be segmented" + (f": {bad[0]}" if bad else "")
             )
-        rate = done / max(time.monotonic() - began, 1e-9)
-    print(f"{done} masks, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
+        output.finish()
+        rate = (done - taken_over) / max(time.monotonic() - began, 1e-9)
+    before = f" ({taken_over} of them from before)" if taken_over else ""
+    print(f"{done} masks{before}, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
     for line in bad[:5]:
         print(f"  {line}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"frames": done, "left_out": bad, "frames_per_s": rate}, indent=2) + "\n"
-        )
+        found = {"frames": done, "left_out": bad, "frames_per_s": rate, "messages_missing": missing}
+        args.json.write_text(json.dumps({**found, "resumed": taken_over}, indent=2) + "\n")
     return 0
+
+
+def _segment(
+    args: argparse.Namespace,
+    segmenter: Segmenter,
+    source: Source,
+    output: _Output,
+    video: OverlayVideo | None,
+    bad: list[str],
+) -> tuple[int, int]:
+    """Write the masks of all frames; returns how many there are and how many of them were there before.
+
+    Raises:
+        KeyboardInterrupt: after a signal; says what was written.
+    """
+    done = taken_over = 0
+    older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=_history(segmenter))
+    with interrupts.deferred() as stop, track(source.total, "segmenting") as advance:
+        for stamp_ns, frame_id, pixels in source.frames:
+            if stop:
+                _stop(args, output, done, source.total)
+            advance()
+            if isinstance(pixels, ImageError):
+                bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {pixels}")
+                continue
+            if stamp_ns in output.known:
+                older.append((stamp_ns, frame_id, pixels))
+                mask = output.take_over(stamp_ns)
+                taken_over += 1
+            else:
+                while older:  # so that the window is what it was
+                    time_ns, name, image = older.popleft()
+                    segmenter.step(image, time_ns, name)
+                result = segmenter.step(pixels, stamp_ns, frame_id)
+                if result.dropped:
+                    bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {result.dropped}")
+                    continue
+                mask = result.mask
+                output.write(mask, stamp_ns, frame_id)
+            if video:
+                video.add(pixels, mask)
+            done += 1
+    return done, taken_over
+
+
+def _stop(args: argparse.Namespace, output: _Output, done: int, total: int) -> None:
+    """Keep the masks that there are and raise KeyboardInterrupt."""
+    lines = []
+    if args.out and done and done >= len(output.known):
+        output.finish()
+        of = f" of {total}" if total else ""
+        lines.append(f"{done}{of} masks were written to {args.out}, --resume goes on with it")
+    elif args.out:
+        lines.append(f"{args.out} is as it was" if output.known else f"{args.out} was not written")
+    if args.overlay:
+        lines.append(f"{args.overlay} was not written")
+    raise KeyboardInterrupt("; ".join(lines))

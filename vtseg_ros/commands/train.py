@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="what the encoder starts from: weights of a Hugging Face SegformerModel (.safetensors or .bin), or a "
-        "checkpoint of segformer_b0 or vtseg",
+        "checkpoint of segformer_b* or vtseg",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the final figures")
 

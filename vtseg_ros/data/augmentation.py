@@ -80,8 +80,19 @@ class Draw:
     photometric: Callable[[np.ndarray], np.ndarray]
     covers: tuple[Cover, ...] = ()
 
-    def apply(self, video: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Augment video (k, H, W, 3) uint8 and labels (k, H, W) uint8."""
+    def apply(
+        self, video: np.ndarray, labels: np.ndarray, *, outside: int = IGNORE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a window.
+
+        Args:
+            video: (k, H, W, 3) uint8.
+            labels: (k, H, W) uint8.
+            outside: label id of pixels that lie outside the source image.
+
+        Returns:
+            arrays of the same shapes.
+        """
         frames, height, width = labels.shape
         out_video, out_labels = np.empty_like(video), np.empty_like(labels)
         for t in range(frames):
@@ -96,7 +107,7 @@ class Draw:
             )
             out_video[t] = self.photometric(image)
             out_labels[t] = cv2.warpAffine(
-                labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORE
+                labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=outside
             )
         for cover in self.covers:
             cover.apply(out_video)

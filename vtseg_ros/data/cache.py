@@ -18,9 +18,9 @@ from vtseg_ros.labels import IGNORE
 Decode = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
-def cache_key(index: FrameIndex, size: tuple[int, int]) -> str:
-    """Changes with the frames, the size, and whenever one of the bags' files does."""
-    digest = hashlib.sha256(repr((size, index.topics, index.frames)).encode())
+def cache_key(index: FrameIndex, size: tuple[int, int], resize_mode: str = "stretch") -> str:
+    """Changes with the frames, the size, how they are resized, and whenever one of the bags' files does."""
+    digest = hashlib.sha256(repr((size, resize_mode, index.topics, index.frames)).encode())
     for source in index.sources:
         folder = source.path if source.path.is_dir() else source.path.parent
         for file in sorted(folder.iterdir()):
@@ -30,7 +30,7 @@ def cache_key(index: FrameIndex, size: tuple[int, int]) -> str:
 
 
 def open_cache(
-    folder: Path, index: FrameIndex, size: tuple[int, int], decode: Decode
+    folder: Path, index: FrameIndex, size: tuple[int, int], decode: Decode, resize_mode: str = "stretch"
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The cache of an index's frames, made when it is not there.
 
@@ -40,6 +40,7 @@ def open_cache(
         size: (width, height) px of all frames.
         decode: number of a frame -> (H, W, 3) uint8 RGB and (H, W) uint8 class ids or None; it may raise ImageError
             or BagError for a corrupt one.
+        resize_mode: how `decode` resizes.
 
     Returns:
         (n, H, W, 4) uint8 on disk: RGB and class id, 255 where there is none; and the reason per corrupt frame.
@@ -47,7 +48,7 @@ def open_cache(
     Raises:
         ConfigError: if the disk is full or the folder cannot be written.
     """
-    path = folder / f"frames_{cache_key(index, size)}.npy"
+    path = folder / f"frames_{cache_key(index, size, resize_mode)}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # One process makes it, the others wait; the lock goes with its holder, also when that is killed.

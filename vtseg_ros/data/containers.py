@@ -1,13 +1,15 @@
-"""The headers of JPEG and PNG files: how large a picture they claim, and whether they are whole.
+"""JPEG and PNG files before they are decoded: their size, their channels, and where they end.
 
-Read before decoding, since a file of a few kB can claim a picture of many GB or hours of work, and since the
+Read before decoding, since a file of a few kB can claim an image of many GB or hours of work, and since the
 decoders paint what is missing grey and print what they dislike on standard error.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,48 +17,88 @@ from vtseg_ros.errors import ImageError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
-# Start-of-frame markers carry the size; C4, C8 and CC are tables that share their range.
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+MAX_PIXELS = 64 * 1024 * 1024
+"""Images of more pixels are refused before anything is allocated for them."""
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Channels by png colour type; 3 is indexed."""
 MAX_SCANS = 100
 """Progressive files have about 10; every scan walks the whole picture, however short it is in the file."""
-_STANDALONE = frozenset((0x01, *range(0xD0, 0xD8)))
+# Start-of-frame markers carry the size; C4, C8 and CC are tables that share their range.
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START = b"\xff\xd8\xff"
+_SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_SEGMENTS = frozenset(range(0xC0, 0xFF)) - {_SOI, _EOI}
+# What may follow a scan: tables, comments, application data, the number of lines, the next scan, the end.
+_AFTER_SCAN = frozenset((0xC4, 0xCC, _EOI, _SOS, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE))
+# Within the pixels FF is followed by 00 (a value), by another FF (filling) or by a restart marker.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def check_container(data: np.ndarray, *, max_pixels: int) -> tuple[int, int]:
-    """The size that an encoded image claims.
+@dataclass(frozen=True)
+class Container:
+    """Header of an encoded image.
+
+    Attributes:
+        kind: `jpeg` or `png`.
+        width, height: px, above 0.
+        channels: of the stored pixels, 1..4; 1 for an indexed png.
+        depth: bits of a value.
+        end: bytes of the image; what follows is not part of it.
+    """
+
+    kind: str
+    width: int
+    height: int
+    channels: int
+    depth: int
+    end: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) px."""
+        return self.width, self.height
+
+
+def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
+    """Read the header of an encoded image and find its end.
+
+    Anything may follow the end: cameras pad to the size of their buffers, phones append videos.
 
     Args:
         data: (n,) uint8, the file.
-        max_pixels: largest picture allowed.
+        max_pixels: largest image allowed.
 
     Returns:
-        (width, height) px.
+        the header.
 
     Raises:
         ImageError: if it is neither JPEG nor PNG, truncated, damaged, empty or above a limit.
     """
     start = data[:8].tobytes()
     if start == PNG_MAGIC:
-        width, height = _png_size(data)
+        found = _read_png(data)
     elif start[:2] == JPEG_MAGIC:
-        width, height = _jpeg_size(data)
+        found = _read_jpeg(data)
     else:
         raise ImageError(
             f"a compressed image is jpeg or png. Got: {data.size} bytes that start {start[:4].hex() or '-'}"
         )
-    if width == 0 or height == 0:
-        raise ImageError(f"the compressed image is empty: {width}x{height} px")
-    if width * height > max_pixels:
+    if found.width == 0 or found.height == 0:
+        raise ImageError(f"the compressed image is empty: {found.width}x{found.height} px")
+    if found.width * found.height > max_pixels:
         raise ImageError(
-            f"the compressed image claims {width}x{height} px. Expected: at most {max_pixels} px"
+            f"the compressed image claims {found.width}x{found.height} px. Expected: at most {max_pixels} px"
         )
-    return width, height
+    return found
 
 
-def _png_size(data: np.ndarray) -> tuple[int, int]:
-    if data.size < 33 or data[12:16].tobytes() != b"IHDR":
-        raise ImageError("the png is truncated: it has no header")
-    view, offset, kind = memoryview(data), 8, b""
+def png_chunks(data: np.ndarray) -> list[tuple[bytes, memoryview]]:
+    """Split a png file into its chunks (kind, content), the last being IEND.
+
+    Raises:
+        ImageError: if it has no end, or a check sum is wrong.
+    """
+    view, offset, kind, chunks = memoryview(data), 8, b"", []
     while kind != b"IEND":
         if offset + 12 > data.size:
             raise ImageError(f"the png is truncated: no end after {data.size} bytes")
@@ -66,30 +108,53 @@ def _png_size(data: np.ndarray) -> tuple[int, int]:
             raise ImageError(f"the png is truncated: no end after {data.size} bytes")
         if zlib.crc32(view[offset + 4 : end]) != struct.unpack(">I", view[end : end + 4])[0]:
             raise ImageError(f"the png is damaged: the check sum of its chunk {kind!r} is wrong")
+        chunks.append((kind, view[offset + 8 : end]))
         offset = end + 4
-    return struct.unpack(">II", view[16:24])
+    return chunks
 
 
-def _jpeg_size(data: np.ndarray) -> tuple[int, int]:
-    end = data[-64:].tobytes().rstrip(b"\x00")
-    if not end.endswith(b"\xff\xd9"):
-        raise ImageError(f"the jpeg is truncated: no end after {data.size} bytes")
-    offset = 2
-    while offset + 9 < data.size:
-        if data[offset] != 0xFF:
-            break
-        marker = int(data[offset + 1])
-        if marker == 0xFF:  # fill byte
-            offset += 1
-        elif marker in _STANDALONE:
+def _read_png(data: np.ndarray) -> Container:
+    if data.size < 33 or data[8:16].tobytes() != b"\0\0\0\rIHDR":
+        raise ImageError("the png is truncated: it has no header")
+    end = 8 + sum(12 + len(content) for _, content in png_chunks(data))
+    width, height, depth, color_type = struct.unpack(">IIBB", data[16:26].tobytes())
+    if color_type not in PNG_CHANNELS:
+        raise ImageError(f"the png is damaged: it has no colour type {color_type}")
+    return Container("png", width, height, PNG_CHANNELS[color_type], depth, end)
+
+
+def _read_jpeg(data: np.ndarray) -> Container:
+    """Walk the segments and scans up to the end marker: a thumbnail in the header has an end of its own."""
+    file = memoryview(np.ascontiguousarray(data))
+    frame, scans, offset = None, 0, 2
+    while found := _MARKER.search(file, offset):
+        offset, marker = found.start(), file[found.start() + 1]
+        if marker == _EOI and frame and scans:
+            depth, height, width, channels = frame
+            return Container("jpeg", width, height, channels, depth, offset + 2)
+        if marker == _TEM and not scans:
             offset += 2
-        elif marker in _SOF:
-            # Within the pixels FF is followed by 00, so that these two bytes are a scan's start (or a thumbnail's).
-            scans = data.tobytes().count(b"\xff\xda")
+            continue
+        if marker not in (_AFTER_SCAN if scans else _SEGMENTS):
+            break  # where this file was cut lies another file, or anything else
+        length = int.from_bytes(file[offset + 2 : offset + 4], "big")
+        content, segment = file[offset + 4 : offset + 2 + length], file[offset + 2 : offset + 4 + length]
+        offset += 2 + length
+        if length < 2 or offset > len(file) or (_is_plain(marker, content) and _START in bytes(segment)):
+            break  # the segment was cut, and another file begins in it
+        if marker in _SOF:
+            if len(content) < 6:
+                break
+            frame = struct.unpack(">BHHB", content[:6])
+        elif marker == _SOS:
+            scans += 1
             if scans > MAX_SCANS:
-                raise ImageError(f"the jpeg has {scans} scans. Expected: at most {MAX_SCANS}")
-            height, width = struct.unpack(">HH", data[offset + 5 : offset + 9].tobytes())
-            return width, height
-        else:
-            offset += 2 + int(data[offset + 2]) * 256 + int(data[offset + 3])
-    raise ImageError("the jpeg has no frame header")
+                raise ImageError(f"the jpeg has too many scans. Expected: at most {MAX_SCANS}")
+    if frame is None:
+        raise ImageError("the jpeg has no frame header")
+    raise ImageError(f"the jpeg is truncated: no end after {data.size} bytes")
+
+
+def _is_plain(marker: int, content: memoryview) -> bool:
+    """Whether a segment holds no thumbnail, a file in the file, as application data and comments may."""
+    return not (0xE1 <= marker <= 0xEF or marker == 0xFE or (marker == 0xE0 and content[:4] == b"JFXX"))

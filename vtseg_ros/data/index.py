@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.containers import check_container
-from vtseg_ros.data.images import MAX_PIXELS, decode_any, decode_label
+from vtseg_ros.data.containers import read_container
+from vtseg_ros.data.images import MAX_PIXELS, ImageDecoder
 from vtseg_ros.data.messages import NS, stamp_of
 from vtseg_ros.data.topics import find_image_topic, find_label_topic
 from vtseg_ros.errors import BagError, ImageError
@@ -31,7 +32,7 @@ class BagSource:
     Args:
         path: a bag.
         image_topic, label_topic: empty = found by type and name (see `data.topics.find_image_topic`).
-        start_s, end_s: part of the bag, seconds after its first message; end 0 = its end. Leave a guard interval
+        start_s, end_s: part of the bag, seconds after its first image; end 0 = its end. Leave a guard interval
             between parts that go into different splits, so that no scene is in both (see `require_apart`).
     """
 
@@ -44,12 +45,13 @@ class BagSource:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's place: header stamp, and bag times of its image and (if any) label message."""
+    """A frame's place: header stamp, bag times of its image and (if any) label message, and (width, height) px."""
 
     source: int
     stamp_ns: int
     image_ns: int
     label_ns: int | None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class FrameIndex:
         topics: (image topic, label topic or None) per source.
         corrupt: messages so broken that they have no stamp, and hence no frame.
         unmatched_labels: labels whose stamp is no image's, among or around the images.
+        missing: messages by topic that the bags promise and do not have.
 
     Raises:
         BagError: for a bag without frames, with images and labels of different sizes, or without labels where they
@@ -91,6 +94,7 @@ class FrameIndex:
     ) -> None:
         self.sources, self.stride, self.max_gap_s = sources, stride, max_gap_s
         self.unmatched_labels = 0
+        self.missing: Counter[str] = Counter()
         self.topics: list[tuple[str, str | None]] = []
         self.frames: list[Frame] = []
         self.sequences: list[tuple[int, int]] = []
@@ -103,11 +107,13 @@ class FrameIndex:
             image, label = _topics(bag, source)
             if need_labels and not label:
                 raise BagError(f"bag {source.path} has no label topic. Add one with `vtseg labels merge`")
-            start = bag.start_ns + round(source.start_s * NS)
-            stop = bag.start_ns + round(source.end_s * NS) if source.end_s else None
-            images = self._places(bag, image, decode_any, start, stop)
+            first = bag.span([image])[0]
+            start = first + round(source.start_s * NS) if source.start_s else None
+            stop = first + round(source.end_s * NS) if source.end_s else None
+            images = self._places(bag, image, ImageDecoder(image), start, stop)
             # Not only of this part: a label may have been recorded later than its image.
-            labels = self._places(bag, label, decode_label, None, None) if label else {}
+            labels = self._places(bag, label, ImageDecoder(label).label, None, None) if label else {}
+            self.missing.update(bag.missing)
         self.topics.append((image, label))
         if not images:
             raise BagError(f"bag {source.path} has no image on {image} in the chosen part")
@@ -119,7 +125,7 @@ class FrameIndex:
                     f"bag {source.path}: the label at stamp {stamp} ns has {label_size[0]}x{label_size[1]} px, its "
                     f"image {size[0]}x{size[1]}. They must be equal"
                 )
-            frames.append(Frame(index, stamp, time_ns, label_ns))
+            frames.append(Frame(index, stamp, time_ns, label_ns, size))
         if need_labels and not any(frame.label_ns is not None for frame in frames):
             raise BagError(
                 f"bag {source.path}: no label on {label} has the header stamp of an image on {image}"
@@ -157,17 +163,21 @@ class FrameIndex:
             log.warning("corrupt message left out: %s", self.corrupt[-1])
 
         places: dict[int, tuple[int, tuple[int, int] | None]] = {}
-        refused = ""
+        refused, unstamped = "", 0
         for _, time_ns, message in bag.messages([topic], start, stop, on_corrupt=note):
             stamp = stamp_of(message)
             if stamp == 0:
-                raise BagError(
-                    f"bag {bag.path}: a message on {topic} has the header stamp zero. "
-                    "Images and labels are matched by their stamps: record with a driver that sets them"
-                )
+                note(topic, time_ns, "the header stamp is zero")
+                unstamped += 1
+                continue
             if len(places) < PROBES and (not places or refused):
                 refused = _reason_against(message, decode)
             places.setdefault(stamp, (time_ns, _size_of(message)))  # two equal stamps are one frame
+        if unstamped and not places:
+            raise BagError(
+                f"bag {bag.path}: all messages on {topic} have the header stamp zero. "
+                "Images and labels are matched by their stamps: record with a driver that sets them"
+            )
         if refused:
             raise BagError(
                 f"bag {bag.path}: the first {min(PROBES, len(places))} messages on {topic}: {refused}"
@@ -192,6 +202,20 @@ class FrameIndex:
             if self.frames[number].label_ns is not None
         ]
         return found[::every]
+
+    def others(self, taken: Collection[int], strides: list[int]) -> list[tuple[int, int]]:
+        """(frame number, first frame of its sequence) of every n-th frame of each source that is not taken; 0 = none."""
+        found: list[tuple[int, int]] = []
+        count = [0] * len(self.sources)
+        for first, stop in self.sequences:
+            for number in range(first, stop):
+                source = self.frames[number].source
+                if number in taken or not strides[source]:
+                    continue
+                if count[source] % strides[source] == 0:
+                    found.append((number, first))
+                count[source] += 1
+        return found
 
     def window(self, newest: int, first: int, length: int) -> list[int]:
         """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""
@@ -228,6 +252,6 @@ def _size_of(message) -> tuple[int, int] | None:
     if not hasattr(message, "format"):
         return int(message.width), int(message.height)
     try:
-        return check_container(message.data, max_pixels=MAX_PIXELS)
+        return read_container(message.data, max_pixels=MAX_PIXELS).size
     except ImageError:
         return None

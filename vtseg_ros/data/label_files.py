@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 
-from vtseg_ros.data.containers import PNG_MAGIC, check_container
-from vtseg_ros.data.images import MAX_PIXELS
+from vtseg_ros.data.masks import MaskReader
 from vtseg_ros.data.palette import Palette, parse_palette
+from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.names import is_hidden
+from vtseg_ros.text import decode_text
 
 STAMP_DIGITS = 19
 MAX_FILE_BYTES = 256 * 1024 * 1024
@@ -73,12 +74,14 @@ class LabelFiles:
         refused: (file name, reason) of those that cannot be used.
         palette: the class list that ids refer to; None = there is none.
         kind: `png`, `CVAT` or `Label Studio`.
+        reader: reads the masks, and counts what they show; not Label Studio's.
     """
 
     files: list[LabelFile]
     refused: list[tuple[str, str]]
     palette: Palette | None
     kind: str
+    reader: MaskReader
 
 
 class _Archive:
@@ -88,15 +91,15 @@ class _Archive:
         self.path = path
         self._zip = None
         if path.is_dir():
-            self.names = sorted(
-                file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()
-            )
+            names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            self.names = sorted(name for name in names if not is_hidden(name))
             return
         try:
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as err:
             raise ConfigError(f"{path} is neither a folder nor a zip archive of labels: {err}") from err
-        self.names = sorted(name for name in self._zip.namelist() if not name.endswith("/"))
+        names = (name for name in self._zip.namelist() if not name.endswith("/"))
+        self.names = sorted(name for name in names if not is_hidden(name))
 
     def read(self, name: str) -> bytes:
         try:
@@ -116,7 +119,9 @@ class _Archive:
 
 
 @contextmanager
-def open_label_files(path: Path, named: Palette | None, bag: LabelSet | None) -> Iterator[LabelFiles]:
+def open_label_files(
+    path: Path, named: Palette | None, bag: LabelSet | None, unknown: str = "refuse"
+) -> Iterator[LabelFiles]:
     """Label images in a folder or zip archive; they can be read inside the `with`.
 
     Args:
@@ -124,6 +129,7 @@ def open_label_files(path: Path, named: Palette | None, bag: LabelSet | None) ->
             Label Studio export "Brush labels to PNG" with its JSON export beside the files, which tells images by task.
         named: class list that the user named; None = the labelmap.txt among the files, or else the bag's.
         bag: class list of the bag, which ids will refer to; None = it has none.
+        unknown: what becomes of pixels of no class; see `MaskReader`.
 
     Raises:
         ConfigError: if there is nothing to read, or the class list is missing where it is needed or not the bag's.
@@ -143,14 +149,24 @@ def open_label_files(path: Path, named: Palette | None, bag: LabelSet | None) ->
         kind = "CVAT" if cvat else "Label Studio" if studio else "png"
         if palette is None and kind != "png":
             raise ConfigError(f"the {kind} export {path} has no {CLASS_LIST}. Name a class list (--labels)")
+        names = cvat or pngs
+        reader = MaskReader(palette, unknown, lambda: _contents(archive, names))
         found = (
             _label_studio(archive, studio, palette)
             if kind == "Label Studio"
-            else _plain(archive, cvat or pngs, palette)
+            else _plain(archive, names, reader)
         )
-        yield LabelFiles(*found, palette, kind)
+        yield LabelFiles(*found, palette, kind, reader)
     finally:
         archive.close()
+
+
+def _contents(archive: _Archive, names: list[str]) -> Iterator[bytes]:
+    for name in names:
+        try:
+            yield archive.read(name)
+        except ImageError:
+            continue
 
 
 def _own_palette(archive: _Archive) -> Palette | None:
@@ -158,52 +174,14 @@ def _own_palette(archive: _Archive) -> Palette | None:
     if not lists:
         return None
     try:
-        text = archive.read(min(lists, key=len)).decode("utf-8", errors="replace")
-    except ImageError as err:
+        text = decode_text(archive.read(min(lists, key=len)))
+    except (ImageError, UnicodeDecodeError) as err:
         raise ConfigError(f"{archive.path}/{lists[0]}: {err}") from err
     return parse_palette(text, f"{archive.path}/{min(lists, key=len)}")
 
 
-def decode_png(data: bytes) -> np.ndarray:
-    """A png file as (H, W) of one channel, or (H, W, 3) uint8 RGB without alpha.
-
-    Raises:
-        ImageError: if it is none, or damaged.
-    """
-    buffer = np.frombuffer(data, np.uint8)
-    if buffer[:8].tobytes() != PNG_MAGIC:
-        raise ImageError("it is not a png file")
-    check_container(buffer, max_pixels=MAX_PIXELS)
-    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ImageError("the png cannot be decoded")
-    if image.ndim == 2:
-        return image
-    if image.dtype != np.uint8:
-        raise ImageError(f"colours have 8 bits. Got: {image.dtype}")
-    return np.ascontiguousarray(image[..., 2::-1])
-
-
-def label_ids(data: bytes, palette: Palette | None) -> np.ndarray:
-    """A png file of class ids or colours as (H, W) uint8 class ids; ids are not checked without a palette.
-
-    Raises:
-        ImageError: if it is none, or shows an id or a colour of no class.
-    """
-    image = decode_png(data)
-    if image.ndim == 3:
-        if palette is None:
-            raise ImageError("it shows colours: a class list with colours is needed (--labels)")
-        return palette.ids_of(image)
-    if image.dtype != np.uint8:
-        if image.max() > 255:
-            raise ImageError(f"class ids are 0..255. Got: {int(image.max())}")
-        image = image.astype(np.uint8)
-    return image if palette is None else palette.checked(image)
-
-
 def _plain(
-    archive: _Archive, names: list[str], palette: Palette | None
+    archive: _Archive, names: list[str], reader: MaskReader
 ) -> tuple[list[LabelFile], list[tuple[str, str]]]:
     found: dict[int, LabelFile] = {}
     refused = []
@@ -215,7 +193,7 @@ def _plain(
         except ImageError as err:
             refused.append((name, str(err)))
             continue
-        found[stamp] = LabelFile(name, stamp, lambda name=name: label_ids(archive.read(name), palette))
+        found[stamp] = LabelFile(name, stamp, lambda name=name: reader.ids(name, archive.read(name)))
     return [found[stamp] for stamp in sorted(found)], refused
 
 
@@ -279,14 +257,17 @@ def _stack(archive: _Archive, parts: list[tuple[str, int]]) -> np.ndarray:
     """One label image of a binary mask per region; pixels that two classes claim stay unlabelled."""
     ids, claimed = None, None
     for name, number in parts:
-        mask = decode_png(archive.read(name))
+        png = read_png(archive.read(name))
+        mask = png.values
         if mask.ndim != 2:
             raise ImageError(f"{name}: a region's mask has one channel. Got: {mask.shape[2]}")
         if ids is None:
             ids, claimed = np.full(mask.shape, IGNORE, np.uint8), np.zeros(mask.shape, bool)
         if mask.shape != ids.shape:
             raise ImageError(f"{name}: regions of one task differ in size")
-        here = mask > 127
+        here = mask > (2**png.depth - 1) // 2
+        if png.alpha is not None:
+            here &= png.alpha > 127
         ids[here & claimed & (ids != number)] = IGNORE
         ids[here & ~claimed] = number
         claimed |= here

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import IGNORE, LABEL_SETS, LabelSet
+from vtseg_ros.text import read_text
 
 BACKGROUND = "background"
 """CVAT's name for what nobody labelled; when it is black it is no class here but unlabelled pixels."""
@@ -50,11 +51,18 @@ class Palette:
             unclear = unclear or "the class list has another order than the bag's"
         return Palette(LabelSet(labels.names, colors), unclear)
 
-    def ids_of(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 colours -> (H, W) uint8 class ids, black being 255 unless a class is black.
+    def lookup(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look colours up in the class list.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+
+        Returns:
+            (H, W) uint8 class ids, 255 for black (unless a class is black) and for colours of no class; and (H, W)
+            bool, False for the latter.
 
         Raises:
-            ImageError: naming a colour that no class has, and where it is.
+            ImageError: if two classes have the same colour.
         """
         key = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # (H, W)
         colors = np.array(self.labels.colors, np.uint32) @ np.array([65536, 256, 1], np.uint32)
@@ -66,16 +74,34 @@ class Palette:
         for number, color in enumerate(colors):
             here = key == color
             ids[here], known = number, known | here
+        return ids, known
+
+    def ids_of(self, rgb: np.ndarray) -> np.ndarray:
+        """Return the class ids of colours; see `lookup`.
+
+        Raises:
+            ImageError: naming a colour that no class has, and where it is.
+        """
+        ids, known = self.lookup(rgb)
         if not known.all():
-            row, column = np.argwhere(~known)[0]
-            red, green, blue = (int(value) for value in rgb[row, column])
-            raise ImageError(f"no class has the colour {red},{green},{blue} (row {row}, column {column})")
+            self.refuse_color(rgb, known)
         return ids
 
-    def checked(self, ids: np.ndarray) -> np.ndarray:
-        """Class ids, when all are in the list or 255; ImageError naming the first that is not."""
+    @staticmethod
+    def refuse_color(rgb: np.ndarray, known: np.ndarray) -> NoReturn:
+        """Raise ImageError naming the first colour that is not known."""
+        row, column = np.argwhere(~known)[0]
+        red, green, blue = (int(value) for value in rgb[row, column])
+        raise ImageError(f"no class has the colour {red},{green},{blue} (row {row}, column {column})")
+
+    def require_clear_ids(self) -> None:
+        """Raise ImageError where an image of class ids could mean something else."""
         if self.ids_unclear:
             raise ImageError(f"it holds class ids, and their meaning is unclear: {self.ids_unclear}")
+
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """Return class ids when all are in the list or 255; ImageError naming the first that is not."""
+        self.require_clear_ids()
         wrong = (ids >= len(self.labels)) & (ids != IGNORE)
         if wrong.any():
             row, column = np.argwhere(wrong)[0]
@@ -130,7 +156,7 @@ def open_palette(name: str) -> Palette:
     if name in LABEL_SETS:
         return Palette(LABEL_SETS[name])
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        text = read_text(name)
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "it is not a text file"
         raise ConfigError(

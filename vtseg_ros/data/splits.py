@@ -9,6 +9,7 @@ from pathlib import Path
 from vtseg_ros.data.bags import BagReader
 from vtseg_ros.data.index import BagSource
 from vtseg_ros.data.messages import NS
+from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.errors import ConfigError
 
 log = logging.getLogger("vtseg_ros.data")
@@ -31,7 +32,8 @@ def split_by_time(
     training, validation = [], []
     for source in sources:
         with BagReader(source.path) as bag:
-            whole_s = (bag.end_ns - bag.start_ns) / NS
+            first, last = bag.span([source.image_topic or find_image_topic(bag)])
+            whole_s = (last - first) / NS
             end_s = min(source.end_s or whole_s, whole_s)
         span = end_s - source.start_s - guard_s
         if span <= 0:

@@ -16,6 +16,7 @@ from vtseg_ros.data.index import BagSource, CorruptMessage, Frame, FrameIndex
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import BagError, ImageError
 from vtseg_ros.labels import IGNORE
+from vtseg_ros.resize import Box, place
 
 __all__ = ["BagSource", "CorruptMessage", "Frame", "FrameIndex", "FrameStore"]
 
@@ -29,15 +30,24 @@ class FrameStore:
         index: the frames.
         size: (width, height) that images and labels are resized to; None = as they are.
         cache_dir: folder for decoded frames, shared by all processes; needs `size`. None = decode each time.
+        resize_mode: how they are resized, see `resize.place`.
+        label_tables: for each source a (256,) uint8 table that its label ids are replaced by, or None = as they are.
 
     Raises:
         ConfigError: if the cache cannot be written.
     """
 
     def __init__(
-        self, index: FrameIndex, *, size: tuple[int, int] | None = None, cache_dir: Path | None = None
+        self,
+        index: FrameIndex,
+        *,
+        size: tuple[int, int] | None = None,
+        cache_dir: Path | None = None,
+        label_tables: list[np.ndarray | None] | None = None,
+        resize_mode: str = "stretch",
     ) -> None:
-        self.index, self.size = index, size
+        self.index, self.size, self.resize_mode = index, size, resize_mode
+        self.label_tables = label_tables or [None] * len(index.sources)
         self._bags = OpenBags([source.path for source in index.sources])
         # Shared with data loader workers, so that the process that started them can count what they met.
         self._corrupt = torch.zeros(len(index.frames), dtype=torch.uint8).share_memory_()
@@ -45,7 +55,7 @@ class FrameStore:
         if cache_dir is not None:
             if size is None:
                 raise ValueError("a cache needs one size for all frames")
-            self._cache, reasons = open_cache(Path(cache_dir), index, size, self._decode)
+            self._cache, reasons = open_cache(Path(cache_dir), index, size, self._decode, resize_mode)
             for number, reason in reasons.items():
                 self._report(number, reason)
 
@@ -74,6 +84,12 @@ class FrameStore:
 
     def label(self, number: int) -> np.ndarray | None:
         """(H, W) uint8 class ids, or None for a frame without a label. Raises as `image` does."""
+        ids = self.raw_label(number)
+        table = self.label_tables[self.index.frames[number].source]
+        return ids if ids is None or table is None else table[ids]
+
+    def raw_label(self, number: int) -> np.ndarray | None:
+        """`label` with the ids that the bag has."""
         if self.index.frames[number].label_ns is None:
             return None
         if self._cache is not None:
@@ -125,16 +141,32 @@ class FrameStore:
         frame = self.index.frames[number]
         topic = self.index.topics[frame.source][0]
         rgb = decode_any(self._bags[frame.source].read(topic, frame.image_ns, frame.stamp_ns))
-        return resize_rgb(rgb, self.size) if self.size else rgb
+        return resize_rgb(rgb, self.size, self.resize_mode) if self.size else rgb
 
     def _decode_label(self, number: int) -> np.ndarray:
         frame = self.index.frames[number]
         topic = self.index.topics[frame.source][1]
         ids = decode_label(self._bags[frame.source].read(topic, frame.label_ns, frame.stamp_ns))
-        if self.size and (ids.shape[1], ids.shape[0]) != self.size:
+        if self.size is None:
+            return ids
+        placement = place((ids.shape[1], ids.shape[0]), self.size, self.resize_mode)
+        ids, target = placement.source.of(ids), placement.target
+        if (ids.shape[1], ids.shape[0]) != (target.width, target.height):
             # EXACT takes the pixel in the middle, where the image's resize has its weight too.
-            ids = cv2.resize(ids, self.size, interpolation=cv2.INTER_NEAREST_EXACT)
-        return ids
+            ids = cv2.resize(ids, (target.width, target.height), interpolation=cv2.INTER_NEAREST_EXACT)
+        if placement.fills:
+            return ids
+        canvas = np.full((self.size[1], self.size[0]), IGNORE, np.uint8)
+        target.of(canvas)[:] = ids
+        return canvas
+
+    def seen(self, number: int) -> Box | None:
+        """Return the part of the network's input that shows a frame; None = all of it."""
+        size = self.index.frames[number].size
+        if self.size is None or size is None:
+            return None
+        placement = place(size, self.size, self.resize_mode)
+        return None if placement.fills else placement.target
 
     def _refuse_corrupt(self, number: int) -> None:
         if self._corrupt[number]:

@@ -147,7 +147,10 @@ def exportable(
         "class_names": list(checkpoint.labels.names),
         "class_colors": [list(color) for color in checkpoint.labels.colors],
         "input_size": [width, height],
+        "resize_mode": checkpoint.resize_mode,
+        "temperature": checkpoint.temperature,
         "training": checkpoint.training,
+        "licence": checkpoint.licence.to_dict(),
     }
     return Exportable(module.eval(), arguments, inputs, outputs, kind, metadata)
 

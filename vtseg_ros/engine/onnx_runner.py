@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
+from vtseg_ros.model.checkpoint import Checkpoint, read_use
+from vtseg_ros.model.licence import Licence
+from vtseg_ros.model.onnx_adapter import adapter_of
+from vtseg_ros.model.state import METADATA_KEY
 
 PROVIDERS = {
     "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -25,7 +28,7 @@ class OnnxRunner:
     """Stands in for `vtseg_ros.engine.runner.Runner`; cameras run one after the other.
 
     Args:
-        path: a file written by `vtseg export --format onnx`.
+        path: a file written by `vtseg export --format onnx` or `vtseg weights convert --as onnx`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`: auto takes a GPU if onnxruntime has a provider for it.
 
     Attributes:
@@ -71,6 +74,7 @@ class OnnxRunner:
         self.longest = self.window = int(metadata["config"]["window"])
         width, height = (int(side) for side in metadata["input_size"])
         self._input_size = (height, width)
+        resize_mode, temperature = read_use(metadata)
         colors = tuple(tuple(color) for color in metadata["class_colors"])
         self.checkpoint = Checkpoint(
             model=nn.Identity(),
@@ -80,7 +84,11 @@ class OnnxRunner:
             input_size=(width, height),
             training=metadata["training"],
             path=path,
+            licence=Licence.from_metadata(metadata),
+            resize_mode=resize_mode,
+            temperature=temperature,
         )
+        self._adapter = adapter_of(metadata)
         if self.kind == "stream":
             past = next(one for one in self.session.get_inputs() if one.name == "past")
             self._row = int(past.shape[2])
@@ -89,7 +97,8 @@ class OnnxRunner:
         text = self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise CheckpointError(
-                f"{path} was not written by `vtseg export`: it has no {METADATA_KEY!r} metadata with classes and size"
+                f"{path} was not written by `vtseg export`: it has no {METADATA_KEY!r} metadata with classes and size. "
+                f"For another segmentation network: vtseg weights convert {path.name} --as onnx --labels FILE"
             )
         metadata = json.loads(text)
         if metadata.get("format") != 1:
@@ -104,6 +113,8 @@ class OnnxRunner:
         return logits, [torch.from_numpy(row) for _, row in answers]
 
     def _image(self, image: np.ndarray, rows: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        if self._adapter is not None:
+            return self._adapter.run(self.session, image), np.empty(0, np.float32)
         (logits,) = self.session.run(["logits"], {"images": image[None]})
         return logits, np.empty(0, np.float32)
 

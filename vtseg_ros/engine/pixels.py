@@ -8,18 +8,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vtseg_ros.labels import IGNORE
+from vtseg_ros.resize import FILL, place
 
 
-def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One antialiased bilinear resize, the aspect not kept.
+def resize_rgb(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
+    """One antialiased bilinear resize.
 
     Args:
         image: (H, W, 3) uint8.
         size: (width, height) px.
+        mode: see `place`; what a letterbox leaves free is `FILL`.
 
     Returns:
         (height, width, 3) uint8; the image itself when it has this size.
     """
+    if mode != "stretch":
+        placement = place((image.shape[1], image.shape[0]), size, mode)
+        target = placement.target
+        image = resize_rgb(placement.source.of(image), (target.width, target.height))
+        if placement.fills:
+            return image
+        canvas = np.full((size[1], size[0], 3), FILL, np.uint8)
+        target.of(canvas)[:] = image
+        return canvas
     if (image.shape[1], image.shape[0]) == size:
         return image
     pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[
@@ -31,13 +42,13 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device) -> Tensor:
+def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device, mode: str = "stretch") -> Tensor:
     """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded.
 
-    A GPU resizes by itself; the result may differ from `resize_rgb` by 1/255.
+    A GPU stretches by itself; the result may differ from `resize_rgb` by 1/255.
     """
-    if device.type != "cuda":
-        image = resize_rgb(image, size)
+    if device.type != "cuda" or mode != "stretch":
+        image = resize_rgb(image, size, mode)
     # Messages give read-only views, which torch does not take.
     pixels = torch.from_numpy(np.require(image, requirements="CW"))
     if device.type == "cuda":

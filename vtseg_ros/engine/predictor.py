@@ -27,9 +27,11 @@ from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageErr
 from vtseg_ros.labels import IGNORE
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.priors import check_prior_size
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.resize import Box, check_resize_mode, place, restoration
 
 log = logging.getLogger("vtseg_ros.engine")
 
@@ -46,8 +48,9 @@ class Result:
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
         confidence: (H, W) uint8, softmax maximum * 255.
-        frames_in_window: frames the network saw, 1..window; 0 for a duplicate.
-        duplicate: the frame's stamp was the last one's: nothing was computed, mask and confidence are empty.
+        frames_in_window: frames the network saw, 1..window; 0 for a dropped frame.
+        dropped: why the frame was left out (its stamp repeats the newest one or is late): nothing was computed, mask
+            and confidence are empty, the window is as it was. Empty for a processed frame.
         restarted: why a new window began with this frame; empty if none did.
         preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
         error: why there is no mask (it and the confidence are empty); the camera's window then starts anew.
@@ -56,7 +59,7 @@ class Result:
     mask: np.ndarray
     confidence: np.ndarray
     frames_in_window: int
-    duplicate: bool = False
+    dropped: str = ""
     restarted: str = ""
     preprocess_s: float = 0.0
     inference_s: float = 0.0
@@ -117,6 +120,8 @@ class Segmenter:
         static_prior: an external static network (see `model.priors.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         compile: use torch.compile; the first full window then takes about a minute.
+        resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
+            the sides that the network does not see; None = the checkpoint's.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: naming what is wrong.
@@ -137,6 +142,7 @@ class Segmenter:
         static_prior: str | None = None,
         min_confidence: float = 0.0,
         compile: bool = False,
+        resize_mode: str | None = None,
     ) -> None:
         if streaming not in STREAMING:
             raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
@@ -153,6 +159,8 @@ class Segmenter:
                 checkpoint = load_checkpoint(checkpoint, static_prior=static_prior)
             self._open(checkpoint, input_size, streaming, compile)
         self.labels = self.checkpoint.labels
+        self.resize_mode = resize_mode or self.checkpoint.resize_mode
+        check_resize_mode(self.resize_mode)
         self._cameras: dict[str, _Camera] = {}
         self._window = self._max_gap_s = self._min_confidence = 0
         self.window, self.max_gap_s = window, max_gap_s
@@ -169,7 +177,10 @@ class Segmenter:
         self.input_size = (width, height)
         if isinstance(checkpoint.model, VTSeg):
             check_prior_size(checkpoint.model.static_prior, (height, width))
-        self.model = prepare(checkpoint.model, self.device, self._dtype)
+        network = checkpoint.model
+        if hasattr(network, "coarse_logits") and self.upsampling != "nearest":
+            network = CoarseLogits(network)  # `nearest` upsamples a mask of the network's size
+        self.model = prepare(network, self.device, self._dtype)
         if self.device.type == "cpu" and not compile:  # the compiler packs by itself
             pack(self.model, (height, width))
         self.video = isinstance(self.model, VTSeg)
@@ -339,13 +350,13 @@ class Segmenter:
                 frame.camera, _Camera(FrameWindow(self._max_gap_s), deque(maxlen=self._window - 1))
             )
             decision = camera.window.push(frame.stamp_ns, frame.image.shape[:2], frame.frame_id)
-            if decision.action is Action.DUPLICATE:
-                results[index] = Result(EMPTY, EMPTY, 0, duplicate=True)
+            if decision.action is Action.DROP:
+                results[index] = Result(EMPTY, EMPTY, 0, dropped=decision.reason)
                 continue
             if decision.action is Action.RESTART:
                 camera.past.clear()
             try:
-                pixels = to_input(frame.image, self.input_size, self.device)
+                pixels = to_input(frame.image, self.input_size, self.device, self.resize_mode)
             except torch.OutOfMemoryError:
                 size = f"an image of {frame.image.shape[1]}x{frame.image.shape[0]} px"
                 results[index] = self._failed(
@@ -363,7 +374,7 @@ class Segmenter:
                     continue
                 mask, confidence, inference = answer
                 results[one.index] = Result(
-                    mask, confidence, older + 1, False, one.reason, one.preprocess_s, inference
+                    mask, confidence, older + 1, "", one.reason, one.preprocess_s, inference
                 )
         return results
 
@@ -397,9 +408,7 @@ class Segmenter:
         logits, kept = self._logits(group)
         answers = []
         for row, one in enumerate(group):
-            mask, confidence = to_mask(
-                logits[row : row + 1], self._target(one.frame.image), self.upsampling, self._min_confidence
-            )
+            mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
             answers.append((mask, confidence, time.monotonic() - started))
         # Only when all went well: a group that is tried again must find its windows as they were.
         for row, one in enumerate(group):
@@ -410,6 +419,17 @@ class Segmenter:
         """(B, C, h, w) of the newest frames, and what each leaves behind."""
         images = torch.cat([one.pixels for one in group])
         return self._runner(images, [one.camera.past for one in group])
+
+    def _mask(self, logits: Tensor, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
+        target, image_size = self._target(image), (image.shape[1], image.shape[0])
+        logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
+        placement = place(image_size, self.input_size, self.resize_mode)
+        if placement.fills and placement.source == Box(0, 0, *image_size):
+            return to_mask(logits, target, self.upsampling, self._min_confidence)
+        restore = restoration(placement, image_size, target)
+        mask, confidence = to_mask(logits, restore.whole, self.upsampling, self._min_confidence)
+        return restore(mask, IGNORE), restore(confidence, 0)
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vtseg_ros.engine.fold import fold
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.layout import use_channels_last
+from vtseg_ros.model.normalization import Normalization
 from vtseg_ros.model.priors import is_own
 from vtseg_ros.model.static import StaticBranch
 
@@ -84,6 +85,10 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
 
 
 def _own(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    module = fold(module).requires_grad_(False).to(device, dtype)
+    module = fold(module).requires_grad_(False)
+    constants = [(part, part.mean, part.std) for part in module.modules() if isinstance(part, Normalization)]
+    module = module.to(device, dtype)
+    for part, mean, std in constants:  # rounded constants would shift every pixel
+        part.mean, part.std = mean.to(device), std.to(device)
     use_channels_last(module)
     return module

@@ -13,12 +13,12 @@ class Action(Enum):
 
     APPEND = "append"
     RESTART = "restart"
-    DUPLICATE = "duplicate"
+    DROP = "drop"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action and, for a restart, its reason."""
+    """An action and, for a restart or a dropped frame, its reason."""
 
     action: Action
     reason: str = ""
@@ -27,8 +27,9 @@ class Decision:
 class FrameWindow:
     """Decides per frame of one camera.
 
-    A pause longer than `max_gap_s`, a stamp that runs backwards, another image size or frame_id start a new
-    window. Two equal stamps are one frame: the second is a duplicate. A frame without a stamp (None) always joins.
+    A pause longer than `max_gap_s`, a stamp that runs back by more than it, another image size or frame_id start a
+    new window. A frame that repeats the newest stamp, or is late by at most `max_gap_s`, is dropped and leaves the
+    window as it is. A frame without a stamp (None) always joins.
 
     Args:
         max_gap_s: seconds.
@@ -40,7 +41,7 @@ class FrameWindow:
         self._source: tuple[tuple[int, ...], str] | None = None
 
     def push(self, stamp_ns: int | None, shape: tuple[int, ...], frame_id: str = "") -> Decision:
-        """Decide about a frame and remember it (a duplicate is not remembered).
+        """Decide about a frame and remember it, unless it is dropped.
 
         Args:
             stamp_ns: header stamp in ns; None or 0 = no stamp.
@@ -59,7 +60,10 @@ class FrameWindow:
         elif stamp_ns is not None and previous is not None:
             gap = stamp_ns - previous
             if gap == 0:
-                return Decision(Action.DUPLICATE)
+                return Decision(Action.DROP, f"repeated stamp {_seconds(stamp_ns)}")
+            if -self.max_gap_s * NS_PER_S <= gap < 0:
+                late = f"late stamp {_seconds(stamp_ns)}: {-gap / NS_PER_S:.3f} s older than the newest frame"
+                return Decision(Action.DROP, f"{late}, {_seconds(previous)}")
             if gap < 0:
                 reason = f"stamps ran back by {-gap / NS_PER_S:.3f} s"
             elif gap > self.max_gap_s * NS_PER_S:
@@ -70,3 +74,7 @@ class FrameWindow:
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
+
+
+def _seconds(stamp_ns: int) -> str:
+    return f"{stamp_ns // NS_PER_S}.{stamp_ns % NS_PER_S:09d} s"

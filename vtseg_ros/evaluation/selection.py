@@ -13,16 +13,18 @@ from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
 from vtseg_ros.data.messages import IMAGE
 from vtseg_ros.data.windows import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.class_map import ClassMap, MappedSystem
 from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window
 from vtseg_ros.evaluation.systems import SegmenterSystem, System, SystemInfo
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.segformer import SEGFORMERS
 from vtseg_ros.model.static import StaticBranch
 
 TITLES = {
     "vtseg": "VTSeg",
     "erfnet": "ERFNet",
-    "segformer_b0": "SegFormer-B0",
+    **{name: f"SegFormer-{variant.upper()}" for name, variant in SEGFORMERS.items()},
     "efficientvit_b0": "EfficientViT-B0",
     "efficientvit_b1": "EfficientViT-B1",
     "gru": "GRU",
@@ -45,6 +47,7 @@ class Selection:
         static_prior: as `load_checkpoint`.
         stride: of the index that frames are taken from.
         device, precision: as `Segmenter`.
+        class_map: from the checkpoints' classes to the labels'; None = they are the same.
     """
 
     checkpoints: Sequence[str]
@@ -56,6 +59,7 @@ class Selection:
     stride: int = 1
     device: str = "auto"
     precision: str = "auto"
+    class_map: ClassMap | None = None
 
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.checkpoints):
@@ -79,7 +83,9 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
         # Loaded once per system: the predictor may change the network that it runs.
         loaded = load_checkpoint(info.checkpoint, static_prior=selection.static_prior)
         part = _part(loaded, info.checkpoint, model)
-        first = systems[0] if systems else None
+        if selection.class_map:
+            selection.class_map.table(part.labels)  # refused before the network is made ready
+        first = systems[0] if systems and not selection.class_map else None
         if first and part.labels.names != first.labels.names:
             raise ConfigError(
                 f"checkpoints with different class lists cannot share a table: {info.checkpoint} has "
@@ -88,9 +94,10 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
         options = dict(device=selection.device, precision=selection.precision)
         if part.architecture == "gru":
             flow = WindowFlow(info.flow, index, stride=selection.stride)
-            systems.append(RecurrentSystem(info, part, flow=flow, **options))
+            system: System = RecurrentSystem(info, part, flow=flow, **options)
         else:
-            systems.append(SegmenterSystem(info, part, **options))
+            system = SegmenterSystem(info, part, **options)
+        systems.append(MappedSystem(system, selection.class_map) if selection.class_map else system)
     return systems
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,31 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.visual import colorize, overlay
 
 MIN_WIDTH = 640
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
+MAX_NAME_BYTES = 255
 DEFAULT_RATE_HZ = 10.0
 """Of videos whose frames do not say how far apart they are."""
+
+
+def check_new_video(path: Path) -> None:
+    """Refuse an overlay that cannot be written.
+
+    Raises:
+        ConfigError: if it exists, or its suffix is of no container that takes H.264.
+    """
+    if path.suffix.lower() not in CONTAINERS:
+        raise ConfigError(
+            f"overlay {path}: its suffix must be one of {', '.join(CONTAINERS)}. Got: {path.suffix!r}"
+        )
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise ConfigError(f"overlay {path}: a name may have {MAX_NAME_BYTES} bytes")
+    if path.exists():
+        raise ConfigError(f"{path} exists: nothing is overwritten")
 
 
 class OverlayVideo:
@@ -33,7 +54,7 @@ class OverlayVideo:
             scale = max(1.0, MIN_WIDTH / image.shape[1])
             self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
             self._writer = imageio_ffmpeg.write_frames(
-                str(self._path), (self._size[0], self._size[1] * 2), fps=self._rate, codec="libx264",
+                f"file:{self._path.resolve()}", (self._size[0], self._size[1] * 2), fps=self._rate, codec="libx264",
                 macro_block_size=2, quality=7, ffmpeg_log_level="error",
             )  # fmt: skip
             self._writer.send(None)
@@ -53,7 +74,8 @@ def overlay_video(path: Path, labels: LabelSet, rate_hz: float | None) -> Iterat
 
     It is there under its name when it is whole; without a frame, or after an exception, nothing is left behind.
     """
-    part = path.with_name(f".{path.stem}.part{path.suffix}")  # ffmpeg goes by the suffix
+    # A short name, since that of the video may be as long as names can be; ffmpeg goes by the suffix.
+    part = path.with_name(f".vtseg_{secrets.token_hex(4)}.part{path.suffix}")
     video = OverlayVideo(part, labels, rate_hz or DEFAULT_RATE_HZ)
     try:
         try:

@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -24,9 +25,19 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.gru import STGRU
-from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
-from vtseg_ros.model.state import load_exact
+from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
+from vtseg_ros.model.priors import (
+    CLASSES,
+    EXTERNAL,
+    PRIORS,
+    build_prior,
+    is_registered,
+    load_external_prior,
+)
+from vtseg_ros.model.segformer import SegFormer
+from vtseg_ros.model.state import METADATA_KEY, load_exact
 from vtseg_ros.model.vtseg import VTSeg, check_size
+from vtseg_ros.resize import RESIZE_MODES
 
 try:
     import fcntl
@@ -34,10 +45,11 @@ except ImportError:  # not on Windows
     fcntl = None
 
 FORMAT = 1
-METADATA_KEY = "vtseg_ros"
 WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_SIDE = 16384
+KEPT_FP32 = ("running_mean", "running_var", "normalization.mean", "normalization.std")
+"""Ends of names of tensors that half precision would shift."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +58,16 @@ class Checkpoint:
 
     Attributes:
         model: the network, in eval mode, fp32.
-        architecture: `vtseg`, `gru` (video networks), or an image network: `erfnet`, `segformer_b0`,
-            `efficientvit_b0`, `efficientvit_b1`.
+        architecture: `vtseg`, `gru` (video networks), or an image network: `erfnet`, `segformer_b0` to
+            `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
         config: the network's configuration as plain values.
         labels: its class list.
         input_size: (width, height) in px it was trained at.
         training: summary of its training (plain JSON values).
         path: the file.
+        licence: of the weights.
+        resize_mode: how images are brought to that size: `stretch`, `letterbox` or `crop`.
+        temperature: divides the logits before the softmax, so that confidences are calibrated.
     """
 
     model: nn.Module
@@ -62,14 +77,19 @@ class Checkpoint:
     input_size: tuple[int, int]
     training: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    licence: Licence = NOT_STATED
+    resize_mode: str = "stretch"
+    temperature: float = 1.0
 
 
 def architecture_of(model: nn.Module) -> str:
     """The name under which a checkpoint records the kind of network."""
-    for name, kind in {"vtseg": VTSeg, "gru": STGRU, **PRIORS}.items():
+    if isinstance(model, SegFormer):
+        return f"segformer_{model.variant}"
+    for name, kind in {"vtseg": VTSeg, "gru": STGRU, **CLASSES}.items():
         if isinstance(model, kind):
             return name
-    kinds = ", ".join(kind.__name__ for kind in PRIORS.values())
+    kinds = ", ".join(kind.__name__ for kind in (SegFormer, *CLASSES.values()))
     raise ConfigError(f"a checkpoint holds VTSeg, STGRU or one of {kinds}. Got: {type(model).__name__}")
 
 
@@ -89,6 +109,9 @@ def save_checkpoint(
     input_size: tuple[int, int],
     training: dict[str, Any] | None = None,
     half: bool = False,
+    licence: Licence = NOT_STATED,
+    resize_mode: str = "stretch",
+    temperature: float = 1.0,
 ) -> None:
     """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
 
@@ -98,7 +121,9 @@ def save_checkpoint(
         labels: class list, as long as the network's logits.
         input_size: (width, height) in px of the network's input.
         training: summary to carry along; plain JSON values.
-        half: store weights in half precision (BatchNorm statistics stay fp32).
+        half: store weights in half precision (BatchNorm statistics and normalisation stay fp32).
+        licence: of the weights.
+        resize_mode, temperature: see `Checkpoint`.
 
     Raises:
         ConfigError: if the class list does not fit the network.
@@ -119,6 +144,9 @@ def save_checkpoint(
         "class_colors": [list(color) for color in labels.colors],
         "input_size": list(input_size),
         "training": training or {},
+        "licence": licence.to_dict(),
+        "resize_mode": resize_mode,
+        "temperature": temperature,
     }
     tensors = {key: _stored(key, value, half) for key, value in state.items()}
     metadata["sha256"] = _digest(metadata, tensors)
@@ -165,7 +193,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
-    keep = not value.is_floating_point() or key.endswith(("running_mean", "running_var"))
+    keep = not value.is_floating_point() or key.endswith(KEPT_FP32)
     value = value.detach().cpu()
     # An own copy: tensors of a tied or expanded storage cannot be saved as they are.
     return (value if keep or not half else value.half()).contiguous().clone()
@@ -235,6 +263,36 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def licence_of(path: Path, metadata: dict[str, Any]) -> Licence:
+    """Return the licence of a checkpoint file from its metadata, or that of shipped weights older than the entry.
+
+    Raises:
+        CheckpointError: if the entry is not a licence.
+    """
+    if "licence" not in metadata and path.parent == WEIGHTS_DIR:
+        return SHIPPED.get(path.stem, NOT_STATED)
+    return Licence.from_metadata(metadata)
+
+
+def read_use(metadata: dict[str, Any]) -> tuple[str, float]:
+    """Return the resize mode and the temperature in a file's metadata; older files have neither.
+
+    Raises:
+        CheckpointError: for values that do not exist.
+    """
+    mode, temperature = metadata.get("resize_mode", "stretch"), metadata.get("temperature", 1.0)
+    if (
+        mode not in RESIZE_MODES
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < math.inf
+    ):
+        raise CheckpointError(
+            f"metadata: unknown use; expected resize_mode of {', '.join(RESIZE_MODES)} and a temperature above 0, "
+            f"got {mode!r} and {temperature!r}"
+        )
+    return mode, float(temperature)
+
+
 def _build(
     architecture: str, config: dict[str, Any], static_prior: str | None, size: tuple[int, int]
 ) -> nn.Module:
@@ -302,7 +360,9 @@ def load_checkpoint(
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
             raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+        resize_mode, temperature = read_use(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
+        licence = licence_of(path, metadata)
         if config["num_classes"] != len(labels):
             raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
         state = load_file(path)
@@ -342,4 +402,7 @@ def load_checkpoint(
         input_size=(width, height),
         training=training,
         path=path,
+        licence=licence,
+        resize_mode=resize_mode,
+        temperature=temperature,
     )

@@ -363,6 +363,24 @@ class EfficientViTB1(EfficientViTSeg):
         super().__init__(num_classes=num_classes, config=self.config)
 
 
+class CoarseLogits(nn.Module):
+    """A network that leaves the upsampling of its logits to the caller: (n, 3, H, W) -> (n, C, H / 8, W / 8).
+
+    Logits that are upsampled to the size of a mask in one go cost less, and the interpolation is the caller's choice.
+
+    Args:
+        network: has the method `coarse_logits`; shared, not copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `coarse_logits` of images (n, 3, H, W), RGB in [0, 1]."""
+        return self.network.coarse_logits(images)
+
+
 # From the published key names to ours, applied in this order.
 _RENAMES = (
     (r"^module\.", ""),

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
-from vtseg_ros.model.segformer import SegFormer
+from vtseg_ros.model.onnx_adapter import adapter_of
+from vtseg_ros.model.segformer import SEGFORMERS, SegFormer
+from vtseg_ros.model.state import METADATA_KEY
 
-PRIORS: dict[str, type[nn.Module]] = {
+CLASSES: dict[str, type[nn.Module]] = {
     "erfnet": ERFNet,
-    "segformer_b0": SegFormer,
     "efficientvit_b0": EfficientViTB0,
     "efficientvit_b1": EfficientViTB1,
 }
+PRIORS: dict[str, Callable[..., nn.Module]] = {
+    **CLASSES,
+    **{name: partial(SegFormer, variant=variant) for name, variant in SEGFORMERS.items()},
+}
 """Networks that a checkpoint may name: plain modules whose weights it carries."""
+
+OWN_CLASSES = (SegFormer, *CLASSES.values())
 
 EXTERNAL = "external"
 """What a checkpoint says when its static network is a file or a factory that the user must name."""
@@ -34,7 +46,8 @@ class OnnxPrior(nn.Module):
     """A static network in an ONNX file, run by onnxruntime on the CPU; it has no gradients.
 
     Args:
-        path: the file; one input (n, 3, H, W) float32 and one output (n, C, H, W).
+        path: the file; one input (n, 3, H, W) float32 and one output (n, C, H, W), or a file of
+            `vtseg weights convert --as onnx`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,8 +59,21 @@ class OnnxPrior(nn.Module):
         except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
             raise CheckpointError(f"static prior {path} cannot be read as ONNX: {_line(err)}") from err
         self.input_name = self.session.get_inputs()[0].name
+        metadata = json.loads(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+        self.adapter = adapter_of(metadata)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.adapter is not None:
+            logits = [
+                self.adapter.run(self.session, image) for image in images.detach().float().cpu().numpy()
+            ]
+            upsampled = F.interpolate(
+                torch.from_numpy(np.concatenate(logits)),
+                size=images.shape[2:],
+                mode="bilinear",
+                align_corners=False,
+            )
+            return upsampled.to(images.device, images.dtype)
         outputs = self.session.run(None, {self.input_name: images.detach().float().cpu().numpy()})
         return torch.from_numpy(outputs[0]).to(images.device, images.dtype)
 
@@ -90,7 +116,7 @@ def is_registered(name: str) -> bool:
 
 def is_own(prior: nn.Module) -> bool:
     """Whether a network is of a registered class: it can be cast, folded and packed."""
-    return isinstance(prior, tuple(PRIORS.values()))
+    return isinstance(prior, OWN_CLASSES)
 
 
 def build_prior(name: str, *, num_classes: int) -> nn.Module:
@@ -116,7 +142,7 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
     """A static network that the user names: a file or a factory. It may run code: trust it as you trust a program.
 
     Args:
-        source: path of a TorchScript file (.pt, .ts, .jit), a torch.export file (.pt2), an ONNX file (.onnx),
+        source: path of a checkpoint of an image network (.safetensors), a TorchScript file (.pt, .ts, .jit), a torch.export file (.pt2), an ONNX file (.onnx),
             or `package.module:factory`, called with `num_classes=`.
         num_classes: classes C that its logits must have.
         size: (height, width) of the image that its output's shape is checked with; the network's input size, where
@@ -149,7 +175,7 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
 
 def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
     """Raise ConfigError if an external static network does not take images of (height, width) px."""
-    if type(prior) in PRIORS.values():  # a class of the user's that derives from one of them may refuse sizes
+    if type(prior) in OWN_CLASSES:  # a class of the user's that derives from one of them may refuse sizes
         return
     try:
         _probe(prior, 1, size)
@@ -196,10 +222,26 @@ def _factory(source: str, num_classes: int) -> nn.Module:
     return prior
 
 
+def _checkpoint(path: Path) -> nn.Module:
+    from vtseg_ros.model.checkpoint import (
+        load_checkpoint,  # it builds networks with the priors of this module
+    )
+
+    loaded = load_checkpoint(path)
+    if loaded.architecture not in PRIORS:
+        raise ConfigError(
+            f"static prior {path}: expected a checkpoint of an image network ({', '.join(PRIORS)}), "
+            f"got {loaded.architecture}"
+        )
+    return loaded.model
+
+
 def _file(path: Path) -> nn.Module:
     if not path.is_file():
         raise ConfigError(f"static prior {path}: no such file. Registered names: {', '.join(PRIORS)}")
     suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _checkpoint(path)
     if suffix == ".onnx":
         return OnnxPrior(path)
     try:

@@ -5,23 +5,56 @@ Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segment
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.model.config import VTSegConfig
 from vtseg_ros.model.encoder import VTSegEncoder
+from vtseg_ros.model.mit import translate_segformer_state_dict
+from vtseg_ros.model.normalization import Normalization
+from vtseg_ros.model.state import load_exact
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Sizes of a SegFormer (paper, Tables 6 and 1).
+
+    Args:
+        embed_dims: widths of the four stages.
+        depths: layers of the four stages.
+        decoder_channels: width of the decode head.
+    """
+
+    embed_dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    decoder_channels: int
+
+
+_WIDE = (64, 128, 320, 512)
+VARIANTS = {
+    "b0": Variant((32, 64, 160, 256), (2, 2, 2, 2), 256),
+    "b1": Variant(_WIDE, (2, 2, 2, 2), 256),
+    "b2": Variant(_WIDE, (3, 4, 6, 3), 768),
+    "b3": Variant(_WIDE, (3, 4, 18, 3), 768),
+    "b4": Variant(_WIDE, (3, 8, 27, 3), 768),
+    "b5": Variant(_WIDE, (3, 6, 40, 3), 768),
+}
+SEGFORMERS = {f"segformer_{variant}": variant for variant in VARIANTS}
+"""Architecture names as checkpoints and configurations record them, and their variants."""
 
 
 class SegFormer(nn.Module):
-    """Mix Transformer and all-MLP decode head: (n, 3, H, W) -> (n, C, H, W).
+    """Mix Transformer and all-MLP decode head: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W).
 
-    The head's logits at H/4 are upsampled bilinearly.
+    The head's logits at H/4 are upsampled bilinearly. `normalization` holds the mean and standard deviation of the
+    RGB that the weights were trained on (0 and 1 as built).
 
     Args:
         num_classes: C.
-        config: widths, heads, depths and reductions of the encoder; None = MiT-B0.
-        decoder_channels: width of the decode head (B0 and B1: 256).
+        variant: `b0` to `b5`.
         dropout: of the decode head, on its fused features.
     """
 
@@ -29,22 +62,37 @@ class SegFormer(nn.Module):
         self,
         *,
         num_classes: int,
-        config: VTSegConfig | None = None,
-        decoder_channels: int = 256,
+        variant: str = "b0",
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        config = config or VTSegConfig(num_classes=num_classes)
-        self.num_classes = num_classes
-        self.encoder = VTSegEncoder(config)
-        self.linear = nn.ModuleList(nn.Linear(dim, decoder_channels) for dim in config.embed_dims)
-        self.fuse = nn.Conv2d(decoder_channels * len(config.embed_dims), decoder_channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(decoder_channels)
+        sizes = VARIANTS[variant]
+        dims, width = sizes.embed_dims, sizes.decoder_channels
+        self.num_classes, self.variant = num_classes, variant
+        self.normalization = Normalization()
+        self.encoder = VTSegEncoder(
+            VTSegConfig(num_classes=num_classes, embed_dims=dims, depths=sizes.depths)
+        )
+        self.linear = nn.ModuleList(nn.Linear(dim, width) for dim in dims)
+        self.fuse = nn.Conv2d(width * len(dims), width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Conv2d(decoder_channels, num_classes, 1)
+        self.classify = nn.Conv2d(width, num_classes, 1)
+
+    def load_reference_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load published weights, decode head included.
+
+        Args:
+            state: of transformers' SegformerForSemanticSegmentation, or of the authors' code (NVlabs/SegFormer).
+
+        Raises:
+            CheckpointError: if keys or shapes are not those of this variant.
+        """
+        load_exact(self, translate_segformer_state_dict(state), source="SegFormer state dict")
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = [grid.squeeze(1) for grid in self.encoder(images.unsqueeze(1))]
+        video = self.normalization(images).unsqueeze(1)  # (n, 1, 3, H, W)
+        maps = [grid.squeeze(1) for grid in self.encoder(video)]  # (n, C_i, H / s_i, W / s_i)
         size = maps[0].shape[2:]
         levels = []
         for linear, grid in zip(self.linear, maps):

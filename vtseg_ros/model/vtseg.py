@@ -16,8 +16,6 @@ from vtseg_ros.model.mapping import ClassMapping
 from vtseg_ros.model.priors import build_prior
 
 SIZE_MULTIPLE = 32
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def check_size(height: int, width: int) -> None:

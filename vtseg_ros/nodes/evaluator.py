@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -14,9 +13,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from vtseg_ros.data.images import decode_any, decode_label
+from vtseg_ros.data.images import ImageDecoder
+from vtseg_ros.data.masks import MaskReader
 from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.data.palette import Palette
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.report import ReportData, latency_percentiles, write_report
 from vtseg_ros.evaluation.score import Scores
 from vtseg_ros.labels import LabelSet
@@ -46,10 +48,17 @@ def _check_baseline(path: str) -> None:
         raise ConfigError(f"no such file: {path}")
 
 
+def _check_class_map(path: str) -> None:
+    if path:
+        load_class_map(path)
+
+
 PARAMETERS = (
     Param("output_dir", "evaluation", "Folder for report.json and report.html.", live=True),
     Param("title", "Replay evaluation", "Heading of the report.", live=True),
     Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline),
+    Param("class_map", "", "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
+          check=_check_class_map),
     Param("input_qos", "sensor_data", "reliable sees every image, but needs reliable publishers (a player is one).",
           allowed=("sensor_data", "reliable")),
     Param("camera", "", "Camera to score when the segmenter has several; empty = the only one."),
@@ -73,9 +82,16 @@ class EvaluatorNode(Node):
         self._params.check_all()
         self._ledger = Ledger()
         self._scores: Scores | None = None
+        path = self._params["class_map"]
+        self._class_map = load_class_map(path) if path else None
         self._labels: LabelSet | None = None
+        """The segmenter's class list."""
+        self._targets: np.ndarray | None = None
+        """(256,) uint8, for each id of a mask the label id that it counts as; None = the same."""
         self._images, self._masks, self._truths = Waiting(), Waiting(), Waiting()
         self._latencies: list[float] = []
+        warn = self.get_logger().warning
+        self._decoders = {what: ImageDecoder(what, warn) for what in ("image", "label", "mask")}
         self._bad, self._other_classes = 0, False
         self._changed = False
         self._newest, self._newest_ns, self._scored_ns = None, None, None
@@ -94,24 +110,32 @@ class EvaluatorNode(Node):
         self.create_service(Trigger, "~/write_report", self._on_write)
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def _baseline(self) -> np.ndarray | None:
+    def _baseline(self, labels: LabelSet) -> np.ndarray | None:
         path = self._params["baseline"]
         if not path:
             return None
-        ids = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        if ids is None or ids.ndim != 2 or ids.dtype != np.uint8:
-            self.get_logger().error(f"baseline {path} is not an 8-bit image of class ids: left out")
+        reader = MaskReader(Palette(labels))
+        try:
+            ids = reader.ids(path, Path(path).read_bytes())
+        except (OSError, ImageError) as err:
+            self.get_logger().error(f"baseline {path} is left out: {err}")
             return None
+        for line in reader.summary([path]):
+            self.get_logger().info(f"baseline {path}: {line}")
         return ids
 
     def _on_label_map(self, message: LabelMap) -> None:
         try:
             labels = label_set_of(message)
+            if self._labels is None and self._class_map is not None:
+                self._targets = self._class_map.table(labels)
         except ConfigError as err:
             self.get_logger().error(f"the label map cannot be used: {err}", throttle_duration_sec=1.0)
             return
         if self._labels is None:
-            self._labels, self._scores = labels, Scores(labels, baseline=self._baseline())
+            self._labels = labels
+            scored = self._class_map.labels if self._class_map else labels
+            self._scores = Scores(scored, baseline=self._baseline(scored))
         self._other_classes = labels.names != self._labels.names
         if self._other_classes:
             self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")
@@ -155,7 +179,7 @@ class EvaluatorNode(Node):
 
     def _ids(self, what: str, stamp: int, message) -> np.ndarray | None:
         try:
-            return decode_label(message)
+            return self._decoders[what].label(message)
         except ImageError as err:
             self._bad += 1
             self.get_logger().error(
@@ -195,15 +219,16 @@ class EvaluatorNode(Node):
             return
         image, before = seen or (None, None)
         try:
-            rgb = decode_any(image) if image is not None else None
+            rgb = self._decoders["image"](image) if image is not None else None
+            ids = mask.ids if self._targets is None else self._targets[mask.ids]
             if steady:
                 mask.watched = True
-                self._scores.watch(stamp, mask.ids, rgb)
+                self._scores.watch(stamp, ids, rgb)
             if truth is not None:
                 if before is None or before != self._scored_ns:
                     self._scores.new_labels()  # there is a frame between the two
                 self._scored_ns = stamp
-                self._scores.update(stamp, mask.ids, truth, rgb)
+                self._scores.update(stamp, ids, truth, rgb)
         except (ImageError, ConfigError) as err:
             self._bad += 1
             self.get_logger().error(
@@ -232,7 +257,7 @@ class EvaluatorNode(Node):
             math.nan
         )
         if self._scores is not None:
-            report.class_names = list(self._labels.names)
+            report.class_names = list(self._scores.labels.names)
             report.iou = self._scores.confusion.iou().tolist()
             report.miou = self._scores.confusion.miou()
             report.pixel_accuracy = self._scores.confusion.pixel_accuracy()

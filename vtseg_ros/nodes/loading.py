@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 
 from vtseg_ros.commands.arguments import parse_output_size, size_from_text
+from vtseg_ros.data.masks import read_ego_mask
 from vtseg_ros.engine import Segmenter
-from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.errors import ConfigError, ImageError, VTSegError
 from vtseg_ros.nodes.parameters import Parameters
 
 
@@ -39,20 +39,38 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> Segmenter:
     return segmenter
 
 
-def read_ego_mask(path: str) -> np.ndarray | None:
-    """(h, w) bool of a PNG, True where the robot sees itself; None for an empty path.
+def licence_line(segmenter: Segmenter) -> str:
+    """Return the log line for weights under another licence than the code's; empty when there is none."""
+    licence, path = segmenter.checkpoint.licence, segmenter.checkpoint.path
+    return f"licence of {path}: {licence}" if licence.restricted else ""
+
+
+def load_ego_mask(path: str, warn: Callable[[str], None]) -> np.ndarray | None:
+    """Read the ego mask of a parameter; see `data.masks.read_ego_mask`.
+
+    Args:
+        path: of the file; empty = none.
+        warn: called when the mask covers no pixel or all of them.
+
+    Returns:
+        (h, w) bool, True where the robot sees itself; None for an empty path.
 
     Raises:
         ConfigError: if it cannot be read.
     """
     if not path:
         return None
-    pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
+    try:
+        mask = read_ego_mask(path)
+    except ImageError as err:
         raise ConfigError(
-            f"ego_mask {path} cannot be read. Expected: a PNG whose non-zero pixels are the robot"
-        )
-    return pixels > 0
+            f"ego_mask {path} cannot be read: {err}. Expected: a PNG whose non-zero, or opaque, pixels are the robot"
+        ) from err
+    if not mask.any():
+        warn(f"ego_mask {path} covers nothing: it has no pixel that is not black or clear")
+    elif mask.all():
+        warn(f"ego_mask {path} covers the whole image: every mask will be 255 only")
+    return mask
 
 
 def one_line(err: Exception) -> str:

@@ -17,12 +17,13 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import SetBool
 
-from vtseg_ros.data.bags import LATCHED, BagReader
+from vtseg_ros.data.bags import DAY_NS, LATCHED, BagReader
 from vtseg_ros.data.messages import NS
 from vtseg_ros.errors import BagError
 
 TICK_S = 0.002
 SETTLE_S = 0.7  # from the first match until both sides of it know: earlier messages may get lost
+ANNOUNCE_S = 10.0  # longer pauses are announced
 DRAIN_S = 1.0  # how long the last messages may take to their subscribers
 
 
@@ -91,12 +92,16 @@ class PlayerNode(Node):
         super().__init__("player")
         self.finished, self.exit_code = False, 0
         self.sent: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()
+        """Messages by their topic in the bag."""
         self._config, self._on_message = config, on_message
         self._bag = BagReader(config.bag)
         self._bag.require(*config.topics, *config.remap)
         self._outputs = self._make_publishers()
         if not self._outputs:
             raise BagError(f"bag {config.bag}: none of its topics can be published")
+        if not any(self._bag.topics[topic].count for topic in self._outputs):
+            raise BagError(f"bag {config.bag}: no message on {', '.join(self._outputs)}")
         published = {target for target, _ in self._outputs.values()}
         unknown = [topic for topic in dict.fromkeys(config.wait_for) if topic not in published]
         if unknown:
@@ -114,6 +119,7 @@ class PlayerNode(Node):
         self._bag_ns = float(self._bag.start_ns)
         self._last = self._last_clock = time.monotonic()
         self._ended: float | None = None
+        self._announced_ns: int | None = None
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(TICK_S, self._tick, clock=steady)
 
@@ -178,6 +184,7 @@ class PlayerNode(Node):
             return
         if not self._paused:
             self._bag_ns += elapsed * self._config.rate * NS
+            self._skip_gap()
         self._publish_clock(now)
         if self._paused:
             return
@@ -185,15 +192,36 @@ class PlayerNode(Node):
             topic, _, _, data = self._next
             target, publisher = self._outputs[topic]
             publisher.publish(bytes(data))
+            self.read[topic] += 1
             self.sent[target] += 1
             self._on_message()
             self._next = next(self._messages, None)
         if self._next is None:
             self._end(now)
 
+    def _skip_gap(self) -> None:
+        """Go on at once where bag times lie days apart, and announce pauses that look like a hang."""
+        if self._next is None or self._next[2] == self._announced_ns:
+            return
+        pause_s = (self._next[2] - self._bag_ns) / NS
+        if pause_s * NS > DAY_NS:
+            self.get_logger().warning(
+                f"the next message, on {self._next[0]}, is {pause_s / 86_400:.0f} days later in the bag: skipped"
+            )
+            self._bag_ns = float(self._next[2])
+        elif pause_s / self._config.rate > ANNOUNCE_S:
+            self._announced_ns = self._next[2]
+            self.get_logger().info(
+                f"the next message, on {self._next[0]}, is {pause_s:.0f} s later in the bag: --rate shortens the wait"
+            )
+
     def _end(self, now: float) -> None:
         if not self._config.loop:
             self._ended = now
+            empty = [topic for topic in self._outputs if topic in self._bag.missing and not self.read[topic]]
+            if empty:
+                self.get_logger().error(f"nothing was sent on {', '.join(empty)}, which should have messages")
+                self.exit_code = 2
             return
         self._messages = self._bag.raw(list(self._outputs))
         self._next = next(self._messages, None)
@@ -206,6 +234,11 @@ class PlayerNode(Node):
         message = ClockMessage()
         message.clock.sec, message.clock.nanosec = divmod(int(self._bag_ns), NS)
         self._clock.publish(message)
+
+    @property
+    def messages_missing(self) -> int:
+        """Messages of the bag's topics that it promises and does not have."""
+        return sum(self._bag.missing.values())
 
     def close(self) -> None:
         self._bag.close()

@@ -20,7 +20,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
-from vtseg_ros.nodes.loading import Loader, load_segmenter, one_line, read_ego_mask
+from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters
 from vtseg_ros.nodes.process import run_node
@@ -75,7 +75,8 @@ class SegmenterNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._params.check_all()
-            settings = Settings(self._params["overlay_alpha"], read_ego_mask(self._params["ego_mask"]))
+            ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
+            settings = Settings(self._params["overlay_alpha"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
         except Exception as err:  # rclpy swallows what a transition raises: whatever it is, say it
             self.get_logger().error(f"cannot configure: {one_line(err)}")
@@ -89,6 +90,7 @@ class SegmenterNode(LifecycleNode):
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
             f"window {segmenter.window}, streaming {segmenter.streaming}"
         )
+        self._log_licence()
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -212,6 +214,11 @@ class SegmenterNode(LifecycleNode):
             for outputs in self._outputs.values():
                 outputs.publish_labels(loaded.labels)
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
+        self._log_licence()
+
+    def _log_licence(self) -> None:
+        if line := licence_line(self._segmenter):
+            self.get_logger().info(line)
 
     def _restore(self) -> None:
         """Let the parameters say what runs."""

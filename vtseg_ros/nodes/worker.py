@@ -156,9 +156,9 @@ class Worker:
         began: float,
     ) -> None:
         health = self.health[pending.camera]
-        if result.duplicate:
+        if result.dropped:
             self._slots.count(pending.camera, "dropped")
-            self._status(pending, SegmentationStatus.DROPPED)
+            self._status(pending, SegmentationStatus.DROPPED, reason=result.dropped)
             return
         mask = result.mask
         if self._settings.ego_mask is not None:

@@ -6,20 +6,19 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.labels import LabelSet
-from vtseg_ros.model import SegFormer, VTSeg, VTSegConfig, load_checkpoint
-from vtseg_ros.model.blocks import fold_normalization
-from vtseg_ros.model.checkpoint import read_metadata
+from vtseg_ros.model import Checkpoint, SegFormer, VTSeg, VTSegConfig, load_checkpoint
+from vtseg_ros.model.checkpoint import licence_of, read_metadata, resolve_checkpoint
 from vtseg_ros.model.classes import translate_classes
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.inflation import inflate
-from vtseg_ros.model.priors import EXTERNAL, build_prior, is_registered, load_external_prior
-from vtseg_ros.model.state import load_exact
-from vtseg_ros.model.vtseg import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.model.licence import Licence, derived_licence
+from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
+from vtseg_ros.model.priors import EXTERNAL, PRIORS, build_prior, is_registered, load_external_prior
+from vtseg_ros.model.state import load_exact, read_state_file
 from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 log = logging.getLogger("vtseg_ros.training")
@@ -34,11 +33,21 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
         model = STGRU(num_classes=num_classes, prior_name=settings.overrides.get("static_prior", "erfnet"))
     else:
         overrides = dict(settings.overrides)
-        prior = None
-        if settings.static_prior:
+        prior = donor = None
+        if settings.static_prior and _is_checkpoint(Path(settings.static_prior)):
+            donor = load_checkpoint(settings.static_prior)
+            if donor.architecture not in PRIORS:
+                raise ConfigError(
+                    f"static_prior {settings.static_prior}: expected a checkpoint of an image network "
+                    f"({', '.join(PRIORS)}), got {donor.architecture}"
+                )
+            overrides["static_prior"] = donor.architecture
+        elif settings.static_prior:
             overrides["static_prior"] = EXTERNAL
         vtseg = VTSegConfig.preset(settings.preset, num_classes=num_classes, **overrides)
-        if settings.static_prior:
+        if donor is not None:
+            prior = _prior_of(donor, vtseg, labels, settings)
+        elif settings.static_prior:
             width, height = config.data.size
             prior = load_external_prior(
                 settings.static_prior, num_classes=vtseg.prior_classes or num_classes, size=(height, width)
@@ -49,6 +58,36 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     if settings.warm_start:
         _warm_start(model, settings, labels)
     return model
+
+
+def _prior_of(donor: Checkpoint, config: VTSegConfig, labels: LabelSet, settings: ModelConfig) -> nn.Module:
+    """Return a checkpoint's image network as the static network of a VTSeg, which then carries its weights."""
+    classes = config.prior_classes or config.num_classes
+    if len(donor.labels) != classes or (not config.class_mapping and donor.labels.names != labels.names):
+        raise ConfigError(
+            f"static_prior {settings.static_prior}: expected the classes {', '.join(labels.names)}, got "
+            f"{', '.join(donor.labels.names)}. Give model.overrides.prior_classes and class_mapping, or use it as "
+            "warm_start, which takes classes over by name"
+        )
+    return donor.model
+
+
+def licence_of_run(config: TrainConfig) -> Licence:
+    """Return the licence of what a run trains: the configuration's, and those of the weights that it learns from.
+
+    Raises:
+        CheckpointError: if a checkpoint's entry is not a licence.
+    """
+    model, sources = config.model, []
+    teachers = (stage.teacher for stage in config.stages)
+    for name in (model.warm_start, model.init_encoder, model.static_prior, *teachers):
+        try:
+            path = resolve_checkpoint(name) if name else None
+        except CheckpointError:  # a factory
+            path = None
+        if path is not None and _is_checkpoint(path):
+            sources.append(licence_of(path, read_metadata(path)))
+    return derived_licence(Licence(config.licence), sources)
 
 
 def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> None:
@@ -103,7 +142,7 @@ def _init(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
 def _load_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
     """Hugging Face's weights if they are asked for, and the normalisation that they or the user want."""
     if settings.init_encoder:
-        state = _read_state(Path(settings.init_encoder))
+        state = read_state_file(Path(settings.init_encoder), source=f"init_encoder {settings.init_encoder}")
         try:
             model.encoder.load_mit_state_dict(state)
         except CheckpointError as err:
@@ -122,20 +161,27 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _take_encoder(model: VTSeg | SegFormer, settings: ModelConfig) -> None:
-    """The encoder of a trained `segformer_b0` or `vtseg` and the RGB that it was fed with."""
+    """Take the encoder of a trained `segformer_b*` or `vtseg`, and the normalisation of its RGB."""
     source = f"init_encoder {settings.init_encoder}"
     donor = load_checkpoint(settings.init_encoder).model
     if not isinstance(donor, (VTSeg, SegFormer)) or (
         isinstance(model, SegFormer) and not isinstance(donor, SegFormer)
     ):
         raise ConfigError(
-            f"{source} is a {type(donor).__name__}. Expected: a segformer_b0"
+            f"{source} is a {type(donor).__name__}. Expected: a segformer"
             + (" or vtseg" if isinstance(model, VTSeg) else "")
         )
     load_exact(model.encoder, donor.encoder.state_dict(), source=source)
-    if isinstance(donor, VTSeg):
-        model.encoder_mean.copy_(donor.encoder_mean)
-        model.encoder_std.copy_(donor.encoder_std)
+    mean, std = _normalization(donor)
+    for own, given in zip(_normalization(model), (mean, std)):
+        own.copy_(given)
+
+
+def _normalization(model: VTSeg | SegFormer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the standard deviation, each (3,), of the RGB that the encoder is fed with."""
+    if isinstance(model, VTSeg):
+        return model.encoder_mean, model.encoder_std
+    return model.normalization.mean, model.normalization.std
 
 
 def _normalize(model: VTSeg | SegFormer) -> None:
@@ -143,34 +189,7 @@ def _normalize(model: VTSeg | SegFormer) -> None:
     if isinstance(model, VTSeg):
         model.set_normalization("encoder", IMAGENET_MEAN, IMAGENET_STD)
         return
-    # SegFormer takes RGB in [0, 1] as it is: its first convolution normalises.
-    conv = model.encoder.blocks[0].embed.proj
-    with torch.no_grad():
-        weight, bias = fold_normalization(
-            conv.weight, conv.bias, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-        )
-        conv.weight.copy_(weight)
-        conv.bias.copy_(bias)
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors or a PyTorch file; nothing in it is run."""
-    if not path.is_file():
-        raise CheckpointError(f"init_encoder {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(
-            isinstance(value, torch.Tensor) for value in state.values()
-        ):
-            raise ValueError("it is not a state dict")
-        return state
-    except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
-        raise CheckpointError(
-            f"init_encoder {path} cannot be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}. "
-            "Expected: model.safetensors or pytorch_model.bin of a SegformerModel"
-        ) from err
+    model.normalization.set(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def has_prior(model: nn.Module) -> bool:

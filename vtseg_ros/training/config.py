@@ -8,10 +8,12 @@ from typing import Any
 
 from vtseg_ros.data.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.segformer import SEGFORMERS
+from vtseg_ros.resize import RESIZE_MODES
 
 STAGES = ("prior", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
-IMAGE_ARCHITECTURES = ("erfnet", "segformer_b0", "efficientvit_b0", "efficientvit_b1")
+IMAGE_ARCHITECTURES = ("erfnet", *SEGFORMERS, "efficientvit_b0", "efficientvit_b1")
 ARCHITECTURES = ("vtseg", "gru", *IMAGE_ARCHITECTURES)
 INITS = ("segformer", "xavier")
 GRU_FIELDS = ("window", "static_prior")
@@ -19,13 +21,26 @@ GRU_FIELDS = ("window", "static_prior")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A bag, or a part of it (see `data.windows.BagSource`)."""
+    """A bag, or a part of it (see `data.windows.BagSource`).
+
+    Args:
+        path: of the bag.
+        image_topic, label_topic, start_s, end_s: see `BagSource`.
+        class_groups: where the bag has other classes than the network: from each class of the bag (its name, or its
+            id) to a class of the network, a list of classes that it stands for, or `ignore`. Without a label map in
+            the bag, names are its class list in the order of their ids.
+        unlabelled_stride: in stages with a teacher, use every n-th frame that has no label; 0 = none of them.
+        repeat: how many times each window of the bag comes up in an epoch.
+    """
 
     path: str
     image_topic: str = ""
     label_topic: str = ""
     start_s: float = 0.0
     end_s: float = 0.0
+    class_groups: dict[Any, Any] = field(default_factory=dict)
+    unlabelled_stride: int = 1
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,8 @@ class DataConfig:
         validation_every: score every n-th labelled frame of the validation bags.
         cache_dir: folder for decoded frames; empty = decode each time.
         workers: processes that prepare batches.
+        resize_mode: how images are brought to `size`: `stretch` (their aspect is not kept), `letterbox` (it is, with
+            borders) or `crop` (it is, without their sides). Stored in the checkpoint.
     """
 
     train: tuple[SourceConfig, ...]
@@ -62,6 +79,7 @@ class DataConfig:
     validation_every: int = 1
     cache_dir: str = ""
     workers: int = 1
+    resize_mode: str = "stretch"
 
 
 @dataclass(frozen=True)
@@ -70,19 +88,19 @@ class ModelConfig:
 
     Args:
         architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
-            `segformer_b0`, `efficientvit_b0`, `efficientvit_b1`.
+            `segformer_b0` to `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
         preset: of VTSeg: `b0`, `small`, `tiny`.
         overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
         flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
             (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
-        static_prior: a file or factory that is the static network (see the docs: it can run code); empty = the
-            configuration's own.
-        init: of the linear layers of `vtseg` and `segformer_b0`: `segformer` (SegFormer's, made for fine-tuning wide
+        static_prior: a checkpoint of an image network, which becomes a part of the trained one, or another file or
+            a factory that is the static network (see the docs: it can run code); empty = the configuration's own.
+        init: of the linear layers of `vtseg` and `segformer_b*`: `segformer` (SegFormer's, made for fine-tuning wide
             pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
             tells tokens apart (see docs/training.md).
         normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
-        init_encoder: what the encoder of `vtseg` or `segformer_b0` starts from: a file of a Hugging Face
-            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b0` or `vtseg`; empty = none.
+        init_encoder: what the encoder of `vtseg` or `segformer_b*` starts from: a file of a Hugging Face
+            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b*` or `vtseg`; empty = none.
         init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
             cross-attention from nothing (see docs/training.md).
         warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
@@ -117,6 +135,13 @@ class StageConfig:
             more different pictures.
         prior_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
             the static network stays one that can segment by itself, and both can start from nothing.
+        teacher: checkpoint of an image network, by file or shipped name, whose outputs are soft targets on every
+            frame, labelled or not; empty = none.
+        teacher_temperature: divides the logits of both networks in that loss.
+        teacher_weight: of that loss; that of the labels is 1.
+        teacher_scale: the teacher sees the augmented frames this much larger.
+        teacher_classes: from each class of the teacher to a class of the network, a list of them, or `ignore`; needed
+            where the class names differ.
     """
 
     name: str
@@ -127,6 +152,11 @@ class StageConfig:
     max_lr: float = 6e-5
     window: int = 0
     prior_loss: float = 0.0
+    teacher: str = ""
+    teacher_temperature: float = 1.0
+    teacher_weight: float = 1.0
+    teacher_scale: float = 1.0
+    teacher_classes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +175,8 @@ class TrainConfig:
         log_every: updates between log lines.
         sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
         pictures: validation frames that TensorBoard shows; 0 = none.
+        licence: of the trained weights, such as `Apache-2.0` or `non-commercial research`; empty = not stated. The
+            checkpoint gets the stricter of it and the licences of the weights that the run starts from.
     """
 
     data: DataConfig
@@ -161,6 +193,7 @@ class TrainConfig:
     log_every: int = 20
     sweep_frames: int = 24
     pictures: int = 4
+    licence: str = ""
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -186,10 +219,16 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_prior_loss(stage)
+            self._check_teacher(stage)
             if self.model.architecture in IMAGE_ARCHITECTURES and stage.name != "prior":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
         _one_of("model.init", self.model.init, INITS)
-        if self.model.init_encoder and self.model.architecture not in ("vtseg", "segformer_b0"):
+        _one_of("data.resize_mode", self.data.resize_mode, RESIZE_MODES)
+        if self.model.architecture == "gru" and self.data.resize_mode != "stretch":
+            raise ConfigError(
+                "data.resize_mode: must be stretch for gru, whose flow is in px of the stretched image"
+            )
+        if self.model.init_encoder and self.model.architecture not in ("vtseg", *SEGFORMERS):
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and self.model.architecture != "vtseg":
             raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
@@ -200,6 +239,10 @@ class TrainConfig:
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name, least in (("label_every", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
             _at_least(f"data.{name}", getattr(self.data, name), least)
+        for part in ("train", "validation"):
+            for number, source in enumerate(getattr(self.data, part)):
+                _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
+                _at_least(f"data.{part}[{number}].repeat", source.repeat, 1)
         if not self.data.max_gap_s > 0:
             raise ConfigError(f"data.max_gap_s must be above 0 s. Got: {self.data.max_gap_s}")
         for name, least in (
@@ -220,11 +263,26 @@ class TrainConfig:
         if stage.prior_loss and (stage.name != "end_to_end" or self.model.architecture != "vtseg"):
             raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
 
+    def _check_teacher(self, stage: StageConfig) -> None:
+        default = StageConfig(stage.name)
+        for name in ("teacher_temperature", "teacher_weight", "teacher_scale"):
+            value = getattr(stage, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"stage {stage.name}: {name} must be above 0. Got: {value}")
+        for name in ("teacher_temperature", "teacher_weight", "teacher_scale", "teacher_classes"):
+            if not stage.teacher and getattr(stage, name) != getattr(default, name):
+                raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
+        if stage.teacher and self.augmentation.occlusion:
+            raise ConfigError(
+                f"stage {stage.name}: a teacher sees nothing of use on covered frames; expected augmentation.occlusion "
+                f"0, got {self.augmentation.occlusion}. Leave it out, or train with covered frames in a run without teacher"
+            )
+
     def _check_unused(self) -> None:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
         used = {
             "vtseg": {"preset", "overrides", "static_prior", "init", "normalize_encoder"},
-            "segformer_b0": {"init", "normalize_encoder"},
+            **dict.fromkeys(SEGFORMERS, {"init", "normalize_encoder"}),
             "gru": {"overrides", "flow"},
         }
         default = ModelConfig()

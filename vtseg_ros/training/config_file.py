@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.text import read_text
 from vtseg_ros.training.config import SourceConfig, TrainConfig
 
 
@@ -35,7 +36,7 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     try:
-        loader = UniqueKeys(path.read_text())
+        loader = UniqueKeys(read_text(path))
         try:
             values = loader.get_single_data()
         finally:

@@ -116,6 +116,10 @@ class Record:
         if result.miou_by_window:
             sweep = " ".join(f"{value:.2f}" for value in result.miou_by_window)
             log.info("  miou with windows of 1..%d frames: %s", len(result.miou_by_window), sweep)
+        for name, scores in result.bags.items():
+            log.info("  %s: miou %.2f", name, scores["miou"])
+            if math.isfinite(scores["miou"]):
+                self._board.add_scalar(f"validation_by_bag/{name}", scores["miou"], step)
         for group in ("attention_elsewhere", "attention_evenness"):
             if getattr(result, group):
                 figures = ", ".join(f"{name} {value:.1f}" for name, value in getattr(result, group).items())

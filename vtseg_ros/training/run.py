@@ -20,8 +20,9 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.gru import STGRU
 from vtseg_ros.model.layout import use_channels_last
+from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.priors import is_exported
-from vtseg_ros.training.build import build_model, has_prior, is_mapped, window_length
+from vtseg_ros.training.build import build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.data import TrainingData, build_labels
@@ -37,6 +38,7 @@ from vtseg_ros.training.state import (
     save_state,
     saving,
 )
+from vtseg_ros.training.teacher import build_teacher, teacher_digest
 from vtseg_ros.training.update import backward, check_finite, update
 from vtseg_ros.training.validation import Validator
 
@@ -65,6 +67,7 @@ class Training:
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.labels)
+        self.licence = licence_of_run(config)
         self._check_prior()
         self.data = TrainingData(
             config,
@@ -72,10 +75,14 @@ class Training:
             length=window_length(config, self.model),
             needs_flow=isinstance(self.model, STGRU),
         )
+        # Now, so that a wrong one is refused before the first stage begins.
+        self.teachers = [build_teacher(stage, self.labels) for stage in config.stages]
         self.steps_of = [self._steps(stage) for stage in config.stages]
-        self.plan = plan_of(config, self.steps_of, self.fabric.world_size)
+        digests = [teacher_digest(stage.teacher) for stage in config.stages]
+        self.plan = plan_of(config, self.steps_of, self.fabric.world_size, digests)
         self.state: dict[str, Any] = {}
         self.best_miou = self.validation_miou = float("nan")
+        self.temperature = 1.0
         if resume:
             self._restore()
         self.record = None
@@ -98,12 +105,17 @@ class Training:
         check_plan(self.state, self.plan)
         self.model.load_state_dict(self.state["model"])
         self.best_miou, self.validation_miou = self.state["best_miou"], self.state["validation_miou"]
+        # A resumed run need not name what it started from.
+        self.licence = derived_licence(self.licence, [Licence(**self.state.get("licence", {}))])
+        self.temperature = self.state.get("temperature", 1.0)
 
     def _per_update(self, stage: StageConfig) -> int:
         return stage.batch * stage.accumulate * self.fabric.world_size
 
     def _steps(self, stage: StageConfig) -> int:
-        return stage.steps or math.ceil(stage.epochs * len(self.data.windows) / self._per_update(stage))
+        return stage.steps or math.ceil(
+            stage.epochs * len(self.data.windows(stage)) / self._per_update(stage)
+        )
 
     def _check_prior(self) -> None:
         """Refuse what the static network cannot do, before any stage begins."""
@@ -175,6 +187,10 @@ class Training:
         if self.state.get("validation_due") and not self._validate(number, stage, start, validator):
             return False  # stopped again; the saved state still says that it is due
         self.state = {}
+        teacher = self.teachers[number]
+        if teacher is not None:
+            teacher.to(fabric.device)
+        members = self.data.members(fabric.device)
         batches = self.data.batches(number, steps=steps, start=start, fabric=fabric)
         clock = Clock()
         for step in range(start, steps):
@@ -193,6 +209,8 @@ class Training:
                 chunk,
                 image_network=stage.name == "prior",
                 prior_loss=stage.prior_loss,
+                members=members,
+                teacher=teacher,
             )
             check_finite(loss, "loss", where)
             fp16 = config.precision == "fp16"
@@ -234,6 +252,8 @@ class Training:
         if result is None:
             return False
         self.validation_miou = result.miou
+        if not on_prior:
+            self.temperature = result.temperature
         self.data.warn_of_corrupt()
         if self.record is None:
             return True
@@ -250,7 +270,7 @@ class Training:
         if self.record is None:
             return
         steps, overall = self.steps_of[number], sum(self.steps_of[:number]) + done
-        per_update, windows = self._per_update(stage), len(self.data.windows)
+        per_update, windows = self._per_update(stage), len(self.data.windows(stage))
         epochs = max(1, math.ceil(steps * per_update / windows))
         log_it = done % self.config.log_every == 0 or done == steps
         progress = Progress(
@@ -283,8 +303,10 @@ class Training:
             "validation_due": validation_due,
             "best_miou": self.best_miou,
             "validation_miou": self.validation_miou,
+            "temperature": self.temperature,
             "history": self.record.history,
             "plan": self.plan,
+            "licence": self.licence.to_dict(),
         }
         with saving(self.output_dir):
             save_state(self.output_dir, state)
@@ -295,7 +317,7 @@ class Training:
         history = self.record.history
         summary = {
             "config": json.loads(json.dumps(dataclasses.asdict(self.config), default=str)),
-            "labelled_frames": len(self.data.windows),
+            "labelled_frames": len(self.data.labelled),
             "validation": history[-1] if history else {},
         }
         # Where the bags lay says something of the machine and nothing of the network.
@@ -303,10 +325,19 @@ class Training:
             for source in summary["config"]["data"][key]:
                 source["path"] = Path(source["path"]).name
         summary["config"]["data"].pop("cache_dir")
-        for key in ("warm_start", "init_encoder"):
+        for key in ("warm_start", "init_encoder", "static_prior"):
             summary["config"]["model"][key] = Path(summary["config"]["model"][key]).name
+        for stage in summary["config"]["stages"]:
+            stage["teacher"] = Path(stage["teacher"]).name
         save_checkpoint(
-            path, self.model, labels=self.labels, input_size=self.config.data.size, training=summary
+            path,
+            self.model,
+            labels=self.labels,
+            input_size=self.config.data.size,
+            training=summary,
+            licence=self.licence,
+            resize_mode=self.config.data.resize_mode,
+            temperature=self.temperature,
         )
 
 

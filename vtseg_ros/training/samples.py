@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from vtseg_ros.data.augmentation import Augmentation
+from vtseg_ros.data.class_groups import UNKNOWN
 from vtseg_ros.data.flow import WindowFlow
 from vtseg_ros.data.windows import FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.labels import IGNORE, OUTSIDE
 
 
 class Samples(Dataset):
@@ -22,13 +23,15 @@ class Samples(Dataset):
 
     Args:
         store: pixels.
-        windows: frame indices of each labelled window; only labels of frames that are a window's newest one are used,
-            so that labels left out by `label_every` stay out in older frames too.
+        windows: frame indices of each window.
+        labelled: frames whose labels are used, so that labels left out by `label_every` stay out in older frames too;
+            None = the newest frame of each window.
         length: frames k of a window.
         augmentation: None = as they are.
         seed: of order and augmentation.
         stage: number of the training stage; stages draw differently.
-        num_classes: C; a label with a class id from C on is a ConfigError.
+        num_classes: number of label ids; a label with an id from there on is a ConfigError.
+        mark_outside: give pixels that are not of the image the label id 254 (`OUTSIDE`) instead of 255.
         flow: where optical flow comes from, for networks that need it.
     """
 
@@ -43,11 +46,14 @@ class Samples(Dataset):
         stage: int,
         num_classes: int,
         flow: WindowFlow | None = None,
+        labelled: set[int] | None = None,
+        mark_outside: bool = False,
     ) -> None:
         self.store, self.windows, self.length = store, windows, length
         self.augmentation, self.seed, self.stage, self.flow = augmentation, seed, stage, flow
         self.num_classes = num_classes
-        self._labelled = {window[-1] for window in windows}
+        self._labelled = {window[-1] for window in windows} if labelled is None else labelled
+        self._outside = OUTSIDE if mark_outside else IGNORE
 
     def __getitem__(self, position: int) -> tuple[torch.Tensor, ...] | VTSegError:
         """The position-th sample of an endless shuffled stream.
@@ -68,27 +74,45 @@ class Samples(Dataset):
         for age, number in enumerate(reversed(numbers)):
             if number not in self._labelled:
                 labels[-1 - age] = IGNORE
-        self._check_ids(labels, numbers[-1])
+        self._check_ids(labels, numbers)
+        if self._outside != IGNORE:
+            self._mark_outside(video, labels, numbers)
         draw = None
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
             draw = self.augmentation.draw(self.length, (video.shape[2], video.shape[1]), rng)
-            video, labels = draw.apply(video, labels)
+            video, labels = draw.apply(video, labels, outside=self._outside)
         sample = (torch.from_numpy(video.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.copy()))
         if self.flow is None:
             return sample
         flow = self.flow.window(numbers, video, draw)  # (k - 1, H, W, 2)
         return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
 
-    def _check_ids(self, labels: np.ndarray, newest: int) -> None:
+    def _mark_outside(self, video: np.ndarray, labels: np.ndarray, numbers: list[int]) -> None:
+        if not video[-1].any():  # as a corrupt frame: there is nothing to learn from
+            labels[:] = self._outside
+        for place in range(len(labels)):
+            seen = self.store.seen(numbers[max(0, len(numbers) - len(labels) + place)])
+            if seen is not None:
+                inside = seen.of(labels[place]).copy()
+                labels[place] = self._outside
+                seen.of(labels[place])[:] = inside
+
+    def _check_ids(self, labels: np.ndarray, numbers: list[int]) -> None:
         # Here and not in the loss: on a GPU an id without a logit ends the process in an assertion.
         highest = int(np.where(labels == IGNORE, 0, labels).max())
         if highest >= self.num_classes:
-            frame = self.store.index.frames[newest]
+            frame = self.store.index.frames[numbers[-1]]
+            count, key = self.num_classes, "data.labels or data.class_names"
+            table = self.store.label_tables[frame.source]
+            if table is not None:
+                key, count = "the names in class_groups", int((table[:IGNORE] != UNKNOWN).sum())
+                raw = [ids for ids in map(self.store.raw_label, numbers) if ids is not None]
+                highest = max(int(ids[table[ids] == UNKNOWN].max(initial=0)) for ids in raw)
             raise ConfigError(
                 f"bag {self.store.index.sources[frame.source].path}: a label of the window that ends at stamp "
-                f"{frame.stamp_ns} ns has the class id {highest}, but the class list has {self.num_classes} classes "
-                f"(0..{self.num_classes - 1}; {IGNORE} = unlabelled): data.labels or data.class_names must be the bags' own"
+                f"{frame.stamp_ns} ns has the class id {highest}, but the class list has {count} classes "
+                f"(0..{count - 1}; {IGNORE} = unlabelled): {key} must be the bags' own"
             )
 
 

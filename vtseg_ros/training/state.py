@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,27 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"training state {path} cannot be read: {type(err).__name__}") from err
 
 
-def plan_of(config: TrainConfig, steps: list[int], world_size: int) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had not been interrupted: plain values by name."""
+def plan_of(
+    config: TrainConfig, steps: list[int], world_size: int, teachers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What must be the same for a run to go on as if it had not been interrupted: plain values by name.
+
+    Args:
+        config: of the run.
+        steps: updates of each stage.
+        world_size: number of processes.
+        teachers: digest of each stage's teacher, which may lie in another place by now.
+    """
     model = {
         k: v for k, v in dataclasses.asdict(config.model).items() if k not in ("warm_start", "init_encoder")
     }
     stages = [
-        {**dataclasses.asdict(stage), "epochs": 0, "steps": count}
-        for stage, count in zip(config.stages, steps)
+        {**dataclasses.asdict(stage), "epochs": 0, "steps": count, "teacher": teacher}
+        for stage, count, teacher in zip_longest(config.stages, steps, teachers, fillvalue="")
     ]
     plan = {"processes": world_size, "seed": config.seed, "precision": config.precision, "model": model}
     plan |= {"data.size": config.data.size, "data.label_every": config.data.label_every, "stages": stages}
+    plan["data.resize_mode"] = config.data.resize_mode
     return json.loads(json.dumps(plan, default=str))
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.importers.frames import DataFrame, read_bytes, require_folder, stamp_of_frame
-from vtseg_ros.data.label_files import decode_png
+from vtseg_ros.data.masks import COLORS, meaning_of
 from vtseg_ros.data.palette import Palette
+from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import CAMVID, IGNORE, LabelSet
+from vtseg_ros.names import is_hidden
+from vtseg_ros.text import read_text
 
 RATE_HZ = 30.0
 # The 32 classes as they were painted, by the 11 that are usually trained.
@@ -47,9 +50,10 @@ def class_ids(path: Path) -> np.ndarray:
     Raises:
         ImageError: for a colour or an id of no class.
     """
-    ids = decode_png(read_bytes(path))
-    if ids.ndim == 3:
-        return _GROUP_OF[Palette(_PAINTED).ids_of(ids)]
+    png = read_png(read_bytes(path))
+    if meaning_of(png, Palette(_PAINTED)) == COLORS or png.has_colors:
+        return _GROUP_OF[Palette(_PAINTED).ids_of(png.rgb())]
+    ids = png.values
     if ids.max() > _VOID and not ((ids <= _VOID) | (ids == IGNORE)).all():
         raise ImageError(f"class ids are 0..{_VOID} and {IGNORE}. Got: {int(ids.max())}")
     return np.where(ids >= _VOID, IGNORE, ids).astype(np.uint8)
@@ -68,6 +72,7 @@ def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
         ConfigError: if there are no images, a name is not CamVid's, or a listed image is missing.
     """
     files = sorted(require_folder(root, "CamVid's images and labels below it").rglob("*.png"))
+    files = [path for path in files if not is_hidden(path.relative_to(root).as_posix())]
     labels, images = {}, {}
     for path in files:
         if path.stem.endswith("_L"):
@@ -92,7 +97,7 @@ def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
 
 def _listed(names: Path, images: dict[str, Path]) -> list[str]:
     try:
-        lines = names.read_text().split()
+        lines = read_text(names).split()
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"the list {names} cannot be read: {err}") from err
     # Lists go round with paths of images and of labels on a line; the frame is the same.

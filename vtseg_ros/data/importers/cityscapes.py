@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.importers.frames import DataFrame, read_bytes, require_folder, stamp_of_frame
-from vtseg_ros.data.label_files import decode_png
+from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.labels import IGNORE
 
@@ -25,10 +25,10 @@ def train_ids(path: Path) -> np.ndarray:
     table = np.full(65536, IGNORE, np.uint8)
     for label_id, train_id in TRAIN_IDS.items():
         table[label_id] = train_id
-    ids = decode_png(read_bytes(path))
-    if ids.ndim != 2:
+    png = read_png(read_bytes(path))
+    if png.has_colors:
         raise ImageError("we expect one channel of label ids (_gtFine_labelIds.png). Got: colours")
-    return table[ids]
+    return table[png.values]
 
 
 def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> list[DataFrame]:
@@ -49,7 +49,7 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
     require_folder(folder / split, "leftImg8bit_sequence/SPLIT/CITY/*_leftImg8bit.png")
     truth = require_folder(root / "gtFine" / split, "gtFine/SPLIT/CITY/*_gtFine_labelIds.png")
     images: dict[tuple[str, int], dict[int, Path]] = {}
-    for path in sorted((folder / split).glob("*/*_leftImg8bit.png")):
+    for path in sorted((folder / split).glob("[!.]*/[!.]*_leftImg8bit.png")):
         name = _NAME.fullmatch(path.name)
         if not name:
             raise ConfigError(f"{path}: expected CITY_SEQUENCE_FRAME_leftImg8bit.png")
@@ -65,7 +65,7 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
                     found.append(
                         DataFrame(files[frame], stamp, f"{city}_{number:06d}", labels[frame], train_ids)
                     )
-    lost = sorted(set(truth.glob("*/*_gtFine_labelIds.png")) - used)
+    lost = sorted(set(truth.glob("[!.]*/[!.]*_gtFine_labelIds.png")) - used)
     if lost:
         raise ConfigError(f"{lost[0]} and {len(lost) - 1} more labels have no image in {folder / split}")
     if not found:

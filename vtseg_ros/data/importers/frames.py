@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.containers import JPEG_MAGIC, check_container
-from vtseg_ros.data.images import COLOR_AS_STORED, MAX_PIXELS
+from vtseg_ros.data.containers import read_container
+from vtseg_ros.data.exif import UPRIGHT, orientation_of, turned
+from vtseg_ros.data.images import MAX_PIXELS, decode_file
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.engine.pixels import resize_rgb
 from vtseg_ros.errors import ConfigError, ImageError
@@ -35,6 +36,7 @@ class DataFrame:
         frame_id: the sequence it belongs to.
         label: file of its label; None = unlabelled.
         ids: label file -> (H, W) uint8 class ids; raises ImageError.
+        upright: turn the image as its EXIF orientation says; a robot's camera sets none.
     """
 
     image: Path
@@ -42,6 +44,7 @@ class DataFrame:
     frame_id: str
     label: Path | None = None
     ids: Callable[[Path], np.ndarray] | None = None
+    upright: bool = False
 
 
 def require_folder(path: Path, what: str) -> Path:
@@ -68,7 +71,8 @@ def write_frames(
 ) -> None:  # fmt: skip
     """Write a bag of frames in the order of their stamps.
 
-    Image files go in as they are, byte by byte, unless they are to be resized or turned into jpeg.
+    Image files go in as they are, byte by byte and without what follows their end, unless they are to be resized,
+    turned upright or stored as jpeg.
 
     Args:
         out: folder to make.
@@ -95,50 +99,56 @@ def write_frames(
         for frame in frames:
             file = frame.image
             try:
-                own_size = _write_image(bag, frame, size, jpeg)
+                written = _write_image(bag, frame, size, jpeg)
                 if frame.label is not None:
                     file = frame.label
-                    _write_label(bag, frame, own_size, size, len(labels))
+                    _write_label(bag, frame, written, size, len(labels))
             except ImageError as err:
                 raise ConfigError(f"{file}: {err}") from err
             on_frame()
 
 
-def _write_image(
-    bag: BagWriter, frame: DataFrame, size: tuple[int, int] | None, jpeg: bool
-) -> tuple[int, int]:
-    """Returns (width, height) px of the file."""
+@dataclass(frozen=True)
+class _Written:
+    """An image file in the bag: (width, height) px as stored and as shown, before it was resized."""
+
+    stored: tuple[int, int]
+    shown: tuple[int, int]
+
+
+def _write_image(bag: BagWriter, frame: DataFrame, size: tuple[int, int] | None, jpeg: bool) -> _Written:
     data = np.frombuffer(read_bytes(frame.image), np.uint8)
-    own_size = check_container(data, max_pixels=MAX_PIXELS)
-    kind = "jpeg" if data[:2].tobytes() == JPEG_MAGIC else "png"
-    if (size and size != own_size) or (jpeg and kind != "jpeg"):
-        bgr = cv2.imdecode(data, COLOR_AS_STORED)
-        if bgr is None:
-            raise ImageError("the file cannot be decoded")
-        rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    header = read_container(data, max_pixels=MAX_PIXELS)
+    rgb, data, kind = decode_file(data, header), data[: header.end], header.kind
+    orientation = orientation_of(data) if frame.upright else UPRIGHT
+    shown = header.size if orientation < 5 else header.size[::-1]
+    if (size and size != shown) or (jpeg and kind != "jpeg") or orientation != UPRIGHT:
+        rgb = turned(rgb, orientation)
         if size:
             rgb = resize_rgb(rgb, size)
         if jpeg:
             bag.write_image(IMAGE_TOPIC, rgb, frame.stamp_ns, frame.frame_id, compressed=True)
-            return own_size
+            return _Written(header.size, shown)
         data, kind = cv2.imencode(".png", rgb[..., ::-1])[1].reshape(-1), "png"
     message = compressed_message(data, f"rgb8; {kind} compressed bgr8", frame.stamp_ns, frame.frame_id)
     bag.write(IMAGE_TOPIC, COMPRESSED_IMAGE, message, frame.stamp_ns)
-    return own_size
+    return _Written(header.size, shown)
 
 
 def _write_label(
-    bag: BagWriter, frame: DataFrame, own_size: tuple[int, int], size: tuple[int, int] | None, classes: int
+    bag: BagWriter, frame: DataFrame, image: _Written, size: tuple[int, int] | None, classes: int
 ) -> None:
     ids = frame.ids(frame.label)
-    if (ids.shape[1], ids.shape[0]) != own_size:
-        raise ImageError(
-            f"it has {ids.shape[1]}x{ids.shape[0]} px, its image {frame.image.name} {own_size[0]}x{own_size[1]}"
-        )
+    own = (ids.shape[1], ids.shape[0])
+    if own != image.shown:
+        text = f"it has {own[0]}x{own[1]} px, its image {frame.image.name} {image.shown[0]}x{image.shown[1]}"
+        if own == image.stored:
+            text += ", turned as its EXIF orientation says. Label photos as viewers show them, or remove the orientation"
+        raise ImageError(text)
     highest = int(ids[ids != 255].max(initial=0))
     if highest >= classes:
         raise ImageError(f"class id {highest} is not in the list of {classes} classes")
-    if size and size != own_size:
+    if size and size != own:
         ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
     bag.write_label(LABEL_TOPIC, ids, frame.stamp_ns, frame.frame_id, compressed=True)
 

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+from vtseg_ros.data.exif import orientation_of, turned
 from vtseg_ros.data.importers.frames import DataFrame, natural_key, read_bytes, require_folder, stamp_of_frame
-from vtseg_ros.data.label_files import label_ids
-from vtseg_ros.data.palette import Palette
+from vtseg_ros.data.masks import MaskReader
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.names import is_hidden
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def find_frames(
-    folder: Path, *, rate_hz: float, frame_id: str, labels: Path | None = None, palette: Palette | None = None
+    folder: Path,
+    *,
+    rate_hz: float,
+    frame_id: str,
+    labels: Path | None = None,
+    reader: MaskReader | None = None,
 ) -> list[DataFrame]:
     """Images of a folder with their labels.
 
@@ -24,7 +30,7 @@ def find_frames(
         rate_hz: frames per second.
         frame_id: of all frames.
         labels: folder of png files with the images' names; None = no labels.
-        palette: class list of the labels.
+        reader: of the labels, with their class list.
 
     Raises:
         ConfigError: if there are no images, or a label has none.
@@ -35,7 +41,7 @@ def find_frames(
         (
             path
             for path in require_folder(folder, "a folder of images").iterdir()
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
         ),
         key=natural_key,
     )
@@ -43,10 +49,12 @@ def find_frames(
         raise ConfigError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
     given = {}
     if labels is not None:
-        if palette is None:
+        if reader is None:
             raise ConfigError("labels need a class list")
         given = {
-            path.stem: path for path in sorted(require_folder(labels, "a folder of labels").glob("*.png"))
+            path.stem: path
+            for path in sorted(require_folder(labels, "a folder of labels").iterdir())
+            if path.suffix.lower() == ".png" and not is_hidden(path.name)
         }
         lost = sorted(set(given) - {path.stem for path in images})
         if lost:
@@ -54,10 +62,14 @@ def find_frames(
         if not given:
             raise ConfigError(f"{labels} holds no .png file")
 
+        reader.others = lambda: map(read_bytes, given.values())
+
     def ids(path: Path) -> np.ndarray:
-        return label_ids(read_bytes(path), palette)
+        data = read_bytes(path)
+        found = reader.ids(path.name, data)
+        return turned(found, orientation_of(np.frombuffer(data, np.uint8)))
 
     return [
-        DataFrame(path, stamp_of_frame(0, number, rate_hz), frame_id, given.get(path.stem), ids)
+        DataFrame(path, stamp_of_frame(0, number, rate_hz), frame_id, given.get(path.stem), ids, upright=True)
         for number, path in enumerate(images)
     ]

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.data.importers.frames import DataFrame, read_bytes, require_folder, stamp_of_frame
-from vtseg_ros.data.label_files import decode_png
 from vtseg_ros.data.palette import Palette
+from vtseg_ros.data.png import read_png
 from vtseg_ros.data.street import VARIATIONS
-from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.text import read_text
 
 RATE_HZ = 10.0
 SPLITS = ("train", "validation", "test")
@@ -94,10 +95,7 @@ def _reader(colors: Path) -> Callable[[Path], np.ndarray]:
     palette = Palette(_read_colors(colors) if colors.is_file() else STREET)
 
     def ids(path: Path) -> np.ndarray:
-        image = decode_png(read_bytes(path))
-        if image.ndim != 3:
-            raise ImageError("we expect the colours of the classes. Got: one channel")
-        return palette.ids_of(image)
+        return palette.ids_of(read_png(read_bytes(path)).rgb())
 
     return ids
 
@@ -105,7 +103,11 @@ def _reader(colors: Path) -> Callable[[Path], np.ndarray]:
 def _read_colors(path: Path) -> LabelSet:
     """The table `Category R G B`, in the order of `labels.STREET`."""
     colors = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {err.reason}") from err
+    for number, line in enumerate(lines, start=1):
         parts = line.split()
         if number == 1 or not parts:
             continue

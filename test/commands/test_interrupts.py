@@ -1,0 +1,140 @@
+"""Commands ended by SIGINT or SIGTERM: nothing half written stays, what is there is named, `--resume` goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import cv2
+import numpy as np
+import pytest
+from conftest import make_checkpoint
+
+from vtseg_ros.cli import main
+from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.engine import Segmenter
+
+MASKS = "/segmentation/mask/compressed"
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """interrupt(owner, method, calls, number): send this process a signal inside the n-th call."""
+
+    def arrange(owner: type, name: str, calls: int, number: int) -> None:
+        original, count = getattr(owner, name), [0]
+
+        def wrapped(*args, **kwargs):
+            count[0] += 1
+            if count[0] == calls:
+                os.kill(os.getpid(), number)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+def masks(path):
+    with BagReader(path) as bag:
+        assert bag.missing == {}
+        return [(time, bytes(data)) for _, _, time, data in bag.raw([MASKS])]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("overrides", [{}, {"attention": "causal", "mix_ffn": "spatial"}])
+def test_segment_resumes(tmp_path, street_bag, interrupt, monkeypatch, capsys, number, overrides):
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", **overrides)
+    common = ["segment", str(street_bag), "--checkpoint", str(checkpoint), "--device", "cpu", "--out"]
+    assert main([*common, str(tmp_path / "whole")]) == 0
+    here = tmp_path / "here"
+    command = [*common, str(here / "masks"), "--overlay", str(here / "12:31.mp4")]
+    here.mkdir()
+    for _ in range(2):  # a resumed run is interrupted too, after 12 more frames
+        interrupt(Segmenter, "step", 12, number)
+        assert main(command) == 1
+        monkeypatch.undo()
+        err = capsys.readouterr().err
+        assert "of 30 masks were written to" in err and "12:31.mp4 was not written" in err
+        assert [path.name for path in here.iterdir()] == ["masks"]
+        command = [*command, "--resume"] if "--resume" not in command else command
+    assert 12 < len(masks(here / "masks")) < 30
+    assert main(command) == 0
+    assert sorted(path.name for path in here.iterdir()) == ["12:31.mp4", "masks"]
+    assert sorted(path.name for path in (here / "masks").iterdir()) == ["masks.mcap", "metadata.yaml"]
+    assert masks(here / "masks") == masks(tmp_path / "whole")
+    video = cv2.VideoCapture(str(here / "12:31.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 30
+
+
+def test_segment_interrupted_at_once(tmp_path, street_bag, tiny_checkpoint, interrupt, capsys):
+    from vtseg_ros.commands import segment
+
+    interrupt(segment, "_from_bag", 1, signal.SIGTERM)
+    out = tmp_path / "masks"
+    assert main(["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 1
+    assert "stopped" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_masks_of_a_killed_run_are_resumed(tmp_path, street_bag, tiny_checkpoint):
+    """Its bag has no metadata.yaml and its file no end."""
+    common = ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--out"]
+    assert main([*common, str(tmp_path / "whole")]) == 0
+    assert main([*common, str(tmp_path / "cut")]) == 0
+    (tmp_path / "cut" / "metadata.yaml").unlink()
+    file = tmp_path / "cut" / "cut.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert main([*common, str(tmp_path / "cut"), "--resume"]) == 0
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
+
+
+def test_resume_refuses_other_classes(tmp_path, street_bag, tiny_checkpoint, capsys):
+    from vtseg_ros.labels import LabelSet
+
+    with BagWriter(tmp_path / "masks") as bag:
+        bag.write_label_map("/segmentation/label_map", LabelSet.from_names(["a", "b"]), 1)
+        bag.write_label(MASKS, np.zeros((4, 4), np.uint8), 1, "c", compressed=True)
+    before = masks(tmp_path / "masks")
+    common = ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--resume"]
+    assert main([*common, "--out", str(tmp_path / "masks")]) == 2
+    assert "other classes: a, b" in capsys.readouterr().err
+    assert masks(tmp_path / "masks") == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+class TestNothingIsWritten:
+    def test_evaluate(self, tmp_path, street_bag, tiny_checkpoint, interrupt, capsys, number):
+        from vtseg_ros.data.windows import FrameStore
+
+        interrupt(FrameStore, "image", 5, number)
+        report = ["--out", str(tmp_path / "report"), "--json", str(tmp_path / "r.json")]
+        assert main(["evaluate", str(street_bag), "--checkpoint", str(tiny_checkpoint), *report]) == 1
+        assert "the report was not written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+    def test_import(self, tmp_path, interrupt, capsys, number):
+        (tmp_path / "images").mkdir()
+        for index in range(6):
+            cv2.imwrite(str(tmp_path / "images" / f"{index}.png"), np.zeros((4, 4, 3), np.uint8))
+        interrupt(BagWriter, "write", 3, number)
+        assert main(["import", "images", str(tmp_path / "images"), "--out", str(tmp_path / "bag")]) == 1
+        assert "bag was not written" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+    def test_merge(self, tmp_path, street_bag, interrupt, capsys, number):
+        assert main(["labels", "extract", str(street_bag), "--count", "2", "--out", str(tmp_path / "f")]) == 0
+        for file in (tmp_path / "f").glob("*.png"):
+            cv2.imwrite(str(file), np.zeros((64, 128), np.uint8))
+        interrupt(BagWriter, "write_raw", 9, number)
+        command = ["labels", "merge", str(street_bag), str(tmp_path / "f"), "--out", str(tmp_path / "bag")]
+        assert main([*command, "--topic", "/camera/label2/compressed"]) == 1
+        assert "bag was not written" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_extract_names_what_it_wrote(tmp_path, street_bag, interrupt, capsys):
+    interrupt(BagReader, "read", 4, signal.SIGTERM)
+    assert main(["labels", "extract", str(street_bag), "--every", "1", "--out", str(tmp_path / "f")]) == 1
+    written = len(list((tmp_path / "f").glob("*.png")))
+    assert f"{written} of 30 frames were written to {tmp_path / 'f'}" in capsys.readouterr().err
+    assert 3 <= written <= 4

@@ -1,0 +1,60 @@
+"""Ego masks and baselines as people draw them, in running nodes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+from data.files import INDEXED, RGBA, png_file
+from nodes.encoders import image_message, picture
+from nodes.harness import LATCHED
+from nodes.setting import Setting, pixels
+from vtseg_ros.msg import LabelEntry, LabelMap, SegmentationStatus
+
+
+def started(start_node, checkpoint, namespace: str, ego_mask):
+    node = start_node(
+        "segmenter", "-r", f"__ns:={namespace}", "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true",
+        "-p", "input_qos:=reliable", "-p", f"ego_mask:={ego_mask}",
+    )  # fmt: skip
+    node.wait_for("window 4")
+    return node
+
+
+def test_a_black_robot_on_a_clear_layer(harness, start_node, tiny_checkpoint, tmp_path):
+    rgba = np.zeros((48, 80, 4), np.uint8)
+    rgba[36:, :, 3] = 255
+    (tmp_path / "hood.png").write_bytes(png_file(rgba, RGBA))
+    node = started(start_node, tiny_checkpoint, "/hood", tmp_path / "hood.png")
+    setting = Setting(harness, node, tiny_checkpoint, "/hood")
+    setting.matched(setting.images)
+    status = setting.answer(setting.images, image_message(picture(1), "rgb8", setting.next_stamp()))
+    assert status.event == SegmentationStatus.ANSWERED
+    wait_until(lambda: setting.masks, 10, node.output)
+    found = pixels(setting.masks[-1])
+    assert (found[36:] == 255).all() and (found[:36] != 255).all()
+    assert "covers" not in node.output()
+
+
+def test_an_ego_mask_that_covers_nothing_is_told(start_node, tiny_checkpoint, tmp_path):
+    (tmp_path / "clear.png").write_bytes(png_file(np.zeros((48, 80, 4), np.uint8), RGBA))
+    node = started(start_node, tiny_checkpoint, "/clear", tmp_path / "clear.png")
+    assert "clear.png covers nothing" in node.output()
+
+
+def test_a_baseline_with_a_palette(harness, start_node, tmp_path):
+    ids = np.array([[0, 1], [1, 0]])
+    palette = [(0, 0, 0), (128, 0, 0)]
+    (tmp_path / "base.png").write_bytes(png_file(ids, INDEXED, 1, palette=palette))
+    node = start_node("evaluator", "-r", "__ns:=/base", "-p", f"output_dir:={tmp_path / 'out'}",
+                      "-p", f"baseline:={tmp_path / 'base.png'}")  # fmt: skip
+    labels = [LabelEntry(id=0, name="ground", r=9), LabelEntry(id=1, name="road", r=8)]
+    harness.publisher(LabelMap, "/base/segmentation/label_map", LATCHED).publish(LabelMap(labels=labels))
+    node.wait_for("indices of 1 indexed masks are taken as class ids")
+    assert node.stop() == 0
+    assert "baseline_miou" in json.loads((tmp_path / "out" / "report.json").read_text())

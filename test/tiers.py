@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pytest plugin: mark tests by tier, and fail a run in which a test was skipped without a listed reason."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).resolve().parent
+SKIPS = FOLDER / "expected_skips.yaml"
+TIERS = ("ros", "fault", "slow", "gpu")
+MARKS_OF_FOLDER = {"nodes": ("ros",), "launch": ("ros",), "faults": ("fault",)}
+
+
+class SkipGuard:
+    """Compare the reason of every skip with the list in expected_skips.yaml.
+
+    Args:
+        expected: mappings with `reason` (a regular expression), `because`, and `not_in_ci` (bool).
+        in_ci: whether entries with `not_in_ci` count as unexpected.
+    """
+
+    def __init__(self, expected: list[dict], in_ci: bool) -> None:
+        self._patterns = [
+            re.compile(entry["reason"]) for entry in expected if not (in_ci and entry.get("not_in_ci", False))
+        ]
+        self.unexpected: list[str] = []
+
+    def record(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        """Remember a skip whose reason is not on the list; expected failures are not skips."""
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(pattern.search(reason) for pattern in self._patterns):
+            self.unexpected.append(f"{report.nodeid}: {reason}")
+
+    pytest_runtest_logreport = pytest_collectreport = record
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """List the unexpected skips."""
+        if self.unexpected:
+            terminalreporter.section("unexpected skips")
+            for line in self.unexpected:
+                terminalreporter.line(line)
+            terminalreporter.line(f"List them in {SKIPS.name} with a reason, or install what is missing.")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Turn a green run with unexpected skips into a failed one."""
+        if self.unexpected and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the guard."""
+    config.pluginmanager.register(SkipGuard(yaml.safe_load(SKIPS.read_text()), bool(os.environ.get("CI"))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder; what belongs to no other tier is a unit test."""
+    for item in items:
+        folder = item.path.relative_to(FOLDER).parts[0] if item.path.is_relative_to(FOLDER) else ""
+        for mark in MARKS_OF_FOLDER.get(folder, ()):
+            item.add_marker(mark)
+        if "start_node" in getattr(item, "fixturenames", ()):
+            item.add_marker("ros")
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker("unit")

@@ -1,0 +1,145 @@
+"""`vtseg weights`: published weights by name, and networks of others as files for nodes and commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vtseg_ros.commands.arguments import parse_size
+from vtseg_ros.data.palette import open_palette
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.published.converting import Options, convert
+from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
+
+HELP = "Published weights by name: list them, download one (the only command that uses the network), convert a file."
+ONNX = "onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|get|convert")
+    listing = actions.add_parser("list", help="names, classes, licences and published scores")
+    listing.add_argument("--json", type=Path, metavar="FILE")
+    getting = actions.add_parser("get", help="download weights and convert them (uses the network)")
+    getting.add_argument("name", metavar="NAME", help="a name of vtseg weights list")
+    converting = actions.add_parser("convert", help="convert a downloaded file, without the network")
+    converting.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .bin, .pth, .pt or .onnx")
+    converting.add_argument(
+        "--as",
+        dest="name",
+        required=True,
+        metavar="NAME",
+        help="a name of vtseg weights list, an architecture for weights of your own, or onnx",
+    )
+    for action in (getting, converting):
+        action.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.safetensors")
+        action.add_argument(
+            "--size", type=parse_size, metavar="WxH", help="network input; default: the table's"
+        )
+    converting.add_argument(
+        "--labels",
+        metavar="FILE_OR_NAME",
+        help="class list of weights of your own: a labelmap.txt, street, camvid, cityscapes or ade20k",
+    )
+    for name in ("mean", "std"):
+        converting.add_argument(
+            f"--{name}",
+            nargs=3,
+            type=float,
+            metavar=("R", "G", "B"),
+            help="of RGB in [0, 1], of weights of your own",
+        )
+    converting.add_argument("--licence", help="of weights of your own, such as Apache-2.0")
+    converting.add_argument("--output", default="", help="of an ONNX network: the output, where several fit")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "list":
+        return _list(args.json)
+    out = args.out or Path(f"{args.name}.{'onnx' if args.name == ONNX else 'safetensors'}")
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists; expected a new file. Nothing is overwritten")
+    if args.action == "get":
+        return _get(published(args.name), out, args.size)
+    options = Options(
+        labels=_labels(args.labels) if args.labels else None,
+        input_size=args.size,
+        mean=tuple(args.mean) if args.mean else None,
+        std=tuple(args.std) if args.std else None,
+        licence=args.licence,
+    )
+    if args.name == ONNX:
+        from vtseg_ros.published.adopting import adopt
+
+        if out.suffix != ".onnx":
+            raise ConfigError(f"--out: expected a file that ends in .onnx, got {out}")
+        adapter = adopt(args.file, out, options, output=args.output)
+        print(f"{out}: {adapter.classes} classes, input {adapter.input}, output {adapter.output}")
+        return 0
+    if args.output:
+        raise ConfigError("--output: belongs to --as onnx; expected none, got one")
+    _check_suffix(out)
+    _report(out, convert(args.file, args.name, out, options))
+    return 0
+
+
+def _get(entry: Published, out: Path, size: tuple[int, int] | None) -> int:
+    from vtseg_ros.published.download import download
+
+    _check_suffix(out)
+    with tempfile.TemporaryDirectory(prefix="vtseg_weights_") as folder:
+        path = download(entry, Path(folder))
+        _report(out, convert(path, entry.name, out, Options(input_size=size)))
+    return 0
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out: expected a file that ends in .safetensors, got {out}")
+
+
+def _labels(name: str) -> LabelSet:
+    return ade20k() if name == "ade20k" else open_palette(name).labels
+
+
+def _report(out: Path, entry: Published | None) -> None:
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB" + (f"; licence: {entry.licence}" if entry else ""))
+
+
+def _list(file: Path | None) -> int:
+    table = Table()
+    for column in ("name", "classes", "input", "published mIoU", "licence", "source"):
+        table.add_column(
+            column,
+            justify="right" if "mIoU" in column else "left",
+            no_wrap=column == "name",
+            overflow="fold",
+        )
+    for entry in PUBLISHED.values():
+        size = "x".join(map(str, entry.input_size))
+        classes = f"{len(entry.labels)} ({entry.data})"
+        table.add_row(entry.name, classes, size, f"{entry.score:.1f}", entry.licence.name, entry.source)
+    Console(markup=False).print(table)
+    print(
+        "Scores are the publishers', not measured here. Licences apply to the weights and to what is trained from them."
+    )
+    if file:
+        file.write_text(json.dumps([_plain(entry) for entry in PUBLISHED.values()], indent=2) + "\n")
+    return 0
+
+
+def _plain(entry: Published) -> dict[str, object]:
+    return {
+        **{key: value for key, value in vars(entry).items() if key not in ("licence", "normalization")},
+        "licence": entry.licence.to_dict(),
+        "mean": entry.normalization[0],
+        "std": entry.normalization[1],
+        "classes": list(entry.labels.names),
+        "colors": list(entry.labels.colors),
+        "source": entry.source,
+    }

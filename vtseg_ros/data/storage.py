@@ -1,0 +1,585 @@
+"""The storage files of bags, mcap and sqlite3, in every layout that their formats allow.
+
+A storage file is read for what it holds: metadata.yaml is not needed. Connections are identified by topic and type.
+Records are parsed by the mcap package. Their framing is walked here, since the package's readers need a file that was
+closed in order and take records that are cut for whole ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sqlite3
+import struct
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import lz4.frame
+import numpy as np
+import zstandard
+from mcap.data_stream import ReadDataStream
+from mcap.exceptions import McapError
+from mcap.opcode import Opcode
+from mcap.records import Channel, Schema, Statistics
+from rosbags.interfaces import Qos
+from rosbags.rosbag2.metadata import parse_qos
+
+from vtseg_ros.errors import BagError
+
+MCAP_MAGIC = b"\x89MCAP0\r\n"
+SQLITE_MAGIC = b"SQLite format 3\0"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+LZ4_MAGIC = b"\x04\x22\x4d\x18"
+DEFINITION_ENCODINGS = ("ros2msg", "ros2idl", "omgidl", "")
+COPY_BYTES = 1 << 20
+BLOCK_BYTES = 512
+_U64, _MESSAGE_HEAD, _RECORD_HEAD = 8, 22, 9
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A topic of one type in a storage file.
+
+    Attributes:
+        topic, msgtype: the type is empty where the storage does not name it.
+        definition: text of the message definition; empty = not in the storage.
+        digest: type hash; empty = not in the storage.
+        qos: what the publishers offered; empty where the storage does not say.
+        refused: why its messages are not read; empty if they are.
+    """
+
+    topic: str
+    msgtype: str
+    definition: str = ""
+    digest: str = ""
+    qos: tuple[Qos, ...] = ()
+    refused: str = ""
+
+
+Messages = Iterator[tuple[int, int, bytes]]
+"""(connection id, bag time in ns, data)."""
+
+
+class Storage(Protocol):
+    """A storage file opened for reading.
+
+    Attributes:
+        connections: by the id that messages carry.
+        told: messages per connection id as the file's own statistics say, or as counted where it has none.
+        notes: what is unusual about the file and costs messages, one line each.
+        start_ns, end_ns: bag times of the first and the last message; 0 without messages.
+    """
+
+    connections: dict[int, Connection]
+    told: Counter[int]
+    notes: list[str]
+    start_ns: int
+    end_ns: int
+
+    def count(self, number: int) -> int:
+        """Messages of a connection that are in the file."""
+
+    def times(self, wanted: Collection[int]) -> np.ndarray:
+        """Bag times (ns, int64) of the messages of some connections, sorted."""
+
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+        """Messages of some connections in time order; equal times in the order of the file."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+def offered_qos(value: object) -> tuple[Qos, ...]:
+    """QoS profiles as metadata.yaml or a storage file keeps them; empty if they cannot be read."""
+    with suppress(Exception):  # whatever a recorder or a person wrote there: a bag is read without it
+        return tuple(parse_qos(value))
+    return ()
+
+
+def normal_type(name: str) -> str:
+    """`package/msg/Name` of a type that may be written as `package/Name`."""
+    return name if name.count("/") != 1 else name.replace("/", "/msg/")
+
+
+def merge_in_time(parts: list[tuple[int, Callable[[], Messages]]]) -> Messages:
+    """Messages of several sources in time order, each opened when its first message is due.
+
+    Args:
+        parts: (bag time of the first message in ns, opens the source) of sources that are in time order.
+    """
+    waiting = sorted(enumerate(parts), key=lambda item: (item[1][0], item[0]))[::-1]
+    due: list[tuple[int, int, tuple[int, int, bytes], Messages]] = []
+
+    def advance(number: int, source: Messages) -> None:
+        message = next(source, None)
+        if message is not None:
+            heapq.heappush(due, (message[1], number, message, source))
+
+    while waiting or due:
+        while waiting and (not due or waiting[-1][1][0] <= due[0][0]):
+            number, (_, opened) = waiting.pop()
+            advance(number, opened())
+        if due:
+            _, number, message, source = heapq.heappop(due)
+            yield message
+            advance(number, source)
+
+
+def open_storage(path: Path, scratch: Path) -> Storage:
+    """Open a storage file, whatever its suffix.
+
+    Args:
+        path: mcap or sqlite3 file, compressed as a whole or not.
+        scratch: existing folder for what must be copied to be read.
+
+    Raises:
+        BagError: if it is none, or holds nothing that can be read; the message does not name the file.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(16)
+        if magic[:4] in (ZSTD_MAGIC, LZ4_MAGIC):
+            return _open_compressed(path, magic[:4], scratch)
+        if magic == SQLITE_MAGIC:
+            return SqliteStorage(path, scratch)
+        if magic.startswith(MCAP_MAGIC):
+            return McapStorage(path)
+    except OSError as err:
+        raise BagError(f"it cannot be read: {err.strerror or err}") from err
+    if not magic:
+        raise BagError("it is empty")
+    raise BagError("it is neither an mcap nor a sqlite3 file")
+
+
+def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
+    whole = Path(tempfile.mkstemp(dir=scratch)[1])
+    damage = ""
+    with path.open("rb") as packed, whole.open("wb") as out:
+        # Not zstandard's copy_stream: it takes a file that is cut for a whole one.
+        unpack = (
+            zstandard.ZstdDecompressor().decompressobj()
+            if magic == ZSTD_MAGIC
+            else lz4.frame.LZ4FrameDecompressor()
+        )
+        try:
+            while block := packed.read(COPY_BYTES):
+                if unpack.eof:
+                    break
+                out.write(unpack.decompress(block))
+            if not unpack.eof:
+                damage = "its compressed data is cut"
+        except (zstandard.ZstdError, RuntimeError, EOFError) as err:
+            damage = f"its compressed data is damaged: {line_of(err)}"
+    if whole.stat().st_size == 0:
+        raise BagError(damage or "it is empty")
+    try:
+        storage = open_storage(whole, scratch)
+    except BagError as err:
+        raise BagError(f"{damage}; {err}" if damage else str(err)) from err
+    if damage and isinstance(
+        storage, SqliteStorage
+    ):  # its pages are in no order: what is left is no part of it
+        storage.close()
+        raise BagError(damage)
+    if damage:
+        storage.notes.insert(0, damage)
+    return storage
+
+
+def line_of(err: Exception) -> str:
+    """The first line of an exception's text, or its class."""
+    text = str(err).strip().splitlines()
+    return text[0] if text else type(err).__name__
+
+
+@dataclass
+class _Chunk:
+    """A chunk record: where its content starts, how long it is, and the bag times by channel."""
+
+    start: int
+    length: int
+    cut: bool = False
+    times: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class McapStorage:
+    """An mcap file; see `Storage`.
+
+    Chunks, indexes and summary are optional and may be missing in part. A file without footer was left by a recorder
+    that was killed: all records that are whole are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._size = path.stat().st_size
+        self.notes: list[str] = []
+        try:
+            self._open()
+        except BagError:
+            self.close()
+            raise
+        except Exception as err:  # lying lengths lead to struct, unicode, memory and value errors
+            self.close()
+            raise BagError(f"it is damaged: {line_of(err)}") from err
+
+    def _open(self) -> None:
+        end = self._walk()
+        if end is not None and not any(self._read(max(0, self._size - len(MCAP_MAGIC)), len(MCAP_MAGIC))):
+            self._size = self._written()
+            end = self._walk()
+        if end is not None:
+            self._file.seek(max(0, self._size - len(MCAP_MAGIC)))
+            if self._size > 2 * len(MCAP_MAGIC) and self._file.read() == MCAP_MAGIC:
+                raise BagError(f"it is damaged at byte {end}")
+            self._forgive_end()
+            self.notes.append(
+                f"it has no end: its recorder was killed or the file was cut. Read up to byte {end}"
+            )
+        known = set(self._loose).union(*(chunk.times for chunk in self._chunks))
+        incomplete = bool(known - set(self._channels))
+        for chunk in self._chunks:
+            if incomplete or not chunk.times:
+                self._scan(chunk)
+        self._loose = {channel: sorted(entries) for channel, entries in self._loose.items()}
+        self.connections = {number: self._connection(channel) for number, channel in self._channels.items()}
+        self._counted = Counter({number: len(entries) for number, entries in self._loose.items()})
+        for chunk in self._chunks:
+            self._counted.update({number: times.size for number, times in chunk.times.items()})
+        self.told = Counter(self._statistics) if self._statistics else self._counted
+        lost = sum(count for number, count in self._counted.items() if number not in self.connections)
+        if lost:
+            self.notes.append(f"{lost} messages are of no channel and are left out")
+        times = self.times(list(self.connections))
+        self.start_ns, self.end_ns = (int(times[0]), int(times[-1])) if times.size else (0, 0)
+        if end is not None and not times.size:
+            raise BagError("it is cut: no whole message is in it")
+
+    def _walk(self) -> int | None:
+        """Find records; returns where they end too early, None if the file is whole."""
+        self._schemas: dict[int, Schema] = {}
+        self._channels: dict[int, Channel] = {}
+        self._chunks: list[_Chunk] = []
+        # (time, start, length) of messages outside chunks, by channel.
+        self._loose: dict[int, list[tuple[int, int, int]]] = {}
+        self._statistics: dict[int, int] = {}
+        position, chunk = len(MCAP_MAGIC), None
+        while True:
+            head = self._read(position, _RECORD_HEAD)
+            if len(head) < _RECORD_HEAD:
+                return position
+            kind, length = struct.unpack("<BQ", head)
+            body, end = position + _RECORD_HEAD, position + _RECORD_HEAD + length
+            if kind == 0:
+                return position
+            if end > self._size:
+                if kind == Opcode.CHUNK:
+                    self._chunks.append(_Chunk(body, self._size - body, cut=True))
+                return position
+            if kind == Opcode.CHUNK:
+                chunk = _Chunk(body, length)
+                self._chunks.append(chunk)
+            elif kind == Opcode.MESSAGE_INDEX and chunk is not None:
+                channel, size = struct.unpack("<HI", self._read(body, 6))
+                entries = np.frombuffer(self._read(body + 6, min(size, length - 6)), "<u8")
+                if entries.size:
+                    chunk.times[channel] = np.sort(entries[::2].astype(np.int64))
+            elif kind == Opcode.MESSAGE:
+                if length < _MESSAGE_HEAD:
+                    raise BagError(f"it is damaged: a message of {length} bytes at byte {position}")
+                channel, _, time_ns, _ = struct.unpack("<HIQQ", self._read(body, _MESSAGE_HEAD))
+                entry = (time_ns, body + _MESSAGE_HEAD, length - _MESSAGE_HEAD)
+                self._loose.setdefault(channel, []).append(entry)
+            elif kind in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.STATISTICS):
+                try:
+                    self._define(kind, self._read(body, length))
+                except (McapError, ValueError, struct.error):
+                    return position
+            elif kind == Opcode.FOOTER:
+                return None
+            position = end
+
+    def _written(self) -> int:
+        """Bytes in front of the zeros that a power failure leaves at the end, in whole blocks of the disk."""
+        end = self._size
+        while end > 0:
+            start = max(0, end - COPY_BYTES)
+            block = self._read(start, end - start).rstrip(b"\0")
+            if block:
+                return min(self._size, -(-(start + len(block)) // BLOCK_BYTES) * BLOCK_BYTES)
+            end = start
+        return 0
+
+    def _forgive_end(self) -> None:
+        """Count again what the indexes of the last chunk may not say, and drop it if it is damaged."""
+        while self._chunks:
+            last = self._chunks[-1]
+            last.times.clear()
+            with suppress(Exception):
+                self._scan(last)
+            if last.times:
+                return
+            # A chunk in front of a damaged one was indexed in full, unless it is damaged too.
+            self._chunks.pop()
+            if self._chunks and self._chunks[-1].times:
+                return
+
+    def _read(self, position: int, length: int) -> bytes:
+        self._file.seek(position)
+        return self._file.read(length)
+
+    def _define(self, kind: int, body: bytes) -> None:
+        stream = ReadDataStream(BytesIO(body))
+        if kind == Opcode.SCHEMA:
+            schema = Schema.read(stream)
+            self._schemas.setdefault(schema.id, schema)
+        elif kind == Opcode.CHANNEL:
+            channel = Channel.read(stream)
+            self._channels.setdefault(channel.id, channel)
+        else:
+            self._statistics = Statistics.read(stream).channel_message_counts
+
+    def _connection(self, channel: Channel) -> Connection:
+        schema = self._schemas.get(channel.schema_id)
+        refused = ""
+        if schema is not None and schema.encoding not in DEFINITION_ENCODINGS:
+            refused = f"its schema's encoding is {schema.encoding!r}; expected ros2msg, ros2idl or omgidl"
+        elif channel.message_encoding != "cdr":
+            refused = f"its message encoding is {channel.message_encoding!r}; expected cdr"
+        return Connection(
+            topic=channel.topic,
+            msgtype=normal_type(schema.name) if schema else "",
+            definition=schema.data.decode("utf-8", "replace") if schema and not refused else "",
+            qos=offered_qos(channel.metadata.get("offered_qos_profiles", "")),
+            refused=refused,
+        )
+
+    def _load(self, chunk: _Chunk) -> memoryview:
+        """The records in a chunk, as far as it goes if it is cut."""
+        body = self._read(chunk.start, chunk.length)
+        size, checksum, name_length = struct.unpack_from("<QII", body, 16)
+        name = body[32 : 32 + name_length].decode()
+        place = 32 + name_length + _U64
+        (length,) = struct.unpack_from("<Q", body, place - _U64)
+        packed = memoryview(body)[place : place + length]
+        if len(packed) < length and not chunk.cut:
+            raise BagError(f"the chunk at byte {chunk.start} is longer than its record")
+        if name == "":
+            data = packed
+        elif name == "zstd":
+            # Not in one call: the size may stand in neither the frame nor, truthfully, the chunk.
+            data = memoryview(zstandard.ZstdDecompressor().decompressobj().decompress(packed))
+        elif name == "lz4":
+            data = memoryview(lz4.frame.LZ4FrameDecompressor().decompress(packed))
+        else:
+            raise BagError(f"the chunk at byte {chunk.start} is compressed by {name!r}; expected zstd or lz4")
+        if chunk.cut:
+            return data
+        if len(data) != size:
+            raise BagError(f"the chunk at byte {chunk.start} has {len(data)} bytes; expected {size}")
+        if checksum and zlib.crc32(data) != checksum:
+            raise BagError(f"the chunk at byte {chunk.start} has a wrong check sum")
+        return data
+
+    def _records(self, chunk: _Chunk) -> Iterator[tuple[int, memoryview]]:
+        data, position = self._load(chunk), 0
+        while position + _RECORD_HEAD <= len(data):
+            kind, length = struct.unpack_from("<BQ", data, position)
+            start, position = position + _RECORD_HEAD, position + _RECORD_HEAD + length
+            if position > len(data):
+                if chunk.cut:
+                    return
+                raise BagError(f"a record in the chunk at byte {chunk.start} is cut")
+            if kind == Opcode.MESSAGE and length < _MESSAGE_HEAD:
+                raise BagError(f"a message in the chunk at byte {chunk.start} has {length} bytes")
+            yield kind, data[start:position]
+
+    def _scan(self, chunk: _Chunk) -> None:
+        """Take times and definitions from the content of a chunk."""
+        times: dict[int, list[int]] = {}
+        try:
+            for kind, body in self._records(chunk):
+                if kind in (Opcode.SCHEMA, Opcode.CHANNEL):
+                    self._define(kind, bytes(body))
+                elif kind == Opcode.MESSAGE:
+                    channel, _, time_ns = struct.unpack_from("<HIQ", body)
+                    times.setdefault(channel, []).append(time_ns)
+        finally:
+            if times or not chunk.times:
+                chunk.times = {
+                    channel: np.sort(np.array(found, np.uint64).astype(np.int64))
+                    for channel, found in times.items()
+                }
+
+    def count(self, number: int) -> int:
+        return self._counted[number]
+
+    def times(self, wanted: Collection[int]) -> np.ndarray:
+        found = [chunk.times[number] for chunk in self._chunks for number in wanted if number in chunk.times]
+        found += [
+            np.array([entry[0] for entry in self._loose[number]], np.uint64).astype(np.int64)
+            for number in wanted
+            if number in self._loose
+        ]
+        return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+        wanted = frozenset(wanted)
+        low = -(2**63) if start_ns is None else start_ns
+        high = 2**64 if stop_ns is None else stop_ns
+
+        def from_chunk(chunk: _Chunk) -> Messages:
+            found = []
+            for kind, body in self._records(chunk):
+                if kind == Opcode.MESSAGE:
+                    channel, _, time_ns = struct.unpack_from("<HIQ", body)
+                    if channel in wanted and low <= time_ns < high:
+                        found.append((channel, time_ns, body[_MESSAGE_HEAD:]))
+            found.sort(key=lambda message: message[1])
+            return ((channel, time_ns, bytes(data)) for channel, time_ns, data in found)
+
+        def loose() -> Messages:
+            for (time_ns, start, length), channel in entries:
+                yield channel, time_ns, self._read(start, length)
+
+        parts: list[tuple[int, Callable[[], Messages]]] = []
+        for chunk in self._chunks:
+            times = [chunk.times[number] for number in wanted & chunk.times.keys()]
+            firsts = [first_from(one, low, high) for one in times]
+            firsts = [first for first in firsts if first is not None]
+            if firsts:
+                parts.append((min(firsts), lambda chunk=chunk: from_chunk(chunk)))
+        entries = sorted(
+            (entry, number)
+            for number in wanted & self._loose.keys()
+            for entry in self._loose[number]
+            if low <= entry[0] < high
+        )
+        if entries:
+            parts.append((entries[0][0][0], loose))
+        return merge_in_time(parts)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def first_from(times: np.ndarray, low: int, high: int) -> int | None:
+    """The first of some sorted times in low..high, high excluded; None if there is none."""
+    place = int(np.searchsorted(times, max(low, -(2**63))))
+    return int(times[place]) if place < times.size and times[place] < high else None
+
+
+def is_too_long(path: Path) -> bool:
+    """Whether sqlite3 cannot open a file of this path, or its journal: it takes paths of 512 bytes."""
+    names = (os.fsencode(f"{path.resolve()}-journal"), os.fsencode(f"{path.name}-journal"))
+    return len(names[0]) > 500 or len(names[1]) > 255
+
+
+class SqliteStorage:
+    """A sqlite3 file of any of rosbag2's schemas; see `Storage`.
+
+    What a killed recorder left in a journal beside the file belongs to it.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self.notes: list[str] = []
+        journals = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
+        journals = [file for file in journals if file.is_file() and file.stat().st_size]
+        if journals or is_too_long(path):
+            # Reading a journal writes to the database and beside it: in a copy.
+            copy = Path(tempfile.mkdtemp(dir=scratch)) / "bag.db3"
+            for file in (path, *journals):
+                target = copy.with_name(copy.name + file.name[len(path.name) :])
+                with file.open("rb") as source, target.open("wb") as out:
+                    while block := source.read(COPY_BYTES):
+                        out.write(block)
+            address = copy.as_uri()
+        else:
+            address = f"{path.resolve().as_uri()}?immutable=1"
+        try:
+            self._database = sqlite3.connect(address, uri=True, check_same_thread=False)
+            self._database.text_factory = lambda data: data.decode("utf-8", "replace")
+            self._open()
+        except (sqlite3.Error, TypeError, ValueError, OverflowError) as err:
+            self.close()
+            raise BagError(f"its database cannot be read: {line_of(err)}") from err
+        except BagError:
+            self.close()
+            raise
+
+    def _rows(self, query: str, *values: object) -> list[tuple]:
+        with closing(self._database.execute(query, values)) as cursor:
+            return cursor.fetchall()
+
+    def _columns(self, table: str) -> set[str]:
+        return {row[1] for row in self._rows(f"PRAGMA table_info({table})")}
+
+    def _open(self) -> None:
+        columns = self._columns("topics")
+        if not columns or not self._columns("messages"):
+            raise BagError("its database has no tables `topics` and `messages`: it is no bag")
+        optional = ("serialization_format", "offered_qos_profiles", "type_description_hash")
+        chosen = ", ".join(name if name in columns else "''" for name in optional)
+        definitions = {}
+        if self._columns("message_definitions"):
+            rows = self._rows("SELECT topic_type, encoded_message_definition FROM message_definitions")
+            definitions = {str(name): str(text) for name, text in rows}
+        self.connections = {}
+        for number, topic, msgtype, encoding, qos, digest in self._rows(
+            f"SELECT id, name, type, {chosen} FROM topics ORDER BY id"
+        ):
+            refused = "" if encoding in ("cdr", "") else f"its messages are {encoding!r}; expected cdr"
+            self.connections[number] = Connection(
+                str(topic),
+                normal_type(str(msgtype)),
+                definitions.get(str(msgtype), ""),
+                str(digest or ""),
+                offered_qos(qos),
+                refused,
+            )
+        self.told = Counter(dict(self._rows("SELECT topic_id, count(*) FROM messages GROUP BY topic_id")))
+        lost = sum(count for number, count in self.told.items() if number not in self.connections)
+        if lost:
+            self.notes.append(f"{lost} messages are of no topic and are left out")
+        # Two queries: either is answered from the index.
+        self.start_ns, self.end_ns = (
+            int(self._rows(f"SELECT {which}(timestamp) FROM messages")[0][0] or 0) for which in ("min", "max")
+        )
+
+    def count(self, number: int) -> int:
+        return self.told[number]
+
+    def times(self, wanted: Collection[int]) -> np.ndarray:
+        ids = list(wanted)
+        marks = ", ".join("?" * len(ids))
+        try:
+            rows = self._rows(
+                f"SELECT timestamp FROM messages WHERE topic_id IN ({marks}) ORDER BY timestamp", *ids
+            )
+            return np.array([row[0] for row in rows], np.int64)
+        except (sqlite3.Error, TypeError, ValueError, OverflowError) as err:
+            raise BagError(f"its database is damaged: {line_of(err)}") from err
+
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+        ids = list(wanted)
+        query = (
+            f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({', '.join('?' * len(ids))})"
+        )
+        limits = [("timestamp >= ?", start_ns), ("timestamp < ?", stop_ns)]
+        given = [(text, min(max(value, -(2**63)), 2**63 - 1)) for text, value in limits if value is not None]
+        query += "".join(f" AND {text}" for text, _ in given) + " ORDER BY timestamp, rowid"
+        with closing(self._database.execute(query, [*ids, *(value for _, value in given)])) as cursor:
+            for number, time_ns, data in cursor:
+                if not isinstance(data, bytes) or not isinstance(time_ns, int):
+                    raise BagError("its database is damaged: a message without time or data")
+                yield number, time_ns, data
+
+    def close(self) -> None:
+        if hasattr(self, "_database"):
+            self._database.close()

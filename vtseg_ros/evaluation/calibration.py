@@ -1,0 +1,72 @@
+"""Calibration of confidences (Guo et al., "On Calibration of Modern Neural Networks", 2017)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BINS = 15
+TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(4.0), 33))
+"""Candidates, 7 % apart; 1 is added when scores are computed."""
+
+
+def expected_calibration_error(count: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the mean distance of confidence and accuracy over bins, weighted by their pixels, 0..100; NaN without any.
+
+    Args:
+        count: (bins,) pixels in each bin of confidence.
+        confidence: (bins,) sum of their confidences, 0..1 each.
+        correct: (bins,) how many of them are right.
+    """
+    total = count.sum()
+    return float(100.0 * np.abs(confidence - correct).sum() / total) if total else float("nan")
+
+
+class TemperatureFit:
+    """Finds the temperature with the lowest negative log-likelihood of labels, in one pass over frames.
+
+    Attributes:
+        sums: (temperatures, 1 + 3 * bins) float64: the negative log-likelihood, then per bin of confidence the pixels,
+            the sum of their confidences and how many are right. Sums of several processes can be added.
+    """
+
+    def __init__(self) -> None:
+        self.temperatures = np.concatenate([[1.0], TEMPERATURES])
+        self.sums = np.zeros((len(self.temperatures), 1 + 3 * BINS))
+
+    def update(self, logits: Tensor, truth: Tensor, members: Tensor) -> None:
+        """Add pixels.
+
+        Args:
+            logits: (P, C).
+            truth: (P,) int64 ids of groups.
+            members: (G, C) bool, the classes of each group; the identity where each class is its own group.
+        """
+        if not len(logits):
+            return
+        mask = logits.argmax(1)
+        inside = members[truth]  # (P, C)
+        right = inside.gather(1, mask[:, None])[:, 0].double()
+        for row, temperature in zip(self.sums, self.temperatures):
+            scaled = (logits.float() / temperature).log_softmax(1)
+            row[0] -= float(scaled.masked_fill(~inside, -torch.inf).logsumexp(1).double().sum())
+            confidence = scaled.amax(1).exp().double()
+            bins = (confidence * BINS).long().clamp(max=BINS - 1)
+            parts = [
+                torch.bincount(bins, weights=weights, minlength=BINS)
+                for weights in (torch.ones_like(right), confidence, right)
+            ]
+            row[1:] += torch.cat(parts).cpu().numpy()
+
+    def best(self) -> int:
+        """Return the row of the best temperature; that of 1 without pixels."""
+        return int(self.sums[:, 0].argmin())
+
+    def temperature(self) -> float:
+        """Return the best temperature."""
+        return float(self.temperatures[self.best()])
+
+    def error(self, row: int = 0) -> float:
+        """Return the expected calibration error, 0..100, at the temperature of a row (0: at 1)."""
+        return expected_calibration_error(*self.sums[row, 1:].reshape(3, BINS))

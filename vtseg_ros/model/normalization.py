@@ -1,0 +1,43 @@
+"""Normalisation of RGB as a part of a network: its constants travel with the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalization(nn.Module):
+    """Subtract a mean and divide by a standard deviation per channel; 0 and 1 as built.
+
+    Args:
+        mean: of RGB in [0, 1].
+        std: of RGB in [0, 1], above 0.
+    """
+
+    def __init__(
+        self, mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def set(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Replace both constants."""
+        self.mean.copy_(torch.tensor(mean))
+        self.std.copy_(torch.tensor(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise (n, 3, H, W) in [0, 1]; computed in float32, returned in the images' dtype."""
+        normalized = (images.float() - self.mean.float()[:, None, None]) / self.std.float()[:, None, None]
+        return normalized.to(images.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Weights saved before these buffers existed were used without normalisation, or have it in a convolution.
+        state_dict.setdefault(f"{prefix}mean", torch.zeros_like(self.mean))
+        state_dict.setdefault(f"{prefix}std", torch.ones_like(self.std))
+        super()._load_from_state_dict(state_dict, prefix, *args)
