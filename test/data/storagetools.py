@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from io import BytesIO
 from pathlib import Path
 
 import yaml
@@ -59,21 +60,26 @@ def messages(count: int = 12) -> list[Message]:
 
 
 def write_mcap(path: Path, content: list[Message], *, encoding: str = "ros2msg", **options: object) -> Path:
-    """An mcap file; options are those of mcap's writer."""
+    """An mcap file; see `mcap_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = {"compression": CompressionType.NONE, "chunk_size": 600, **options}
-    with path.open("wb") as file:
-        writer = Writer(file, **chosen)
-        writer.start("ros2", "a recorder")
-        channels: dict[str, int] = {}
-        for number, (topic, time, data) in enumerate(content):
-            if topic not in channels:
-                kind = TEXT if topic == "/chatter" else IMAGE
-                schema = writer.register_schema(kind, encoding, b"# a definition")
-                channels[topic] = writer.register_channel(topic, "cdr", schema, {"offered_qos_profiles": QOS})
-            writer.add_message(channels[topic], time, data, time, sequence=number)
-        writer.finish()
+    path.write_bytes(mcap_bytes(content, encoding=encoding, **options))
     return path
+
+
+def mcap_bytes(content: list[Message], *, encoding: str = "ros2msg", **options: object) -> bytes:
+    """The content of an mcap file; options are those of mcap's writer."""
+    file = BytesIO()
+    writer = Writer(file, **{"compression": CompressionType.NONE, "chunk_size": 600, **options})
+    writer.start("ros2", "a recorder")
+    channels: dict[str, int] = {}
+    for number, (topic, time, data) in enumerate(content):
+        if topic not in channels:
+            kind = TEXT if topic == "/chatter" else IMAGE
+            schema = writer.register_schema(kind, encoding, b"# a definition")
+            channels[topic] = writer.register_channel(topic, "cdr", schema, {"offered_qos_profiles": QOS})
+        writer.add_message(channels[topic], time, data, time, sequence=number)
+    writer.finish()
+    return file.getvalue()
 
 
 MCAP_LAYOUTS = {

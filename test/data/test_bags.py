@@ -193,7 +193,7 @@ class TestBroken:
         with BagReader(path) as bag:
             read = len(list(bag.messages()))
             assert sum(bag.missing.values()) == 17 - read and 0 < read
-        assert "has no end" in caplog.text and (read == 17 or "are missing" in caplog.text)
+        assert "has no end" in caplog.text and (read == 17 or " missing" in caplog.text)
 
     @pytest.mark.parametrize(
         ("storage", "share"), [("mcap", 0.0), *(("sqlite3", share) for share in (0.0, 0.1, 0.5, 0.97))]

@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vtseg_ros.evaluation.calibration import TEMPERATURES, TemperatureFit, expected_calibration_error
+from vtseg_ros.evaluation.calibration import (
+    TEMPERATURES,
+    ConfidenceCounts,
+    TemperatureFit,
+    expected_calibration_error,
+)
 
 
 def test_error_by_hand():
@@ -52,3 +57,12 @@ def test_without_pixels_the_temperature_is_one():
     fit = TemperatureFit()
     fit.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), torch.eye(3, dtype=torch.bool))
     assert fit.temperature() == 1.0 and np.isnan(fit.error())
+
+
+def test_error_of_masks_by_hand():
+    """Confidence 204 / 255 = 0.8, three of four right: 5; unlabelled pixels of mask and label do not count."""
+    counts = ConfidenceCounts()
+    mask = np.array([[0, 0, 1, 1, 1, 255]], np.uint8)
+    label = np.array([[0, 0, 1, 0, 255, 1]], np.uint8)
+    counts.update(mask, np.full((1, 6), 204, np.uint8), label)
+    assert counts.counts.sum() == 4 and counts.error() == pytest.approx(5)

@@ -147,6 +147,7 @@ class Recorder:
         seen = self.seen.setdefault(stream, deque(maxlen=self.info.window))
         seen.append(number)
         self.answers[number] = list(seen)
+        self.confidence = np.zeros(size[::-1], np.uint8)
         return np.zeros(size[::-1], np.uint8)
 
 

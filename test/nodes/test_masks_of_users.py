@@ -56,5 +56,5 @@ def test_a_baseline_with_a_palette(harness, start_node, tmp_path):
     labels = [LabelEntry(id=0, name="ground", r=9), LabelEntry(id=1, name="road", r=8)]
     harness.publisher(LabelMap, "/base/segmentation/label_map", LATCHED).publish(LabelMap(labels=labels))
     node.wait_for("indices of 1 indexed masks are taken as class ids")
-    assert node.stop() == 0
+    assert node.stop() == 0, node.output()
     assert "baseline_miou" in json.loads((tmp_path / "out" / "report.json").read_text())

@@ -87,7 +87,7 @@ def test_window_grows_and_restarts(setting):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(encoding="rgb16"), "unknown encoding"),
+        (dict(encoding="rgb12"), "unknown encoding"),
         (dict(height=0), "empty"),
         (dict(height=2**32 - 1, width=2**32 - 1), "at most"),
         (dict(step=3), "step is too small"),

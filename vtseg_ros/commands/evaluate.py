@@ -187,7 +187,7 @@ def _print(outcome: Outcome) -> None:
     table.add_section()
     rows = {
         "mean": "miou", "pixel accuracy": "pixel_accuracy", "mVC8": "mvc8", "mVC16": "mvc16",
-        "temporal consistency": "temporal_consistency",
+        "temporal consistency": "temporal_consistency", "calibration error": "calibration_error",
     }  # fmt: skip
     for title, key in rows.items():
         table.add_row(title, *(_text(system[key]) for system in shown))

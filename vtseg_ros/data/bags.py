@@ -155,9 +155,7 @@ class BagReader:
         lost = self._told[topic] - read
         if lost > self.missing.get(topic, 0):
             self.missing[topic] = lost
-            self._tell(
-                [f"topic {topic} has {read} messages; expected {self._told[topic]}: {lost} are missing"]
-            )
+            self._tell([f"topic {topic} has {read} messages; expected {self._told[topic]}: {lost} missing"])
 
     def __enter__(self) -> BagReader:
         return self

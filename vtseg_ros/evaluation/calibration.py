@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtseg_ros.labels import IGNORE
+
 BINS = 15
 TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(4.0), 33))
 """Candidates, 7 % apart; 1 is added when scores are computed."""
@@ -21,6 +23,30 @@ def expected_calibration_error(count: np.ndarray, confidence: np.ndarray, correc
     """
     total = count.sum()
     return float(100.0 * np.abs(confidence - correct).sum() / total) if total else float("nan")
+
+
+class ConfidenceCounts:
+    """Counts of labelled pixels by the confidence of a mask, and how many of them are right."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((256, 2), np.int64)
+        """Row c: pixels of confidence c / 255 that are wrong and right."""
+
+    def update(self, mask: np.ndarray, confidence: np.ndarray, label: np.ndarray) -> None:
+        """Count a frame: mask, confidence (0..255) and label, (H, W) uint8 each; 255 in mask or label is left out."""
+        known = (label != IGNORE) & (mask != IGNORE)
+        places = confidence[known].astype(np.int64) * 2 + (mask == label)[known]
+        self.counts += np.bincount(places, minlength=512).reshape(256, 2)
+
+    def error(self) -> float:
+        """Return the expected calibration error, 0..100; NaN without pixels."""
+        levels = np.arange(256) / 255
+        count, right = self.counts.sum(axis=1), self.counts[:, 1]
+        bins = np.minimum((levels * BINS).astype(int), BINS - 1)
+        parts = [
+            np.bincount(bins, weights=values, minlength=BINS) for values in (count, count * levels, right)
+        ]
+        return expected_calibration_error(*parts)
 
 
 class TemperatureFit:

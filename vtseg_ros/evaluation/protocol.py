@@ -142,8 +142,8 @@ def evaluate(
         last, stamp_ns = number, index.frames[number].stamp_ns
         size = (label.shape[1], label.shape[0])
         masks = [feed.mask(images, number, first, size) for feed in feeds]
-        for scores, mask in zip(outcome.scores, masks):
-            _score(scores, stamp_ns, mask, label, image)
+        for system, scores, mask in zip(systems, outcome.scores, masks):
+            _score(scores, stamp_ns, mask, label, image, system.confidence)
         if number in shown:
             outcome.rows.append(_row(stamp_ns, image, label, masks))
         on_frame()
@@ -161,9 +161,16 @@ def _label(store: FrameStore, number: int, outcome: Outcome) -> np.ndarray | Non
         return None
 
 
-def _score(scores: Scores, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray) -> None:
+def _score(
+    scores: Scores,
+    stamp_ns: int,
+    mask: np.ndarray,
+    label: np.ndarray,
+    image: np.ndarray,
+    confidence: np.ndarray,
+) -> None:
     try:
-        scores.update(stamp_ns, mask, label, image)
+        scores.update(stamp_ns, mask, label, image, confidence=confidence)
         scores.watch(stamp_ns, mask, image)
     except ConfigError as err:
         raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err

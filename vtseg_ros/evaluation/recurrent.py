@@ -71,7 +71,8 @@ class RecurrentSystem:
                 torch.stack([frame.image for frame in window], dim=1),
                 torch.stack([frame.flow for frame in window[1:]], dim=1) if len(window) > 1 else None,
             )
-        return to_mask(logits[:, -1], size, "bicubic", 0.0)[0]
+        mask, self.confidence = to_mask(logits[:, -1], size, "bicubic", 0.0)
+        return mask
 
     def _backward_flow(self, past: _Past | None, number: int, pixels: np.ndarray) -> Tensor | None:
         """(1, 2, h, w) to the frame before, or None where the window must start anew."""

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from vtseg_ros.data.messages import NS
+from vtseg_ros.evaluation.calibration import ConfidenceCounts
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
 from vtseg_ros.labels import IGNORE, LabelSet
@@ -47,6 +48,7 @@ class Scores:
     ) -> None:
         self.labels, self._keep, self._max_gap_ns = labels, keep, round(max_gap_s * NS)
         self.confusion = ConfusionMatrix(len(labels))
+        self.confidences = ConfidenceCounts()
         self.baseline = ConfusionMatrix(len(labels)) if baseline is not None else None
         self._baseline_mask = baseline
         self._consistency = {n: VideoConsistency(n) for n in (8, 16)}
@@ -56,7 +58,15 @@ class Scores:
         self.worst: list[Sample] = []
         self.frames = 0
 
-    def update(self, stamp_ns: int, mask: np.ndarray, label: np.ndarray, image: np.ndarray | None) -> None:
+    def update(
+        self,
+        stamp_ns: int,
+        mask: np.ndarray,
+        label: np.ndarray,
+        image: np.ndarray | None,
+        *,
+        confidence: np.ndarray | None = None,
+    ) -> None:
         """Score a frame against its label.
 
         Args:
@@ -64,12 +74,15 @@ class Scores:
             mask: (h, w) uint8; stretched to the label's size if it has another.
             label: (H, W) uint8.
             image: (H, W, 3) uint8 RGB for the report's pictures, or None.
+            confidence: (H, W) uint8 of the mask, softmax maximum * 255, for the calibration error, or None.
         """
         if mask.shape != label.shape:
             mask = cv2.resize(mask, (label.shape[1], label.shape[0]), interpolation=cv2.INTER_NEAREST)
         frame = ConfusionMatrix(len(self.labels))
         frame.update(mask, label)
         self.confusion.merge(frame)
+        if confidence is not None:
+            self.confidences.update(mask, confidence, label)
         if self.baseline is not None:
             size = (label.shape[1], label.shape[0])
             self.baseline.update(
@@ -142,6 +155,7 @@ class Scores:
             "mvc8": or_none(self.mvc(8)),
             "mvc16": or_none(self.mvc(16)),
             "temporal_consistency": or_none(self.temporal_consistency()),
+            "calibration_error": or_none(self.confidences.error()),
         }
 
 

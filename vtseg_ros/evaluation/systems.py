@@ -43,11 +43,13 @@ class System(Protocol):
     Attributes:
         info, labels: what it is, and its class list.
         problems: (frame number, what was wrong) of what it could not use besides the image.
+        confidence: (height, width) uint8 of the last mask, softmax maximum * 255.
     """
 
     info: SystemInfo
     labels: LabelSet
     problems: list[tuple[int, str]]
+    confidence: np.ndarray
 
     def reset(self, stream: int) -> None:
         """A new sequence begins in a stream."""
@@ -86,4 +88,6 @@ class SegmenterSystem:
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
         self._segmenter.output_size = size
         # Without a stamp a frame always joins: where sequences end is the index's to say.
-        return self._segmenter.step(image, camera=str(stream)).mask
+        result = self._segmenter.step(image, camera=str(stream))
+        self.confidence = result.confidence
+        return result.mask
