@@ -23,6 +23,7 @@ COMMANDS = {
     "segment": "masks for every frame of a bag or video file",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
     "pseudolabel": "label a bag or a video with a teacher network",
+    "ego-mask": "propose the mask of the robot's own body from many frames",
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
     chosen = build_parser().parse_args(argv)
     try:
-        name = f"{chosen.command}_" if keyword.iskeyword(chosen.command) else chosen.command
+        name = chosen.command.replace("-", "_")
+        name = f"{name}_" if keyword.iskeyword(name) else name
         module = importlib.import_module(f"vtseg_ros.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)
