@@ -30,6 +30,7 @@ COMMANDS = {
     "cost": "parameters and multiply-adds of the networks",
     "weights": "published weights by name: list, get, convert",
     "info": "what a bag or a checkpoint holds",
+    "doctor": "versions, devices, speed and known problems, for bug reports",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
 
