@@ -20,6 +20,7 @@ from vtseg_ros.clouds import (
     cloud_from_depth,
     cloud_from_points,
     decode_depth,
+    decode_points,
     transform_matrix,
 )
 from vtseg_ros.errors import ConfigError, ImageError
@@ -199,9 +200,73 @@ def test_bad_depth_is_refused():
         decode_depth(short)
 
 
+def points_message(points: np.ndarray, *, big: bool = False, padding: int = 0) -> SimpleNamespace:
+    """Organised points (H, W, 3) with an intensity before x and padding after each row."""
+    order, (height, width, _) = (">" if big else "<"), points.shape
+    kind = f"{order}{points.dtype.str[1:]}"
+    record = np.dtype([("intensity", "u1"), ("x", kind), ("y", kind), ("z", kind)])
+    data = np.zeros((height, width * record.itemsize + padding), np.uint8)
+    for line, row in zip(data, points):
+        values = np.zeros(width, record)
+        for axis, name in enumerate("xyz"):
+            values[name] = row[:, axis]
+        line[: width * record.itemsize] = values.view(np.uint8)
+    fields = [
+        SimpleNamespace(
+            name=name, offset=record.fields[name][1], datatype={1: 2, 4: 7, 8: 8}[record[name].itemsize]
+        )
+        for name in record.names
+    ]
+    return SimpleNamespace(
+        height=height, width=width, fields=fields, is_bigendian=big, point_step=record.itemsize,
+        row_step=data.shape[1], data=data.tobytes(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("big", "padding"), [(False, 0), (True, 5)])
+def test_point_cloud_layouts(rng, kind, big, padding):
+    points = rng.normal(size=(2, 3, 3)).astype(kind)
+    found = decode_points(points_message(points, big=big, padding=padding))
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found, points.reshape(6, 3))
+    empty = decode_points(points_message(points[:, :0]))
+    assert empty.shape == (0, 3)
+
+
+def test_bad_points_are_refused():
+    good = points_message(np.zeros((2, 3, 3), np.float32))
+    short = SimpleNamespace(**{**vars(good), "data": good.data[:-1]})
+    with pytest.raises(ImageError, match="2 rows of 3 points of 13 bytes .* got 77 bytes with row_step 39"):
+        decode_points(short)
+    without = SimpleNamespace(**{**vars(good), "fields": good.fields[:2]})
+    with pytest.raises(ImageError, match="no field y, z; expected x, y and z, got intensity, x"):
+        decode_points(without)
+    integers = SimpleNamespace(
+        **{**vars(good), "fields": [*good.fields[:3], SimpleNamespace(name="z", offset=9, datatype=5)]}
+    )
+    with pytest.raises(ImageError, match="got 7, 7, 5"):
+        decode_points(integers)
+    outside = SimpleNamespace(**{**vars(good), "point_step": 12})
+    with pytest.raises(ImageError, match="data too short"):
+        decode_points(outside)
+
+
+def test_colours_of_the_classes():
+    palette = np.zeros((256, 3), np.uint8)
+    palette[7] = 1, 2, 3
+    cloud = cloud_from_depth(
+        np.ones((2, 4), np.float32), SMALL, np.full((2, 4), 7, np.uint8), palette=palette, keep=CloudFilter()
+    )
+    assert [row[3] for row in rows(cloud)] == [(1, 2, 3)] * 8
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
+        ({"distortion": (0.1, 0.2, 0.3)}, "got 3 coefficients"),
+        ({"distortion": (0.1,) * 5, "model": "equidistant"}, "got 5 coefficients"),
+        ({"distortion": (float("nan"),) * 5}, "finite"),
         ({"matrix": (0.0, 1.0, 0.0, 0.0)}, "not calibrated"),
         ({"model": "mystery"}, "unknown distortion model"),
         ({"width": 0}, "empty image"),

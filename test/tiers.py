@@ -14,7 +14,25 @@ import yaml
 FOLDER = Path(__file__).resolve().parent
 SKIPS = FOLDER / "expected_skips.yaml"
 TIERS = ("ros", "fault", "slow", "gpu")
-MARKS_OF_FOLDER = {"nodes": ("ros",), "launch": ("ros",), "faults": ("fault",)}
+MARKS_OF_PATH = {
+    "nodes": "ros",
+    "launch": "ros",
+    "faults": "fault",
+    "commands": "slow",
+    "evaluation": "slow",
+    "training": "slow",
+    "published": "slow",
+    "inference/test_bench.py": "slow",
+    "inference/test_cuda.py": "gpu",
+    "inference/test_export.py": "slow",
+    "inference/test_pack.py": "slow",
+    "inference/test_precision.py": "slow",
+    "street": "slow",
+    "test_network_guard.py": "slow",
+    "test_train_without_labels.py": "slow",
+    "test_your_own_labels.py": "slow",
+}
+"""Marks of tests by a folder or file below test/."""
 
 
 class SkipGuard:
@@ -62,11 +80,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder; what belongs to no other tier is a unit test."""
+    """Mark each test by its place; what belongs to no other tier is a unit test."""
     for item in items:
-        folder = item.path.relative_to(FOLDER).parts[0] if item.path.is_relative_to(FOLDER) else ""
-        for mark in MARKS_OF_FOLDER.get(folder, ()):
-            item.add_marker(mark)
+        path = item.path.relative_to(FOLDER).as_posix() if item.path.is_relative_to(FOLDER) else ""
+        for prefix, mark in MARKS_OF_PATH.items():
+            if path == prefix or path.startswith(f"{prefix}/"):
+                item.add_marker(mark)
         if "start_node" in getattr(item, "fixturenames", ()):
             item.add_marker("ros")
         if not any(item.get_closest_marker(tier) for tier in TIERS):

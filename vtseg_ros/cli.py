@@ -22,12 +22,15 @@ COMMANDS = {
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
+    "pseudolabel": "label a bag or a video with a teacher network",
+    "ego-mask": "propose the mask of the robot's own body from many frames",
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
     "cost": "parameters and multiply-adds of the networks",
     "weights": "published weights by name: list, get, convert",
     "info": "what a bag or a checkpoint holds",
+    "doctor": "versions, devices, speed and known problems, for bug reports",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
 
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The top-level parser; subcommand arguments are added by `main` for the one that is called."""
     parser = argparse.ArgumentParser(prog="vtseg", description="Video semantic segmentation with VTSeg.")
     parser.add_argument("--version", action="version", version=f"vtseg {__version__}")
-    lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
     parser.epilog = f"commands:\n{lines}\n\n`vtseg COMMAND --help` explains each."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
     chosen = build_parser().parse_args(argv)
     try:
-        name = f"{chosen.command}_" if keyword.iskeyword(chosen.command) else chosen.command
+        name = chosen.command.replace("-", "_")
+        name = f"{name}_" if keyword.iskeyword(name) else name
         module = importlib.import_module(f"vtseg_ros.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)

@@ -20,6 +20,8 @@ from vtseg_ros.labels import IGNORE
 
 FISHEYE_MODELS = ("equidistant",)
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "")
+FISHEYE_COEFFICIENTS = (0, 4)
+PINHOLE_COEFFICIENTS = (0, 4, 5, 8, 12, 14)
 POINT_STEP = 24
 FIELDS = (
     ("x", 0, "float32"),
@@ -32,7 +34,10 @@ FIELDS = (
 """(name, offset in bytes, type) of a point's fields; `rgb` holds 0x00RRGGBB in the bits of a float32, as PCL and RViz expect."""
 MILLIMETRES = ("16UC1", "mono16")
 METRES = ("32FC1",)
+POINT_TYPES = {7: "f4", 8: "f8"}
+"""Values of sensor_msgs/PointField's datatype that coordinates may have."""
 BLOCK_ROWS = 32
+_POINT = np.dtype((np.void, POINT_STEP))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,8 @@ class Camera:
         model: `plumb_bob`, `rational_polynomial` or `equidistant`, as in sensor_msgs/CameraInfo.
 
     Raises:
-        ConfigError: if a focal length is not positive, or the distortion model is unknown.
+        ConfigError: if a focal length is not positive, the distortion model is unknown, or it does not have that number
+            of coefficients.
     """
 
     width: int
@@ -68,6 +74,12 @@ class Camera:
             known = ", ".join([*PINHOLE_MODELS[:-1], *FISHEYE_MODELS])
             raise ConfigError(
                 f"camera_info: unknown distortion model; expected one of {known}, got {self.model!r}"
+            )
+        allowed = FISHEYE_COEFFICIENTS if self.model in FISHEYE_MODELS else PINHOLE_COEFFICIENTS
+        if len(self.distortion) not in allowed or not np.isfinite([*self.matrix, *self.distortion]).all():
+            raise ConfigError(
+                f"camera_info: unusable calibration; expected finite numbers and {', '.join(map(str, allowed))} "
+                f"coefficients for {self.model!r}, got {len(self.distortion)} coefficients"
             )
 
     @classmethod
@@ -103,7 +115,7 @@ class Camera:
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         fx, fy, cx, cy = self.matrix
         k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        return k, np.array(self.distortion[:4] if self.model in FISHEYE_MODELS else self.distortion)
+        return k, np.array(self.distortion)
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Project points in the camera's frame into the image.
@@ -124,7 +136,7 @@ class Camera:
         return cv2.projectPoints(points, np.zeros(3), np.zeros(3), k, d)[0][:, 0]
 
     def rays(self, stride: int = 1) -> np.ndarray:
-        """Return the directions of the pixels, (H', W', 2) float32: x / z and y / z of every `stride`-th px."""
+        """Return the directions of the pixels, (2, H', W') float32: x / z and y / z of every `stride`-th px."""
         return _rays(self, stride)
 
 
@@ -147,7 +159,7 @@ def _rays(camera: Camera, stride: int) -> np.ndarray:
         else:
             rays = cv2.undistortPoints(grid, k, d, criteria=until)
         rays = rays.reshape(*columns.shape, 2)
-    rays = rays.astype(np.float32)
+    rays = np.ascontiguousarray(rays.transpose(2, 0, 1), np.float32)
     rays.flags.writeable = False
     return rays
 
@@ -206,6 +218,47 @@ def decode_depth(message: Any) -> np.ndarray:
     return rows.astype(np.float32, copy=False)
 
 
+def decode_points(message: Any) -> np.ndarray:
+    """Read the coordinates of a point cloud.
+
+    Args:
+        message: sensor_msgs/PointCloud2 with fields x, y and z, float32 or float64, organised or not.
+
+    Returns:
+        (N, 3) float32 or float64 in m, row by row; unknown points are not finite.
+
+    Raises:
+        ImageError: if a field is missing or has another type, or the data is too short.
+    """
+    fields = {field.name: field for field in message.fields}
+    missing = [name for name in "xyz" if name not in fields]
+    if missing:
+        raise ImageError(
+            f"points: no field {', '.join(missing)}; expected x, y and z, got {', '.join(fields) or 'no fields'}"
+        )
+    order, step = (">" if message.is_bigendian else "<"), message.point_step
+    kinds = [POINT_TYPES.get(fields[name].datatype) for name in "xyz"]
+    if None in kinds or len(set(kinds)) > 1:
+        raise ImageError(
+            f"points: unknown type of x, y, z; expected float32 (7) or float64 (8), got "
+            f"{', '.join(str(fields[name].datatype) for name in 'xyz')}"
+        )
+    kind = np.dtype(order + kinds[0])
+    offsets = [fields[name].offset for name in "xyz"]
+    height, width, row = message.height, message.width, message.row_step
+    data = np.frombuffer(message.data, np.uint8)
+    if max(offsets) + kind.itemsize > step or row < width * step or data.size < row * height:
+        raise ImageError(
+            f"points: data too short; expected {height} rows of {width} points of {step} bytes that hold x, y and z, got "
+            f"{data.size} bytes with row_step {row} and offsets {', '.join(map(str, offsets))}"
+        )
+    points = np.empty((height * width, 3), kind.newbyteorder("="))
+    for axis, offset in enumerate(offsets if len(points) else []):
+        values = np.ndarray((height, width), kind, data, offset, (row, step))
+        points[:, axis] = values.reshape(-1)
+    return points
+
+
 @dataclass(frozen=True, kw_only=True)
 class CloudFilter:
     """Points to keep.
@@ -250,6 +303,7 @@ def cloud_from_depth(
     *,
     confidence: np.ndarray | None = None,
     image: np.ndarray | None = None,
+    palette: np.ndarray | None = None,
     keep: CloudFilter,
 ) -> np.ndarray:
     """Return the labelled points of a depth image that is registered to the mask's camera.
@@ -259,7 +313,8 @@ def cloud_from_depth(
         camera: intrinsics of the camera, of any size; they are scaled to the depth image.
         mask: (h, w) uint8 class ids.
         confidence: (h', w') uint8, 255 = certain; None = 255 everywhere.
-        image: (h'', w'', 3) uint8 RGB; None = black points.
+        image: (h'', w'', 3) uint8 RGB, colours of the points; None = those of `palette`.
+        palette: (256, 3) uint8 RGB, a colour per class id; None = black points.
         keep: points to keep.
 
     Returns:
@@ -281,27 +336,30 @@ def cloud_from_depth(
     labels = sampled(mask)
     certainties = None if confidence is None else sampled(confidence)
     colors = None if image is None else sampled(image)
-    kept_classes = keep.keeps()
-    parts = []
+    # NaN and inf compare as False.
+    kept = (z >= keep.min_range_m) & (z <= keep.max_range_m)
+    kept &= cv2.LUT(labels, keep.keeps().astype(np.uint8)).view(bool)
+    cloud = np.empty((np.count_nonzero(kept), POINT_STEP // 4), np.float32)
+    end = 0
     # In blocks of rows, whose arrays stay in the processor's cache.
     for start in range(0, z.shape[0], BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        depths = z[block].reshape(-1)
-        inside = (depths >= keep.min_range_m) & (depths <= keep.max_range_m)  # NaN and inf compare as False
-        inside &= kept_classes[labels[block].reshape(-1)]
-        kept = np.flatnonzero(inside)
-        points = np.empty((len(kept), 3), np.float32)
-        points[:, 2] = depths[kept]
-        np.multiply(rays[block].reshape(-1, 2)[kept], points[:, 2:], out=points[:, :2])
-        parts.append(
-            _pack(
-                points,
-                labels[block].reshape(-1)[kept],
-                None if certainties is None else certainties[block].reshape(-1)[kept],
-                None if colors is None else colors[block].reshape(-1, 3)[kept],
-            )
+        x_rays, y_rays = rays[:, block]
+        points = _pack(
+            (x_rays * z[block], y_rays * z[block], z[block]),
+            labels[block],
+            None if certainties is None else certainties[block],
+            None if colors is None else colors[block],
+            palette,
         )
-    return np.concatenate(parts)
+        begin, end = end, end + np.count_nonzero(kept[block])
+        if end - begin == len(points):
+            cloud[begin:end] = points
+        else:
+            np.compress(
+                kept[block].reshape(-1), points.view(_POINT)[:, 0], out=cloud[begin:end].view(_POINT)[:, 0]
+            )
+    return cloud
 
 
 def cloud_from_points(
@@ -312,6 +370,7 @@ def cloud_from_points(
     camera_from_points: np.ndarray,
     confidence: np.ndarray | None = None,
     image: np.ndarray | None = None,
+    palette: np.ndarray | None = None,
     keep: CloudFilter,
 ) -> np.ndarray:
     """Return the points that the camera sees, with the label of the pixel that each falls on.
@@ -324,7 +383,7 @@ def cloud_from_points(
         camera: intrinsics of the camera, of any size.
         mask: (h, w) uint8 class ids.
         camera_from_points: (4, 4), from the points' frame to the camera's optical frame.
-        confidence, image, keep: as in `cloud_from_depth`.
+        confidence, image, palette, keep: as in `cloud_from_depth`.
 
     Returns:
         (M, 6) float32 whose rows have the layout FIELDS, in the points' own frame.
@@ -348,25 +407,50 @@ def cloud_from_points(
     labels = sampled(mask)
     kept = keep.keeps()[labels]
     return _pack(
-        points[kept].astype(np.float32),
+        tuple(points[kept].T.astype(np.float32)),
         labels[kept],
         None if confidence is None else sampled(confidence)[kept],
         None if image is None else sampled(image)[kept],
+        palette,
     )
 
 
 def _pack(
-    points: np.ndarray, labels: np.ndarray, confidence: np.ndarray | None, colors: np.ndarray | None
+    coordinates: tuple[np.ndarray, np.ndarray, np.ndarray],
+    labels: np.ndarray,
+    confidence: np.ndarray | None,
+    colors: np.ndarray | None,
+    palette: np.ndarray | None,
 ) -> np.ndarray:
-    """Lay points out as FIELDS says: (N, 3) float32, (N,) uint8, (N,) uint8, (N, 3) uint8 -> (N, 6) float32."""
-    cloud = np.empty((len(points), POINT_STEP // 4), np.float32)
-    words = cloud.view("<u4")
-    cloud[:, :3] = points
-    if colors is None or not len(colors):
-        words[:, 3] = 0
+    """Lay points out as FIELDS says.
+
+    Args:
+        coordinates: x, y and z of the points, arrays of one shape S, float32.
+        labels: S, uint8 class ids.
+        confidence: S, uint8; None = 255 everywhere.
+        colors: (*S, 3) uint8 RGB; None = those of `palette`.
+        palette: (256, 3) uint8 RGB; None = black.
+
+    Returns:
+        (N, 6) float32 for the N points of S.
+    """
+    if not labels.size:
+        return np.empty((0, POINT_STEP // 4), np.float32)
+    shape = labels.shape if labels.ndim == 2 else (1, labels.size)
+    words = np.zeros(shape, "<u4")
+    if colors is not None:
+        cv2.cvtColor(
+            np.ascontiguousarray(colors).reshape(*shape, 3),
+            cv2.COLOR_RGB2BGRA,
+            words.view(np.uint8).reshape(*shape, 4),
+        )
+        words &= 0xFFFFFF
+    elif palette is not None:
+        words[:] = (palette.astype("<u4") @ np.array([1 << 16, 1 << 8, 1], "<u4"))[labels.reshape(shape)]
+    if confidence is None:
+        certainty = np.ones(shape, np.float32)
     else:
-        bgra = cv2.cvtColor(np.ascontiguousarray(colors)[None], cv2.COLOR_RGB2BGRA)
-        words[:, 3] = bgra.view("<u4").reshape(-1) & 0xFFFFFF
-    words[:, 4] = labels
-    cloud[:, 5] = 1.0 if confidence is None else confidence * np.float32(1 / 255)
-    return cloud
+        certainty = confidence.reshape(shape) * np.float32(1 / 255)
+    planes = [plane.reshape(shape) for plane in coordinates]
+    planes += [words.view("<f4"), labels.reshape(shape).astype("<u4").view("<f4"), certainty]
+    return cv2.merge(planes).reshape(-1, POINT_STEP // 4)

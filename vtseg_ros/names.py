@@ -19,4 +19,5 @@ def is_of_segmenter(topic: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file, named relative to where it was looked for, is one that systems and editors put beside files."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)

@@ -80,7 +80,7 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
         ("segmenter", "segmenter: [not a mapping", "parameter"),
         ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
         ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),
-        ("evaluator", "evaluator: {ros__parameters: {output_dir: 3}}", "output_dir"),
+        ("evaluator", "evaluator: {ros__parameters: {output_dir: [a, b]}}", "output_dir"),
         ("trainer", "trainer: {ros__parameters: {confog: x}}", "did you mean config"),
     ],
 )  # fmt: skip

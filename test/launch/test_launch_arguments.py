@@ -18,7 +18,7 @@ from launch import LaunchContext
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["vtseg", "replay", "train"])
+@pytest.mark.parametrize("name", ["vtseg", "replay", "train", "cloud"])
 def test_arguments(name):
     source = PythonLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
     description = source.get_launch_description(LaunchContext())

@@ -397,13 +397,22 @@ def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint,
         return harness.call(GetState, "/managed/segmenter/get_state", GetState.Request()).current_state.label
 
     assert state() == "unconfigured"
+    node.wait_for("ros2 lifecycle set /managed/segmenter configure")
     assert change(Transition.TRANSITION_CONFIGURE) and state() == "inactive"
     assert change(Transition.TRANSITION_ACTIVATE) and state() == "active"
     node.wait_for("no image on /managed/image yet", 60)
+    masks = harness.node.get_publishers_info_by_topic("/managed/segmentation/mask")
     assert change(Transition.TRANSITION_DEACTIVATE) and state() == "inactive"
+    assert len(masks) == len(harness.node.get_publishers_info_by_topic("/managed/segmentation/mask")) == 1
     wait_until(lambda: not harness.node.get_subscriptions_info_by_topic("/managed/image"), 10)
     assert node.output().count("no image on") == 1  # said once
     assert change(Transition.TRANSITION_CLEANUP) and state() == "unconfigured"
+    for line in (
+        "active, images from /managed/image",
+        "inactive, publishes nothing",
+        "unconfigured, the network",
+    ):
+        assert node.output().count(line) == 1, line
     assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
     assert node.stop() == 0
 

@@ -11,17 +11,21 @@ from vtseg_ros.commands.progress import track
 from vtseg_ros.data.bags import check_new_bag
 from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
 from vtseg_ros.data.importers.frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
+from vtseg_ros.data.importers.video import Crop, import_videos
 from vtseg_ros.data.masks import UNKNOWN, MaskReader
 from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
 from vtseg_ros.sizes import parse_size
+from vtseg_ros.video.reader import VideoReader
 
 HELP = f"Data sets of image files into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sets = parser.add_subparsers(dest="data_set", required=True, metavar="{cityscapes,vkitti2,camvid,images}")
+    sets = parser.add_subparsers(
+        dest="data_set", required=True, metavar="{cityscapes,vkitti2,camvid,images,video}"
+    )
     city = sets.add_parser("cityscapes", help="leftImg8bit_sequence and gtFine; the 19 train ids")
     city.add_argument("--split", choices=cityscapes.SPLITS, default="train")
     city.add_argument("--before", type=int, default=3, metavar="N",
@@ -45,20 +49,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder.add_argument("--masks", type=Path, metavar="DIR", help="labels: png files with the images' names")
     folder.add_argument("--labels", default="", metavar="LIST",
                         help="their class list: street, camvid, cityscapes or a labelmap.txt")  # fmt: skip
+    clips = sets.add_parser("video", help="video files, with the frames' own times")
+    clips.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="each becomes a sequence of the bag"
+    )
+    clips.add_argument("--every", type=int, default=1, metavar="N", help="keep every n-th frame (default 1)")
+    clips.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="s after each video's first frame"
+    )
+    clips.add_argument(
+        "--end", type=float, metavar="S", help="s after each video's first frame (default: its end)"
+    )
+    clips.add_argument(
+        "--crop", type=_parse_crop, metavar="W:H:X:Y", help="part of the images, px, as ffmpeg's crop"
+    )
+    clips.add_argument(
+        "--quality", type=int, default=95, metavar="Q", help="of the jpeg images, 1 to 100 (default 95)"
+    )
+    _add_output(clips)
     folder.add_argument("--unknown", choices=UNKNOWN, default="refuse",
                         help="pixels of masks that show no class (smoothed edges, half transparent ones): refuse the "
                         "mask (default), or take them as unlabelled")  # fmt: skip
     for one in (city, kitti, cam, folder):
+        _add_output(one)
         one.add_argument("root", type=Path, help="the data set's folder")
-        one.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
-        one.add_argument("--size", type=parse_size, metavar="WxH", help="resize images and labels")
         one.add_argument("--jpeg", action="store_true", help="store images as jpeg (quality 95)")
-        one.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
-        one.add_argument("--json", type=Path, metavar="FILE", help="write what was made")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="resize images and labels")
+    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made")
+
+
+def _parse_crop(text: str) -> Crop:
+    try:
+        return Crop.parse(text)
+    except ConfigError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
 
 
 def run(args: argparse.Namespace) -> int:
     check_new_bag(args.out)
+    if args.data_set == "video":
+        return _import_videos(args)
     reader = _mask_reader(args)
     frames, labels = _find(args, reader)
     with interrupts.unwritten(args.out), track(len(frames), "importing") as advance:
@@ -74,6 +109,49 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         made = {"bag": str(args.out), "frames": len(frames), "labelled": labelled, "sequences": sequences,
                 "notes": notes}  # fmt: skip
+        args.json.write_text(json.dumps(made, indent=2) + "\n")
+    return 0
+
+
+def _import_videos(args: argparse.Namespace) -> int:
+    if args.every < 1:
+        raise ConfigError(f"--every: expected at least 1, got {args.every}")
+    if not 1 <= args.quality <= 100:
+        raise ConfigError(f"--quality: expected 1 to 100, got {args.quality}")
+    if args.start < 0 or (args.end is not None and args.end <= args.start):
+        raise ConfigError(f"--start, --end: expected 0 <= start < end, got {args.start:g} and {args.end}")
+    if args.size and 0 in args.size:
+        raise ConfigError(f"--size: expected at least 1x1 px, got {args.size[0]}x{args.size[1]}")
+    total = 0
+    for path in args.files:
+        with VideoReader(path) as video:
+            total += -(-video.frame_count // args.every)
+    with interrupts.unwritten(args.out), track(total, "importing") as advance:
+        done = import_videos(
+            args.out,
+            args.files,
+            every=args.every,
+            start_s=args.start,
+            end_s=args.end,
+            crop=args.crop,
+            size=args.size,
+            quality=args.quality,
+            storage=args.storage,
+            on_frame=advance,
+        )
+    written = sum(video.written for video in done)
+    print(f"{args.out}: {written} frames in {len(done)} sequences")
+    damaged = [video for video in done if video.damage]
+    for video in damaged:
+        print(f"  {video.path}: damaged after {video.read} frames: {video.damage}")
+    if args.json:
+        made = {
+            "bag": str(args.out),
+            "frames": written,
+            "labelled": 0,
+            "sequences": len(done),
+            "damaged": {str(video.path): video.damage for video in damaged},
+        }
         args.json.write_text(json.dumps(made, indent=2) + "\n")
     return 0
 

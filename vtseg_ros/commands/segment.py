@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from vtseg_ros.commands import interrupts
@@ -25,15 +24,18 @@ from vtseg_ros.data.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
 from vtseg_ros.data.storage_files import is_bag
 from vtseg_ros.data.topics import find_image_topic, read_label_set
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.evaluation.video import DEFAULT_RATE_HZ, OverlayVideo, check_new_video, overlay_video
+from vtseg_ros.evaluation.video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.inference.predictor import STREAMING
 from vtseg_ros.labels import LabelSet
 from vtseg_ros.sizes import parse_output_size
+from vtseg_ros.video.reader import VideoReader
 
 HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
+VIDEO_START_NS = 1_000_000_000
+"""Stamp of a video's first frame: a stamp of zero would mean that there is none."""
 
 
 @dataclass(frozen=True)
@@ -129,23 +131,14 @@ def _delay_ns(bag: BagReader, topic: str) -> int:
     return 0
 
 
-def _from_video(path: Path) -> Source:
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise ConfigError(f"{path} is neither a bag nor a video that can be read")
-    rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE_HZ
-
+def _from_video(video: VideoReader, bad: list[str]) -> Source:
     def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        index = 0
-        while True:
-            more, bgr = capture.read()
-            if not more:
-                break
-            yield round((index + 1) * 1e9 / rate), path.stem, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-            index += 1
-        capture.release()
+        for frame in video.frames():
+            yield VIDEO_START_NS + frame.time_ns, video.path.stem, frame.image
+        if video.damage:
+            bad.append(f"{video.path} is damaged: {video.damage}")
 
-    return Source(max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0), frames(), lambda: rate)
+    return Source(video.frame_count, frames(), lambda: video.rate_hz)
 
 
 class _Output:
@@ -256,7 +249,7 @@ def run(args: argparse.Namespace) -> int:
             reader = stack.enter_context(BagReader(args.input))
             source = _from_bag(reader, args.image_topic)
         else:
-            source = _from_video(args.input)
+            source = _from_video(stack.enter_context(VideoReader(args.input)), bad)
         output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
         video = None
         if args.overlay:

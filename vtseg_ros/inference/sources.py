@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from vtseg_ros.data.bags import BagReader
@@ -20,6 +19,9 @@ from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.data.storage_files import kind_of
 from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.video.reader import VideoReader
+
+FIRST_STAMP_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,9 @@ def _folder_frames(path: Path) -> Iterator[SourceFrame]:
 
 
 def _video_frames(path: Path) -> Iterator[SourceFrame]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise ConfigError(f"{path}: cannot be read; expected a video, a folder of images or a bag")
-        while True:
-            more, bgr = capture.read()
-            if not more:
-                return
-            yield SourceFrame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-    finally:
-        capture.release()
+    with VideoReader(path) as video:
+        for frame in video.frames():
+            # A stamp of zero would mean that there is none.
+            yield SourceFrame(frame.image, FIRST_STAMP_NS + frame.time_ns)
+        if video.damage:
+            yield SourceFrame(None, error=ImageError(f"{path}: {video.damage}"))

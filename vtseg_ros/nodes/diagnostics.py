@@ -26,6 +26,9 @@ class Health:
     latencies: deque = field(default_factory=lambda: deque(maxlen=200))
     since: float = field(default_factory=time.monotonic)
     last_rejection: str = ""
+    bad_stamps: int = 0
+    """Frames dropped for a repeated or late stamp; part of the dropped ones."""
+    last_bad_stamp: str = ""
     last_error: str = ""
 
 
@@ -52,6 +55,8 @@ class Counts:
     answered: int = 0
     dropped: int = 0
     rejected: int = 0
+    bad_stamps: int = 0
+    """Part of `dropped`: repeated or late stamps, not a model that is too slow."""
 
 
 def status(
@@ -68,7 +73,8 @@ def status(
     """Level, message and values.
 
     ERROR until the first image, after an inference error and while every image is rejected; WARN on rejected or
-    dropped images and when none came for a while; else OK.
+    dropped images and when none came for a while; else OK. Images dropped for their stamps and images dropped because
+    newer ones came before the model was free have different messages.
 
     Args:
         name, hardware_id: of the status.
@@ -79,6 +85,7 @@ def status(
         facts: values to add.
     """
     dropped, rejected = counts.dropped - before.dropped, counts.rejected - before.rejected
+    bad_stamps = counts.bad_stamps - before.bad_stamps
     message, level = "running", DiagnosticStatus.OK
     if not enabled:
         message = "paused by ~/enable"
@@ -93,8 +100,12 @@ def status(
     elif rejected:
         message = f"{rejected} images rejected in the last second: {health.last_rejection}"
         level = DiagnosticStatus.WARN
+    elif bad_stamps:
+        message = f"{bad_stamps} images dropped in the last second for their stamps: {health.last_bad_stamp}"
+        level = DiagnosticStatus.WARN
     elif dropped > DROP_SHARE * max(counts.received - before.received, 1):
-        message, level = f"{dropped} images dropped in the last second", DiagnosticStatus.WARN
+        message = f"{dropped} images dropped in the last second: they come faster than the model runs"
+        level = DiagnosticStatus.WARN
     latency = sum(health.latencies) / len(health.latencies) if health.latencies else float("nan")
     values = {
         "input rate (Hz)": f"{rate(health.inputs, now, health.since):.1f}",
@@ -103,7 +114,9 @@ def status(
         "received": str(counts.received),
         "answered": str(counts.answered),
         "dropped": str(counts.dropped),
+        "dropped for their stamps": str(counts.bad_stamps),
         "rejected": str(counts.rejected),
+        "last bad stamp": health.last_bad_stamp,
         "last rejection": health.last_rejection,
         **facts,
     }

@@ -26,7 +26,7 @@ from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.ledger import Ledger, Waiting
 from vtseg_ros.nodes.outputs import LATCHED, STATUS
-from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
+from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 
 # Deep, unlike the segmenter's: every frame is to be seen here.
@@ -54,11 +54,11 @@ def _check_class_map(path: str) -> None:
 
 
 PARAMETERS = (
-    Param("output_dir", "evaluation", "Folder for report.json and report.html.", live=True),
+    Param("output_dir", "evaluation", "Folder for report.json and report.html.", live=True, path=True),
     Param("title", "Replay evaluation", "Heading of the report.", live=True),
-    Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline),
+    Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline, path=True),
     Param("class_map", "", "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
-          check=_check_class_map),
+          check=_check_class_map, path=True),
     Param("input_qos", "sensor_data", "reliable sees every image, but needs reliable publishers (a player is one).",
           allowed=("sensor_data", "reliable")),
     Param("camera", "", "Camera to score when the segmenter has several; empty = the only one."),
@@ -73,7 +73,7 @@ class _Mask:
     watched: bool = False
 
 
-class EvaluatorNode(Node):
+class EvaluatorNode(TypedParameters, Node):
     """See docs and README for its topics, services and parameters."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rclpy.node import Node
+from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
@@ -33,12 +33,12 @@ class Outputs:
         camera: name; empty for the only one.
     """
 
-    def __init__(self, node: Node, camera: str) -> None:
+    def __init__(self, node: LifecycleNode, camera: str) -> None:
         self._node, self.camera = node, camera
         prefix = f"{camera}/segmentation" if camera else "segmentation"
 
         def publisher(kind: type, name: str, qos: QoSProfile = IMAGES):
-            return node.create_publisher(kind, f"{prefix}/{name}", qos)
+            return node.create_lifecycle_publisher(kind, f"{prefix}/{name}", qos)
 
         self.mask = publisher(Image, "mask")
         self.png = publisher(CompressedImage, "mask/compressed")
@@ -97,7 +97,7 @@ class Outputs:
         """Take all publishers down."""
         for publisher in vars(self).values():
             if hasattr(publisher, "get_subscription_count"):
-                self._node.destroy_publisher(publisher)
+                self._node.destroy_lifecycle_publisher(publisher)
 
 
 def _wanted(publisher) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.nodes.typed_values import converted, names_for_all_nodes, typed_texts
+
+NEAR = 0.7  # similarity from which an unknown name is a misspelt one of ours; `camera_name` and `cameras` have 0.67
 
 _TYPES = {
     bool: Parameter.Type.BOOL,
@@ -37,6 +39,8 @@ class Param:
         allowed: the values of a string.
         check: raises ConfigError for a value that is not allowed.
         live: whether it can change while the node runs.
+        path: whether it is a path, in which `~` is the home folder.
+        convert: applied to a value in the declared type, for other spellings of the same value.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Param:
     allowed: tuple[str, ...] = ()
     check: Callable[[Any], None] | None = None
     live: bool = False
+    path: bool = False
+    convert: Callable[[Any], Any] = lambda value: value
 
     def descriptor(self) -> ParameterDescriptor:
         text = self.text + (f" One of: {', '.join(self.allowed)}." if self.allowed else "")
@@ -65,10 +71,24 @@ class Param:
                 ]
         return descriptor
 
+    def converted(self, value: Any, texts: list[str] | None = None) -> Any:
+        """Return a value in the declared type; see `typed_values.converted`."""
+        value = converted(value, type(self.default), texts or [])
+        return self.convert(value) if isinstance(value, type(self.default)) else value
+
+    def meant(self, value: Any) -> Any:
+        """Return the value that the node works with: paths with the home folder in place of `~`."""
+        return os.path.expanduser(value) if self.path and isinstance(value, str) else value
+
     def problem(self, value: Any) -> str:
-        """Why a value is not allowed; empty if it is."""
+        """Return why a value is not allowed; empty if it is."""
         if value is None:
             return f"{self.name} cannot be without a value"
+        value = self.meant(value)
+        if self.path and value.startswith("~"):
+            return (
+                f"{self.name}: {value} is in the home folder of an unknown user. Use ~/ or an absolute path"
+            )
         if self.allowed and value not in self.allowed:
             return f"{self.name} must be one of {', '.join(self.allowed)}. Got: {value!r}"
         if self.low is not None and not self.low <= value <= self.high:
@@ -86,11 +106,21 @@ class Param:
         return ""
 
 
+class TypedParameters:
+    """Mixin of a node, before its class: values that are set by service are converted to the declared types."""
+
+    _params: Parameters
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """Set parameters; see rclpy. Every parameter service ends here."""
+        return super().set_parameters_atomically([self._params.converted(p) for p in parameter_list])
+
+
 class Parameters:
     """Declares a table on a node and checks every change.
 
     Args:
-        node: which.
+        node: which; a `TypedParameters`.
         table: its parameters.
         on_change: called with (name, value) when all changes of a request passed the checks; must not fail.
         locked: why a parameter cannot change now; empty if it can.
@@ -107,6 +137,9 @@ class Parameters:
     ) -> None:
         self._table = {param.name: param for param in table}
         self._node, self._on_change, self._locked, self._vet = node, on_change, locked, vet
+        overrides = getattr(node, "_parameter_overrides", {})
+        for name, given in overrides.items():
+            overrides[name] = self.converted(given, typed_texts(name, sys.argv))
         for param in table:
             kind = _TYPES[type(param.default)]
             # rclpy takes an empty list for a byte array: declared by type, and then given its value, since one
@@ -115,11 +148,21 @@ class Parameters:
             node.declare_parameter(param.name, kind if empty else param.default, param.descriptor())
             if empty and node.get_parameter_or(param.name, None).value is None:
                 node.set_parameters([Parameter(param.name, kind, [])])
-        self._refuse_unknown()
+        self._refuse_unknown(overrides)
         node.add_on_set_parameters_callback(self._on_set)
 
     def __getitem__(self, name: str) -> Any:
-        return self._node.get_parameter(name).value
+        return self._table[name].meant(self._node.get_parameter(name).value)
+
+    def converted(self, given: Parameter, texts: list[str] | None = None) -> Parameter:
+        """Return a parameter with its value in the declared type, where it is one of the table and has one."""
+        param = self._table.get(given.name)
+        if param is None:
+            return given
+        value = param.converted(given.value, texts)
+        kind = _TYPES[type(param.default)]
+        fits = isinstance(value, bool) == isinstance(param.default, bool) and kind.check(value)
+        return Parameter(given.name, kind, value) if fits else given
 
     def check_all(self) -> None:
         """Raise ConfigError for the first value that is not allowed (overrides are not checked when declared)."""
@@ -128,20 +171,31 @@ class Parameters:
             if problem:
                 raise ConfigError(problem)
 
-    def _refuse_unknown(self) -> None:
-        """Raise ConfigError for a name that this node does not have: rclpy would ignore it.
+    def _refuse_unknown(self, overrides: dict[str, Parameter]) -> None:
+        """Raise ConfigError for a misspelt name, which rclpy would ignore; warn once of names unlike any of ours.
 
-        One in a section for several nodes may be another node's: if it looks like one of ours, it is told.
+        Launch files set parameters for every node of a robot. In a section for several nodes even a name that is
+        like one of ours may be another node's.
         """
-        for name in getattr(self._node, "_parameter_overrides", {}):
-            if self._node.has_parameter(name) or name.startswith("qos_overrides."):
-                continue
-            near = get_close_matches(name, self._table, n=1)
+        unknown = [
+            name
+            for name in overrides
+            if not self._node.has_parameter(name) and not name.startswith("qos_overrides.")
+        ]
+        shared, foreign = names_for_all_nodes() if unknown else set(), []
+        for name in unknown:
+            near = get_close_matches(name, self._table, n=1, cutoff=NEAR)
             text = f"there is no parameter {name}" + (f"; did you mean {near[0]}?" if near else "")
-            if name not in _names_for_all_nodes(sys.argv):
-                raise ConfigError(text if near else f"{text}. Known: {', '.join(self._table)}")
+            if near and name not in shared:
+                raise ConfigError(text)
             if near:
                 self._node.get_logger().warning(f"{text} (in a section for several nodes: ignored)")
+            elif name not in shared:
+                foreign.append(name)
+        if foreign:
+            self._node.get_logger().warning(
+                f"ignored parameters that {self._node.get_name()} does not have: {', '.join(foreign)}"
+            )
 
     def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
         accepted: dict[str, Any] = {}
@@ -149,12 +203,9 @@ class Parameters:
             param = self._table.get(change.name)
             if param is None:
                 continue
-            value = (
-                list(change.value)
-                if isinstance(param.default, list) and change.value is not None
-                else change.value
-            )
+            value = param.converted(change.value)
             problem = param.problem(value)
+            value = param.meant(value)
             if not problem and value != self[param.name]:
                 reason = self._locked(param)
                 problem = f"{param.name} {reason}" if reason else ""
@@ -173,21 +224,3 @@ class Parameters:
 def locked_while_running(param: Param) -> str:
     """For nodes without a lifecycle: what is not live needs a restart."""
     return "" if param.live else "cannot change while the node runs: start it anew"
-
-
-def _names_for_all_nodes(argv: list[str]) -> set[str]:
-    """Names in the sections of parameter files that address several nodes (`/**`): some may be another node's."""
-    names: set[str] = set()
-    for option, path in zip(argv, argv[1:]):
-        if option == "--params-file":
-            sections = yaml.safe_load(Path(path).read_text())
-            for key, section in (sections if isinstance(sections, dict) else {}).items():
-                if "*" in str(key) and isinstance(section, dict):
-                    names |= _dotted(section.get("ros__parameters"), "")
-    return names
-
-
-def _dotted(values: Any, prefix: str) -> set[str]:
-    if not isinstance(values, dict):
-        return {prefix.removesuffix(".")}
-    return set().union(*(_dotted(value, f"{prefix}{key}.") for key, value in values.items()))

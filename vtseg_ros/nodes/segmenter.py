@@ -17,13 +17,14 @@ from vtseg_ros.data.images import decode_any
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
+from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.inputs import explain_silence, subscribe
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
-from vtseg_ros.nodes.parameters import Param, Parameters
+from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
 from vtseg_ros.nodes.process import run_node
-from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
+from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
@@ -34,7 +35,7 @@ LIVE = ("window", "max_gap", "output_size")
 """Parameters of the segmenter that runs."""
 
 
-class SegmenterNode(LifecycleNode):
+class SegmenterNode(TypedParameters, LifecycleNode):
     """See docs and README for its topics, services and parameters."""
 
     def __init__(self) -> None:
@@ -52,6 +53,7 @@ class SegmenterNode(LifecycleNode):
         self._explained = False
         self._seen: dict[str, diagnostics.Counts] = {}
         self._loader = Loader()
+        self._bond = LifecycleBond(self)
         self._running, self._wanted, self._restoring = "", "", False
         """The checkpoint that runs, and the one that is being loaded, as the user named them."""
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -62,6 +64,12 @@ class SegmenterNode(LifecycleNode):
         if self._params["autostart"]:
             self._autostart = self.create_timer(
                 0.01, self._start_alone, clock=Clock(clock_type=ClockType.STEADY_TIME)
+            )
+        else:
+            name = self.get_fully_qualified_name()
+            self.get_logger().info(
+                f"unconfigured, waiting for a lifecycle manager. By hand: ros2 lifecycle set {name} configure, "
+                f"then ros2 lifecycle set {name} activate; or -p autostart:=true"
             )
 
     def _start_alone(self) -> None:
@@ -90,10 +98,16 @@ class SegmenterNode(LifecycleNode):
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
             f"window {segmenter.window}, streaming {segmenter.streaming}"
         )
+        self.get_logger().debug(
+            f"device {self._params['device']} is {segmenter.device}, precision {self._params['precision']} is "
+            f"{segmenter.precision}, window {self._params['window']} is {segmenter.window}, "
+            f"input_size {self._params['input_size']} is {segmenter.input_size[0]}x{segmenter.input_size[1]}"
+        )
         self._log_licence()
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        activated = super().on_activate(state)  # publishers first: the worker publishes
         self._slots = Slots(list(self._outputs))
         self._segmenter.reset()
         self._worker = Worker(
@@ -103,6 +117,7 @@ class SegmenterNode(LifecycleNode):
             outputs=self._outputs,
             settings=self._settings,
             warn=self._warn,
+            debug=self.get_logger().debug,
             clock_now=lambda: self.get_clock().now().to_msg(),
         )
         self._worker.start()
@@ -118,14 +133,20 @@ class SegmenterNode(LifecycleNode):
             )
         self._activated_s, self._explained = time.monotonic(), False
         self._seen = {}
-        return super().on_activate(state)
+        topics = ", ".join(subscription.topic_name for subscription in self._inputs[::2])
+        if not self._params["autostart"]:  # a manager activated it
+            self._bond.form()
+        self.get_logger().info(f"active, images from {topics}")
+        return activated
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_inputs()
+        self.get_logger().info("inactive, publishes nothing")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
+        self.get_logger().info("unconfigured, the network is released")
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -143,6 +164,7 @@ class SegmenterNode(LifecycleNode):
         self._release()
 
     def _stop_inputs(self) -> None:
+        self._bond.break_off()
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs.clear()
@@ -176,7 +198,11 @@ class SegmenterNode(LifecycleNode):
                 self._apply(self._segmenter, name, value)
 
     def _vet(self, values: dict[str, Any]) -> str:
-        """A window is judged by the network that will have it."""
+        """A window is judged by the network that will have it, a precision by its device."""
+        if "precision" in values or "device" in values:
+            asked = [values.get(name, self._params[name]) for name in ("precision", "device")]
+            if problem := check_precision_on_device(*asked):
+                return problem
         if self._segmenter is None or "window" not in values or "checkpoint" in values:
             return ""
         try:
@@ -210,9 +236,6 @@ class SegmenterNode(LifecycleNode):
         self._segmenter, self._running = loaded, self._wanted
         if self._worker is not None:
             self._worker.replace(loaded)
-        else:
-            for outputs in self._outputs.values():
-                outputs.publish_labels(loaded.labels)
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
         self._log_licence()
 
@@ -299,12 +322,13 @@ class SegmenterNode(LifecycleNode):
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         for camera, counters in self._slots.counters.items():
-            counts = diagnostics.Counts(**vars(counters))
+            health = self._worker.health[camera]
+            counts = diagnostics.Counts(**vars(counters), bad_stamps=health.bad_stamps)
             array.status.append(
                 diagnostics.status(
                     name=f"{self.get_fully_qualified_name().lstrip('/')}: {camera or 'camera'}",
                     hardware_id=str(segmenter.device),
-                    health=self._worker.health[camera],
+                    health=health,
                     counts=counts,
                     before=self._seen.get(camera, diagnostics.Counts()),
                     enabled=self._worker.enabled,

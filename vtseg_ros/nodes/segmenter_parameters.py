@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.devices import PRECISIONS, resolve_device, resolve_precision
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
@@ -31,16 +31,28 @@ def _check_device(name: str) -> None:
 
 
 def _check_precision(name: str) -> None:
+    if name != "auto" and name not in PRECISIONS:
+        raise ConfigError(f"expected one of auto, {', '.join(PRECISIONS)}, got {name!r}")
+
+
+def check_precision_on_device(precision: str, device: str) -> str:
+    """Return why the device cannot compute in the precision; empty if it can."""
     try:
-        resolve_precision(name, resolve_device("auto"))
+        resolve_precision(precision, resolve_device(device))
     except VTSegError as err:
-        raise ConfigError(str(err)) from err
+        return f"precision: {err}"
+    return ""
 
 
 def _check_input_size(text: str) -> None:
     width, height = size_from_text(text)
     if width or height:
         check_size(height, width)
+
+
+def _zero_size(text: str) -> str:
+    """YAML reads 0x0 as the number 0, and so does `ros2 param set` or `load`."""
+    return "0x0" if text == "0" else text
 
 
 def _check_ego_mask(path: str) -> None:
@@ -59,10 +71,10 @@ def _check_cameras(names: list[str]) -> None:
 
 
 PARAMETERS = (
-    Param("checkpoint", "street_tiny", "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.", check=_check_checkpoint, live=True),
+    Param("checkpoint", "street_tiny", "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.", check=_check_checkpoint, live=True, path=True),
     Param("device", "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.", check=_check_device),
     Param("precision", "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.", check=_check_precision),
-    Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size),
+    Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size, convert=_zero_size),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
     Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
@@ -72,10 +84,10 @@ PARAMETERS = (
     Param("upsampling", "bilinear", "bilinear and bicubic upsample logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
-    Param("ego_mask", "", "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.", check=_check_ego_mask),
+    Param("ego_mask", "", "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.", check=_check_ego_mask, path=True),
     Param("cameras", [], "Camera names; topics become <camera>/image and <camera>/segmentation/*. Empty = one unnamed camera.",
           check=_check_cameras),
     Param("static_prior", "", "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
-          "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's."),
+          "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's.", path=True),
     Param("autostart", False, "Configure and activate without a lifecycle manager."),
 )  # fmt: skip

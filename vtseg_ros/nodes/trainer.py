@@ -13,7 +13,7 @@ from rclpy.node import Node
 
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.msg import TrainingProgress
-from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
+from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.record import Progress
@@ -29,13 +29,13 @@ def _check_config(path: str) -> None:
 
 
 PARAMETERS = (
-    Param("config", "", "Training YAML, such as config/train/street.yaml.", check=_check_config),
-    Param("output_dir", "training", "Folder for checkpoints and logs."),
+    Param("config", "", "Training YAML, such as config/train/street.yaml.", check=_check_config, path=True),
+    Param("output_dir", "training", "Folder for checkpoints and logs.", path=True),
     Param("resume", False, "Go on from the state in output_dir."),
 )
 
 
-class TrainerNode(Node):
+class TrainerNode(TypedParameters, Node):
     """Trains in a thread; saves and ends on a signal. `finished` turns True when it is done."""
 
     def __init__(self) -> None:

@@ -41,6 +41,7 @@ class Worker:
         outputs: publishers by camera.
         settings: see there.
         warn: logs a text, throttled by its first argument (a key).
+        debug: logs a decision about a frame.
         clock_now: the node's clock, for the header of an idle status.
     """
 
@@ -53,10 +54,11 @@ class Worker:
         outputs: dict[str, Outputs],
         settings: Settings,
         warn: Callable[[str, str], None],
+        debug: Callable[[str], None],
         clock_now: Callable[[], object],
     ) -> None:
         self._slots, self._outputs, self._settings, self._decode = slots, outputs, settings, decode
-        self._warn, self._now = warn, clock_now
+        self._warn, self._debug, self._now = warn, debug, clock_now
         self._segmenter, self._next = segmenter, None
         self.lock = threading.Lock()
         """Held while the segmenter runs; whoever changes it holds it too."""
@@ -88,6 +90,7 @@ class Worker:
                 return
             self._switch()
             for pending in taken.dropped:
+                self._debug(f"dropped {_name(pending)}: a newer frame came before the model was free")
                 self._status(pending, SegmentationStatus.DROPPED)
             if taken.frames:
                 self._active, last = True, time.monotonic()
@@ -158,8 +161,13 @@ class Worker:
         health = self.health[pending.camera]
         if result.dropped:
             self._slots.count(pending.camera, "dropped")
+            self._debug(f"dropped {_name(pending)}: {result.dropped}")
+            health.bad_stamps += 1
+            health.last_bad_stamp = result.dropped
             self._status(pending, SegmentationStatus.DROPPED, reason=result.dropped)
             return
+        if result.restarted:
+            self._debug(f"new window with {_name(pending)}: {result.restarted}")
         mask = result.mask
         if self._settings.ego_mask is not None:
             mask = apply_ego_mask(mask, self._settings.ego_mask)
@@ -217,3 +225,10 @@ class Worker:
                 **fields,
             )
         )
+
+
+def _name(pending: Pending) -> str:
+    """A frame in a log line."""
+    stamp = pending.message.header.stamp
+    of = f" of {pending.camera}" if pending.camera else ""
+    return f"frame {stamp.sec}.{stamp.nanosec:09d} s{of}"

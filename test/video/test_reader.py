@@ -1,0 +1,139 @@
+"""The video reader: frame times, rotation, names and damage."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from video.videofiles import SHADES, write_video
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.video.reader import VideoReader, is_video
+
+PAUSE_MS = [0, 100, 700, 800, 900]
+
+
+def read(path, every=1):
+    with VideoReader(path) as video:
+        return list(video.frames(every)), video
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "12:31.mp4", "a#b %03d?.mp4", "file:x.mp4"])
+def test_times_of_a_video_with_a_pause(tmp_path, name):
+    write_video(tmp_path / name, PAUSE_MS)
+    frames, video = read(tmp_path / name)
+    assert [frame.time_ns for frame in frames] == [t * 1_000_000 for t in PAUSE_MS]
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4] and video.frame_count == 5
+    for frame, shade in zip(frames, SHADES):
+        assert frame.image.shape == (48, 64, 3) and abs(int(frame.image.mean()) - shade) <= 4
+    assert not video.damage
+
+
+def test_a_first_frame_later_than_zero(tmp_path):
+    write_video(tmp_path / "a.mp4", [500, 600, 900])
+    assert [frame.time_ns // 1_000_000 for frame in read(tmp_path / "a.mp4")[0]] == [0, 100, 400]
+
+
+def test_every_second_frame(tmp_path):
+    write_video(tmp_path / "a.mp4", PAUSE_MS)
+    frames, _ = read(tmp_path / "a.mp4", every=2)
+    assert [(frame.index, frame.time_ns // 1_000_000) for frame in frames] == [(0, 0), (2, 700), (4, 900)]
+
+
+def test_gif(tmp_path):
+    from PIL import Image
+
+    images = [Image.fromarray(np.full((48, 64, 3), shade, np.uint8)) for shade in SHADES]
+    images[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[100, 600, 100, 100, 100]
+    )
+    frames, _ = read(tmp_path / "a.gif")
+    assert [frame.time_ns // 1_000_000 for frame in frames] == [0, 100, 700, 800, 900]
+    assert [int(frame.image.mean()) for frame in frames] == list(SHADES)
+
+
+def test_avi(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 20, (64, 48))
+    for shade in SHADES:
+        writer.write(np.full((48, 64, 3), shade, np.uint8))
+    writer.release()
+    frames, video = read(tmp_path / "a.avi")
+    assert [frame.time_ns for frame in frames] == [50_000_000 * n for n in range(5)] and video.rate_hz == 20
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_frames_are_upright(tmp_path, degrees):
+    flat, turned = tmp_path / "flat.mp4", tmp_path / "turned.mp4"
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:24, :32] = (255, 0, 0)  # red top left
+    image[:24, 32:] = (0, 255, 0)  # green top right
+    image[24:, :32] = (0, 0, 255)  # blue bottom left
+    writer = cv2.VideoWriter(str(flat), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(3):
+        writer.write(image[..., ::-1])
+    writer.release()
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    subprocess.run([*ffmpeg, "-display_rotation", str(degrees), "-i", flat, "-c", "copy", turned], check=True)
+    # ffmpeg's own decoder turns frames upright: an independent expectation.
+    raw = subprocess.run([*ffmpeg, "-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True).stdout  # fmt: skip
+    shape = (48, 64, 3) if degrees == 180 else (64, 48, 3)
+    expected = np.frombuffer(raw, np.uint8).reshape(-1, *shape)
+    frames, _ = read(turned)
+    assert len(frames) == len(expected) == 3
+    for frame, one in zip(frames, expected):
+        assert frame.image.shape == shape
+        assert np.abs(frame.image.astype(int) - one).mean() < 4
+
+
+def test_a_truncated_file_gives_what_it_has(tmp_path):
+    write_video(tmp_path / "a.mkv", list(range(0, 4000, 100)), container="matroska", size=(320, 240))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "b.mkv").write_bytes(data[: len(data) // 2])
+    frames, _ = read(tmp_path / "b.mkv")
+    assert 1 <= len(frames) < 40
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\0" * 5000])
+def test_what_is_no_video(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"a.mp4: not a video that can be read"):
+        VideoReader(tmp_path / "a.mp4")
+    with pytest.raises(ConfigError, match="No such file"):
+        VideoReader(tmp_path / "b.mp4")
+
+
+def test_a_file_without_video(tmp_path):
+    sound = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=duration=0.2",
+        tmp_path / "a.wav",
+    ]
+    subprocess.run(sound, check=True)
+    with pytest.raises(ConfigError, match="no video stream"):
+        VideoReader(tmp_path / "a.wav")
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    found = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "av":
+            raise ImportError(name)
+        return found(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install 'vtseg_ros\[video\]'"):
+        VideoReader(tmp_path / "a.mp4")
+
+
+def test_suffixes(tmp_path):
+    assert is_video(tmp_path / "a.MP4") and not is_video(tmp_path / "a.png")

@@ -1,0 +1,102 @@
+"""`vtseg ego-mask`: propose the mask of the robot's own body from a bag or a video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.commands import interrupts
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import BagReader
+from vtseg_ros.data.images import ImageDecoder
+from vtseg_ros.data.storage_files import is_bag
+from vtseg_ros.data.topics import find_image_topic
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.files import write_atomically
+from vtseg_ros.labelling.ego_mask import preview, propose_ego_mask
+from vtseg_ros.video.reader import VideoReader
+
+HELP = "Propose the mask of the robot's own body (and of black borders) from many frames of a moving camera."
+FRAMES = 300
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG",
+                        help="mask to write, the body in white; PNG's name with _preview.jpg shows it")  # fmt: skip
+    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--every", type=int, default=0, metavar="N",
+                        help=f"use every n-th frame (default: about {FRAMES} frames, evenly spaced)")  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.25, metavar="SHARE",
+                        help="of the image's median deviation over time, below which a pixel is static; more = a larger "
+                        "mask (default 0.25)")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    shown = args.out.with_name(f"{args.out.stem}_preview.jpg")
+    for path in (args.out, shown):
+        if path.exists():
+            raise ConfigError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
+    if args.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out: expected a file name that ends in .png, got {args.out}")
+    if args.every < 0:
+        raise ConfigError(f"--every: expected at least 1, got {args.every}")
+    if not 0 < args.threshold < 1:
+        raise ConfigError(f"--threshold: expected more than 0 and less than 1, got {args.threshold:g}")
+    if not args.input.exists():
+        raise BagError(f"{args.input}: no such file; expected a bag or a video. Correct the path")
+    images = _of_bag if is_bag(args.input) else _of_video
+    with interrupts.unwritten(args.out):
+        found = propose_ego_mask(images(args), threshold=args.threshold)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out, cv2.imencode(".png", found.mask.astype(np.uint8) * 255)[1].tobytes())
+    write_atomically(shown, cv2.imencode(".jpg", preview(found)[..., ::-1])[1].tobytes())
+    share = float(found.mask.mean())
+    print(f"{args.out}: {100 * share:.1f} % of the image is masked, from {found.frames} frames")
+    if found.still:
+        print(f"  {found.still} frames show the same as the one before and were not used")
+    print(f"  look at {shown}, and correct the mask with any paint program")
+    if args.json:
+        made = {"mask": str(args.out), "preview": str(shown), "share": share, "frames": found.frames}
+        args.json.write_text(json.dumps({**made, "still": found.still}, indent=2) + "\n")
+    return 0
+
+
+def _every(args: argparse.Namespace, total: int) -> int:
+    return args.every or max(1, total // FRAMES)
+
+
+def _of_bag(args: argparse.Namespace) -> Iterator[np.ndarray]:
+    with BagReader(args.input) as bag:
+        topic = args.image_topic or find_image_topic(bag)
+        bag.require(topic)
+        total = bag.topics[topic].count
+        every, decode = _every(args, total), ImageDecoder(topic)
+        with track(total, "reading") as advance:
+            for number, (_, _, message) in enumerate(bag.messages([topic], on_corrupt=lambda *_: None)):
+                advance()
+                if number % every:
+                    continue
+                try:
+                    yield decode(message)
+                except ImageError:  # one frame less
+                    continue
+
+
+def _of_video(args: argparse.Namespace) -> Iterator[np.ndarray]:
+    with VideoReader(args.input) as video:
+        every = _every(args, video.frame_count)
+        with track(-(-video.frame_count // every), "reading") as advance:
+            yield from _counted(video, every, advance)
+
+
+def _counted(video: VideoReader, every: int, advance: Callable[[], None]) -> Iterator[np.ndarray]:
+    for frame in video.frames(every):
+        advance()
+        yield frame.image

@@ -1,0 +1,207 @@
+"""`vtseg pseudolabel`: a teacher network labels a bag or a video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from vtseg_ros.commands import interrupts
+from vtseg_ros.commands.progress import track
+from vtseg_ros.data.bags import BagReader, check_new_bag
+from vtseg_ros.data.importers.video import import_videos
+from vtseg_ros.data.storage_files import is_bag
+from vtseg_ros.data.topics import find_image_topic, image_topics
+from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.class_map import load_class_map
+from vtseg_ros.labelling.pseudolabels import (
+    SHEET,
+    Acceptance,
+    WorkFolder,
+    file_digest,
+    groups_of,
+    pseudolabel,
+    read_ego_mask,
+)
+from vtseg_ros.labelling.teacher import Averaging, Teacher
+from vtseg_ros.labels import LabelSet
+from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
+from vtseg_ros.sizes import parse_size
+from vtseg_ros.video.reader import VideoReader
+
+HELP = "Label a bag or a video with a teacher network; the result is a bag to train from."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="TEACHER", help="a file, or shipped weights by name"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="of the network's input at scale 1 "
+                        "(default: the checkpoint's)")  # fmt: skip
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="F",
+                        help="factors of --size whose predictions are averaged (default 1)")  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="average with mirrored images too")
+    parser.add_argument("--neighbours", type=int, default=0, metavar="N",
+                        help="average with N frames before and after, warped along DIS optical flow (default 0)")  # fmt: skip
+    parser.add_argument("--min-confidence", type=float, default=0.6, metavar="P",
+                        help="probability below which a pixel is unlabelled (default 0.6)")  # fmt: skip
+    parser.add_argument("--class-confidence", action="append", default=[], metavar="NAME=P",
+                        help="the same for one class of the labels; may be repeated")  # fmt: skip
+    parser.add_argument("--class-map", type=Path, metavar="FILE",
+                        help="YAML of label class to the teacher's classes that count as it; their probabilities are "
+                        "added")  # fmt: skip
+    parser.add_argument("--ego-mask", type=Path, metavar="PNG",
+                        help="the robot's own body in white, which gets no label (see vtseg ego-mask)")  # fmt: skip
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="label every n-th image (default 1)"
+    )
+    parser.add_argument("--max-gap", type=float, default=1.0, metavar="S",
+                        help="s; windows and neighbours do not reach over a longer pause (default 1)")  # fmt: skip
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was labelled")
+
+
+def run(args: argparse.Namespace) -> int:
+    check_new_bag(args.out)
+    if args.every < 1:
+        raise ConfigError(f"--every: expected at least 1, got {args.every}")
+    if not args.max_gap > 0:
+        raise ConfigError(f"--max-gap: expected more than 0 s, got {args.max_gap:g}")
+    if not args.input.exists():
+        raise BagError(f"{args.input}: no such file; expected a bag or a video. Correct the path")
+    checkpoint = load_checkpoint(args.checkpoint)
+    class_map = load_class_map(args.class_map) if args.class_map else None
+    labels, groups = groups_of(checkpoint.labels, class_map)
+    acceptance = Acceptance(
+        labels,
+        groups,
+        args.min_confidence,
+        _class_confidence(args.class_confidence),
+        read_ego_mask(args.ego_mask) if args.ego_mask else None,
+    )
+    averaging = Averaging(args.size or checkpoint.input_size, tuple(args.scales), args.flip, args.neighbours)
+    teacher = Teacher(checkpoint, averaging, device=args.device, precision=args.precision)
+    work = WorkFolder(args.out, _settings(args, labels, groups, averaging))
+    with ExitStack() as stack:
+        bag = stack.enter_context(BagReader(_as_bag(args, work)))
+        topic = args.image_topic or find_image_topic(bag)
+        bag.require(topic)
+        if topic not in image_topics(bag):
+            raise ConfigError(
+                f"--image-topic: {topic} is of type {bag.topics[topic].msgtype}; expected images"
+            )
+        total = bag.topics[topic].count
+        stop = stack.enter_context(interrupts.deferred())
+        advance = stack.enter_context(track(total, "labelling"))
+        try:
+            done = pseudolabel(
+                bag,
+                topic,
+                args.out,
+                teacher,
+                acceptance,
+                work,
+                every=args.every,
+                max_gap_s=args.max_gap,
+                storage=args.storage,
+                on_frame=advance,
+                stopped=lambda: bool(stop),
+            )
+        except ConfigError:
+            work.remove_if_new()
+            raise
+    if done is None:
+        raise KeyboardInterrupt(
+            f"{args.out} was not written; the labels so far are in {work.path}, the same command goes on with them"
+        )
+    summary = done.summary(labels)
+    print(
+        f"{args.out}: {done.images} images, {done.labels} of them labelled"
+        + (f" ({done.resumed} from before)" if done.resumed else "")
+        + f"; {100 * summary['kept_share']:.1f} % of the pixels have a label"
+    )
+    for name, share in summary["class_shares"].items():
+        print(f"  {name:<16}{100 * share:6.2f} %")
+    if done.empty:
+        print(f"  {done.empty} images have no confident pixel and no label")
+    for line in done.left_out[:5]:
+        print(f"  left out: {line}")
+    print(f"  look at {args.out / SHEET}")
+    if args.json:
+        made = {"bag": str(args.out), "sheet": str(args.out / SHEET), **summary}
+        args.json.write_text(json.dumps(made, indent=2) + "\n")
+    return 0
+
+
+def _class_confidence(texts: list[str]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(
+                f"--class-confidence: expected NAME=PROBABILITY such as person=0.4, got {text!r}"
+            )
+    return found
+
+
+def _settings(
+    args: argparse.Namespace, labels: LabelSet, groups: Any, averaging: Averaging
+) -> dict[str, Any]:
+    """Everything that decides what the labels are, as plain values."""
+    files = (
+        [args.input]
+        if args.input.is_file()
+        else sorted(one for one in args.input.rglob("*") if one.is_file())
+    )
+    return {
+        "input": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "checkpoint": file_digest(resolve_checkpoint(args.checkpoint)),
+        "classes": list(labels.names),
+        "groups": groups.astype(int).tolist(),
+        "size": list(averaging.size),
+        "scales": list(averaging.scales),
+        "flip": averaging.flip,
+        "neighbours": averaging.neighbours,
+        "min_confidence": args.min_confidence,
+        "class_confidence": sorted(args.class_confidence),
+        "ego_mask": file_digest(args.ego_mask) if args.ego_mask else "",
+        "image_topic": args.image_topic,
+        "every": args.every,
+        "max_gap": args.max_gap,
+        "device": args.device,
+        "precision": args.precision,
+    }
+
+
+def _as_bag(args: argparse.Namespace, work: WorkFolder) -> Path:
+    """The input, or the bag in the work folder that a video's frames are in."""
+    if is_bag(args.input):
+        return args.input
+    video = work.path / "video"
+    if video.exists():
+        return video
+    with VideoReader(args.input) as reader:
+        total = reader.frame_count
+    half = work.path / "video.part"
+    try:
+        work.make()
+        shutil.rmtree(half, ignore_errors=True)
+        with interrupts.unwritten(args.out), track(total, "reading") as advance:
+            import_videos(half, [args.input], on_frame=advance)
+        half.rename(video)
+    except BaseException:
+        work.remove_if_new()
+        raise
+    return video

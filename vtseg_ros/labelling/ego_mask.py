@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The mask of the robot's own body: what stays the same in the image while the robot moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vtseg_ros.errors import ConfigError
+
+MIN_FRAMES = 10
+MAX_SIDE = 640
+"""Longer sides are reduced to it, px: noise of single pixels then hardly counts."""
+BLACK = 16
+"""Brightest value of a black border, 0..255; video codecs use 16 as black."""
+MIN_STEP = 3.0
+"""Mean absolute difference (0..255) that two frames need to count as different: a standing robot tells nothing."""
+
+
+@dataclass(frozen=True)
+class EgoMask:
+    """A proposed mask.
+
+    Attributes:
+        mask: (H, W) bool, True on the robot's own body and black borders.
+        deviation: (H, W) float32 standard deviation of the brightness over time, 0..255.
+        mean: (H, W, 3) uint8 mean image.
+        frames: how many frames were used.
+        still: how many were left out, since they show the same as the one before.
+    """
+
+    mask: np.ndarray
+    deviation: np.ndarray
+    mean: np.ndarray
+    frames: int
+    still: int
+
+
+def propose_ego_mask(
+    images: Iterable[np.ndarray], *, threshold: float = 0.25, min_area: float = 0.002
+) -> EgoMask:
+    """Find what never changes: regions of low temporal variance that touch the border, and black borders.
+
+    Args:
+        images: frames of a moving camera, (H, W, 3) uint8 RGB of one size; a few hundred from a minute or more.
+        threshold: share of the image's median deviation below which a pixel counts as static, 0..1.
+        min_area: share of the image that a static region must have, 0..1.
+
+    Raises:
+        ConfigError: if the images differ in size, or fewer than 10 of them differ in what they show.
+    """
+    total = squares = brightest = color = last = None
+    used = still = 0
+    full = (0, 0)
+    for image in images:
+        size = (image.shape[1], image.shape[0])
+        if used and size != full:
+            raise ConfigError(
+                f"images: sizes differ; expected {full[0]}x{full[1]} px as the first one, got {size[0]}x{size[1]}. "
+                "Use images of one camera"
+            )
+        small = _reduced(image)
+        gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float64)
+        if last is None:
+            full = size
+            total, squares, brightest = np.zeros_like(gray), np.zeros_like(gray), np.zeros_like(gray)
+            color = np.zeros(small.shape)
+        elif np.abs(gray - last).mean() < MIN_STEP:
+            still += 1
+            continue
+        last = gray
+        total += gray
+        squares += gray**2
+        color += small
+        np.maximum(brightest, gray, out=brightest)
+        used += 1
+    if used < MIN_FRAMES:
+        raise ConfigError(
+            f"images: too few that differ; expected at least {MIN_FRAMES}, got {used} ({still} more show the same as the "
+            "one before). Record while the robot drives"
+        )
+    mean = total / used
+    deviation = np.sqrt(np.maximum(squares / used - mean**2, 0)).astype(np.float32)
+    black = _touching_border(brightest <= BLACK)
+    smooth = cv2.GaussianBlur(deviation, (0, 0), 1.5)
+    seen = smooth[~black]
+    static = (smooth < threshold * np.median(seen)) & ~black if seen.size else np.zeros_like(black)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+    static = cv2.morphologyEx(static.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    # Highlights that move on the body leave holes and notches.
+    static = cv2.morphologyEx(static, cv2.MORPH_CLOSE, kernel) > 0
+    mask = _large(_touching_border(_filled(static | black)), min_area) | black
+    mask = cv2.resize(mask.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0
+    return EgoMask(
+        mask,
+        cv2.resize(deviation, full, interpolation=cv2.INTER_LINEAR),
+        cv2.resize((color / used).round().astype(np.uint8), full, interpolation=cv2.INTER_LINEAR),
+        used,
+        still,
+    )
+
+
+def preview(found: EgoMask) -> np.ndarray:
+    """Return the mean image, the deviation and the mask in red over the mean: (H, 3 W, 3) uint8 RGB."""
+    scale = 255 / max(float(np.percentile(found.deviation, 99)), 1e-6)
+    deviation = np.clip(found.deviation * scale, 0, 255).astype(np.uint8)
+    marked = found.mean.copy()
+    marked[found.mask] = (marked[found.mask] // 2) + np.array([127, 0, 0], np.uint8)
+    return np.hstack([found.mean, np.repeat(deviation[..., None], 3, axis=2), marked])
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = MAX_SIDE / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _touching_border(region: np.ndarray) -> np.ndarray:
+    """Return the connected parts of (h, w) bool that reach the image's border."""
+    _, parts = cv2.connectedComponents(region.astype(np.uint8))
+    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    return np.isin(parts, border[border > 0])
+
+
+def _large(region: np.ndarray, share: float) -> np.ndarray:
+    """Return the connected parts of (h, w) bool that cover at least a share of the image."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8))
+    keep = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] >= share * region.size]
+    return np.isin(parts, keep)
+
+
+def _filled(region: np.ndarray) -> np.ndarray:
+    """Return (h, w) bool with its holes of at most 0.5 % of the image filled."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats((~region).astype(np.uint8), connectivity=4)
+    holes = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] <= 0.005 * region.size]
+    return region | np.isin(parts, holes)

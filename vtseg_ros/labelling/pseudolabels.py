@@ -1,0 +1,498 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pseudo-labels: a bag of unlabelled images becomes one with the labels of a teacher network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vtseg_ros.data.bags import BagReader, BagWriter
+from vtseg_ros.data.images import ImageDecoder
+from vtseg_ros.data.importers.frames import LABEL_MAP_TOPIC, LABEL_TOPIC
+from vtseg_ros.data.merge import place_images
+from vtseg_ros.data.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
+from vtseg_ros.data.png import read_png
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.class_map import ClassMap
+from vtseg_ros.files import write_atomically
+from vtseg_ros.image_ops import overlay
+from vtseg_ros.labelling.teacher import Teacher
+from vtseg_ros.labels import IGNORE, LabelSet
+
+SHEET = "contact_sheet.jpg"
+SHEET_FRAMES = 12
+SHEET_WIDTH = 480
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which pixels get a label.
+
+    Args:
+        labels: classes of the labels.
+        groups: (T, S) float32, 1 where source class s counts as target class t.
+        min_confidence: probability, 0..1, below which a pixel is unlabelled.
+        class_confidence: the same for single classes, by name; replaces `min_confidence` there.
+        ego_mask: (H, W) bool, True on the robot's own body, which gets no label; None = it is not seen.
+
+    Raises:
+        ConfigError: for a value out of range or an unknown class.
+    """
+
+    labels: LabelSet
+    groups: np.ndarray
+    min_confidence: float = 0.0
+    class_confidence: Mapping[str, float] = field(default_factory=dict)
+    ego_mask: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in {"min-confidence": self.min_confidence, **self.class_confidence}.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name}: confidence out of range; expected 0 to 1, got {value:g}")
+        for name in self.class_confidence:
+            if name not in self.labels.names:
+                raise ConfigError(
+                    f"class-confidence: unknown class; expected one of {', '.join(self.labels.names)}, got {name!r}. "
+                    "Correct the name"
+                )
+
+    def thresholds(self) -> np.ndarray:
+        """Return the least probability of every class, (T,) float32."""
+        values = [self.class_confidence.get(name, self.min_confidence) for name in self.labels.names]
+        return np.asarray(values, np.float32)
+
+    def check_size(self, image: np.ndarray) -> None:
+        """Raise ConfigError if the ego mask does not have the size of an image (H, W, 3)."""
+        if self.ego_mask is not None and self.ego_mask.shape != image.shape[:2]:
+            (height, width), (high, wide) = self.ego_mask.shape, image.shape[:2]
+            raise ConfigError(
+                f"ego-mask: wrong size; expected {wide}x{high} px as the images, got {width}x{height}. "
+                "Make it from images of this camera"
+            )
+
+    def decide(self, probabilities: Tensor, teacher: Teacher, image: np.ndarray) -> np.ndarray:
+        """Return the label of an image.
+
+        Args:
+            probabilities: (S, h, w) of the part that the teacher sees.
+            teacher: whose they are.
+            image: (H, W, 3) uint8.
+
+        Returns:
+            (H, W) uint8 class ids; 255 = unlabelled.
+        """
+        seen = teacher.placement(image).source
+        grouped = torch.einsum("ts,shw->thw", torch.from_numpy(self.groups), probabilities)
+        # What no target takes competes too: a pixel that is most likely none of the targets is unlabelled.
+        others = (probabilities.sum(0) - grouped.sum(0)).clamp_(min=0)
+        both = torch.cat([grouped, others[None]])
+        both = F.interpolate(
+            both[None], size=(seen.height, seen.width), mode="bilinear", align_corners=False
+        )[0]
+        confidence, ids = both.max(0)
+        thresholds = torch.from_numpy(np.append(self.thresholds(), np.float32(2)))
+        kept = torch.where(confidence < thresholds[ids], IGNORE, ids).to(torch.uint8).numpy()
+        label = np.full(image.shape[:2], IGNORE, np.uint8)
+        seen.of(label)[:] = kept
+        if self.ego_mask is not None:
+            label[self.ego_mask] = IGNORE
+        return label
+
+
+def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, np.ndarray]:
+    """Return the classes of the labels, and which of the teacher's classes count as each, (T, S) float32.
+
+    Raises:
+        ConfigError: if the map names a class that the teacher does not have.
+    """
+    if class_map is None:
+        return labels, np.eye(len(labels), dtype=np.float32)
+    table = class_map.table(labels)[: len(labels)]
+    return class_map.labels, (table[None] == np.arange(len(class_map.labels))[:, None]).astype(np.float32)
+
+
+def read_ego_mask(path: Path) -> np.ndarray:
+    """Read a png whose bright pixels (128 or more of 255) are the robot's own body.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ConfigError: if it is no png of one channel.
+    """
+    try:
+        png = read_png(path.read_bytes())
+        values = png.values
+        if png.palette is not None:
+            values = png.palette[values].max(2)
+        elif png.has_colors:
+            raise ImageError("expected one grey channel, got colours")
+        else:
+            values = values.astype(np.uint32) * 255 // (2**png.depth - 1)
+    except (OSError, ImageError) as err:
+        raise ConfigError(
+            f"{path}: not an ego mask; expected a grey png with the robot's body in white, got: {err}. "
+            "Make one with `vtseg ego-mask`"
+        ) from err
+    return values >= 128
+
+
+@dataclass
+class Labelled:
+    """What was labelled.
+
+    Attributes:
+        images: copied.
+        labels: written.
+        resumed: of them, taken over from an interrupted run.
+        empty: frames of which no pixel passed.
+        pixels: labelled pixels by class, (T,) int64.
+        total: pixels of all labelled and empty frames.
+        left_out: why frames have no label.
+    """
+
+    images: int = 0
+    labels: int = 0
+    resumed: int = 0
+    empty: int = 0
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    total: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def summary(self, labels: LabelSet) -> dict[str, Any]:
+        """Return plain values for JSON; shares are of all pixels of the frames looked at."""
+        total = max(self.total, 1)
+        return {
+            "images": self.images,
+            "labels": self.labels,
+            "resumed": self.resumed,
+            "empty": self.empty,
+            "kept_share": float(self.pixels.sum() / total),
+            "class_shares": {name: float(n / total) for name, n in zip(labels.names, self.pixels)},
+            "left_out": self.left_out,
+        }
+
+
+class WorkFolder:
+    """Labels of a run that may be interrupted: one png per frame, for the same settings only.
+
+    Args:
+        out: bag that is being made; the folder stands next to it.
+        settings: plain values that decide what the labels are.
+
+    Raises:
+        ConfigError: if the folder holds labels of other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.path = out.parent / f".{out.name}.pseudolabel"
+        self._text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=2) + "\n"
+        self.existed = self.path.exists()
+        if not self.existed:
+            return
+        try:
+            there = json.loads((self.path / SETTINGS).read_text())["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            there = ""
+        if there != digest_of(settings):
+            raise ConfigError(
+                f"{self.path}: labels of an interrupted run with other settings; expected the settings of this run. "
+                "Remove the folder, or repeat the command as it was"
+            )
+
+    def make(self) -> None:
+        """Make the folder if it is not there."""
+        if not (self.path / SETTINGS).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / SETTINGS, self._text.encode())
+
+    def load(self, stamp_ns: int, shape: tuple[int, int]) -> np.ndarray | None:
+        """Return the label of a frame, (H, W) uint8, or None."""
+        file = self.path / f"{stamp_ns}.png"
+        if not file.exists():
+            return None
+        ids = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        return ids if ids is not None and ids.shape == shape and ids.dtype == np.uint8 else None
+
+    def save(self, stamp_ns: int, ids: np.ndarray) -> None:
+        """Keep the label of a frame, (H, W) uint8."""
+        write_atomically(self.path / f"{stamp_ns}.png", cv2.imencode(".png", ids)[1].tobytes())
+
+    def remove_if_new(self) -> None:
+        """Remove the folder unless an earlier run made it."""
+        if not self.existed:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def digest_of(settings: dict[str, Any]) -> str:
+    """Return the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class _Frame:
+    number: int
+    stamp_ns: int
+    image: np.ndarray
+    small: np.ndarray | None = None
+    probabilities: Tensor | None = None
+
+
+def pseudolabel(
+    bag: BagReader,
+    topic: str,
+    out: Path,
+    teacher: Teacher,
+    acceptance: Acceptance,
+    work: WorkFolder,
+    *,
+    every: int = 1,
+    max_gap_s: float = 1.0,
+    storage: str = "mcap",
+    on_frame: Callable[[], None] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Labelled | None:
+    """Write a bag of the images of another one and their labels.
+
+    Images are copied byte by byte; labels have their stamps, bag times and frame_ids. Frames that cannot be decoded, or
+    repeat a stamp, get no label; nor do frames of which no pixel passes.
+
+    Args:
+        bag: to label.
+        topic: of its images.
+        out: folder to make; a contact sheet is put into it.
+        teacher: labels the frames.
+        acceptance: which pixels are labelled.
+        work: keeps labels until the bag is complete; removed then.
+        every: label every n-th image.
+        max_gap_s: no window or neighbour reaches over a longer pause.
+        storage: `mcap` or `sqlite3`.
+        on_frame: called for each image of the bag.
+        stopped: asked between frames.
+
+    Returns:
+        what was done; None if `stopped` ended it, the labels so far are in `work` then.
+
+    Raises:
+        BagError: if the bag cannot be read or written, or no frame could be labelled.
+        ConfigError: if the ego mask does not fit.
+    """
+    done = Labelled(pixels=np.zeros(len(acceptance.labels), np.int64))
+    stamps: list[int] = []
+    for clip in _clips(bag, topic, max_gap_s, done.left_out, on_frame):
+        for frame, label in _label_clip(clip, teacher, acceptance, work, every, done):
+            if stopped():
+                return None
+            counts = np.bincount(label.reshape(-1), minlength=256)[: len(acceptance.labels)]
+            done.pixels += counts
+            done.total += label.size
+            if counts.any():
+                stamps.append(frame)
+            else:
+                done.empty += 1
+        if stopped():
+            return None
+    done.labels = len(stamps)
+    if not stamps:
+        work.remove()
+        raise BagError(
+            f"{bag.path}: no frame got a label; expected at least one labelled pixel, got {done.empty} empty frames"
+            + (f" and {len(done.left_out)} left out ({done.left_out[0]})" if done.left_out else "")
+            + ". Lower --min-confidence"
+        )
+    made = work.path / "bag" / out.name
+    shutil.rmtree(made.parent, ignore_errors=True)
+    done.images = _write(bag, topic, made, set(stamps), acceptance.labels, work, storage)
+    sheet = contact_sheet(bag, topic, stamps, acceptance.labels, work)
+    (made / SHEET).write_bytes(
+        cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+    )
+    os.rename(made, out)
+    work.remove()
+    return done
+
+
+def _clips(
+    bag: BagReader, topic: str, max_gap_s: float, left_out: list[str], on_frame: Callable[[], None]
+) -> Iterator[Iterator[_Frame]]:
+    """Frames of one size without a pause, clip by clip; each must be read to its end before the next one."""
+    decode, seen = ImageDecoder(topic), set()
+
+    def decoded() -> Iterator[_Frame]:
+        for number, (_, time_ns, message) in enumerate(
+            bag.messages([topic], on_corrupt=lambda _, t, why: left_out.append(f"image at {t} ns: {why}"))
+        ):
+            on_frame()
+            stamp_ns = stamp_of(message)
+            try:
+                if stamp_ns == 0:
+                    raise ImageError("its header stamp is zero, labels are matched by stamp")
+                if stamp_ns in seen:
+                    raise ImageError("another image has the same header stamp")
+                image = decode(message)
+            except ImageError as err:
+                left_out.append(f"image at {time_ns} ns: {err}")
+                continue
+            seen.add(stamp_ns)
+            yield _Frame(number, stamp_ns, image)
+
+    frames = decoded()
+    ahead = next(frames, None)
+
+    def clip() -> Iterator[_Frame]:
+        nonlocal ahead
+        while ahead is not None:
+            frame, ahead = ahead, next(frames, None)
+            yield frame
+            if ahead is None or ahead.image.shape != frame.image.shape:
+                return
+            if not 0 < ahead.stamp_ns - frame.stamp_ns <= max_gap_s * 1e9:
+                return
+
+    while ahead is not None:
+        yield clip()
+
+
+def _label_clip(
+    clip: Iterator[_Frame],
+    teacher: Teacher,
+    acceptance: Acceptance,
+    work: WorkFolder,
+    every: int,
+    done: Labelled,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(stamp in ns, label) of every n-th image."""
+    reach = teacher.averaging.neighbours
+    # Older frames: the windows of the oldest neighbour. Newer ones: the neighbours after the frame.
+    past: deque[_Frame] = deque(maxlen=reach + teacher.window)
+    future: deque[_Frame] = deque()
+
+    def label(frame: _Frame) -> tuple[int, np.ndarray] | None:
+        past.append(frame)
+        if frame.number % every:
+            return None
+        acceptance.check_size(frame.image)
+        ids = work.load(frame.stamp_ns, frame.image.shape[:2])
+        if ids is None:
+            ids = acceptance.decide(
+                _probabilities(teacher, list(past), list(future)[:reach]), teacher, frame.image
+            )
+            work.make()
+            work.save(frame.stamp_ns, ids)
+        else:
+            done.resumed += 1
+        return frame.stamp_ns, ids
+
+    for frame in clip:
+        future.append(frame)
+        if len(future) > reach:
+            found = label(future.popleft())
+            if found:
+                yield found
+    while future:
+        found = label(future.popleft())
+        if found:
+            yield found
+
+
+def _probabilities(teacher: Teacher, past: list[_Frame], future: list[_Frame]) -> Tensor:
+    """(S, h, w) of the last frame of `past`, averaged with its neighbours."""
+    frames, own = past + future, len(past) - 1
+    reach = teacher.averaging.neighbours
+    near = range(max(0, own - reach), min(len(frames), own + reach + 1))
+    for place in near:
+        frame = frames[place]
+        if frame.probabilities is None:
+            window = frames[max(0, place - teacher.window + 1) : place + 1]
+            frame.probabilities = teacher.probabilities([one.image for one in window])
+            frame.small = teacher.small(frame.image) if reach else None
+    others = [(frames[place].small, frames[place].probabilities) for place in near if place != own]
+    return teacher.average(frames[own].small, frames[own].probabilities, others)
+
+
+def _write(
+    bag: BagReader, topic: str, out: Path, stamps: set[int], labels: LabelSet, work: WorkFolder, storage: str
+) -> int:
+    """Write the images and the labels of some stamps; returns the number of images."""
+    places = place_images(bag, topic, stamps)
+    images = 0
+    left = set(stamps)
+    with BagWriter(out, storage) as writer:
+        for name, msgtype, time_ns, data in bag.raw([topic]):
+            if not images:
+                writer.write_label_map(LABEL_MAP_TOPIC, labels, time_ns)
+            writer.write_raw(name, msgtype, data, time_ns, qos=bag.qos[name])
+            images += 1
+            try:
+                stamp_ns = header_stamp(data)
+            except BagError:
+                continue
+            if stamp_ns in left and places[stamp_ns].time_ns == time_ns:
+                left.discard(stamp_ns)
+                payload = np.fromfile(work.path / f"{stamp_ns}.png", np.uint8)
+                message = compressed_message(payload, PNG_LABEL, stamp_ns, places[stamp_ns].frame_id)
+                writer.write(LABEL_TOPIC, COMPRESSED_IMAGE, message, time_ns)
+    return images
+
+
+def contact_sheet(
+    bag: BagReader, topic: str, stamps: list[int], labels: LabelSet, work: WorkFolder
+) -> np.ndarray:
+    """Return evenly spaced frames, each next to its overlay: (H, W, 3) uint8 RGB."""
+    places = np.linspace(0, len(stamps) - 1, min(SHEET_FRAMES, len(stamps))).round().astype(int)
+    wanted = {stamps[place] for place in places}
+    decode, rows = ImageDecoder(topic), []
+    for _, _, message in bag.messages([topic], on_corrupt=lambda *_: None):
+        stamp_ns = stamp_of(message)
+        if stamp_ns not in wanted:
+            continue
+        try:
+            image = decode(message)
+        except ImageError:
+            continue
+        ids = work.load(stamp_ns, image.shape[:2])
+        if ids is None:
+            continue
+        wanted.discard(stamp_ns)
+        size = (SHEET_WIDTH, max(1, round(SHEET_WIDTH * image.shape[0] / image.shape[1])))
+        both = [
+            cv2.resize(one, size, interpolation=cv2.INTER_AREA)
+            for one in (image, overlay(image, ids, labels))
+        ]
+        rows.append(np.hstack(both))
+    half = -(-len(rows) // 2)
+    left, right = rows[:half], rows[half:]
+    columns = [np.vstack(column) for column in (left, right) if column and _same_width_and_height(rows)]
+    if len(columns) == 2:
+        missing = columns[0].shape[0] - columns[1].shape[0]
+        columns[1] = np.pad(columns[1], ((0, missing), (0, 0), (0, 0)))
+    return np.hstack(columns) if columns else np.vstack(rows)
+
+
+def _same_width_and_height(rows: list[np.ndarray]) -> bool:
+    return len({row.shape for row in rows}) == 1

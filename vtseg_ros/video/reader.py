@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of video files with the times that the file gives them (PyAV).
+
+OpenCV's reader is not used: it gives frames of a variable rate evenly spaced times, and takes a colon in a file name for
+a protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vtseg_ros.errors import ConfigError
+
+NS = 1_000_000_000
+DEFAULT_RATE_HZ = 10.0
+"""Rate of videos that do not name one."""
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".gif",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".wmv",
+    ".flv",
+    ".3gp",
+)
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A decoded frame.
+
+    Attributes:
+        index: number of the frame in the file, 0 = the first.
+        time_ns: time after the first frame, ns; strictly increasing.
+        image: (H, W, 3) uint8 RGB, upright.
+    """
+
+    index: int
+    time_ns: int
+    image: np.ndarray
+
+
+class VideoReader:
+    """A video file opened for reading; use it as a context manager.
+
+    Args:
+        path: the file. It is opened by the operating system's name, whatever characters the name has.
+
+    Raises:
+        ConfigError: if the package `av` is missing, or the file cannot be read or holds no video.
+
+    Attributes:
+        frame_count: frames by the file's header, which may be wrong; 0 = it does not say.
+        rate_hz: mean frame rate by the header; DEFAULT_RATE_HZ where it does not say.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import av
+        except ImportError as err:
+            raise ConfigError(
+                f"{path}: reading a video needs the package av; expected it to be installed. Run: pip install 'vtseg_ros[video]'"
+            ) from err
+        self.path = Path(path)
+        self._error = av.FFmpegError
+        self._file: Any = None
+        try:
+            self._file = self.path.open("rb")
+            self._container = av.open(self._file)
+            self._stream = self._container.streams.video[0]
+        except (av.FFmpegError, OSError, IndexError, ValueError) as err:
+            if self._file is not None:
+                self._file.close()
+            reason = "no video stream" if isinstance(err, IndexError) else _reason(err)
+            raise ConfigError(
+                f"{path}: not a video that can be read; expected a file that ffmpeg decodes, got: {reason}"
+            ) from err
+        self._stream.thread_type = "AUTO"
+        self.frame_count = int(self._stream.frames or 0)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.rate_hz = float(rate) if rate else DEFAULT_RATE_HZ
+        self.damage = ""
+        """Why reading ended before the end of the file; empty = it did not."""
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+        self._file.close()
+
+    def frames(self, every: int = 1) -> Iterator[VideoFrame]:
+        """Decode the file from its start.
+
+        A file that is damaged ends the frames early; `damage` then says why.
+
+        Args:
+            every: yield every n-th frame.
+        """
+        first: Fraction | None = None
+        last_ns = -1
+        step_ns = round(NS / self.rate_hz)
+        index = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                if frame.pts is None or frame.time_base is None:
+                    time_ns = last_ns + step_ns if index else 0
+                else:
+                    seconds = frame.pts * frame.time_base
+                    first = seconds if first is None else first
+                    time_ns = round((seconds - first) * NS)
+                if time_ns <= last_ns:  # broken times must not hide a frame behind another one
+                    time_ns = last_ns + step_ns
+                last_ns = time_ns
+                if index % every == 0:
+                    image = frame.to_ndarray(format="rgb24")
+                    turns = round(frame.rotation / 90) % 4
+                    yield VideoFrame(index, time_ns, np.ascontiguousarray(np.rot90(image, turns)))
+                index += 1
+        except self._error as err:
+            self.damage = _reason(err)
+
+
+def _reason(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return lines[0] if lines else type(err).__name__
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file's name has the suffix of a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
