@@ -41,6 +41,7 @@ ARGUMENTS = (
     ("use_sim_time", "", "true takes the time from /clock; empty = the parameter file's."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
+    ("fixed_frame", "", "RViz's fixed frame; empty = segmentation_view, which is published with RViz."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
 TYPED = ("image_transport", "checkpoint", "device", "window", "output_size", "min_confidence")
@@ -132,12 +133,25 @@ def _nodes(context):
         )
     ]
     if rviz:
+        frame = value("fixed_frame")
+        if not frame:
+            # Images need no transform, but RViz warns of a fixed frame that does not exist.
+            frame = "segmentation_view"
+            nodes.append(
+                Node(
+                    package="tf2_ros",
+                    executable="static_transform_publisher",
+                    namespace="/",
+                    arguments=["--frame-id", "segmentation_view_origin", "--child-frame-id", frame],
+                    additional_env=profile,
+                )
+            )
         nodes.append(
             Node(
                 package="rviz2",
                 executable="rviz2",
                 namespace="/",
-                arguments=["-d", f"{share}/config/vtseg.rviz"],
+                arguments=["-d", f"{share}/config/vtseg.rviz", "--fixed-frame", frame],
                 parameters=sim_time,
                 remappings=shown,
                 additional_env=profile,

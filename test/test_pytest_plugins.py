@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,20 @@ def test_old_hooks(tmp_path):
         pytest.skip(f"pytest {pytest.__version__} is installed, not the pinned {pinned}")
     (tmp_path / "old_hooks.py").write_text(PLUGIN)
     (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "old_hooks", "-p", "no:cacheprovider", "test_one.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "old_hooks",
+        "-p",
+        "no:cacheprovider",
+        "test_one.py",
+    ]
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
     assert "hook of" in done.stdout
