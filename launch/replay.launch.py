@@ -5,6 +5,8 @@ ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
 It ends as a whole: include it where nothing else is to go on after the bag.
 """
 
+from pathlib import Path
+
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -23,14 +25,18 @@ from launch_ros.substitutions import FindPackageShare
 from launch import LaunchDescription
 from vtseg_ros.fastdds import profile_environment
 from vtseg_ros.names import ANSWERS
+from vtseg_ros.nodes.launching import NOT_REPLAYED, describe_bag, find_topic, report_exit, require_file, truth
 
 ARGUMENTS = (
-    ("image_topic", "/camera/image", "Base name of the bag's image topic."),
-    ("label_topic", "/camera/label", "Base name of the bag's label topic."),
-    ("image_transport", "raw", "raw or compressed: how the bag holds the images."),
-    ("label_transport", "raw", "raw or compressed: how the bag holds the labels."),
+    ("image_topic", "", "Base name of the bag's image topic; empty = the only camera in the bag."),
+    ("label_topic", "", "Base name of the bag's label topic; empty = the only one in the bag."),
+    ("image_transport", "", "raw or compressed: how the bag holds the images; empty = as found."),
+    ("label_transport", "", "raw or compressed: how the bag holds the labels; empty = as found."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
+    ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
+    ("output_size", "", "input, network or WIDTHxHEIGHT px; empty = the parameter file's."),
+    ("min_confidence", "", "0..1; pixels below it become 255; empty = the parameter file's."),
     (
         "class_map",
         "",
@@ -43,15 +49,31 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
+TYPED = ("checkpoint", "device", "window", "output_size", "min_confidence")
 # Writing the report of a long bag may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
 PATIENCE_S = "60"
+
+
+def _ends(reason):
+    """What to do at a node's exit: end all."""
+
+    def on_exit(event, context):
+        report_exit(event, context)
+        return [EmitEvent(event=Shutdown(reason=reason))]
+
+    return on_exit
 
 
 def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
-    image, label = value("image_topic"), value("label_topic")
+    params_file, bag = require_file("params_file", value("params_file")), str(Path(value("bag")).expanduser())
+    loop = truth("loop", value("loop"))
+    class_map = require_file("class_map", value("class_map")) if value("class_map") else ""
+    info = describe_bag(bag)
+    image, image_transport = find_topic("image", info, value("image_topic"), value("image_transport"))
+    label, label_transport = find_topic("label", info, value("label_topic"), value("label_transport"))
     remappings = [("image", image), ("image/compressed", f"{image}/compressed"),
                   ("label", label), ("label/compressed", f"{label}/compressed")]  # fmt: skip
     sim_time = {"use_sim_time": True}
@@ -62,14 +84,14 @@ def _nodes(context):
         # A string, whatever it looks like: launch would take "2026" for a number.
         return ParameterValue(value(name), value_type=str)
 
-    overrides = {name: text(name) for name in ("checkpoint", "device") if value(name)}
+    overrides = {name: text(name) for name in TYPED if value(name)}
     segmenter = Node(
         package="vtseg_ros",
         executable="segmenter",
         name="segmenter",
         parameters=[
-            value("params_file"),
-            {**overrides, "image_transport": text("image_transport"), "autostart": True, **sim_time},
+            params_file,
+            {**overrides, "image_transport": image_transport, "autostart": True, **sim_time},
         ],
         remappings=remappings,
         arguments=arguments,
@@ -77,7 +99,7 @@ def _nodes(context):
         output="screen",
         sigterm_timeout=PATIENCE_S,
         sigkill_timeout=PATIENCE_S,
-        on_exit=[EmitEvent(event=Shutdown(reason="the segmenter ended"))],
+        on_exit=_ends("the segmenter ended"),
     )
     evaluator = Node(
         package="vtseg_ros",
@@ -87,7 +109,7 @@ def _nodes(context):
             {
                 "output_dir": text("output_dir"),
                 "title": text("title"),
-                "class_map": text("class_map"),
+                "class_map": ParameterValue(class_map, value_type=str),
                 "input_qos": "reliable",
                 **sim_time,
             }
@@ -98,26 +120,31 @@ def _nodes(context):
         output="screen",
         sigterm_timeout=PATIENCE_S,
         sigkill_timeout=PATIENCE_S,
-        on_exit=[EmitEvent(event=Shutdown(reason="the evaluator ended"))],
+        on_exit=_ends("the evaluator ended"),
     )
     published = {
-        name: base + ("/compressed" if value(f"{name}_transport") == "compressed" else "")
-        for name, base in (("image", image), ("label", label))
+        "image": image + ("/compressed" if image_transport == "compressed" else ""),
+        "label": label + ("/compressed" if label_transport == "compressed" else ""),
     }
     # The bag starts when both nodes listen; `vtseg play` plays what `ros2 bag record` recorded.
     player = ExecuteProcess(
-        cmd=["vtseg", "play", value("bag"), "--clock", "--rate", value("rate"),
+        cmd=["vtseg", "play", bag, "--clock", "--rate", value("rate"),
              # Should a node end instead of subscribing, so does all of this.
-             "--wait-timeout", "600", *(["--loop"] if value("loop").lower() == "true" else []),
-             # Recorded with the bag: it would be taken for this segmenter's.
-             "--exclude-regex", ANSWERS,
+             "--wait-timeout", "600", *(["--loop"] if loop else []),
+             # Recorded with the bag: it would be taken for this segmenter's, and this run's logs and diagnostics.
+             "--exclude-regex", f"{ANSWERS}|{NOT_REPLAYED}",
              "--wait-for", published["image"], published["image"], published["label"]],
         additional_env=profile,
         output="screen",
     )  # fmt: skip
     # The segmenter first: it finishes what it has in work and tells its last counts, then the rest ends with it.
     end = EmitEvent(event=ShutdownProcess(process_matcher=matches_action(segmenter)))
-    finish = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end]))
+
+    def player_ended(event, context):
+        report_exit(event, context)
+        return [end]
+
+    finish = RegisterEventHandler(OnProcessExit(target_action=player, on_exit=player_ended))
     return [segmenter, evaluator, player, finish]
 
 

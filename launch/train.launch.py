@@ -9,6 +9,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
+from vtseg_ros.nodes.launching import report_exit
 
 
 def generate_launch_description():
@@ -32,10 +33,11 @@ def generate_launch_description():
                         # Strings, whatever they look like: launch would take "2026" for a number.
                         "config": ParameterValue(LaunchConfiguration("params_file"), value_type=str),
                         "output_dir": ParameterValue(LaunchConfiguration("output_dir"), value_type=str),
-                        "resume": ParameterValue(LaunchConfiguration("resume"), value_type=bool),
+                        "resume": ParameterValue(LaunchConfiguration("resume"), value_type=str),
                     }
                 ],
                 output="screen",
+                on_exit=report_exit,
                 # Saving a checkpoint may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
                 sigterm_timeout="120",
                 sigkill_timeout="120",

@@ -3,16 +3,19 @@
 ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
 """
 
-import yaml
+from pathlib import Path
+
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.fastdds import profile_environment
+from vtseg_ros.nodes.launching import camera_topics, plain_section, report_exit, require_file, truth
 
 ARGUMENTS = (
     (
@@ -23,23 +26,42 @@ ARGUMENTS = (
     ("image_transport", "", "raw or compressed; empty = the parameter file's."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
+    ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
+    ("output_size", "", "input, network or WIDTHxHEIGHT px; empty = the parameter file's."),
+    ("min_confidence", "", "0..1; pixels below it become 255; empty = the parameter file's."),
     ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one camera, image_topic."),
+    (
+        "image_topics",
+        "",
+        "Comma-separated image topics, one for each of cameras; empty = <camera>/image of each.",
+    ),
     ("namespace", "", "Namespace of the node."),
     ("autostart", "true", "Configure and activate at once; false leaves it to a lifecycle manager."),
+    ("respawn", "false", "Start the segmenter again, after 2 s, when it ends."),
     ("use_sim_time", "", "true takes the time from /clock; empty = the parameter file's."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
+    ("fixed_frame", "", "RViz's fixed frame; empty = segmentation_view, which is published with RViz."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
+TYPED = ("image_transport", "checkpoint", "device", "window", "output_size", "min_confidence")
 
 
-def _parameters(path, namespace):
+def _require_rviz():
+    """Raise ConfigError before anything is started: launch would leave the segmenter running."""
+    try:
+        prefix = get_package_prefix("rviz2")
+    except PackageNotFoundError:
+        prefix = ""
+    if not prefix or not (Path(prefix) / "lib" / "rviz2" / "rviz2").is_file():
+        raise ConfigError("rviz: rviz2 is not installed; apt install ros-$ROS_DISTRO-rviz2, or rviz:=false")
+
+
+def _parameters(path, namespaced):
     """A parameter file for the node in its namespace: by ROS's rules the plain key names the one in the root."""
-    if not namespace:
+    values = plain_section(path, "segmenter")
+    if not namespaced:
         return [path]
-    with open(path) as file:
-        content = yaml.safe_load(file) or {}
-    values = content.get("segmenter", {}).get("ros__parameters", {})
     own = {
         name: ParameterValue(value, value_type=str) if isinstance(value, str) else value
         for name, value in values.items()
@@ -48,63 +70,94 @@ def _parameters(path, namespace):
     return [own, path] if own else [path]
 
 
+def _remappings(name, topic):
+    """Image, compressed image and camera_info of a camera: a remapping of a base name does not reach below it."""
+    parent, slash, _ = topic.rpartition("/")
+    prefix = f"{name}/" if name else ""
+    return [
+        (f"{prefix}image", topic),
+        (f"{prefix}image/compressed", f"{topic}/compressed"),
+        (f"{prefix}camera_info", f"{parent}{slash}camera_info"),
+    ]
+
+
 def _nodes(context):
     def value(name):
         return LaunchConfiguration(name).perform(context)
 
     share = FindPackageShare("vtseg_ros").perform(context)
-    # As strings, whatever they look like: launch would take "0x0" or "2026" for a number.
-    overrides = {
-        name: ParameterValue(value(name), value_type=str)
-        for name in ("image_transport", "checkpoint", "device")
-        if value(name)
-    }
+    params_file = require_file("params_file", value("params_file"))
+    autostart, respawn, rviz = (truth(name, value(name)) for name in ("autostart", "respawn", "rviz"))
+    sim_time = (
+        [{"use_sim_time": truth("use_sim_time", value("use_sim_time"))}] if value("use_sim_time") else []
+    )
+    if rviz:
+        _require_rviz()
+    # As strings, whatever they look like, which the node converts: launch would take "0x0" or "2026" for a number.
+    overrides = {name: ParameterValue(value(name), value_type=str) for name in TYPED if value(name)}
     cameras = [name.strip() for name in value("cameras").split(",") if name.strip()]
     if cameras:
         overrides["cameras"] = cameras
-    overrides["autostart"] = value("autostart").lower() == "true"
-    sim_time = []
-    if value("use_sim_time"):
-        sim_time.append({"use_sim_time": value("use_sim_time").lower() == "true"})
+    overrides["autostart"] = autostart
     topic, namespace = value("image_topic"), value("namespace").strip("/")
-    parent, slash, _ = topic.rpartition("/")
-    remappings = [
-        ("image", topic),
-        # A remapping of the base name does not reach names below it.
-        ("image/compressed", f"{topic}/compressed"),
-        ("camera_info", f"{parent}{slash}camera_info"),
-    ]
+    topics = camera_topics(cameras, value("image_topics"))
+    remappings = [pair for camera in topics for pair in _remappings(camera, topics[camera])]
+    if not cameras:
+        remappings = _remappings("", topic)
+    pushed = context.launch_configurations.get("ros_namespace", "").strip("/")
     # What the RViz configuration shows, by the names it has here.
-    base = "".join(f"/{part}" for part in (namespace, *cameras[:1]) if part)
+    spaces = [part for part in (pushed, namespace) if part]
+    base = "".join(f"/{part}" for part in (*spaces, *cameras[:1]))
     shown = [(f"/segmentation/{name}", f"{base}/segmentation/{name}") for name in ("overlay", "color")]
+    seen = topics.get(cameras[0], f"{cameras[0]}/image") if cameras else topic
     # RViz is in no namespace: there a relative name is another topic.
-    seen = topic if topic.startswith("/") else "".join(f"/{part}" for part in (namespace, topic) if part)
-    shown.append(("/camera/image", f"{base}/image" if cameras else seen))
+    seen = seen if seen.startswith("/") else "".join(f"/{part}" for part in (*spaces, seen))
+    shown.append(("/camera/image", seen))
     profile = profile_environment(value("fastdds_profile"), share)
-    return [
+    nodes = [
         Node(
             package="vtseg_ros",
             executable="segmenter",
             name="segmenter",
             namespace=namespace,
-            parameters=[*_parameters(value("params_file"), namespace), overrides, *sim_time],
-            remappings=[] if cameras else remappings,
+            parameters=[*_parameters(params_file, bool(spaces)), overrides, *sim_time],
+            remappings=remappings,
             arguments=["--ros-args", "--log-level", value("log_level")],
             additional_env=profile,
             output="screen",
+            respawn=respawn,
+            respawn_delay=2.0,
+            on_exit=None if respawn else report_exit,
             # It finishes the frame in work and frees the GPU; launch's own limit is 5 s.
             sigterm_timeout="20",
-        ),
-        Node(
-            package="rviz2",
-            executable="rviz2",
-            arguments=["-d", f"{share}/config/vtseg.rviz"],
-            parameters=sim_time,
-            remappings=shown,
-            additional_env=profile,
-            condition=IfCondition(LaunchConfiguration("rviz")),
-        ),
+        )
     ]
+    if rviz:
+        frame = value("fixed_frame")
+        if not frame:
+            # Images need no transform, but RViz warns of a fixed frame that does not exist.
+            frame = "segmentation_view"
+            nodes.append(
+                Node(
+                    package="tf2_ros",
+                    executable="static_transform_publisher",
+                    namespace="/",
+                    arguments=["--frame-id", "segmentation_view_origin", "--child-frame-id", frame],
+                    additional_env=profile,
+                )
+            )
+        nodes.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace="/",
+                arguments=["-d", f"{share}/config/vtseg.rviz", "--fixed-frame", frame],
+                parameters=sim_time,
+                remappings=shown,
+                additional_env=profile,
+            )
+        )
+    return nodes
 
 
 def generate_launch_description():

@@ -38,21 +38,3 @@ def test_the_report_is_written_when_the_bag_ends(replay, watch, tmp_path):
     told = [report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")]
     assert report["frames_seen"] == report["labelled_frames"] == sum(told) == 30
     assert report["frames_answered"] > 0 and "Drive: 5" in (tmp_path / "report.html").read_text()
-
-
-@launch_pytest.fixture
-def without_bag(watch, ros_environment, tiny_checkpoint, tmp_path):
-    arguments = {
-        "bag": str(tmp_path / "none"),
-        "checkpoint": str(tiny_checkpoint),
-        "output_dir": str(tmp_path),
-    }
-    return launched("replay", watch, ros_environment, arguments)
-
-
-@pytest.mark.launch(fixture=without_bag)
-def test_a_missing_bag_ends_it_with_the_reason(without_bag, watch):
-    watch.wait_for_exit("vtseg", "segmenter", "evaluator")
-    assert watch.codes["vtseg"] == 2 and "no bag" in watch.text["vtseg"]
-    assert watch.codes["segmenter"] == watch.codes["evaluator"] == 0
-    assert "Traceback" not in "".join(watch.text.values())

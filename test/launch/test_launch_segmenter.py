@@ -98,3 +98,29 @@ def test_a_bad_checkpoint_is_reported(broken, watch):
     watch.wait_for_exit("segmenter")
     assert watch.codes["segmenter"] == 2
     assert "bad.safetensors" in watch.text["segmenter"] and "Traceback" not in watch.text["segmenter"]
+
+
+@launch_pytest.fixture
+def pushed(watch, ros_environment, tiny_checkpoint, tmp_path):
+    parameters = tmp_path / "parameters.yaml"
+    parameters.write_text("/**/segmenter: {ros__parameters: {window: 2}}")
+    arguments = {
+        "params_file": str(parameters), "checkpoint": str(tiny_checkpoint), "ros_namespace": "robot1",
+        "cameras": "front,rear", "image_topics": "/a/image_raw,/b/image_raw", "autostart": "yes",
+        "output_size": "0016x8", "min_confidence": "0",
+    }  # fmt: skip
+    return launched("vtseg", watch, ros_environment, arguments)
+
+
+@pytest.mark.launch(fixture=pushed)
+def test_a_pushed_namespace_and_topics_of_cameras(pushed, watch, ros_environment):
+    watch.wait_for_text("segmenter", "window 2")
+    harness = Harness(ros_environment)
+    try:
+        for topic in ("/a/image_raw", "/b/image_raw", "/a/camera_info"):
+            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1, 30)
+        request = GetParameters.Request(names=["output_size", "min_confidence"])
+        answer = harness.call(GetParameters, "/robot1/segmenter/get_parameters", request)
+        assert answer.values[0].string_value == "0016x8" and answer.values[1].double_value == 0.0
+    finally:
+        harness.close()

@@ -10,6 +10,7 @@ from launch.actions import IncludeLaunchDescription, RegisterEventHandler, SetEn
 from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_pytest.actions import ReadyToTest
+from launch_ros.actions import PushRosNamespace
 
 from launch import LaunchDescription
 
@@ -59,12 +60,14 @@ def _executable(event) -> str:
 def launched(
     name: str, watch: Watch, environment: dict[str, str], arguments: dict[str, str]
 ) -> LaunchDescription:
-    """launch/NAME.launch.py with arguments, on this test run's loopback domain."""
+    """launch/NAME.launch.py with arguments, on this test run's loopback domain; `ros_namespace` is pushed."""
+    pushed = arguments.pop("ros_namespace", "")
     source = PythonLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
     return LaunchDescription(
         [
             *(SetEnvironmentVariable(key, environment[key]) for key in OURS),
             *watch.actions(),
+            *([PushRosNamespace(pushed)] if pushed else []),
             IncludeLaunchDescription(source, launch_arguments=arguments.items()),
             ReadyToTest(),
         ]

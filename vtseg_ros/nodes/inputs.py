@@ -61,7 +61,7 @@ def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
     elif others and len(others) == len(publishers):
         why = f"it is published as {others[0]}, not {wanted}: change image_transport"
     elif publishers:
-        why = f"{publishers[0].node_name} publishes it, but sends nothing"
+        why = f"{publishers[0].node_name} publishes it, but sends nothing (or its start is delayed)"
     else:
         kinds = {name for name, _ in IMAGE_TYPES.values()}
         found = sorted(name for name, types in node.get_topic_names_and_types() if kinds & set(types))

@@ -19,7 +19,7 @@ from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
-from vtseg_ros.nodes.inputs import explain_silence, subscribe
+from vtseg_ros.nodes.inputs import explain_silence, image_topic, subscribe
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
@@ -50,6 +50,8 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._settings = Settings()
         self._warned_at: dict[str, float] = {}
         self._activated_s = 0.0
+        self._published_s: dict[str, float] = {}
+        """Since when somebody publishes the images of a camera that has sent none, s on the steady clock."""
         self._explained = False
         self._seen: dict[str, diagnostics.Counts] = {}
         self._loader = Loader()
@@ -132,6 +134,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 on_info=lambda message, outputs=outputs: setattr(outputs, "latest_info", message),
             )
         self._activated_s, self._explained = time.monotonic(), False
+        self._published_s = {}
         self._seen = {}
         topics = ", ".join(subscription.topic_name for subscription in self._inputs[::2])
         if not self._params["autostart"]:  # a manager activated it
@@ -302,11 +305,19 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         silent = [camera for camera, counters in self._slots.counters.items() if not counters.received]
         if not self._worker.enabled:
             self._activated_s = now  # what comes while paused is not counted
-        if silent and not self._explained and now - self._activated_s > SILENCE_S:
+        if silent and not self._explained and now - self._silent_since(silent, now) > SILENCE_S:
             self._explained = True
             for camera in silent:
                 transport, qos = self._params["image_transport"], self._params["input_qos"]
                 self.get_logger().warning(explain_silence(self, camera, transport, qos))
+
+    def _silent_since(self, cameras: list[str], now: float) -> float:
+        """Return from when silence counts: a player with a delay publishes its topics before it sends, too."""
+        for camera in cameras:
+            topic = self.resolve_topic_name(image_topic(camera, self._params["image_transport"]))
+            if self.count_publishers(topic):
+                self._published_s.setdefault(camera, now)
+        return max([self._activated_s, *self._published_s.values()])
 
     def _publish_diagnostics(self, now: float) -> None:
         segmenter = self._segmenter

@@ -1,0 +1,32 @@
+"""A publisher that is there before it sends, as a player with a delay, is not reported at once."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+from sensor_msgs.msg import Image
+
+from vtseg_ros.nodes.segmenter import SILENCE_S
+
+
+def test_silence_counts_from_the_publisher_on(harness, start_node, tiny_checkpoint):
+    node = start_node(
+        "segmenter", "-r", "__ns:=/silence", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"
+    )
+    node.wait_for("active, images from /silence/image")
+    began = time.time()
+    wait_until(
+        lambda: time.time() > began + SILENCE_S - 2, 10
+    )  # most of the silence passes without a publisher
+    published = time.time()
+    publisher = harness.publisher(Image, "/silence/image")
+    wait_until(lambda: publisher.get_subscription_count() > 0, 30, node.output)
+    node.wait_for("publishes it, but sends nothing", 60)
+    logged = float(re.search(r"\[WARN\] \[(\d+\.\d+)\].*no image on", node.output())[1])
+    assert logged > published + SILENCE_S
