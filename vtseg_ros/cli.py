@@ -21,7 +21,7 @@ COMMANDS = {
     "augment": "a picture of the windows that a training would see",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
-    "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
+    "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, images, videos) into bags",
     "pseudolabel": "label a bag or a video with a teacher network",
     "ego-mask": "propose the mask of the robot's own body from many frames",
     "labels": "frames of a bag out for labelling, label images back in",

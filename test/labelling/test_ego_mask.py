@@ -10,9 +10,9 @@ import pytest
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagWriter
+from vtseg_ros.data.masks import read_ego_mask
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labelling.ego_mask import propose_ego_mask
-from vtseg_ros.labelling.pseudolabels import read_ego_mask
 
 HEIGHT, WIDTH = 120, 160
 
@@ -57,11 +57,32 @@ def test_black_borders_are_found(rng):
     assert overlap(found.mask, expected) > 0.88
 
 
+def test_a_body_above_a_black_border_is_found(rng):
+    def letterboxed():
+        for image in drive(rng):
+            yield np.pad(image, ((20, 20), (0, 0), (0, 0)))
+
+    found = propose_ego_mask(letterboxed())
+    assert found.mask[:20].all() and found.mask[-20:].all()
+    assert overlap(found.mask[20:-20], body()) > 0.85
+
+
 def test_without_a_body_nothing_is_masked(rng):
     world = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT, WIDTH * 4, 3), dtype=np.uint8), (0, 0), 3)
     world = cv2.normalize(world, None, 20, 235, cv2.NORM_MINMAX)
     found = propose_ego_mask(np.roll(world, -7 * n, axis=1)[:, :WIDTH] for n in range(40))
     assert found.mask.mean() < 0.01
+
+
+def test_a_clear_sky_is_not_masked(rng):
+    def under_sky():
+        for image in drive(rng):
+            image[:30] = (120, 160, 230)
+            yield image
+
+    found = propose_ego_mask(under_sky())
+    assert not found.mask[:30].any() and overlap(found.mask, body()) > 0.9
+    assert propose_ego_mask(under_sky(), top=True).mask[:28].all()
 
 
 def test_a_standing_robot_is_refused(rng):

@@ -10,15 +10,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from video.videofiles import write_video
 
 from vtseg_ros.cli import main
 from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.data.messages import stamp_of
 from vtseg_ros.data.topics import read_label_set
-from vtseg_ros.errors import ConfigError
 from vtseg_ros.labelling import pseudolabels
-from vtseg_ros.labelling.pseudolabels import Acceptance, read_ego_mask
+from vtseg_ros.labelling.pseudolabels import Acceptance
 from vtseg_ros.labelling.teacher import Averaging, Teacher, consistent
 from vtseg_ros.labels import STREET, LabelSet
 from vtseg_ros.model import load_checkpoint
@@ -200,6 +200,40 @@ def test_an_interrupted_run_goes_on(drive, tiny_checkpoint, tmp_path, monkeypatc
     assert not (tmp_path / ".out.pseudolabel").exists()
 
 
+def test_a_video(tiny_checkpoint, tmp_path):
+    times_ms = [0, 100, 700, 800, 900]
+    write_video(tmp_path / "clip.mp4", times_ms)
+    out = tmp_path / "out"
+    assert (
+        run(tmp_path / "clip.mp4", "--checkpoint", tiny_checkpoint, "--out", out, "--min-confidence", 0) == 0
+    )
+    with BagReader(out) as bag:
+        images = [stamp_of(m) for _, _, m in bag.messages(["/camera/image/compressed"])]
+    stamps = list(labels_of(out))
+    assert stamps == images and [(stamp - stamps[0]) // 1_000_000 for stamp in stamps] == times_ms
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out"]
+
+
+def test_frames_that_cannot_be_labelled_are_named(drive, tiny_checkpoint, tmp_path):
+    with BagReader(drive) as bag, BagWriter(tmp_path / "odd") as out:
+        for number, (topic, kind, time_ns, data) in enumerate(bag.raw([IMAGES])):
+            out.write_raw(topic, kind, data[:60] if number == 2 else data, time_ns)
+            if number == 4:
+                out.write_raw(topic, kind, data, time_ns + 1)
+    report = tmp_path / "report.json"
+    options = ("--checkpoint", tiny_checkpoint, "--min-confidence", 0, "--json", report)
+    assert run(tmp_path / "odd", "--out", tmp_path / "out", *options) == 0
+    made = json.loads(report.read_text())
+    assert (made["images"], made["labels"], len(made["left_out"])) == (9, 7, 2)
+    assert len(labels_of(tmp_path / "out")) == 7
+
+
+def test_no_confident_pixel(drive, tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(drive, "--checkpoint", tiny_checkpoint, "--out", out, "--min-confidence", 1, "--every", 4) == 2
+    assert "no frame got a label" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,9 +271,3 @@ def test_input_that_is_no_bag_or_video(tiny_checkpoint, tmp_path, capsys):
         assert run(tmp_path / name, "--checkpoint", tiny_checkpoint, "--out", out) == 2
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["broken.mp4"]
-
-
-def test_a_mask_with_colours_is_refused(tmp_path):
-    cv2.imwrite(str(tmp_path / "colours.png"), np.full((4, 4, 3), (0, 0, 255), np.uint8))
-    with pytest.raises(ConfigError, match="grey"):
-        read_ego_mask(tmp_path / "colours.png")

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.25, metavar="SHARE",
                         help="of the image's median deviation over time, below which a pixel is static; more = a larger "
                         "mask (default 0.25)")  # fmt: skip
+    parser.add_argument("--top", action="store_true",
+                        help="take static regions of the upper half too (a roof, a mast); a clear sky is one")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise BagError(f"{args.input}: no such file; expected a bag or a video. Correct the path")
     images = _of_bag if is_bag(args.input) else _of_video
     with interrupts.unwritten(args.out):
-        found = propose_ego_mask(images(args), threshold=args.threshold)
+        found = propose_ego_mask(images(args), threshold=args.threshold, top=args.top)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, cv2.imencode(".png", found.mask.astype(np.uint8) * 255)[1].tobytes())
     write_atomically(shown, cv2.imencode(".jpg", preview(found)[..., ::-1])[1].tobytes())

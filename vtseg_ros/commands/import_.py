@@ -1,4 +1,4 @@
-"""`vtseg import`: data sets into bags."""
+"""`vtseg import`: data sets, image files and videos into bags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
 from vtseg_ros.sizes import parse_size
 from vtseg_ros.video.reader import VideoReader
 
-HELP = f"Data sets of image files into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
+HELP = f"Data sets, image files and videos into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,8 @@ from vtseg_ros.labelling.pseudolabels import (
     WorkFolder,
     file_digest,
     groups_of,
+    open_ego_mask,
     pseudolabel,
-    read_ego_mask,
 )
 from vtseg_ros.labelling.teacher import Averaging, Teacher
 from vtseg_ros.labels import LabelSet
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="YAML of label class to the teacher's classes that count as it; their probabilities are "
                         "added")  # fmt: skip
     parser.add_argument("--ego-mask", type=Path, metavar="PNG",
-                        help="the robot's own body in white, which gets no label (see vtseg ego-mask)")  # fmt: skip
+                        help="its non-zero pixels (the robot's own body) get no label; see vtseg ego-mask")  # fmt: skip
     parser.add_argument(
         "--every", type=int, default=1, metavar="N", help="label every n-th image (default 1)"
     )
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         groups,
         args.min_confidence,
         _class_confidence(args.class_confidence),
-        read_ego_mask(args.ego_mask) if args.ego_mask else None,
+        open_ego_mask(args.ego_mask) if args.ego_mask else None,
     )
     averaging = Averaging(args.size or checkpoint.input_size, tuple(args.scales), args.flip, args.neighbours)
     teacher = Teacher(checkpoint, averaging, device=args.device, precision=args.precision)

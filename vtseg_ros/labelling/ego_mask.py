@@ -41,14 +41,18 @@ class EgoMask:
 
 
 def propose_ego_mask(
-    images: Iterable[np.ndarray], *, threshold: float = 0.25, min_area: float = 0.002
+    images: Iterable[np.ndarray], *, threshold: float = 0.25, min_area: float = 0.002, top: bool = False
 ) -> EgoMask:
     """Find what never changes: regions of low temporal variance that touch the border, and black borders.
+
+    A clear sky is as static as a robot's roof, so that regions which touch the border in the upper half only do not
+    count unless asked for.
 
     Args:
         images: frames of a moving camera, (H, W, 3) uint8 RGB of one size; a few hundred from a minute or more.
         threshold: share of the image's median deviation below which a pixel counts as static, 0..1.
         min_area: share of the image that a static region must have, 0..1.
+        top: take regions that touch the border in the upper half only, too.
 
     Raises:
         ConfigError: if the images differ in size, or fewer than 10 of them differ in what they show.
@@ -93,7 +97,12 @@ def propose_ego_mask(
     static = cv2.morphologyEx(static.astype(np.uint8), cv2.MORPH_OPEN, kernel)
     # Highlights that move on the body leave holes and notches.
     static = cv2.morphologyEx(static, cv2.MORPH_CLOSE, kernel) > 0
-    mask = _large(_touching_border(_filled(static | black)), min_area) | black
+    mask = black
+    if seen.size:  # the image's border is where black borders end
+        rows, columns = (np.flatnonzero((~black).any(axis)) for axis in (1, 0))
+        inner = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        part = _filled(static[inner])
+        mask[inner] |= _large(_touching_border(part, 0 if top else part.shape[0] // 2), min_area)
     mask = cv2.resize(mask.astype(np.uint8), full, interpolation=cv2.INTER_NEAREST) > 0
     return EgoMask(
         mask,
@@ -122,11 +131,14 @@ def _reduced(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def _touching_border(region: np.ndarray) -> np.ndarray:
-    """Return the connected parts of (h, w) bool that reach the image's border."""
+def _touching_border(region: np.ndarray, first_row: int = 0) -> np.ndarray:
+    """Return the connected parts of (h, w) bool that reach the image's border in or below a row."""
     _, parts = cv2.connectedComponents(region.astype(np.uint8))
-    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    return np.isin(parts, border[border > 0])
+    border = [parts[-1], parts[first_row:, 0], parts[first_row:, -1]]
+    if not first_row:
+        border.append(parts[0])
+    touching = np.unique(np.concatenate(border))
+    return np.isin(parts, touching[touching > 0])
 
 
 def _large(region: np.ndarray, share: float) -> np.ndarray:

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.data.images import ImageDecoder
 from vtseg_ros.data.importers.frames import LABEL_MAP_TOPIC, LABEL_TOPIC
+from vtseg_ros.data.masks import read_ego_mask
 from vtseg_ros.data.merge import place_images
 from vtseg_ros.data.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
-from vtseg_ros.data.png import read_png
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.class_map import ClassMap
 from vtseg_ros.files import write_atomically
@@ -126,30 +126,22 @@ def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, n
     return class_map.labels, (table[None] == np.arange(len(class_map.labels))[:, None]).astype(np.float32)
 
 
-def read_ego_mask(path: Path) -> np.ndarray:
-    """Read a png whose bright pixels (128 or more of 255) are the robot's own body.
+def open_ego_mask(path: Path) -> np.ndarray:
+    """Read an ego mask as the node does; see `data.masks.read_ego_mask`.
 
     Returns:
-        (H, W) bool.
+        (H, W) bool, True on the robot's own body.
 
     Raises:
-        ConfigError: if it is no png of one channel.
+        ConfigError: if it cannot be read.
     """
     try:
-        png = read_png(path.read_bytes())
-        values = png.values
-        if png.palette is not None:
-            values = png.palette[values].max(2)
-        elif png.has_colors:
-            raise ImageError("expected one grey channel, got colours")
-        else:
-            values = values.astype(np.uint32) * 255 // (2**png.depth - 1)
-    except (OSError, ImageError) as err:
+        return read_ego_mask(path)
+    except ImageError as err:
         raise ConfigError(
-            f"{path}: not an ego mask; expected a grey png with the robot's body in white, got: {err}. "
+            f"{path}: not an ego mask; expected a png whose non-zero, or opaque, pixels are the robot's body, got: {err}. "
             "Make one with `vtseg ego-mask`"
         ) from err
-    return values >= 128
 
 
 @dataclass
