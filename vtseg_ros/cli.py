@@ -21,6 +21,7 @@ COMMANDS = {
     "augment": "a picture of the windows that a training would see",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
+    "view": "images, masks, confidence and latency in the Rerun viewer",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, a folder of images) into bags",
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
