@@ -22,6 +22,7 @@ TIMELINE = "stamp"
 JPEG_QUALITY = 85
 MASK_OPACITY = 0.5
 WEB_PORT = 9090
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 
 class Recording:
@@ -63,6 +64,10 @@ class Recording:
             self._part = save.with_name(f".{save.name}.part")
             self._stream.save(self._part)
             return
+        if not web and sys.platform == "linux" and not any(os.environ.get(name) for name in DISPLAYS):
+            raise ConfigError(
+                f"vtseg view: no display; expected {' or '.join(DISPLAYS)} to be set, got neither. Use --web or --save FILE.rrd"
+            )
         turn_analytics_off()
         try:
             if web:
@@ -89,16 +94,24 @@ class Recording:
 
         Args:
             keep: False removes the unfinished file.
+
+        Raises:
+            ConfigError: if not everything could be written or sent; the file is removed.
         """
-        self._stream.flush()
-        self._stream.disconnect()
-        if self._part is None:
-            return
-        if keep and self.counts:
-            os.replace(self._part, self._save)
-        else:
-            self._part.unlink(missing_ok=True)
-        self._part = None
+        part, self._part = self._part, None
+        try:
+            self._stream.flush()
+        except RuntimeError as err:  # a full disk, or a viewer that was closed
+            keep = False
+            raise ConfigError(
+                f"vtseg view: the recording is not complete: {err}. Use --save or --web if the viewer does not run here"
+            ) from err
+        finally:
+            self._stream.disconnect()
+            if part is not None and keep and self.counts:
+                os.replace(part, self._save)
+            elif part is not None:
+                part.unlink(missing_ok=True)
 
     def log_labels(self, labels: LabelSet, camera: str = "camera") -> None:
         """Set the class list of a camera's masks."""

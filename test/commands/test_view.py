@@ -207,6 +207,22 @@ def test_bad_arguments(masks, tmp_path, capsys, arguments, problem):
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_display(masks, monkeypatch, capsys):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["view", str(masks[1])]) == 2
+    assert "no display; expected DISPLAY or WAYLAND_DISPLAY" in capsys.readouterr().err
+
+
+def test_a_viewer_that_does_not_open(masks, tmp_path):
+    """With a display that does not exist the viewer's process ends: reported in one line."""
+    environment = {**os.environ, "HOME": str(tmp_path), "DISPLAY": ":4711"}
+    command = [sys.executable, "-m", "vtseg_ros.cli", "view", str(masks[1])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "the recording is not complete" in done.stderr or "the viewer does not start" in done.stderr
+
+
 def test_without_rerun(masks, tmp_path):
     blocked = "import sys; sys.modules['rerun'] = None; from vtseg_ros.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", blocked, "view", str(masks[1]), "--save", str(tmp_path / "out.rrd")]
