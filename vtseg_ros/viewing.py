@@ -99,19 +99,22 @@ class Recording:
             ConfigError: if not everything could be written or sent; the file is removed.
         """
         part, self._part = self._part, None
+        problem = ""
         try:
             self._stream.flush()
-        except RuntimeError as err:  # a full disk, or a viewer that was closed
-            keep = False
-            raise ConfigError(
-                f"vtseg view: the recording is not complete: {err}. Use --save or --web if the viewer does not run here"
-            ) from err
-        finally:
-            self._stream.disconnect()
-            if part is not None and keep and self.counts:
+        except RuntimeError as err:
+            problem = str(err)
+        self._stream.disconnect()
+        if part is not None:
+            if keep and self.counts and not problem:
+                problem = _unreadable(part)
+            if keep and self.counts and not problem:
                 os.replace(part, self._save)
-            elif part is not None:
+            else:
                 part.unlink(missing_ok=True)
+        if problem and keep:
+            remedy = "Is the disk full?" if self._save else "If no viewer runs here: --web or --save FILE.rrd"
+            raise ConfigError(f"vtseg view: the recording is not complete: {problem}. {remedy}")
 
     def log_labels(self, labels: LabelSet, camera: str = "camera") -> None:
         """Set the class list of a camera's masks."""
@@ -175,3 +178,14 @@ class Recording:
 def turn_analytics_off() -> None:
     """Turn off that the Rerun viewer sends usage data, for this user; it has no other switch."""
     subprocess.run([sys.executable, "-m", "rerun", "analytics", "disable"], capture_output=True, timeout=60)
+
+
+def _unreadable(path: Path) -> str:
+    """Return why a recording cannot be whole; empty if it ends as it should. Rerun only logs that a disk is full."""
+    from rerun.chunk import RrdReader
+
+    try:
+        RrdReader(path).store()  # reads the index at the end
+    except Exception as err:  # of several kinds, by where the file ends
+        return str(err).splitlines()[0]
+    return ""

@@ -207,6 +207,20 @@ def test_bad_arguments(masks, tmp_path, capsys, arguments, problem):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk(masks, tmp_path):
+    """Cut anywhere, the file is removed and the failure reported."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o size=40k tmpfs {small}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("cannot mount a small disk here")
+    script = f'{mount} && head -c 24000 /dev/zero > {small}/other && "$@"; echo "rc $?"; ls -A {small}'
+    view = [sys.executable, "-m", "vtseg_ros.cli", "view", str(masks[1]), "--save", str(small / "out.rrd")]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *view], capture_output=True, text=True)
+    assert done.stdout.split("rc ")[1].split() == ["2", "other"], done.stdout + done.stderr
+    assert "the recording is not complete" in done.stderr and "Is the disk full?" in done.stderr
+
+
 def test_without_a_display(masks, monkeypatch, capsys):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
