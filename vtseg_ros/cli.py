@@ -24,6 +24,7 @@ COMMANDS = {
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, images, videos) into bags",
     "pseudolabel": "label a bag or a video with a teacher network",
     "ego-mask": "propose the mask of the robot's own body from many frames",
+    "view": "images, masks, confidence and latency in the Rerun viewer",
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",

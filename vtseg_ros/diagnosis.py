@@ -195,7 +195,11 @@ def _exists(module: str) -> bool:
 
 def _versions(findings: list[Finding]) -> dict[str, Any]:
     opencv = {name: version for name in OPENCV if (version := _version(name))}
-    folders = [entry for entry in sys.path if entry and list(Path(entry).glob("cv2*"))]
+    folders = [
+        entry
+        for entry in sys.path
+        if entry and ((Path(entry) / "cv2").is_dir() or list(Path(entry).glob("cv2*.so")))
+    ]
     folders = list(dict.fromkeys(str(Path(entry).resolve()) for entry in folders))
     if len(opencv) > 1:
         names = ", ".join(f"{name} {version}" for name, version in opencv.items())
@@ -211,7 +215,8 @@ def _versions(findings: list[Finding]) -> dict[str, Any]:
             Finding(
                 "two_opencv",
                 f"OpenCV is in several folders of the path: {', '.join(folders)}; the first is used",
-                "Remove one of them, or use a virtual environment without --system-site-packages.",
+                "Nothing, if that one works: a virtual environment on top of ROS 2 has both. Else remove one.",
+                problem=False,
             )
         )
     found: dict[str, Any] = {

@@ -30,6 +30,7 @@ def arguments(tiny_checkpoint, street_bag, tmp_path):
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
         "evaluator": ["-p", f"output_dir:={tmp_path / 'report'}"],
         "trainer": ["-p", f"config:={tmp_path / 'train.yaml'}", "-p", f"output_dir:={tmp_path / 'run'}"],
+        "cloud": [],
     }
 
 
@@ -64,7 +65,7 @@ def catches(node) -> bool:
     return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("name", ["segmenter", "evaluator", "trainer"])
+@pytest.mark.parametrize("name", ["segmenter", "evaluator", "trainer", "cloud"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_node_in_order(start_node, arguments, name, number):
     node = start_node(name, *arguments[name])

@@ -43,11 +43,30 @@ class Source:
     """Frames to segment: their count, an iterator of (stamp in ns, frame_id, RGB or the error), and their rate.
 
     The rate is for videos alone and asked for when it is wanted, since a bag has to be read for it; None = unknown.
+    `missing` returns how many messages a bag claims to have and does not have, once its frames were read.
     """
 
     total: int
     frames: Iterator[tuple[int, str, np.ndarray | ImageError]]
     rate_hz: Callable[[], float | None]
+    missing: Callable[[], int] = lambda: 0
+
+
+def open_source(path: Path, image_topic: str, stack: ExitStack, bad: list[str]) -> Source:
+    """Open a bag or a video.
+
+    Args:
+        path: of the bag or video file.
+        image_topic: of the bag; empty = the only one.
+        stack: closes the bag or the video.
+        bad: gets a line when a video is damaged.
+
+    Raises:
+        BagError, ConfigError: if it cannot be read.
+    """
+    if is_bag(path):
+        return _from_bag(stack.enter_context(BagReader(path)), image_topic)
+    return _from_video(stack.enter_context(VideoReader(path)), bad)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +135,7 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
             yield stamp_ns, message.header.frame_id, pixels
         yield from corrupt
 
-    return Source(total, frames(), lambda: bag.rate_hz(topic))
+    return Source(total, frames(), lambda: bag.rate_hz(topic), lambda: sum(bag.missing.values()))
 
 
 def _delay_ns(bag: BagReader, topic: str) -> int:
@@ -244,12 +263,7 @@ def run(args: argparse.Namespace) -> int:
     )
     bad: list[str] = []
     with ExitStack() as stack:
-        reader = None
-        if is_bag(args.input):
-            reader = stack.enter_context(BagReader(args.input))
-            source = _from_bag(reader, args.image_topic)
-        else:
-            source = _from_video(stack.enter_context(VideoReader(args.input)), bad)
+        source = open_source(args.input, args.image_topic, stack, bad)
         output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
         video = None
         if args.overlay:
@@ -257,7 +271,7 @@ def run(args: argparse.Namespace) -> int:
             video = stack.enter_context(overlay_video(args.overlay, segmenter.labels, source.rate_hz()))
         began = time.monotonic()
         done, taken_over = _segment(args, segmenter, source, output, video, bad)
-        missing = sum(reader.missing.values()) if reader else 0
+        missing = source.missing()
         if done + len(bad) < source.total:
             missing = max(missing, source.total - done - len(bad))
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
