@@ -15,7 +15,7 @@ class BuildWithMessages(build_py):
 
     def run(self) -> None:
         super().run()
-        target = Path(self.build_lib) / "vtseg_ros" / "data" / "msg"
+        target = Path(self.build_lib) / "vtseg_ros" / "bags" / "msg"
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(ROOT.glob("msg/*.msg")):
             (target / path.name).write_bytes(path.read_bytes())

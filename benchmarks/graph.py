@@ -18,8 +18,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from vtseg_ros.fastdds import free_domain, profile_environment
 from vtseg_ros.nodes.conversions import to_image
+from vtseg_ros.nodes.dds import free_domain, profile_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)

@@ -10,7 +10,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
-from vtseg_ros.fastdds import profile_environment
+from vtseg_ros.nodes.dds import profile_environment
 
 ARGUMENTS = (
     ("source", "depth", "depth (registered depth image) or points (PointCloud2)."),

@@ -23,9 +23,9 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
-from vtseg_ros.fastdds import profile_environment
-from vtseg_ros.names import ANSWERS
+from vtseg_ros.nodes.dds import profile_environment
 from vtseg_ros.nodes.launching import NOT_REPLAYED, describe_bag, find_topic, report_exit, require_file, truth
+from vtseg_ros.topic_names import ANSWERS
 
 ARGUMENTS = (
     ("image_topic", "", "Base name of the bag's image topic; empty = the only camera in the bag."),

@@ -14,7 +14,7 @@ from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.fastdds import profile_environment
+from vtseg_ros.nodes.dds import profile_environment
 from vtseg_ros.nodes.launching import camera_topics, plain_section, report_exit, require_file, truth
 
 ARGUMENTS = (

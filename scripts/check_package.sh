@@ -25,7 +25,7 @@ outside "$work/clean/bin/vtseg" --version
 outside "$work/clean/bin/vtseg" info street_tiny
 outside "$work/clean/bin/python" - <<'PYTHON'
 import importlib.metadata, numpy, vtseg_ros
-from vtseg_ros.data.messages import typestore
+from vtseg_ros.bags.messages import typestore
 
 assert vtseg_ros.__version__ == importlib.metadata.version("vtseg_ros")
 assert "vtseg_ros/msg/SegmentationStatus" in typestore().types

@@ -16,15 +16,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, stamp_of
-from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, stamp_of
+from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError, ImageError, VTSegError
-from vtseg_ros.evaluation.video import overlay_video
-from vtseg_ros.fastdds import free_domain
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, resolve_checkpoint
-from vtseg_ros.names import ANSWERS
+from vtseg_ros.nodes.dds import free_domain
+from vtseg_ros.topic_names import ANSWERS
+from vtseg_ros.video.overlay_video import overlay_video
 
 FRAMES, SIZE, SEED = 200, "320x96", 2026
 START_TIMEOUT_S, STOP_TIMEOUT_S = 60.0, 30.0

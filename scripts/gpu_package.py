@@ -15,11 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.checkpoint import resolve_checkpoint
 from vtseg_ros.training.config_file import load_config
-from vtseg_ros.training.data import TrainingData, build_labels
+from vtseg_ros.training.training_data import TrainingData, build_labels
 
 JPEG_QUALITY = 88
 

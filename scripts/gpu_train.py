@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE, OUTSIDE, LabelSet
+from vtseg_ros.label_set import IGNORE, OUTSIDE, LabelSet
 from vtseg_ros.model import VTSeg, load_checkpoint, save_checkpoint
 from vtseg_ros.training.build import build_model, licence_of_run
 from vtseg_ros.training.config import TrainConfig

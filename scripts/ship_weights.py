@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
+from vtseg_ros.label_set import IGNORE
 from vtseg_ros.model import load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR
 

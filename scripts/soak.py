@@ -26,7 +26,7 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 from vtseg_ros.msg import SegmentationStatus
 
-from vtseg_ros.fastdds import free_domain
+from vtseg_ros.nodes.dds import free_domain
 
 TOPIC, FRAMES, SIZE, RECORDED_HZ = "/camera/image", 100, "320x96", 10
 SAMPLE_S, BAD_EVERY_S, SETTLE_S, QUIET_S = 5.0, 1.0, 120.0, 5.0

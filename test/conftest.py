@@ -84,7 +84,7 @@ def make_checkpoint(path: Path, prior: object = None, **overrides: object) -> Pa
     """A tiny VTSeg with random weights, input 64x32, 14 street classes."""
     import torch
 
-    from vtseg_ros.labels import STREET
+    from vtseg_ros.label_set import STREET
     from vtseg_ros.model import VTSeg, VTSegConfig, save_checkpoint
 
     torch.manual_seed(3)
@@ -115,7 +115,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ros_environment() -> dict[str, str]:
     """Loopback DDS on a domain of this test run's own."""
     pytest.importorskip("rclpy")
-    from vtseg_ros.fastdds import free_domain
+    from vtseg_ros.nodes.dds import free_domain
 
     profile = str(ROOT / "config" / "fastdds" / "loopback.xml")
     return {

@@ -65,7 +65,21 @@ def test_the_play_command_says_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["model", "inference", "profiling", "data", "training", "evaluation", "published"]
+    "folder",
+    [
+        "bags",
+        "dataset",
+        "evaluation",
+        "importers",
+        "inference",
+        "labelling",
+        "model",
+        "profiling",
+        "published",
+        "street",
+        "training",
+        "video",
+    ],
 )
 def test_libraries_do_not_reach_into_nodes_or_commands(folder: str) -> None:
     allowed_upwards = ("vtseg_ros.nodes", "vtseg_ros.commands", "vtseg_ros.cli")
@@ -82,7 +96,13 @@ def test_libraries_do_not_reach_into_nodes_or_commands(folder: str) -> None:
 
 
 def test_networks_know_nothing_of_bags_or_windows() -> None:
-    lower = ("vtseg_ros.data", "vtseg_ros.inference", "vtseg_ros.training", "vtseg_ros.evaluation")
+    lower = (
+        "vtseg_ros.bags",
+        "vtseg_ros.dataset",
+        "vtseg_ros.inference",
+        "vtseg_ros.training",
+        "vtseg_ros.evaluation",
+    )
     for path in sorted((PACKAGE / "model").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -164,7 +184,7 @@ def test_architecture_names_are_written_in_the_registry_only():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and node.value in names:
                 # The name of the command is that of the package's network.
-                keyword = path.name == "cli.py" and node.value == "vtseg"
+                keyword = path.name in ("cli.py", "launching.py") and node.value == "vtseg"
                 bad += [] if keyword else [f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"]
     assert not bad
 
@@ -194,14 +214,30 @@ def test_nodes_do_not_import_commands():
     assert not bad
 
 
-def test_module_names_are_unique_in_model_and_training():
-    names = [path.stem for path in trees("model", "training") if path.stem != "__init__"]
+def test_module_names_are_unique():
+    """A command may share the name of what it runs."""
+    names = [path.stem for path in trees() if path.stem != "__init__" and path.parent.name != "commands"]
     twice = sorted({name for name in names if names.count(name) > 1})
     assert not twice
 
 
+@pytest.mark.parametrize("folder", ["bags", "importers", "labelling"])
+def test_only_the_street_needs_panda3d(folder: str) -> None:
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in trees(folder)
+        if path.stem != "__init__"
+    ]
+    code = (
+        "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+        "print('panda3d' in sys.modules)"
+    )
+    done = run_python(code, *names)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 @pytest.mark.parametrize(
-    "name", ["vtseg_ros", "vtseg_ros.data.bags", "vtseg_ros.image_ops", "vtseg_ros.sizes"]
+    "name", ["vtseg_ros", "vtseg_ros.bags.bag", "vtseg_ros.image_ops", "vtseg_ros.sizes"]
 )
 def test_light_imports_need_no_torch(name: str) -> None:
     done = run_python(f"import sys, {name}\nprint('torch' in sys.modules or 'panda3d' in sys.modules)")
@@ -210,8 +246,8 @@ def test_light_imports_need_no_torch(name: str) -> None:
 
 def test_reading_a_bag_needs_no_torch(street_bag: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom vtseg_ros.data.bags import BagReader\n"
-        "from vtseg_ros.data.images import decode_any\nfrom vtseg_ros.data.topics import find_image_topic\n"
+        "import sys\nfrom pathlib import Path\nfrom vtseg_ros.bags.bag import BagReader\n"
+        "from vtseg_ros.bags.image_messages import decode_any\nfrom vtseg_ros.bags.topics import find_image_topic\n"
         "with BagReader(Path(sys.argv[1])) as bag:\n"
         "    for _, _, message in bag.messages([find_image_topic(bag)]):\n"
         "        image = decode_any(message)\n"

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_label
-from vtseg_ros.data.messages import stamp_of
 
 
 def test_segment_a_bag(street_bag, tiny_checkpoint, tmp_path, capsys):

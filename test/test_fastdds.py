@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.fastdds import PROFILES, VARIABLES, free_domain, profile_environment
+from vtseg_ros.nodes.dds import PROFILES, VARIABLES, free_domain, profile_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.image_ops import resize_rgb
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 from vtseg_ros.resize import FILL, Box, check_resize_mode, place, restoration
 
 SIDES = st.integers(1, 3000)

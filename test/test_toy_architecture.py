@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 from conftest import wait_until
 
 from vtseg_ros.cli import main
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import load_checkpoint, registry
 
 SOURCE = '''

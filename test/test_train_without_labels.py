@@ -16,12 +16,12 @@ pytest.importorskip("lightning_fabric")
 
 from conftest import ROOT
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.masks import read_ego_mask
-from vtseg_ros.data.topics import read_label_set
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
+from vtseg_ros.labelling.masks import read_ego_mask
 from vtseg_ros.model import load_checkpoint
 
 PAGE = (ROOT / "docs" / "train_without_labels.md").read_text()

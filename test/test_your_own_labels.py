@@ -17,12 +17,12 @@ pytest.importorskip("lightning_fabric")
 
 from conftest import ROOT, wait_until
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_label
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.palette import format_palette
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
+from vtseg_ros.labelling.palette import format_palette
 from vtseg_ros.model import load_checkpoint
 
 PAGE = (ROOT / "docs" / "your_own_labels.md").read_text().split("## Data sets")[0]

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from vtseg_ros.errors import ConfigError, ImageError
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 FISHEYE_MODELS = ("equidistant",)
 PINHOLE_MODELS = ("plumb_bob", "rational_polynomial", "")

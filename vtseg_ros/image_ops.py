@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.resize import FILL, place
 
 

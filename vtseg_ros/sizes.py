@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from vtseg_ros.data.images import MAX_PIXELS
+from vtseg_ros.bags.image_messages import MAX_PIXELS
 from vtseg_ros.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 
 APPLICATION = "vtseg"
 TIMELINE = "stamp"

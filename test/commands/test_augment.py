@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from data.bagtools import CLASSES, write_bag
+from bags.bagtools import CLASSES, write_bag
 
 pytest.importorskip("lightning_fabric")
 

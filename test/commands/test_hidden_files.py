@@ -8,11 +8,11 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from data.bagtools import START_NS, picture, write_bag
+from bags.bagtools import START_NS, picture, write_bag
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any, decode_label
 
 FORK = b"\0\5\x16\7\0\2\0\0Mac OS X        "
 HIDDEN = (

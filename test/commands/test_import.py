@@ -7,18 +7,18 @@ import json
 import cv2
 import numpy as np
 import pytest
-from data.files import INDEXED, jpeg_file, png_file, smooth_picture, with_orientation
+from bags.files import INDEXED, jpeg_file, png_file, smooth_picture, with_orientation
 from PIL import Image, ImageOps
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.messages import stamp_of
+from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.importers import camvid, vkitti2
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.street import VARIATIONS
-from vtseg_ros.data.topics import read_label_set
-from vtseg_ros.data.windows import BagSource, FrameIndex
-from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex
+from vtseg_ros.importers import camvid, vkitti2
+from vtseg_ros.label_set import CAMVID, CITYSCAPES, STREET
+from vtseg_ros.street.scenes import VARIATIONS
 
 SIZE = (24, 16)
 IMAGE, LABEL = "/camera/image/compressed", "/camera/label/compressed"

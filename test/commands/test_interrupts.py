@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import make_checkpoint
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
 from vtseg_ros.inference import VideoPredictor
 
 MASKS = "/segmentation/mask/compressed"
@@ -90,7 +90,7 @@ def test_masks_of_a_killed_run_are_resumed(tmp_path, street_bag, tiny_checkpoint
 
 
 def test_resume_refuses_other_classes(tmp_path, street_bag, tiny_checkpoint, capsys):
-    from vtseg_ros.labels import LabelSet
+    from vtseg_ros.label_set import LabelSet
 
     with BagWriter(tmp_path / "masks") as bag:
         bag.write_label_map("/segmentation/label_map", LabelSet.from_names(["a", "b"]), 1)
@@ -105,7 +105,7 @@ def test_resume_refuses_other_classes(tmp_path, street_bag, tiny_checkpoint, cap
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 class TestNothingIsWritten:
     def test_evaluate(self, tmp_path, street_bag, tiny_checkpoint, interrupt, capsys, number):
-        from vtseg_ros.data.windows import FrameStore
+        from vtseg_ros.dataset.frame_store import FrameStore
 
         interrupt(FrameStore, "image", 5, number)
         report = ["--out", str(tmp_path / "report"), "--json", str(tmp_path / "r.json")]

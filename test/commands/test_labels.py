@@ -9,16 +9,16 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from data.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, write_bag
-from data.files import GREY, INDEXED, RGB, png_file
+from bags.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, write_bag
+from bags.files import GREY, INDEXED, RGB, png_file
 from rosbags.rosbag2 import StoragePlugin, Writer
 
+from vtseg_ros.bags.bag import LATCHED, BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
+from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import LATCHED, BagReader, BagWriter
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
-from vtseg_ros.data.palette import format_palette
-from vtseg_ros.data.topics import read_label_set
+from vtseg_ros.labelling.palette import format_palette
 
 TENTHS = [i / 10 for i in range(20)]
 TOPIC = "/camera/label/compressed"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from data import storagetools as tools
+from bags import storagetools as tools
 
 pytest.importorskip("rclpy")
 

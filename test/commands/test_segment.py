@@ -6,12 +6,12 @@ import json
 
 import cv2
 import numpy as np
-from data import storagetools as tools
+from bags import storagetools as tools
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.messages import IMAGE, image_message, stamp_of, typestore
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_label
-from vtseg_ros.data.messages import IMAGE, image_message, stamp_of, typestore
 from vtseg_ros.inference import VideoPredictor
 
 NS = 1_000_000_000

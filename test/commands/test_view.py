@@ -19,14 +19,14 @@ import pytest
 
 rerun = pytest.importorskip("rerun")
 
+from bags.bagtools import CLASSES, START_NS, ids_of, picture, write_bag
 from conftest import wait_until
-from data.bagtools import CLASSES, START_NS, ids_of, picture, write_bag
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.messages import NS, stamp_of
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_label
-from vtseg_ros.data.messages import NS, stamp_of
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 
 STAMPS_S = [0.0, 0.1, 0.2]
 STAMPS = [START_NS + round(seconds * NS) for seconds in STAMPS_S]
@@ -135,7 +135,7 @@ def test_only_masks(masks, tmp_path, capsys):
 
 def test_a_recorded_segmenter_with_status_and_confidence(tmp_path):
     """Bag times differ from stamps; a damaged mask is left out; a dropped frame has no latency."""
-    from vtseg_ros.data.messages import typestore
+    from vtseg_ros.bags.messages import typestore
 
     types = typestore().types
     status = types["vtseg_ros/msg/SegmentationStatus"]

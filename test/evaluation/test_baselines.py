@@ -10,14 +10,14 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_any, decode_float, decode_label
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.flow import DisFlow
-from vtseg_ros.data.images import decode_any, decode_float, decode_label
+from vtseg_ros.dataset.flow import DisFlow
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.recurrent import trained_flow, trained_window
 from vtseg_ros.image_ops import resize_rgb
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import Checkpoint, save_checkpoint
 from vtseg_ros.model.stgru import STGRU
 

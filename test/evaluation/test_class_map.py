@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_any, decode_label
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.labels import CAMVID, CITYSCAPES, IGNORE, STREET, LabelSet
+from vtseg_ros.label_set import CAMVID, CITYSCAPES, IGNORE, STREET, LabelSet
 from vtseg_ros.model import EfficientViTSeg, ERFNet, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

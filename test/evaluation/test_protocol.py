@@ -12,19 +12,19 @@ import torch
 from conftest import make_checkpoint
 from torch.nn import functional as F
 
+from vtseg_ros.bags import messages
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.cli import main
-from vtseg_ros.data import messages
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.corrupted_store import CorruptedStore
-from vtseg_ros.data.corruptions import Corruption
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.dataset.corrupted_store import CorruptedStore
+from vtseg_ros.dataset.corruptions import Corruption
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import evaluate
 from vtseg_ros.evaluation.selection import Selection, open_systems
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.image_ops import resize_rgb
-from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import SegFormer, load_checkpoint, save_checkpoint
 
 NS = 1_000_000_000

@@ -10,7 +10,7 @@ import pytest
 
 from vtseg_ros.evaluation.report import ReportData, write_report
 from vtseg_ros.evaluation.score import Scores
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 
 LABELS = LabelSet(("road", "<b>sky</b>", "car"), ((100, 60, 100), (90, 200, 255), (255, 127, 80)))
 NS = 1_000_000_000

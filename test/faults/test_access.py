@@ -15,8 +15,8 @@ import pytest
 import yaml
 from conftest import ROOT, wait_until
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.messages import stamp_of
 
 POLICY = ROOT / "config" / "security" / "policy.xml"
 # Only of some installations, settings or ROS releases.

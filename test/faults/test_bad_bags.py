@@ -9,10 +9,10 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.messages import IMAGE
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.messages import IMAGE
-from vtseg_ros.data.windows import BagSource, FrameIndex
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex
 from vtseg_ros.errors import BagError, VTSegError
 
 CUTS, FLIPS = 25, 60

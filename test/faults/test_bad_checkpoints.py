@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import METADATA_KEY, read_metadata
 

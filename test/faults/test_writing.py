@@ -19,7 +19,7 @@ import yaml
 from vtseg_ros.cli import main
 from vtseg_ros.evaluation.report import ReportData, write_report
 from vtseg_ros.evaluation.score import Scores
-from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.run import train

@@ -10,7 +10,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference import backends as registered
 from vtseg_ros.inference.backends import Backend, BackendOptions, backend_of, open_backend
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.cli import main
-from vtseg_ros.data.pictures import moving_picture
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 from vtseg_ros.profiling.benchmark import MODES, Settings, measure, with_attention
 from vtseg_ros.profiling.flops import extra_formulas
+from vtseg_ros.profiling.moving_images import moving_picture
 
 
 def test_all_modes_in_one_run(tmp_path, capsys):

@@ -11,7 +11,7 @@ from conftest import make_checkpoint
 
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference.preprocess import to_input
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer
 from vtseg_ros.model.checkpoint import Checkpoint
 

@@ -14,8 +14,8 @@ from conftest import make_checkpoint, wait_until
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.inference import CameraFrame, VideoPredictor
-from vtseg_ros.inference import export as exporting
-from vtseg_ros.labels import STREET
+from vtseg_ros.inference import exporter as exporting
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 
 SMALL = {"depths": (1, 1, 1, 1), "window": 3}

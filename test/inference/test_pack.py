@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.optimise import PackedConv2d, PackedLinear, PackedPointwise, optimise, prepack
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.static_prior import EXTERNAL, StaticBranch

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import make_checkpoint
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any
-from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.optimise import optimise
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
 from vtseg_ros.model.normalization import Cast

@@ -14,7 +14,7 @@ from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference.optimise import fuse
 from vtseg_ros.inference.postprocess import apply_ego_mask, to_mask
-from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import (
     EfficientViTB0,
     ERFNet,

@@ -9,7 +9,7 @@ import pytest
 import vtseg_ros
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.inference.predictor import EMPTY, Result
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 
 
 @pytest.fixture(scope="module")

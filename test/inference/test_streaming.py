@@ -15,7 +15,7 @@ from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference.backends.torch_backend import StepRunner
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import build_step
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 
 TICK = 100_000_000

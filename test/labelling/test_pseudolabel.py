@@ -12,15 +12,15 @@ import pytest
 import torch
 from video.videofiles import write_video
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.messages import stamp_of
+from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.topics import read_label_set
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.labelling import pseudolabels
 from vtseg_ros.labelling.pseudolabels import Acceptance
-from vtseg_ros.labelling.teacher import Averaging, Teacher, consistent
-from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.labelling.teacher_probabilities import Averaging, Teacher, consistent
 from vtseg_ros.model import load_checkpoint
 
 IMAGES, LABELS = "/camera/image", "/camera/label/compressed"

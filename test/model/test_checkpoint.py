@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.labels import STREET, LabelSet
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.stgru import STGRU
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from vtseg_ros.errors import CheckpointError
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.registry import class_dimensions
+from vtseg_ros.model.state_dicts import load_exact, translate_classes
 from vtseg_ros.model.stgru import STGRU
-from vtseg_ros.model.weights import load_exact, translate_classes
 
 BUILD = {
     "erfnet": lambda classes: ERFNet(num_classes=classes),

@@ -15,7 +15,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.optimise import optimise
-from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET
+from vtseg_ros.label_set import CAMVID, CITYSCAPES, STREET
 from vtseg_ros.model import (
     EfficientViTB0,
     EfficientViTB1,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import CheckpointError
-from vtseg_ros.labels import CITYSCAPES, LabelSet
+from vtseg_ros.label_set import CITYSCAPES, LabelSet
 from vtseg_ros.model import ERFNet, save_checkpoint
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig

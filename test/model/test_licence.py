@@ -8,7 +8,7 @@ import pytest
 
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, read_metadata
 from vtseg_ros.model.licence import SHIPPED, Licence, derived_licence

@@ -9,7 +9,7 @@ from torch import nn
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.static_prior import check_prior_size, is_exported, load_external_prior
 

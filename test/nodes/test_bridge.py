@@ -9,7 +9,7 @@ pytest.importorskip("rclpy")
 
 from nodes.encoders import compressed_message, image_message, picture
 
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.errors import ImageError
 from vtseg_ros.nodes.bridge import MAX_CAMERAS, image_decoder
 

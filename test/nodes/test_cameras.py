@@ -15,7 +15,7 @@ from nodes.encoders import image_message, picture
 from nodes.setting import Setting, pixels
 from vtseg_ros.msg import SegmentationStatus
 
-from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.inference import VideoPredictor
 
 SECONDS = 3.0

@@ -27,7 +27,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vtseg_ros.cli import main
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.nodes.cloud import PARAMETERS
 from vtseg_ros.nodes.conversions import stamp_ns, to_image, to_label_map
 

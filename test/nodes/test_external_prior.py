@@ -15,7 +15,7 @@ from nodes.harness import LATCHED
 from sensor_msgs.msg import Image
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import load_checkpoint
 
 # For each of ground, sky, plants, walls, vehicles: its class of the street's.

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("rclpy")
 
+from bags.files import INDEXED, RGBA, png_file
 from conftest import wait_until
-from data.files import INDEXED, RGBA, png_file
 from nodes.encoders import image_message, picture
 from nodes.harness import LATCHED
 from nodes.setting import Setting, pixels

@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image, PointCloud2, PointField
 from vtseg_ros.msg import LabelMap
 
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 
 try:
     from vision_msgs.msg import LabelInfo

@@ -21,9 +21,9 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 from vtseg_ros.msg import EvaluationReport, LabelEntry, LabelMap, SegmentationStatus
 
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_image, decode_label
-from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_image, decode_label
+from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 
 

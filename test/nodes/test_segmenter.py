@@ -24,8 +24,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 
-from vtseg_ros.data.images import ENCODINGS
-from vtseg_ros.labels import STREET
+from vtseg_ros.bags.image_messages import ENCODINGS
+from vtseg_ros.label_set import STREET
 
 LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16"}
 

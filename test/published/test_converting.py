@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vtseg_ros.cli import main
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.labels import CITYSCAPES, LabelSet
+from vtseg_ros.label_set import CITYSCAPES, LabelSet
 from vtseg_ros.model import ERFNet, SegFormer, load_checkpoint
 from vtseg_ros.model.mit import translate_segformer_state_dict
 from vtseg_ros.model.segformer import VARIANTS

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.labels import CAMVID, STREET
+from vtseg_ros.label_set import CAMVID, STREET
 from vtseg_ros.model import ERFNet, SegFormer, VTSeg, VTSegConfig, save_checkpoint
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.training.attention_statistics import AttentionShares

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vtseg_ros.data.augmentation import AugmentationConfig
+from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model import VTSegConfig
 from vtseg_ros.training.config import DataConfig, ModelConfig, StageConfig, TrainConfig

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("lightning_fabric")
 
-from vtseg_ros.labels import OUTSIDE, STREET
+from vtseg_ros.label_set import OUTSIDE, STREET
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.run import train

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import CAMVID, STREET
+from vtseg_ros.label_set import CAMVID, STREET
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.training.build import build_model

@@ -18,7 +18,7 @@ from conftest import wait_until
 
 pytest.importorskip("lightning_fabric")
 
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.model import ERFNet, save_checkpoint
 
 pytestmark = pytest.mark.timeout(600)  # each test starts several processes, which import torch

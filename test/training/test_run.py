@@ -13,9 +13,9 @@ import yaml
 
 pytest.importorskip("lightning_fabric")
 
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import decode_label
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import decode_label
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig

@@ -8,13 +8,13 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from data.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png
+from bags.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png
 
-from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, NS, compressed_message
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, compressed_message
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 from vtseg_ros.training.samples import Samples
 
 
@@ -58,7 +58,7 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
     code = """if True:
         import sys
         import cv2, numpy as np
-        from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+        from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
         from vtseg_ros.training.samples import Positions, Samples, build_loader
         cv2.setNumThreads(2)
         picture = np.zeros((1080, 1920, 3), np.uint8)

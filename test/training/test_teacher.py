@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 pytest.importorskip("lightning_fabric")
 
-from data.bagtools import START_NS, picture
+from bags.bagtools import START_NS, picture
 
-from vtseg_ros.data.augmentation import AugmentationConfig
-from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.messages import NS
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.messages import NS
+from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
-from vtseg_ros.labels import OUTSIDE, STREET, LabelSet
+from vtseg_ros.label_set import OUTSIDE, STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, save_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.processes import launch

@@ -8,9 +8,9 @@ pytest.importorskip("lightning_fabric")
 from lightning_fabric import Fabric
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import CAMVID, STREET
+from vtseg_ros.label_set import CAMVID, STREET
 from vtseg_ros.training.config import DataConfig, SourceConfig, StageConfig, TrainConfig
-from vtseg_ros.training.data import TrainingData, build_labels
+from vtseg_ros.training.training_data import TrainingData, build_labels
 
 
 def data_of(*bags, **values):

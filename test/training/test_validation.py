@@ -7,21 +7,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from data.bagtools import START_NS
+from bags.bagtools import START_NS
 
 pytest.importorskip("lightning_fabric")
 
-from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.class_groups import parse_class_groups
-from vtseg_ros.data.flow import WindowFlow
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.dataset.class_groups import parse_class_groups
+from vtseg_ros.dataset.flow import WindowFlow
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE, STREET, LabelSet
+from vtseg_ros.label_set import IGNORE, STREET, LabelSet
 from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig
 from vtseg_ros.model.attention import VideoAttention
 from vtseg_ros.model.stgru import STGRU
 from vtseg_ros.training.attention_statistics import AttentionShares, attention_figures
-from vtseg_ros.training.pictures import BETTER, WORSE, difference, row, sheet
+from vtseg_ros.training.preview import BETTER, WORSE, difference, row, sheet
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.record import Record
 from vtseg_ros.training.validation import ScoredClasses, Validator, _Counts, _spread

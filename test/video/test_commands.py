@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from video.videofiles import SHADES, write_video
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import decode_any, decode_label
-from vtseg_ros.data.importers import video as importer
-from vtseg_ros.data.messages import stamp_of
+from vtseg_ros.importers import video_files as importer
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.video.reader import VideoReader
 

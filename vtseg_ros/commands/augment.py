@@ -8,15 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.data.augmentation import Augmentation, Draw
-from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.dataset.augmentation import Augmentation, Draw
+from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.image_ops import overlay
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.training.config import TrainConfig
 from vtseg_ros.training.config_file import load_config
-from vtseg_ros.training.data import build_labels, build_sources, build_store, read_class_groups
-from vtseg_ros.training.pictures import joined
+from vtseg_ros.training.preview import joined
+from vtseg_ros.training.training_data import build_labels, build_sources, build_store, read_class_groups
 
 HELP = (
     "A contact sheet of the augmented windows that a training would see, labels blended in below the frames."

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from vtseg_ros.data.pictures import moving_picture
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.devices import resolve_device, resolve_precision
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import takes_cache
@@ -22,6 +21,7 @@ from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.vtseg_config import PRESETS
 from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, with_attention
 from vtseg_ros.profiling.breakdown import measure_parts
+from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
 HELP = "What a frame costs: full window, exact and causal streaming and an export, same weights, same frames, one run."

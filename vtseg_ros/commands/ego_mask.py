@@ -10,15 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.storage_files import is_bag
-from vtseg_ros.data.topics import find_image_topic
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.files import write_atomically
-from vtseg_ros.labelling.ego_mask import preview, propose_ego_mask
+from vtseg_ros.labelling.own_body import preview, propose_ego_mask
 from vtseg_ros.video.reader import VideoReader
 
 HELP = "Propose the mask of the robot's own body (and of black borders) from many frames of a moving camera."

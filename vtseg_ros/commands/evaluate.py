@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.corrupted_store import PARTS
-from vtseg_ros.data.corruptions import KINDS
-from vtseg_ros.data.topics import read_label_set
-from vtseg_ros.data.windows import BagSource, FrameIndex, FrameStore
+from vtseg_ros.dataset.corrupted_store import PARTS
+from vtseg_ros.dataset.corruptions import KINDS
+from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
@@ -30,7 +30,7 @@ from vtseg_ros.evaluation.robustness import (
 )
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.files import write_atomically
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 
 HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
 FILE_WIDTH = 240

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.pictures import moving_picture
-from vtseg_ros.data.topics import find_image_topic
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.inference.export import (
+from vtseg_ros.inference.exporter import (
     SUFFIXES,
     Verification,
     exportable,
@@ -23,6 +22,7 @@ from vtseg_ros.inference.export import (
 )
 from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
 HELP = "A checkpoint as ONNX or torch.export file: its streaming step with the state, or the full window."

@@ -6,16 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
+from vtseg_ros.bags.bag import check_new_bag
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import check_new_bag
-from vtseg_ros.data.importers import camvid, cityscapes, images, vkitti2
-from vtseg_ros.data.importers.frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
-from vtseg_ros.data.importers.video import Crop, import_videos
-from vtseg_ros.data.masks import UNKNOWN, MaskReader
-from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import CAMVID, CITYSCAPES, STREET, LabelSet
+from vtseg_ros.importers import camvid, cityscapes, image_folder, vkitti2
+from vtseg_ros.importers.dataset_frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
+from vtseg_ros.importers.video_files import Crop, import_videos
+from vtseg_ros.label_set import CAMVID, CITYSCAPES, STREET, LabelSet
+from vtseg_ros.labelling.masks import UNKNOWN, MaskReader
+from vtseg_ros.labelling.palette import open_palette
 from vtseg_ros.sizes import parse_size
 from vtseg_ros.video.reader import VideoReader
 
@@ -174,7 +174,7 @@ def _find(args: argparse.Namespace, reader: MaskReader | None) -> tuple[list[Dat
         return camvid.find_frames(args.root, names=args.list), CAMVID
     if args.masks and not args.labels:
         raise ConfigError("--masks need their class list: --labels")
-    frames = images.find_frames(
+    frames = image_folder.find_frames(
         args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, reader=reader
     )
     return frames, reader.palette.labels if reader else None

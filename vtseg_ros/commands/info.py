@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.storage_files import is_bag
-from vtseg_ros.data.topics import find_image_topic, find_label_topic, read_label_set
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError
 from vtseg_ros.inference.backends import BY_SUFFIX, BackendOptions, open_backend
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint

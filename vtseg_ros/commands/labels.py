@@ -11,17 +11,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.bags.bag import BagReader, check_new_bag
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
+from vtseg_ros.bags.topics import find_image_topic, image_topics, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, check_new_bag
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
-from vtseg_ros.data.masks import UNKNOWN
-from vtseg_ros.data.merge import check_labels, merge, place_images
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
-from vtseg_ros.data.palette import format_palette, open_palette
-from vtseg_ros.data.topics import find_image_topic, image_topics, read_label_set
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.labelling.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
+from vtseg_ros.labelling.masks import UNKNOWN
+from vtseg_ros.labelling.merge import check_labels, merge, place_images
+from vtseg_ros.labelling.palette import format_palette, open_palette
 
 HELP = "Frames of a bag out for labelling, and label images back into a copy of the bag."
 

@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader
 from vtseg_ros.errors import ConfigError
 
 HELP = "Publish a bag's messages on their topics (needs ROS 2), like `ros2 bag play`."

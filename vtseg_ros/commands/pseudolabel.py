@@ -9,14 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vtseg_ros.bags.bag import BagReader, check_new_bag
+from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.topics import find_image_topic, image_topics
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, check_new_bag
-from vtseg_ros.data.importers.video import import_videos
-from vtseg_ros.data.storage_files import is_bag
-from vtseg_ros.data.topics import find_image_topic, image_topics
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
+from vtseg_ros.importers.video_files import import_videos
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.pseudolabels import (
     SHEET,
     Acceptance,
@@ -26,8 +27,7 @@ from vtseg_ros.labelling.pseudolabels import (
     open_ego_mask,
     pseudolabel,
 )
-from vtseg_ros.labelling.teacher import Averaging, Teacher
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.labelling.teacher_probabilities import Averaging, Teacher
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 from vtseg_ros.sizes import parse_size
 from vtseg_ros.video.reader import VideoReader

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
+from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
+from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
+from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.topics import find_image_topic, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagReader, BagWriter, check_new_bag
-from vtseg_ros.data.images import ImageDecoder, decode_label
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
-from vtseg_ros.data.storage_files import is_bag
-from vtseg_ros.data.topics import find_image_topic, read_label_set
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.evaluation.video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.inference.predictor import STREAMING
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.sizes import parse_output_size
+from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
 
 HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."

@@ -6,13 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.messages import CAMERA_INFO, camera_info_message
 from vtseg_ros.commands.progress import track
-from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.messages import CAMERA_INFO, camera_info_message
-from vtseg_ros.data.street import RATE_HZ, SCENES, VARIATIONS, render_sequence
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import STREET
+from vtseg_ros.label_set import STREET
 from vtseg_ros.sizes import parse_size
+from vtseg_ros.street.scenes import SCENES, VARIATIONS
+from vtseg_ros.street.sequence import RATE_HZ, render_sequence
 
 HELP = "Write synthetic street video with labels, depth and optical flow into a bag."
 START_NS = 1_000_000_000_000

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import stamp_of
+from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.commands.segment import open_source
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.storage_files import is_bag
-from vtseg_ros.data.topics import image_topics, read_label_set
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.names import is_of_segmenter
+from vtseg_ros.topic_names import is_of_segmenter
 from vtseg_ros.viewing import WEB_PORT, Recording
 
 HELP = "Show images, masks, confidence and latency in the Rerun viewer: of a bag, a video or a running segmenter."

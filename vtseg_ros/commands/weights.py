@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vtseg_ros.data.palette import open_palette
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
+from vtseg_ros.labelling.palette import open_palette
 from vtseg_ros.published.converting import Options, convert
 from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
 from vtseg_ros.sizes import parse_size

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 BINS = 15
 TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(4.0), 33))

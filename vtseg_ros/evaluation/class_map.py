@@ -12,7 +12,7 @@ import yaml
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.systems import System
-from vtseg_ros.labels import IGNORE, LABEL_SETS, LabelSet
+from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
 from vtseg_ros.training.config_file import UniqueKeys
 
 

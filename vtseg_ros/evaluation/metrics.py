@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 
 class ConfusionMatrix:

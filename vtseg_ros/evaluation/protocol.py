@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from vtseg_ros.data.windows import FrameIndex, FrameStore
+from vtseg_ros.dataset.frame_store import FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
+from vtseg_ros.dataset.flow import PROVIDERS, WindowFlow, is_topic
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.image_ops import resize_rgb

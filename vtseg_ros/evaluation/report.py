@@ -15,7 +15,7 @@ import numpy as np
 from vtseg_ros.evaluation.score import Scores, error_picture, or_none
 from vtseg_ros.files import write_atomically
 from vtseg_ros.image_ops import colorize
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 
 HISTOGRAM_BINS = 24
 

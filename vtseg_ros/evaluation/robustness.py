@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vtseg_ros.data.corrupted_store import PARTS, CorruptedStore
-from vtseg_ros.data.corruptions import KINDS, Corruption
-from vtseg_ros.data.windows import FrameIndex
+from vtseg_ros.dataset.corrupted_store import PARTS, CorruptedStore
+from vtseg_ros.dataset.corruptions import KINDS, Corruption
+from vtseg_ros.dataset.frame_store import FrameIndex
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.score import or_none

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vtseg_ros.data.messages import NS
+from vtseg_ros.bags.messages import NS
 from vtseg_ros.evaluation.calibration import ConfidenceCounts
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 
 PICTURE_WIDTH = 480
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.flow import PROVIDERS, WindowFlow, is_topic
-from vtseg_ros.data.messages import IMAGE
-from vtseg_ros.data.windows import FrameIndex
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.messages import IMAGE
+from vtseg_ros.dataset.flow import PROVIDERS, WindowFlow, is_topic
+from vtseg_ros.dataset.frame_store import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import ClassMap, MappedSystem
 from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 
 class VideoConsistency:

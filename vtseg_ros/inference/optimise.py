@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.model.normalization import Cast, Normalization
-from vtseg_ros.model.weights import use_channels_last
+from vtseg_ros.model.state_dicts import use_channels_last
 
 log = logging.getLogger("vtseg_ros.inference")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
 

@@ -20,7 +20,7 @@ from vtseg_ros.inference.postprocess import UPSAMPLING, to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import STREAMING as STREAMING_MODES
 from vtseg_ros.inference.window import Action, FrameWindow
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.resize import Box, check_resize_mode, place, restoration
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.data.bags import BagReader
-from vtseg_ros.data.containers import read_container
-from vtseg_ros.data.exif import orientation_of, turned
-from vtseg_ros.data.images import MAX_PIXELS, ImageDecoder, decode_file
-from vtseg_ros.data.importers.frames import read_bytes
-from vtseg_ros.data.importers.images import find_frames
-from vtseg_ros.data.messages import stamp_of
-from vtseg_ros.data.storage_files import kind_of
-from vtseg_ros.data.topics import find_image_topic
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.containers import read_container
+from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder, decode_file
+from vtseg_ros.bags.messages import stamp_of
+from vtseg_ros.bags.storage_files import kind_of
+from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.importers.dataset_frames import read_bytes
+from vtseg_ros.importers.exif import orientation_of, turned
+from vtseg_ros.importers.image_folder import find_frames
 from vtseg_ros.video.reader import VideoReader
 
 FIRST_STAMP_NS = 1_000_000_000

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtseg_ros.data.bags import BagReader, BagWriter
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.importers.frames import LABEL_MAP_TOPIC, LABEL_TOPIC
-from vtseg_ros.data.masks import read_ego_mask
-from vtseg_ros.data.merge import place_images
-from vtseg_ros.data.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.class_map import ClassMap
 from vtseg_ros.files import write_atomically
 from vtseg_ros.image_ops import overlay
-from vtseg_ros.labelling.teacher import Teacher
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.importers.dataset_frames import LABEL_MAP_TOPIC, LABEL_TOPIC
+from vtseg_ros.label_set import IGNORE, LabelSet
+from vtseg_ros.labelling.masks import read_ego_mask
+from vtseg_ros.labelling.merge import place_images
+from vtseg_ros.labelling.teacher_probabilities import Teacher
 
 SHEET = "contact_sheet.jpg"
 SHEET_FRAMES = 12

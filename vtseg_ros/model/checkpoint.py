@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.files import write_atomically
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
 from vtseg_ros.model.registry import architecture as find
 from vtseg_ros.model.registry import architecture_of, image_architectures, takes_cache
+from vtseg_ros.model.state_dicts import METADATA_KEY, load_exact
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
 from vtseg_ros.model.vtseg import check_size
-from vtseg_ros.model.weights import METADATA_KEY, load_exact
 from vtseg_ros.resize import RESIZE_MODES
 
 FORMAT = 1

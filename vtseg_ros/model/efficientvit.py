@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.model.registry import Network, register
-from vtseg_ros.model.weights import load_exact
+from vtseg_ros.model.state_dicts import load_exact
 
 HEAD_DIM = 16
 ATTENTION_EPS = 1e-15

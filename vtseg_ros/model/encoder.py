@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from vtseg_ros.model.blocks import VTEncBlock
 from vtseg_ros.model.cache import FrameCache, LayerPlace
 from vtseg_ros.model.mit import translate_mit_state_dict
+from vtseg_ros.model.state_dicts import load_exact
 from vtseg_ros.model.vtseg_config import STAGES, VTSegConfig
-from vtseg_ros.model.weights import load_exact
 
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
 """Kernel and stride of the patch embeddings (paper: K = 7, S = 4, P = 3, then 3, 2, 1)."""

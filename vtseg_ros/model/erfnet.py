@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtseg_ros.model.registry import Network, register
-from vtseg_ros.model.weights import load_exact
+from vtseg_ros.model.state_dicts import load_exact
 
 BN_EPS = 1e-3
 

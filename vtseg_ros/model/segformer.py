@@ -17,8 +17,8 @@ from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.mit import translate_segformer_state_dict
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.state_dicts import load_exact
 from vtseg_ros.model.vtseg_config import VTSegConfig
-from vtseg_ros.model.weights import load_exact
 
 
 @dataclass(frozen=True)

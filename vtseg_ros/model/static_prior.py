@@ -23,7 +23,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.registry import find_architecture, image_architectures
-from vtseg_ros.model.weights import METADATA_KEY
+from vtseg_ros.model.state_dicts import METADATA_KEY
 
 if TYPE_CHECKING:
     from vtseg_ros.model.vtseg import VTSeg

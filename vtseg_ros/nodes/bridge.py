@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vtseg_ros.data.images import ImageDecoder
+from vtseg_ros.bags.image_messages import ImageDecoder
 
 Decode = Callable[[Any], np.ndarray]
 

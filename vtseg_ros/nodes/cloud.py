@@ -18,6 +18,8 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.clouds import (
     FIELDS,
     POINT_STEP,
@@ -29,10 +31,8 @@ from vtseg_ros.clouds import (
     decode_points,
     transform_matrix,
 )
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.messages import label_set_of
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import scale_camera_info, stamp_ns
 from vtseg_ros.nodes.inputs import INPUT_QOS

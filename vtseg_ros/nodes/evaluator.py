@@ -13,15 +13,15 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.masks import MaskReader
-from vtseg_ros.data.messages import label_set_of
-from vtseg_ros.data.palette import Palette
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.report import ReportData, latency_percentiles, write_report
 from vtseg_ros.evaluation.score import Scores
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
+from vtseg_ros.labelling.masks import MaskReader
+from vtseg_ros.labelling.palette import Palette
 from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.ledger import Ledger, Waiting

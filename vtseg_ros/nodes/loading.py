@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vtseg_ros.data.masks import read_ego_mask
 from vtseg_ros.errors import ConfigError, ImageError, VTSegError
 from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.labelling.masks import read_ego_mask
 from vtseg_ros.nodes.parameters import Parameters
 from vtseg_ros.sizes import parse_output_size, size_from_text
 

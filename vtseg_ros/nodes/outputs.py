@@ -9,7 +9,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from vtseg_ros.image_ops import colorize, overlay
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import scale_camera_info, to_image, to_label_map, to_png
 

@@ -17,8 +17,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import SetBool
 
-from vtseg_ros.data.bags import DAY_NS, LATCHED, BagReader
-from vtseg_ros.data.messages import NS
+from vtseg_ros.bags.bag import DAY_NS, LATCHED, BagReader
+from vtseg_ros.bags.messages import NS
 from vtseg_ros.errors import BagError
 
 TICK_S = 0.002

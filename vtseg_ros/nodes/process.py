@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError
-from vtseg_ros.fastdds import remove_dead_segments
+from vtseg_ros.nodes.dds import remove_dead_segments
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
-from vtseg_ros.data.bags import BagWriter
-from vtseg_ros.data.images import decode_label
-from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED

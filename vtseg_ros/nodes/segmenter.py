@@ -13,7 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from vtseg_ros.data.images import decode_any
+from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics

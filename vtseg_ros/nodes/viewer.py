@@ -11,8 +11,8 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
-from vtseg_ros.data.images import ImageDecoder
-from vtseg_ros.data.messages import label_set_of
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns

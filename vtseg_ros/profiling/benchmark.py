@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
-from vtseg_ros.inference.export import exportable, write_export
+from vtseg_ros.inference.exporter import exportable, write_export
 from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model import VTSeg

@@ -19,7 +19,7 @@ from vtseg_ros.model.onnx_adapter import (
     INTEGERS,
     OnnxAdapter,
 )
-from vtseg_ros.model.weights import METADATA_KEY
+from vtseg_ros.model.state_dicts import METADATA_KEY
 from vtseg_ros.published.converting import Options, sha256_of
 from vtseg_ros.published.table import UNIT_RANGE
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import save_checkpoint
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.registry import image_architectures
+from vtseg_ros.model.state_dicts import read_state_file
 from vtseg_ros.model.vtseg import check_size
-from vtseg_ros.model.weights import read_state_file
 from vtseg_ros.published.table import PUBLISHED, Published
 
 DEFAULT_SIZE = (512, 512)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtseg_ros.data.palette import parse_palette
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import CITYSCAPES, LabelSet
+from vtseg_ros.label_set import CITYSCAPES, LabelSet
+from vtseg_ros.labelling.palette import parse_palette
 from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1
 from vtseg_ros.model.erfnet import ERFNet
 from vtseg_ros.model.licence import RESEARCH, Licence

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtseg_ros.data.augmentation import AugmentationConfig
+from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.registry import DEFAULT_ARCHITECTURE, Architecture, architecture, architectures
 from vtseg_ros.resize import RESIZE_MODES

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtseg_ros.labels import IGNORE
+from vtseg_ros.label_set import IGNORE
 
 
 def labelled_pixels(labels: Tensor) -> Tensor:

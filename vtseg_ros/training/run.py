@@ -20,12 +20,11 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.static_prior import is_exported
-from vtseg_ros.model.weights import use_channels_last
 from vtseg_ros.training.build import build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
-from vtseg_ros.training.data import TrainingData, build_labels
 from vtseg_ros.training.processes import any_rank, launch
 from vtseg_ros.training.record import Progress, Record
 from vtseg_ros.training.state import (
@@ -39,6 +38,7 @@ from vtseg_ros.training.state import (
     saving,
 )
 from vtseg_ros.training.teacher import build_teacher, teacher_digest
+from vtseg_ros.training.training_data import TrainingData, build_labels
 from vtseg_ros.training.update import backward, check_finite, update
 from vtseg_ros.training.validation import Validator
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vtseg_ros.data.augmentation import Augmentation
-from vtseg_ros.data.class_groups import UNKNOWN
-from vtseg_ros.data.flow import WindowFlow
-from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.dataset.augmentation import Augmentation
+from vtseg_ros.dataset.class_groups import UNKNOWN
+from vtseg_ros.dataset.flow import WindowFlow
+from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.labels import IGNORE, OUTSIDE
+from vtseg_ros.label_set import IGNORE, OUTSIDE
 
 
 class Samples(Dataset):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.data.class_groups import parse_class_groups
+from vtseg_ros.dataset.class_groups import parse_class_groups
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import resolve_checkpoint
 from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.vtseg import SIZE_MULTIPLE
-from vtseg_ros.model.weights import use_channels_last
 from vtseg_ros.training.config import StageConfig
 from vtseg_ros.training.loss import divergence_sum
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vtseg_ros.errors import VTSegError
-from vtseg_ros.labels import IGNORE, OUTSIDE
+from vtseg_ros.label_set import IGNORE, OUTSIDE
 from vtseg_ros.training.loss import cross_entropy_sum, labelled_pixels
 from vtseg_ros.training.teacher import Teacher
 

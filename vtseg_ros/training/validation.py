@@ -12,17 +12,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from vtseg_ros.data.class_groups import ClassGroups
-from vtseg_ros.data.flow import WindowFlow
-from vtseg_ros.data.windows import FrameStore
+from vtseg_ros.dataset.class_groups import ClassGroups
+from vtseg_ros.dataset.flow import WindowFlow
+from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.calibration import TemperatureFit
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.labels import IGNORE, LabelSet
+from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.registry import architecture_of
 from vtseg_ros.training.attention_statistics import AttentionShares
-from vtseg_ros.training.pictures import row, sheet
+from vtseg_ros.training.preview import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
 
 ATTENTION_FRAMES = 4

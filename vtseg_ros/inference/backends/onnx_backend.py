@@ -15,11 +15,11 @@ from torch import Tensor
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.devices import resolve_device, resolve_precision
-from vtseg_ros.labels import LabelSet
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint, read_use
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import adapter_of
-from vtseg_ros.model.weights import METADATA_KEY
+from vtseg_ros.model.state_dicts import METADATA_KEY
 
 log = logging.getLogger("vtseg_ros.inference")
 

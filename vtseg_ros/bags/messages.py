@@ -1,0 +1,132 @@
+"""Message types for bags without ROS: rosbags' Jazzy types, vision_msgs' label info aside, and our own."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
+
+from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.label_set import LabelSet
+
+NS = 1_000_000_000
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+LABEL_MAP = "vtseg_ros/msg/LabelMap"
+PNG_LABEL = "mono8; png compressed"
+"""Format of a CompressedImage of class ids."""
+
+
+def definitions_dir() -> Path:
+    """The folder of our .msg files: inside an installed package, or at the top of the source tree."""
+    packaged = Path(__file__).resolve().parent / "msg"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "msg"
+
+
+@lru_cache(maxsize=1)
+def typestore() -> Typestore:
+    """The types that bags are read and written with."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for path in sorted(definitions_dir().glob("*.msg")):
+        store.register(get_types_from_msg(path.read_text(), f"vtseg_ros/msg/{path.stem}"))
+    return store
+
+
+def make(msgtype: str, **fields):
+    """A message of a type, e.g. make("std_msgs/msg/Header", stamp=..., frame_id=...)."""
+    return typestore().types[msgtype](**fields)
+
+
+def header(stamp_ns: int, frame_id: str):
+    """std_msgs/Header."""
+    stamp = make("builtin_interfaces/msg/Time", sec=int(stamp_ns // NS), nanosec=int(stamp_ns % NS))
+    return make("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
+
+
+def stamp_of(message) -> int:
+    """Nanoseconds of a message's header stamp."""
+    return message.header.stamp.sec * NS + message.header.stamp.nanosec
+
+
+def header_stamp(data: bytes) -> int:
+    """Nanoseconds of the header stamp of a serialized message whose first field is a std_msgs/Header.
+
+    Raises:
+        BagError: if it is too short for one.
+    """
+    if len(data) < 12:
+        raise BagError(f"a message of {len(data)} bytes has no header")
+    order = "little" if data[1] & 1 else "big"
+    sec = int.from_bytes(data[4:8], order, signed=True)
+    return sec * NS + int.from_bytes(data[8:12], order)
+
+
+def image_message(array: np.ndarray, encoding: str, stamp_ns: int, frame_id: str):
+    """sensor_msgs/Image of an (H, W) or (H, W, C) array, little-endian, rows without padding."""
+    array = np.ascontiguousarray(array)
+    data = array.view(np.uint8).reshape(-1)
+    return make(
+        IMAGE,
+        header=header(stamp_ns, frame_id),
+        height=array.shape[0],
+        width=array.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=data.size // array.shape[0],
+        data=data,
+    )
+
+
+def compressed_message(payload: np.ndarray, fmt: str, stamp_ns: int, frame_id: str):
+    """sensor_msgs/CompressedImage of an encoded file's bytes, (n,) uint8."""
+    return make(COMPRESSED_IMAGE, header=header(stamp_ns, frame_id), format=fmt, data=payload.reshape(-1))
+
+
+def camera_info_message(size: tuple[int, int], focal: float, stamp_ns: int, frame_id: str):
+    """sensor_msgs/CameraInfo of a pinhole camera without distortion; the principal point is the image's middle."""
+    width, height = size
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    return make(
+        CAMERA_INFO,
+        header=header(stamp_ns, frame_id),
+        height=height,
+        width=width,
+        distortion_model="plumb_bob",
+        d=np.zeros(5),
+        k=np.array([focal, 0, cx, 0, focal, cy, 0, 0, 1.0]),
+        r=np.eye(3).ravel(),
+        p=np.array([focal, 0, cx, 0, 0, focal, cy, 0, 0, 0, 1.0, 0]),
+        binning_x=0,
+        binning_y=0,
+        roi=make(
+            "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+        ),
+    )
+
+
+def label_map_message(labels: LabelSet, stamp_ns: int):
+    """vtseg_ros/LabelMap."""
+    entries = [
+        make("vtseg_ros/msg/LabelEntry", id=index, name=name, r=color[0], g=color[1], b=color[2])
+        for index, (name, color) in enumerate(zip(labels.names, labels.colors))
+    ]
+    return make(LABEL_MAP, header=header(stamp_ns, ""), labels=entries)
+
+
+def label_set_of(message) -> LabelSet:
+    """The class list of a LabelMap message (a bag's or rclpy's).
+
+    Raises:
+        ConfigError: if the ids are not 0, 1, 2 ..., or names or colours are not a class list's.
+    """
+    entries = sorted(message.labels, key=lambda entry: entry.id)
+    ids = [int(entry.id) for entry in entries]
+    if ids != list(range(len(ids))):
+        raise ConfigError(f"a label map has the ids 0 to {max(len(ids) - 1, 0)}, each once. Got: {ids}")
+    return LabelSet(
+        tuple(entry.name for entry in entries), tuple((int(e.r), int(e.g), int(e.b)) for e in entries)
+    )

@@ -1,0 +1,147 @@
+"""Which storage files make up a bag. metadata.yaml is a hint: it may be missing, damaged or out of date."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from rosbags.interfaces import Qos
+
+from vtseg_ros.bags.storage import line_of, normal_type, offered_qos
+from vtseg_ros.errors import BagError
+
+METADATA = "metadata.yaml"
+KINDS = {".mcap": "mcap", ".db3": "sqlite3"}
+PACKED = (".zstd", ".zst", ".lz4")
+
+
+@dataclass(frozen=True)
+class TopicHint:
+    """What metadata.yaml says about a topic."""
+
+    msgtype: str
+    count: int
+    digest: str
+    qos: tuple[Qos, ...]
+
+
+@dataclass(frozen=True)
+class StorageFiles:
+    """The storage files of a bag.
+
+    Attributes:
+        paths: storage files, in the order of their names.
+        topics: what metadata.yaml says, by topic; empty without one.
+        notes: what is unusual, one line each.
+    """
+
+    paths: list[Path]
+    topics: dict[str, TopicHint] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path is a folder or has the name of a storage file."""
+    return path.is_dir() or kind_of(path.name) is not None
+
+
+def kind_of(name: str) -> str | None:
+    """`mcap` or `sqlite3` by a file's name, compressed or not; None for other files."""
+    name = name.lower()
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    return next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), None)
+
+
+def find_storage(path: Path) -> StorageFiles:
+    """The storage files of a bag.
+
+    Args:
+        path: the bag's folder, or one storage file.
+
+    Raises:
+        BagError: if there is none, or one that metadata.yaml names is missing.
+    """
+    if path.is_file():
+        return StorageFiles([path])
+    if not path.is_dir():
+        raise BagError(f"no bag at {path}: no such {'file' if kind_of(path.name) else 'folder'}")
+    try:
+        present = sorted(
+            file
+            for file in path.iterdir()
+            if not file.name.startswith(".") and kind_of(file.name) and file.is_file()
+        )
+        listed, topics, notes = _read_metadata(path / METADATA)
+    except OSError as err:
+        raise BagError(f"bag {path} cannot be read: {err.strerror or err}") from err
+    paths = [file for file in (_place(path, name) for name in listed) if file is not None]
+    if paths and len(paths) < len(listed):
+        lost = [name for name in listed if _place(path, name) is None]
+        raise BagError(
+            f"bag {path}: {METADATA} names files that are not there: {', '.join(lost)}. Restore them, or move {METADATA} "
+            "away to read the other files"
+        )
+    if paths:
+        others = {_unpacked(file.name) for file in present} - {_unpacked(file.name) for file in paths}
+        if others:
+            notes.append(f"{METADATA} does not name {', '.join(sorted(others))}: not read")
+        return StorageFiles(paths, topics, notes)
+    if not present:
+        what = f"{METADATA} and no" if listed or topics or notes else f"neither {METADATA} nor an"
+        raise BagError(
+            f"{path} is not a bag: it has {what} mcap or sqlite3 file. Expected: the folder that `ros2 bag record` made, or "
+            "a storage file"
+        )
+    if len({kind_of(file.name) for file in present}) > 1:
+        raise BagError(
+            f"bag {path}: it has mcap and sqlite3 files and no {METADATA} that names its own: "
+            f"{', '.join(file.name for file in present)}. Name one of them"
+        )
+    if listed:
+        notes.append(
+            f"{METADATA} names {', '.join(listed)}, which is not there: {present[0].name} is read instead"
+            if len(present) == 1
+            else f"{METADATA} names files that are not there: {len(present)} others are read instead"
+        )
+    # Of a file and its compressed form, which players leave beside each other, the compressed one is the original.
+    by_name = {_unpacked(file.name): file for file in sorted(present, key=lambda file: len(file.name))}
+    return StorageFiles(sorted(by_name.values()), topics, notes)
+
+
+def _place(folder: Path, name: str) -> Path | None:
+    """A file that metadata.yaml names, or its compressed or unpacked form."""
+    last = name if (folder / Path(name).name).is_file() else re.split(r"[\\/]", name)[-1]
+    last = Path(last).name
+    for candidate in (last, *(last + suffix for suffix in PACKED), _unpacked(last)):
+        if candidate and (folder / candidate).is_file():
+            return folder / candidate
+    return None
+
+
+def _unpacked(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in PACKED else name
+
+
+def _read_metadata(path: Path) -> tuple[list[str], dict[str, TopicHint], list[str]]:
+    """File names, topics and notes; nothing if there is no such file, a note if it cannot be read."""
+    if not path.is_file():
+        return [], {}, []
+    try:
+        text = path.read_text("utf-8-sig", errors="replace")
+        content = yaml.safe_load(text)["rosbag2_bagfile_information"]
+        topics = {}
+        for entry in content.get("topics_with_message_count") or []:
+            one = entry["topic_metadata"]
+            topics[str(one["name"])] = TopicHint(
+                normal_type(str(one["type"])),
+                int(entry.get("message_count") or 0),
+                str(one.get("type_description_hash") or ""),
+                offered_qos(one.get("offered_qos_profiles")),
+            )
+        return [str(name) for name in content.get("relative_file_paths") or []], topics, []
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+        problem = line_of(err) if isinstance(err, yaml.YAMLError) else "it is not the metadata of a bag"
+        return [], {}, [f"{METADATA} cannot be read ({problem}): the storage files are read without it"]

@@ -1,0 +1,213 @@
+"""Augmentation of training windows (paper, Section IV-B): one geometric draw for all frames of a window.
+
+A *derived* window is made of its labelled frame alone, scaled and cropped along a smooth random camera path,
+so that every frame of it has a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vtseg_ros.dataset.occlusion import Cover, check_share, draw_covers
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.label_set import IGNORE
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges of the random draws.
+
+    Args:
+        derived: share of windows derived from their labelled frame (paper: 0.8).
+        flip: probability of a horizontal flip.
+        scale: (lowest, highest) zoom about the crop's centre; 1 = the whole image.
+        rotation_deg: largest turn either way.
+        blur: probability of a Gaussian blur.
+        brightness, saturation: largest relative change either way.
+        hue_deg: largest shift either way, degrees of 360.
+        path_zoom, path_shift, path_rotation_deg: largest change along a derived window's path: zoom (relative),
+            translation (share of the image's side) and turn.
+        occlusion: share of the frames that are covered in part, each in places of its own (ours).
+    """
+
+    derived: float = 0.8
+    flip: float = 0.5
+    scale: tuple[float, float] = (1.0, 1.8)
+    rotation_deg: float = 4.0
+    blur: float = 0.15
+    brightness: float = 0.3
+    saturation: float = 0.3
+    hue_deg: float = 12.0
+    path_zoom: float = 0.12
+    path_shift: float = 0.06
+    path_rotation_deg: float = 1.5
+    occlusion: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share(self.occlusion, "augmentation.occlusion")
+        for name in ("derived", "flip", "blur", "brightness", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
+        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ConfigError(
+                f"augmentation.scale must be lowest <= highest, above 0. Got: {list(self.scale)}"
+            )
+        for name in ("path_zoom", "path_shift"):
+            if not 0 <= getattr(self, name) <= 0.5:
+                raise ConfigError(f"augmentation.{name} must be in 0..0.5. Got: {getattr(self, name)}")
+        for name in ("rotation_deg", "hue_deg", "path_rotation_deg"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"augmentation.{name} must be at least 0. Got: {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of an augmentation.
+
+    Attributes:
+        transforms: (k, 3, 3) affine, source to output px, per frame.
+        derived: whether every frame is made of the newest one.
+        photometric: (H, W, 3) uint8 -> the same, for every frame.
+        covers: what then lies on the frames.
+    """
+
+    transforms: np.ndarray
+    derived: bool
+    photometric: Callable[[np.ndarray], np.ndarray]
+    covers: tuple[Cover, ...] = ()
+
+    def apply(
+        self, video: np.ndarray, labels: np.ndarray, *, outside: int = IGNORE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a window.
+
+        Args:
+            video: (k, H, W, 3) uint8.
+            labels: (k, H, W) uint8.
+            outside: label id of pixels that lie outside the source image.
+
+        Returns:
+            arrays of the same shapes.
+        """
+        frames, height, width = labels.shape
+        out_video, out_labels = np.empty_like(video), np.empty_like(labels)
+        for t in range(frames):
+            affine = self.transforms[t, :2]
+            source = frames - 1 if self.derived else t
+            image = cv2.warpAffine(
+                video[source],
+                affine,
+                (width, height),
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REFLECT_101,
+            )
+            out_video[t] = self.photometric(image)
+            out_labels[t] = cv2.warpAffine(
+                labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=outside
+            )
+        for cover in self.covers:
+            cover.apply(out_video)
+        return out_video, out_labels
+
+
+class Augmentation:
+    """Draws and applies augmentations.
+
+    Args:
+        config: ranges.
+    """
+
+    def __init__(self, config: AugmentationConfig) -> None:
+        self.config = config
+
+    def draw(self, frames: int, size: tuple[int, int], rng: np.random.Generator) -> Draw:
+        """Draw what will be done to a window of k frames of (width, height) px."""
+        transforms = np.repeat(self._crop(*size, rng)[None], frames, axis=0)
+        derived = frames > 1 and bool(rng.random() < self.config.derived)
+        if derived:
+            transforms = self._path(frames, *size, rng) @ transforms
+        photometric = self._photometric(rng)
+        return Draw(transforms, derived, photometric, draw_covers(frames, size, self.config.occlusion, rng))
+
+    def __call__(
+        self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a window.
+
+        Args:
+            video: (k, H, W, 3) uint8 RGB.
+            labels: (k, H, W) uint8; the newest frame's is used for derived windows.
+            rng: source of the draws.
+
+        Returns:
+            arrays of the same shapes.
+        """
+        frames, height, width = labels.shape
+        return self.draw(frames, (width, height), rng).apply(video, labels)
+
+    def _crop(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+        """(3, 3) source-to-output: zoom into a random crop, turn, flip."""
+        config = self.config
+        scale = np.exp(rng.uniform(*np.log(config.scale)))
+        slack = abs(1 - 1 / scale) / 2  # below 1 the picture is smaller than the frame, and moves within it
+        slack_x, slack_y = slack * width, slack * height
+        center = (width / 2 + rng.uniform(-slack_x, slack_x), height / 2 + rng.uniform(-slack_y, slack_y))
+        angle = rng.uniform(-config.rotation_deg, config.rotation_deg)
+        matrix = _about(center, scale, angle, (width / 2, height / 2))
+        if rng.random() < config.flip:
+            matrix = np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+        return matrix
+
+    def _path(self, frames: int, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+        """(k, 3, 3) transforms along a smooth path that ends at the identity (the newest frame)."""
+        config = self.config
+        limits = np.array([config.path_zoom, config.path_shift, config.path_shift, config.path_rotation_deg])
+        velocity, bend = rng.uniform(-1, 1, 4) * limits, rng.uniform(-1, 1, 4) * limits * 0.4
+        age = np.linspace(1.0, 0.0, frames)[:, None]
+        # A camera that drives ahead saw things smaller before: zoom grows towards the newest frame.
+        velocity[0] = -abs(velocity[0])
+        zoom, dx, dy, turn = (velocity * age + bend * age * (1 - age)).T
+        middle = (width / 2, height / 2)
+        return np.stack(
+            [
+                _about(middle, 1 + z, a, (middle[0] + x * width, middle[1] + y * height))
+                for z, x, y, a in zip(zoom, dx, dy, turn)
+            ]
+        )
+
+    def _photometric(self, rng: np.random.Generator):
+        config = self.config
+        gain = 1 + rng.uniform(-config.brightness, config.brightness)
+        saturation = 1 + rng.uniform(-config.saturation, config.saturation)
+        hue = rng.uniform(-config.hue_deg, config.hue_deg) * 256 / 360
+        sigma = rng.uniform(0.3, 1.2) if rng.random() < config.blur else 0.0
+
+        def apply(image: np.ndarray) -> np.ndarray:
+            if (hue, saturation, gain) != (0.0, 1.0, 1.0):  # the way through 8-bit HSV is not lossless
+                hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+                hsv = cv2.LUT(hsv, _tables(hue, saturation, gain))
+                image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+            return cv2.GaussianBlur(image, (0, 0), sigma) if sigma else image
+
+        return apply
+
+
+def _about(source, scale: float, angle_deg: float, target) -> np.ndarray:
+    """(3, 3): turn and zoom about `source`, which goes to `target`."""
+    c, s = scale * np.cos(np.radians(angle_deg)), scale * np.sin(np.radians(angle_deg))
+    linear = np.array([[c, s], [-s, c]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = np.asarray(target) - linear @ np.asarray(source)
+    return matrix
+
+
+def _tables(hue: float, saturation: float, gain: float) -> np.ndarray:
+    """(1, 256, 3) uint8 look-up tables of hue, saturation and value."""
+    index = np.arange(256, dtype=np.float64)
+    table = np.stack([(index + hue) % 256, index * saturation, index * gain], axis=1)
+    return np.clip(np.floor(table), 0, 255).astype(np.uint8)[None]

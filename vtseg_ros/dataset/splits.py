@@ -1,0 +1,82 @@
+"""Training and validation parts of bags, apart in time so that no scene is in both."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.messages import NS
+from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.dataset.frame_index import BagSource
+from vtseg_ros.errors import ConfigError
+
+log = logging.getLogger("vtseg_ros.dataset")
+
+
+def split_by_time(
+    sources: list[BagSource], share: float, guard_s: float
+) -> tuple[list[BagSource], list[BagSource]]:
+    """The first part of every source for training, the last one for validation, a guard between them left out.
+
+    Args:
+        sources: bags, or parts of them.
+        share: of the time, for validation, 0..1.
+        guard_s: interval between the two, s.
+
+    Raises:
+        BagError: if a bag cannot be read.
+        ConfigError: if a source is too short.
+    """
+    training, validation = [], []
+    for source in sources:
+        with BagReader(source.path) as bag:
+            first, last = bag.span([source.image_topic or find_image_topic(bag)])
+            whole_s = (last - first) / NS
+            end_s = min(source.end_s or whole_s, whole_s)
+        span = end_s - source.start_s - guard_s
+        if span <= 0:
+            raise ConfigError(
+                f"{source.path}: its {end_s - source.start_s:.1f} s cannot be split with a guard of {guard_s:g} s "
+                "(data.guard_s) between the parts"
+            )
+        cut = source.start_s + span * (1 - share)
+        training.append(dataclasses.replace(source, end_s=cut))
+        validation.append(dataclasses.replace(source, start_s=cut + guard_s))
+    return training, validation
+
+
+def require_apart(training: list[BagSource], validation: list[BagSource], guard_s: float) -> None:
+    """Refuse parts of one bag that are nearer than the guard interval; without one, warn of those that overlap.
+
+    Raises:
+        ConfigError: naming the bag and the parts.
+    """
+    for one in training:
+        for other in validation:
+            if _folder(one) != _folder(other):
+                continue
+            pause = max(one.start_s - _end(other), other.start_s - _end(one))
+            if pause >= guard_s - 1e-6:
+                continue
+            told = f"{one.path}: its parts for training ({_text(one)}) and validation ({_text(other)}) " + (
+                f"are {pause:.1f} s apart" if pause >= 0 else "overlap"
+            )
+            if guard_s > 0:
+                raise ConfigError(f"{told}. Expected: at least {guard_s:g} s (data.guard_s)")
+            log.warning("%s: validation scores say nothing of scenes that were not trained on", told)
+
+
+def _folder(source: BagSource) -> Path:
+    """Of the bag, which may be named by a file inside it."""
+    path = source.path.resolve()
+    return path.parent if path.is_file() else path
+
+
+def _end(source: BagSource) -> float:
+    return source.end_s or float("inf")
+
+
+def _text(source: BagSource) -> str:
+    return f"{source.start_s:g} s to {f'{source.end_s:g} s' if source.end_s else 'the end'}"

@@ -1,0 +1,161 @@
+"""Frames of a data set on disk, and their way into a bag."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.containers import read_container
+from vtseg_ros.bags.image_messages import MAX_PIXELS, decode_file
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, compressed_message
+from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.image_ops import resize_rgb
+from vtseg_ros.importers.exif import UPRIGHT, orientation_of, turned
+from vtseg_ros.label_set import LabelSet
+
+IMAGE_TOPIC, LABEL_TOPIC = "/camera/image/compressed", "/camera/label/compressed"
+LABEL_MAP_TOPIC = "/camera/label_map"
+START_NS = 1_000_000_000_000
+SEQUENCE_NS = 1_000_000_000_000
+"""Sequences start this far apart, so that no window reaches from one into another."""
+
+
+@dataclass(frozen=True)
+class DataFrame:
+    """A frame of a data set.
+
+    Attributes:
+        image: png or jpeg file.
+        stamp_ns: when it was taken, ns.
+        frame_id: the sequence it belongs to.
+        label: file of its label; None = unlabelled.
+        ids: label file -> (H, W) uint8 class ids; raises ImageError.
+        upright: turn the image as its EXIF orientation says; a robot's camera sets none.
+    """
+
+    image: Path
+    stamp_ns: int
+    frame_id: str
+    label: Path | None = None
+    ids: Callable[[Path], np.ndarray] | None = None
+    upright: bool = False
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """The path, when it is a folder; ConfigError saying what was expected otherwise."""
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a folder. Expected: {what}")
+    return path
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts names by the numbers in them: frame2 before frame10."""
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def stamp_of_frame(sequence: int, number: int, rate_hz: float) -> int:
+    """ns of the number-th frame of the sequence-th sequence."""
+    return START_NS + sequence * SEQUENCE_NS + round(number * 1e9 / rate_hz)
+
+
+def write_frames(
+    out: Path, frames: Sequence[DataFrame], labels: LabelSet | None, *, size: tuple[int, int] | None = None,
+    jpeg: bool = False, storage: str = "mcap", on_frame: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Write a bag of frames in the order of their stamps.
+
+    Image files go in as they are, byte by byte and without what follows their end, unless they are to be resized,
+    turned upright or stored as jpeg.
+
+    Args:
+        out: folder to make.
+        frames: what to write.
+        labels: class list of the ids; None = there is none, and no label.
+        size: (width, height) px to resize images and labels to; None = as they are.
+        jpeg: store images as jpeg of quality 95.
+        storage: `mcap` or `sqlite3`.
+        on_frame: called after each frame.
+
+    Raises:
+        ConfigError: if there is nothing to write, or a file cannot be used; names it. Nothing is left then.
+        BagError: if the bag cannot be written.
+    """
+    if not frames:
+        raise ConfigError(f"there is no frame to write to {out}")
+    frames = sorted(frames, key=lambda frame: frame.stamp_ns)
+    for before, after in zip(frames, frames[1:]):
+        if before.stamp_ns == after.stamp_ns:
+            raise ConfigError(f"{before.image} and {after.image} are the same frame")
+    with BagWriter(out, storage) as bag:
+        if labels is not None:
+            bag.write_label_map(LABEL_MAP_TOPIC, labels, frames[0].stamp_ns)
+        for frame in frames:
+            file = frame.image
+            try:
+                written = _write_image(bag, frame, size, jpeg)
+                if frame.label is not None:
+                    file = frame.label
+                    _write_label(bag, frame, written, size, len(labels))
+            except ImageError as err:
+                raise ConfigError(f"{file}: {err}") from err
+            on_frame()
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An image file in the bag: (width, height) px as stored and as shown, before it was resized."""
+
+    stored: tuple[int, int]
+    shown: tuple[int, int]
+
+
+def _write_image(bag: BagWriter, frame: DataFrame, size: tuple[int, int] | None, jpeg: bool) -> _Written:
+    data = np.frombuffer(read_bytes(frame.image), np.uint8)
+    header = read_container(data, max_pixels=MAX_PIXELS)
+    rgb, data, kind = decode_file(data, header), data[: header.end], header.kind
+    orientation = orientation_of(data) if frame.upright else UPRIGHT
+    shown = header.size if orientation < 5 else header.size[::-1]
+    if (size and size != shown) or (jpeg and kind != "jpeg") or orientation != UPRIGHT:
+        rgb = turned(rgb, orientation)
+        if size:
+            rgb = resize_rgb(rgb, size)
+        if jpeg:
+            bag.write_image(IMAGE_TOPIC, rgb, frame.stamp_ns, frame.frame_id, compressed=True)
+            return _Written(header.size, shown)
+        data, kind = cv2.imencode(".png", rgb[..., ::-1])[1].reshape(-1), "png"
+    message = compressed_message(data, f"rgb8; {kind} compressed bgr8", frame.stamp_ns, frame.frame_id)
+    bag.write(IMAGE_TOPIC, COMPRESSED_IMAGE, message, frame.stamp_ns)
+    return _Written(header.size, shown)
+
+
+def _write_label(
+    bag: BagWriter, frame: DataFrame, image: _Written, size: tuple[int, int] | None, classes: int
+) -> None:
+    ids = frame.ids(frame.label)
+    own = (ids.shape[1], ids.shape[0])
+    if own != image.shown:
+        text = f"it has {own[0]}x{own[1]} px, its image {frame.image.name} {image.shown[0]}x{image.shown[1]}"
+        if own == image.stored:
+            text += ", turned as its EXIF orientation says. Label photos as viewers show them, or remove the orientation"
+        raise ImageError(text)
+    highest = int(ids[ids != 255].max(initial=0))
+    if highest >= classes:
+        raise ImageError(f"class id {highest} is not in the list of {classes} classes")
+    if size and size != own:
+        ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    bag.write_label(LABEL_TOPIC, ids, frame.stamp_ns, frame.frame_id, compressed=True)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; ImageError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise ImageError(f"the file cannot be read: {err.strerror}") from err

@@ -1,0 +1,81 @@
+"""A folder of images, as a camera's frames in the order of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.importers.dataset_frames import (
+    DataFrame,
+    natural_key,
+    read_bytes,
+    require_folder,
+    stamp_of_frame,
+)
+from vtseg_ros.importers.exif import orientation_of, turned
+from vtseg_ros.labelling.masks import MaskReader
+from vtseg_ros.topic_names import is_hidden
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def find_frames(
+    folder: Path,
+    *,
+    rate_hz: float,
+    frame_id: str,
+    labels: Path | None = None,
+    reader: MaskReader | None = None,
+) -> list[DataFrame]:
+    """Images of a folder with their labels.
+
+    Args:
+        folder: png and jpeg files; names are sorted by the numbers in them.
+        rate_hz: frames per second.
+        frame_id: of all frames.
+        labels: folder of png files with the images' names; None = no labels.
+        reader: of the labels, with their class list.
+
+    Raises:
+        ConfigError: if there are no images, or a label has none.
+    """
+    if not rate_hz > 0:
+        raise ConfigError(f"the rate must be above 0 Hz. Got: {rate_hz}")
+    images = sorted(
+        (
+            path
+            for path in require_folder(folder, "a folder of images").iterdir()
+            if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
+        ),
+        key=natural_key,
+    )
+    if not images:
+        raise ConfigError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
+    given = {}
+    if labels is not None:
+        if reader is None:
+            raise ConfigError("labels need a class list")
+        given = {
+            path.stem: path
+            for path in sorted(require_folder(labels, "a folder of labels").iterdir())
+            if path.suffix.lower() == ".png" and not is_hidden(path.name)
+        }
+        lost = sorted(set(given) - {path.stem for path in images})
+        if lost:
+            raise ConfigError(f"{given[lost[0]]} and {len(lost) - 1} more labels have no image in {folder}")
+        if not given:
+            raise ConfigError(f"{labels} holds no .png file")
+
+        reader.others = lambda: map(read_bytes, given.values())
+
+    def ids(path: Path) -> np.ndarray:
+        data = read_bytes(path)
+        found = reader.ids(path.name, data)
+        return turned(found, orientation_of(np.frombuffer(data, np.uint8)))
+
+    return [
+        DataFrame(path, stamp_of_frame(0, number, rate_hz), frame_id, given.get(path.stem), ids, upright=True)
+        for number, path in enumerate(images)
+    ]

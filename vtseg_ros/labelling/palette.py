@@ -1,0 +1,165 @@
+"""Class lists as text: CVAT's labelmap.txt, `name:red,green,blue::` a line, the class ids being the lines' order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
+from vtseg_ros.text import read_text
+
+BACKGROUND = "background"
+"""CVAT's name for what nobody labelled; when it is black it is no class here but unlabelled pixels."""
+
+_COUNTED = (
+    "the class list has a background line, which ids may or may not count. Export colours, or delete that line when "
+    "id 0 is the first class after it"
+)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Classes and how label images show them.
+
+    Args:
+        labels: class list.
+        ids_unclear: why an image of class ids could mean something else than an id's place in `labels`; empty = it
+            could not.
+    """
+
+    labels: LabelSet
+    ids_unclear: str = ""
+
+    def for_classes(self, labels: LabelSet) -> Palette:
+        """The same colours for a class list that holds these classes, maybe in another order, maybe more.
+
+        Raises:
+            ConfigError: naming classes that it does not hold.
+        """
+        strange = [name for name in self.labels.names if name not in labels.names]
+        if strange:
+            raise ConfigError(
+                f"classes that the bag's class list does not have: {', '.join(strange)}. It has: {', '.join(labels.names)}"
+            )
+        own = dict(zip(self.labels.names, self.labels.colors))
+        colors = tuple(own.get(name, color) for name, color in zip(labels.names, labels.colors))
+        unclear = self.ids_unclear
+        if self.labels.names != labels.names[: len(self.labels)]:
+            unclear = unclear or "the class list has another order than the bag's"
+        return Palette(LabelSet(labels.names, colors), unclear)
+
+    def lookup(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look colours up in the class list.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+
+        Returns:
+            (H, W) uint8 class ids, 255 for black (unless a class is black) and for colours of no class; and (H, W)
+            bool, False for the latter.
+
+        Raises:
+            ImageError: if two classes have the same colour.
+        """
+        key = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # (H, W)
+        colors = np.array(self.labels.colors, np.uint32) @ np.array([65536, 256, 1], np.uint32)
+        repeated = [n for n, c in zip(self.labels.names, colors) if (colors == c).sum() > 1]
+        if repeated:
+            raise ImageError(f"colours do not tell these classes apart: {', '.join(repeated)}")
+        ids = np.full(key.shape, IGNORE, np.uint8)
+        known = key == 0
+        for number, color in enumerate(colors):
+            here = key == color
+            ids[here], known = number, known | here
+        return ids, known
+
+    def ids_of(self, rgb: np.ndarray) -> np.ndarray:
+        """Return the class ids of colours; see `lookup`.
+
+        Raises:
+            ImageError: naming a colour that no class has, and where it is.
+        """
+        ids, known = self.lookup(rgb)
+        if not known.all():
+            self.refuse_color(rgb, known)
+        return ids
+
+    @staticmethod
+    def refuse_color(rgb: np.ndarray, known: np.ndarray) -> NoReturn:
+        """Raise ImageError naming the first colour that is not known."""
+        row, column = np.argwhere(~known)[0]
+        red, green, blue = (int(value) for value in rgb[row, column])
+        raise ImageError(f"no class has the colour {red},{green},{blue} (row {row}, column {column})")
+
+    def require_clear_ids(self) -> None:
+        """Raise ImageError where an image of class ids could mean something else."""
+        if self.ids_unclear:
+            raise ImageError(f"it holds class ids, and their meaning is unclear: {self.ids_unclear}")
+
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """Return class ids when all are in the list or 255; ImageError naming the first that is not."""
+        self.require_clear_ids()
+        wrong = (ids >= len(self.labels)) & (ids != IGNORE)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ImageError(
+                f"class id {int(ids[row, column])} (row {row}, column {column}) is not in the list of "
+                f"{len(self.labels)} classes (0..{len(self.labels) - 1}; {IGNORE} = unlabelled)"
+            )
+        return ids
+
+
+def parse_palette(text: str, where: str) -> Palette:
+    """Read a labelmap.txt.
+
+    Raises:
+        ConfigError: naming `where` and the line that cannot be read.
+    """
+    names, colors, background = [], [], False
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, _, rest = line.partition(":")
+        values = rest.split(":")[0].split(",")
+        if not name.strip() or len(values) != 3 or not all(v.strip().isdecimal() for v in values):
+            raise ConfigError(f"{where}, line {number}: expected name:red,green,blue::. Got: {line[:60]!r}")
+        color = tuple(int(value) for value in values)
+        if name.strip().lower() == BACKGROUND and color == (0, 0, 0):
+            background = True
+            continue
+        names.append(name.strip())
+        colors.append(color)
+    try:
+        return Palette(LabelSet(tuple(names), tuple(colors)), _COUNTED if background else "")
+    except ConfigError as err:
+        raise ConfigError(f"{where}: {err}") from err
+
+
+def format_palette(labels: LabelSet) -> str:
+    """The labelmap.txt of a class list."""
+    lines = [
+        f"{name}:{red},{green},{blue}::" for name, (red, green, blue) in zip(labels.names, labels.colors)
+    ]
+    return "\n".join(["# label:color_rgb:parts:actions", *lines, ""])
+
+
+def open_palette(name: str) -> Palette:
+    """A class list by name (`street`, `camvid`, `cityscapes`) or from a labelmap.txt.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    if name in LABEL_SETS:
+        return Palette(LABEL_SETS[name])
+    try:
+        text = read_text(name)
+    except (OSError, UnicodeDecodeError) as err:
+        reason = err.strerror if isinstance(err, OSError) else "it is not a text file"
+        raise ConfigError(
+            f"class list {name!r} is neither a file that can be read ({reason}) nor one of {', '.join(LABEL_SETS)}"
+        ) from err
+    return parse_palette(text, name)

@@ -1,0 +1,88 @@
+"""Overlay videos: H.264 in mp4, which browsers and players everywhere show."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.image_ops import colorize, overlay
+from vtseg_ros.label_set import LabelSet
+
+MIN_WIDTH = 640
+CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
+MAX_NAME_BYTES = 255
+DEFAULT_RATE_HZ = 10.0
+"""Of videos whose frames do not say how far apart they are."""
+
+
+def check_new_video(path: Path) -> None:
+    """Refuse an overlay that cannot be written.
+
+    Raises:
+        ConfigError: if it exists, or its suffix is of no container that takes H.264.
+    """
+    if path.suffix.lower() not in CONTAINERS:
+        raise ConfigError(
+            f"overlay {path}: its suffix must be one of {', '.join(CONTAINERS)}. Got: {path.suffix!r}"
+        )
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise ConfigError(f"overlay {path}: a name may have {MAX_NAME_BYTES} bytes")
+    if path.exists():
+        raise ConfigError(f"{path} exists: nothing is overwritten")
+
+
+class OverlayVideo:
+    """Frames with the overlay above and the class colours below."""
+
+    def __init__(self, path: Path, labels: LabelSet, rate_hz: float) -> None:
+        self._path, self._labels, self._rate = path, labels, rate_hz
+        self._writer = None
+        self._size = (0, 0)
+
+    def add(self, image: np.ndarray, mask: np.ndarray) -> None:
+        """The next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        if self._writer is None:
+            # H.264 with 4:2:0 colours wants even sides; small videos are enlarged to be watched.
+            scale = max(1.0, MIN_WIDTH / image.shape[1])
+            self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
+            self._writer = imageio_ffmpeg.write_frames(
+                f"file:{self._path.resolve()}", (self._size[0], self._size[1] * 2), fps=self._rate, codec="libx264",
+                macro_block_size=2, quality=7, ffmpeg_log_level="error",
+            )  # fmt: skip
+            self._writer.send(None)
+        large = cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC)
+        ids = cv2.resize(mask, self._size, interpolation=cv2.INTER_NEAREST)
+        frame = np.vstack([overlay(large, ids, self._labels), colorize(ids, self._labels)])
+        self._writer.send(np.ascontiguousarray(frame))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def overlay_video(path: Path, labels: LabelSet, rate_hz: float | None) -> Iterator[OverlayVideo]:
+    """Write an overlay video at `rate_hz` frames per second; None = unknown, DEFAULT_RATE_HZ.
+
+    It is there under its name when it is whole; without a frame, or after an exception, nothing is left behind.
+    """
+    # A short name, since that of the video may be as long as names can be; ffmpeg goes by the suffix.
+    part = path.with_name(f".vtseg_{secrets.token_hex(4)}.part{path.suffix}")
+    video = OverlayVideo(part, labels, rate_hz or DEFAULT_RATE_HZ)
+    try:
+        try:
+            yield video
+        finally:
+            video.close()
+        if part.exists():
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
