@@ -30,6 +30,7 @@ from vtseg_ros.evaluation.robustness import (
 )
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.files import write_atomically
+from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
 
 HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
@@ -98,6 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="consecutive frames corrupted at a time, 1 to 3 (default 1)",
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks (default auto)"
+    )
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=6, metavar="N", help="rows of pictures (default 6)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json and report.html")
@@ -121,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         static_prior=args.static_prior,
         stride=args.stride,
         device=args.device,
+        backend=args.backend,
         precision=args.precision,
         class_map=load_class_map(args.class_map) if args.class_map else None,
     )

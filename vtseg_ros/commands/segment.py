@@ -25,6 +25,7 @@ from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.inference.predictor import STREAMING
 from vtseg_ros.label_set import LabelSet
@@ -76,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the network (default auto)"
+    )
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
     parser.add_argument("--streaming", choices=STREAMING, default="auto", help="how older frames are kept")
@@ -252,6 +256,7 @@ def run(args: argparse.Namespace) -> int:
     segmenter = VideoPredictor(
         args.checkpoint,
         device=args.device,
+        backend=args.backend,
         precision=args.precision,
         window=args.window or None,
         max_gap_s=args.max_gap,

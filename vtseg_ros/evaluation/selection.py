@@ -41,7 +41,7 @@ class Selection:
         names: one per checkpoint, for tables, followed by the network where there are several; empty = by network.
         static_prior: as `load_checkpoint`.
         stride: of the index that frames are taken from.
-        device, precision: as `VideoPredictor`.
+        device, backend, precision: as `VideoPredictor`; networks with optical flow run in PyTorch.
         class_map: from the checkpoints' classes to the labels'; None = they are the same.
     """
 
@@ -53,6 +53,7 @@ class Selection:
     static_prior: str | None = None
     stride: int = 1
     device: str = "auto"
+    backend: str = "auto"
     precision: str = "auto"
     class_map: ClassMap | None = None
 
@@ -91,7 +92,7 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
             flow = WindowFlow(info.flow, index, stride=selection.stride)
             system: System = RecurrentSystem(info, part, flow=flow, **options)
         else:
-            system = PredictorSystem(info, part, **options)
+            system = PredictorSystem(info, part, backend=selection.backend, **options)
         systems.append(MappedSystem(system, selection.class_map) if selection.class_map else system)
     return systems
 

@@ -72,14 +72,21 @@ class PredictorSystem:
 
     Args:
         info, checkpoint: what it is.
-        device, precision: as `VideoPredictor`.
+        device, backend, precision: as `VideoPredictor`.
     """
 
-    def __init__(self, info: SystemInfo, checkpoint: Checkpoint, *, device: str, precision: str) -> None:
+    def __init__(
+        self, info: SystemInfo, checkpoint: Checkpoint, *, device: str, precision: str, backend: str = "auto"
+    ) -> None:
         self.info, self.labels = info, checkpoint.labels
         self.problems: list[tuple[int, str]] = []
         self._segmenter = VideoPredictor(
-            checkpoint, device=device, precision=precision, window=info.window, upsampling="bicubic"
+            checkpoint,
+            device=device,
+            backend=backend,
+            precision=precision,
+            window=info.window,
+            upsampling="bicubic",
         )
 
     def reset(self, stream: int) -> None:

@@ -111,6 +111,7 @@ class VideoPredictor:
         checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
             file of `vtseg export` runs in ONNX Runtime, at the size it was exported for and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
+        backend: `auto` (PyTorch for checkpoints, ONNX Runtime for `.onnx` files), `torch`, `openvino` or `onnx`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         window: frames k; None = the checkpoint's.
         input_size: (width, height) px of the network's input, multiples of 32; None = the checkpoint's.
@@ -135,6 +136,7 @@ class VideoPredictor:
         checkpoint: str | os.PathLike[str] | Checkpoint = "street_tiny",
         *,
         device: str = "auto",
+        backend: str = "auto",
         precision: str = "auto",
         window: int | None = None,
         input_size: tuple[int, int] | None = None,
@@ -153,6 +155,7 @@ class VideoPredictor:
             raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
         self.upsampling = upsampling
         options = BackendOptions(
+            backend=backend,
             device=device,
             precision=precision,
             input_size=input_size,
@@ -194,7 +197,7 @@ class VideoPredictor:
 
     @property
     def run_mode(self) -> str:
-        """How full windows run: `eager`, `compile`, `graph`, `compile+graph` or `onnxruntime`."""
+        """How full windows run: `eager`, `compile`, `graph`, `compile+graph`, `openvino` or `onnxruntime`."""
         return self.backend.mode
 
     @property

@@ -23,6 +23,7 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
     segmenter = VideoPredictor(
         checkpoint,
         device=parameters["device"],
+        backend=parameters["backend"],
         precision=parameters["precision"],
         window=parameters["window"] or None,
         input_size=_given_size(parameters["input_size"]),

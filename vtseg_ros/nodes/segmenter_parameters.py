@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.devices import PRECISIONS, resolve_device, resolve_precision
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
@@ -73,6 +74,8 @@ def _check_cameras(names: list[str]) -> None:
 PARAMETERS = (
     Param("checkpoint", "street_tiny", "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.", check=_check_checkpoint, live=True, path=True),
     Param("device", "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.", check=_check_device),
+    Param("backend", "auto", "What runs the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+          allowed=BACKEND_NAMES),
     Param("precision", "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.", check=_check_precision),
     Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size, convert=_zero_size),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),

@@ -1,34 +1,54 @@
 """What executes a network: one class per runtime behind one protocol.
 
-A runtime for another kind of file is added by a `Backend` and an entry in `BY_SUFFIX`.
+A runtime is added by a `Backend` and an entry in `BACKENDS`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.onnx_backend import OnnxBackend
+from vtseg_ros.inference.backends.openvino_backend import OpenVinoBackend
 from vtseg_ros.inference.backends.torch_backend import TorchBackend
 from vtseg_ros.model.checkpoint import Checkpoint
 
-BY_SUFFIX: dict[str, type[Backend]] = {".onnx": OnnxBackend}
-"""Backends of exported files; everything else is a checkpoint, which PyTorch runs."""
+BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVinoBackend, "onnx": OnnxBackend}
+BACKEND_NAMES = ("auto", *BACKENDS)
+EXPORTED_SUFFIX = ".onnx"
 
-__all__ = ["BY_SUFFIX", "Backend", "BackendOptions", "backend_of", "open_backend"]
+__all__ = ["BACKENDS", "BACKEND_NAMES", "Backend", "BackendOptions", "backend_of", "open_backend"]
 
 
-def backend_of(source: str | Path | Checkpoint) -> type[Backend]:
-    """Return the backend that runs a file, shipped weights or a checkpoint."""
-    if isinstance(source, Checkpoint):
-        return TorchBackend
-    return BY_SUFFIX.get(Path(source).suffix.lower(), TorchBackend)
+def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Backend]:
+    """Return the backend that runs a file, shipped weights or a checkpoint.
+
+    Args:
+        source: what is to be run.
+        name: `auto` (exported files in ONNX Runtime, checkpoints in PyTorch), `torch`, `openvino` or `onnx`.
+
+    Raises:
+        ConfigError: for another name, or a backend that does not run this kind of file.
+    """
+    if name not in BACKEND_NAMES:
+        raise ConfigError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+    exported = not isinstance(source, Checkpoint) and Path(source).suffix.lower() == EXPORTED_SUFFIX
+    if name == "auto":
+        return OnnxBackend if exported else TorchBackend
+    backend = BACKENDS[name]
+    if exported != (backend is OnnxBackend):
+        expected = "an .onnx file" if backend is OnnxBackend else "a checkpoint"
+        raise ConfigError(
+            f"backend {name}: expected {expected}, got {source if exported else 'a checkpoint'}"
+        )
+    return backend
 
 
 def open_backend(source: str | Path | Checkpoint, options: BackendOptions) -> Backend:
-    """Open a network in the backend that runs it.
+    """Open a network in the backend that the options name.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: naming what is wrong.
     """
-    return backend_of(source).open(source, options)
+    return backend_of(source, options.backend).open(source, options)

@@ -21,6 +21,7 @@ class BackendOptions:
     """What a user asks of a backend.
 
     Args:
+        backend: `auto`, `torch`, `openvino` or `onnx`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`; a backend may know others.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         input_size: (width, height) px of the network's input; None = the network's own.
@@ -30,6 +31,7 @@ class BackendOptions:
         coarse_logits: logits may be smaller than the input; their upsampling is left to the caller.
     """
 
+    backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     input_size: tuple[int, int] | None = None

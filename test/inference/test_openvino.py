@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO runs checkpoints as PyTorch does; its cache of compiled models is never trusted blindly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_checkpoint
+
+from vtseg_ros.errors import ConfigError, DeviceError
+from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.label_set import STREET
+from vtseg_ros.model import save_checkpoint
+from vtseg_ros.model.registry import architectures
+
+openvino = pytest.importorskip("openvino")
+TICK = 100_000_000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VTSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+@pytest.fixture(scope="module")
+def causal_checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("weights") / "causal.safetensors", attention="causal")
+
+
+def images(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (32, 64, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def agree(checkpoint, count: int = 7, **options) -> VideoPredictor:
+    """Both backends over a sequence longer than the window: the same masks, confidences within rounding."""
+    both = [
+        VideoPredictor(checkpoint, device="cpu", backend=name, **options) for name in ("openvino", "torch")
+    ]
+    for number, image in enumerate(images(count)):
+        found, expected = (predictor.step(image, (number + 1) * TICK) for predictor in both)
+        assert found.frames_in_window == expected.frames_in_window
+        assert (found.mask == expected.mask).mean() > 0.999
+        assert np.abs(found.confidence.astype(int) - expected.confidence).max() <= 2
+    assert both[0].run_mode == "openvino"
+    return both[0]
+
+
+def test_exact_streaming_equals_pytorch(tiny_checkpoint):
+    predictor = agree(tiny_checkpoint)
+    assert predictor.streaming == "exact" and predictor.window == 4
+
+
+def test_causal_streaming_equals_pytorch(causal_checkpoint):
+    assert agree(causal_checkpoint).streaming == "causal"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_other_windows(tiny_checkpoint, window):
+    assert agree(tiny_checkpoint, window=window).window == window
+
+
+def test_plain_streaming_and_another_size(tiny_checkpoint):
+    agree(tiny_checkpoint, streaming="plain", count=5)
+    agree(tiny_checkpoint, input_size=(96, 64), count=5)
+
+
+@pytest.mark.parametrize("name", ["erfnet", "efficientvit_b0"])
+def test_networks_of_single_images(tmp_path, name):
+    torch.manual_seed(2)
+    model = architectures()[name].build({"num_classes": len(STREET)}).eval()
+    save_checkpoint(tmp_path / "image.safetensors", model, labels=STREET, input_size=(64, 32))
+    agree(tmp_path / "image.safetensors", count=2)
+
+
+def test_several_cameras_and_a_window_changed_at_run_time(tiny_checkpoint):
+    together = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino")
+    alone = [VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino") for _ in range(2)]
+    for number in range(6):
+        if number == 4:
+            for predictor in (together, *alone):
+                predictor.window = 2
+        pair = [images(6, seed)[number] for seed in (1, 2)]
+        batch = [CameraFrame(name, image, (number + 1) * TICK) for name, image in zip("ab", pair)]
+        for result, predictor, image in zip(together.step_many(batch), alone, pair):
+            expected = predictor.step(image, (number + 1) * TICK)
+            np.testing.assert_array_equal(result.mask, expected.mask)
+            assert result.frames_in_window == expected.frames_in_window
+
+
+def test_compiled_models_are_kept_and_damaged_ones_made_again(tiny_checkpoint, cache, caplog):
+    first = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
+    (file,) = cache.glob("*.blob")
+    before = file.stat().st_mtime_ns
+    again = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
+    assert file.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(again, first)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), b"", content[:100]):
+        file.write_bytes(damaged)
+        mask = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
+        np.testing.assert_array_equal(mask, first)
+        assert "checksum" in caplog.text and file.read_bytes() != damaged
+        caplog.clear()
+
+
+def test_other_weights_have_a_file_of_their_own(tiny_checkpoint, causal_checkpoint, cache):
+    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino")
+    VideoPredictor(causal_checkpoint, device="cpu", backend="openvino")
+    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino", window=2)
+    assert len(list(cache.glob("*.blob"))) == 3 and not list(cache.glob(".*"))
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tiny_checkpoint, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VTSEG_CACHE", str(tmp_path / "file"))
+    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0])
+    assert "was not kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"backend": "openvino", "device": "cuda"}, DeviceError, "expected device cpu, got cuda"),
+        ({"backend": "openvino", "precision": "fp16"}, DeviceError, "expected auto, fp32, bf16, got fp16"),
+        ({"backend": "onnx"}, ConfigError, "backend onnx: expected an .onnx file"),
+        ({"backend": "tensorflow"}, ConfigError, "expected one of auto, torch, openvino, onnx"),
+    ],
+)
+def test_what_it_does_not_run_is_refused(tiny_checkpoint, options, error, words):
+    with pytest.raises(error, match=words):
+        VideoPredictor(tiny_checkpoint, **options)
+
+
+def test_a_missing_package_is_named():
+    code = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from vtseg_ros.cli import main\n"
+        "sys.exit(main(['segment', sys.argv[1], '--out', sys.argv[2], '--backend', 'openvino']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, __file__, "out"], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'vtseg_ros[openvino]'" in done.stderr
