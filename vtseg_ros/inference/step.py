@@ -84,7 +84,8 @@ class PlainStep(Step):
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         older = past.unflatten(2, (3, *self.size))  # (B, m, 3, H, W)
         video = torch.cat([older, images[:, None]], dim=1)
-        logits = self.model(video, FrameCache(band=self.model.window_band(video.shape[1]), valid=valid))
+        there = None if valid is None else with_newest(valid)
+        logits = self.model(video, FrameCache(band=self.model.window_band(video.shape[1]), valid=there))
         return logits[:, -1], images.flatten(1)
 
 
