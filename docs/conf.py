@@ -37,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 default_role = "code"
+smartquotes = False  # options start with two hyphens
 # Packages that the documented modules import and a documentation build need not have.
 OPTIONAL = (
     "rclpy",

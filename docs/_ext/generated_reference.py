@@ -85,9 +85,12 @@ def option_cell(action: argparse.Action) -> str:
 def default_cell(action: argparse.Action) -> str:
     """Return the default value of an option; empty where there is none to show."""
     value = action.default
-    if action.required or value in (None, False, "", [], argparse.SUPPRESS):
+    if action.required or value in (None, False, "", [], (0, 0), argparse.SUPPRESS):
         return ""
     if isinstance(value, (list, tuple)):
+        if "WxH" in str(action.metavar):
+            sizes = value if isinstance(value[0], tuple) else [value]
+            value = [f"{width}x{height}" for width, height in sizes]
         value = " ".join(str(part) for part in value)
     return f"`{value}`"
 
