@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtseg_ros.model.config import VTSegConfig  # noqa: E402
+from vtseg_ros.model import VTSegConfig  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import keyword
 import re
@@ -31,6 +32,7 @@ API = (
     ("vtseg_ros.engine", "Inference"),
     ("vtseg_ros.model", "Networks and checkpoints"),
     ("vtseg_ros.labels", "Class lists"),
+    ("vtseg_ros.clouds", "Point clouds"),
     ("vtseg_ros.bags", "Bags"),
     ("vtseg_ros.errors", "Errors"),
 )
@@ -38,6 +40,7 @@ NODES = (
     ("Segmenter", "vtseg_ros.nodes.segmenter_parameters"),
     ("Evaluator", "vtseg_ros.nodes.evaluator"),
     ("Trainer", "vtseg_ros.nodes.trainer"),
+    ("Cloud", "vtseg_ros.nodes.cloud"),
 )
 
 
@@ -60,7 +63,9 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """Return the parser of one `vtseg` command, with its subcommands."""
-    module = importlib.import_module(f"vtseg_ros.commands.{name}{'_' if keyword.iskeyword(name) else ''}")
+    module = importlib.import_module(
+        f"vtseg_ros.commands.{name.replace('-', '_')}{'_' if keyword.iskeyword(name) else ''}"
+    )
     parser = argparse.ArgumentParser(prog=f"vtseg {name}", description=module.HELP)
     module.add_arguments(parser)
     return parser
@@ -130,6 +135,8 @@ def command_line() -> Iterator[str]:
 def node_parameters() -> Iterator[str]:
     """Yield the parameter tables of the nodes, from the declarations that the nodes themselves use."""
     for title, module in NODES:
+        if importlib.util.find_spec(module) is None:
+            continue
         yield from (f"## {title}", "")
         rows = []
         for param in importlib.import_module(module).PARAMETERS:
