@@ -31,6 +31,7 @@ API = (
     ("vtseg_ros.inference", "Inference"),
     ("vtseg_ros.engine", "Inference"),
     ("vtseg_ros.model", "Networks and checkpoints"),
+    ("vtseg_ros.label_set", "Class lists"),
     ("vtseg_ros.labels", "Class lists"),
     ("vtseg_ros.clouds", "Point clouds"),
     ("vtseg_ros.bags", "Bags"),
