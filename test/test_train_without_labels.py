@@ -1,4 +1,4 @@
-"""docs/train_without_labels.md walked: the page's own commands on a video of a synthetic street."""
+"""docs/guide/train_without_labels.md walked: the page's own commands on a video of a synthetic street."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vtseg_ros.label_set import STREET
 from vtseg_ros.labelling.masks import read_ego_mask
 from vtseg_ros.model import load_checkpoint
 
-PAGE = (ROOT / "docs" / "train_without_labels.md").read_text()
+PAGE = (ROOT / "docs" / "guide" / "train_without_labels.md").read_text()
 BONNET = 12
 """Rows at the bottom that show the robot."""
 

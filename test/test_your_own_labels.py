@@ -1,4 +1,4 @@
-"""docs/your_own_labels.md walked: the page's own commands on an unlabelled drive, up to masks over DDS."""
+"""docs/guide/your_own_camera.md walked: the page's own commands on an unlabelled drive, up to masks over DDS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vtseg_ros.label_set import STREET
 from vtseg_ros.labelling.palette import format_palette
 from vtseg_ros.model import load_checkpoint
 
-PAGE = (ROOT / "docs" / "your_own_labels.md").read_text().split("## Data sets")[0]
+PAGE = (ROOT / "docs" / "guide" / "your_own_camera.md").read_text().split("## Data sets")[0]
 
 
 def commands() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""docs/launch.md lists what the launch files declare; each argument is explained."""
+"""docs/guide/launch_files.md lists what the launch files declare; each argument is explained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def test_arguments(name):
     declared = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]
     assert all(argument.description for argument in declared)
     section = re.search(
-        rf"^## {name}\.launch\.py\n(.*?)^## ", (ROOT / "docs" / "launch.md").read_text(), re.M | re.S
+        rf"^## {name}\.launch\.py\n(.*?)^## ",
+        (ROOT / "docs" / "guide" / "launch_files.md").read_text(),
+        re.M | re.S,
     )[1]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.+) \|$", section, re.M)
     defaults = {}

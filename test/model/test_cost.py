@@ -11,7 +11,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.profiling.flops import build, costs, networks
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "network.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "network.md"
 
 
 def layer(tokens, keys, dim, reduction, frames, cross_tokens=0):

@@ -299,7 +299,7 @@ def test_points_of_a_lidar_by_hand(harness, start_node):
 
 
 def test_the_page_lists_the_parameters():
-    text = (Path(__file__).resolve().parents[2] / "docs" / "labelled_clouds.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "guide/labelled_point_clouds.md").read_text()
     rows = {
         name: (default.strip(), bool(star))
         for name, star, default in re.findall(

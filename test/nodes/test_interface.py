@@ -1,4 +1,4 @@
-"""The README's tables and config/segmenter.yaml against running nodes and messages: nothing more, nothing less."""
+"""The tables of docs/guide/ros_interface.md and config/segmenter.yaml against running nodes and messages: nothing more, nothing less."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LIFECYCLE = re.compile(r"/(change_state|get_state|get_available_\w+|get_transiti
 
 
 def tables(section: str) -> dict[str, list[list[str]]]:
-    """First header cell -> rows of the README's tables below a heading."""
-    text = (ROOT / "README.md").read_text()
+    """First header cell -> rows of the page's tables below a heading."""
+    text = (ROOT / "docs" / "guide" / "ros_interface.md").read_text()
     body = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.M | re.S)[1]
     found: dict[str, list[list[str]]] = {}
     for block in re.findall(r"(?:^\|.*\n)+", body, re.M):
@@ -80,7 +80,7 @@ def graph(harness: Harness, node: str) -> tuple[dict[str, set[str]], dict[str, s
 
 @pytest.mark.parametrize("node", ["segmenter", "evaluator"])
 def test_topics_and_services(harness, nodes, node):
-    told = tables(f"The {node}")
+    told = tables(node.capitalize())
     documented: dict[str, set[str]] = {}
     for cell, types, _ in told["topic"]:
         topics, kinds = names_in(cell), [kind.split()[0] for kind in types.split(",")]
@@ -134,7 +134,7 @@ def values(harness: Harness, node: str) -> dict[str, tuple[object, object]]:
 
 
 def shown(value: object) -> str:
-    """A default as the README writes it."""
+    """A default as the page writes it."""
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
@@ -142,7 +142,7 @@ def shown(value: object) -> str:
 def test_parameters(harness, nodes, node):
     rows = {
         names_in(cell)[0]: (default, "*" in cell, text)
-        for cell, default, text in tables(f"The {node}")["parameter"]
+        for cell, default, text in tables(node.capitalize())["parameter"]
     }
     running = values(harness, node)
     defaults = {param.name: param.default for param in DECLARED[node]}
@@ -187,6 +187,6 @@ def test_messages():
 
 def test_the_trainers_table():
     """The trainer cannot start without bags: its table is compared with its declarations."""
-    rows = {names_in(cell)[0]: default for cell, default, _ in tables("The trainer")["parameter"]}
+    rows = {names_in(cell)[0]: default for cell, default, _ in tables("Trainer")["parameter"]}
     assert rows == {param.name: shown(param.default) for param in trainer.PARAMETERS}
-    assert names_in(tables("The trainer")["topic"][0][0]) == ["training/progress"]
+    assert names_in(tables("Trainer")["topic"][0][0]) == ["training/progress"]

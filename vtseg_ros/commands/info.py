@@ -15,7 +15,7 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError
-from vtseg_ros.inference.backends import BY_SUFFIX, BackendOptions, open_backend
+from vtseg_ros.inference.backends import BackendOptions, is_exported, open_backend
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
 HELP = "What a bag, a checkpoint or an exported network holds."
@@ -71,7 +71,7 @@ def _rate(bag: BagReader, topic: str) -> float | None:
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
     export, parts = None, {}
-    if path.suffix.lower() in BY_SUFFIX:
+    if is_exported(path):
         backend = open_backend(path, BackendOptions(device="cpu"))
         loaded, export = backend.checkpoint, backend.description
     else:

@@ -1,6 +1,6 @@
 """The segmentation head: feature maps of one frame to its logits by pixel shuffle (paper, Section III-E).
 
-The widths are our choice (the paper gives C_head = 256 alone); see docs/network.md.
+The widths are our choice (the paper gives C_head = 256 alone); see docs/explanation/network.md.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ PARAMETERS = (
 
 
 class CloudNode(Node):
-    """Publish `segmentation/cloud`; docs/labelled_clouds.md describes its topics and parameters.
+    """Publish `segmentation/cloud`; docs/guide/labelled_point_clouds.md describes its topics and parameters.
 
     Inputs are subscribed to only while somebody subscribes to the cloud.
     """

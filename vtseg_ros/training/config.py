@@ -94,12 +94,12 @@ class ModelConfig:
             a factory that is the static network (see the docs: it can run code); empty = the configuration's own.
         init: of the linear layers of `vtseg` and `segformer_b*`: `segformer` (SegFormer's, made for fine-tuning wide
             pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
-            tells tokens apart (see docs/training.md).
+            tells tokens apart (see docs/guide/training.md).
         normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
         init_encoder: what the encoder of `vtseg` or `segformer_b*` starts from: a file of a Hugging Face
             SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b*` or `vtseg`; empty = none.
         init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
-            cross-attention from nothing (see docs/training.md).
+            cross-attention from nothing (see docs/guide/training.md).
         warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
             network of `vtseg` or `gru`, whose stage `prior` can then be left out. Of other classes than the data's,
             those of the same name are taken over. Empty = none.

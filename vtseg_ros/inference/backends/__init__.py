@@ -18,7 +18,20 @@ BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVin
 BACKEND_NAMES = ("auto", *BACKENDS)
 EXPORTED_SUFFIX = ".onnx"
 
-__all__ = ["BACKENDS", "BACKEND_NAMES", "Backend", "BackendOptions", "backend_of", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "BACKEND_NAMES",
+    "Backend",
+    "BackendOptions",
+    "backend_of",
+    "is_exported",
+    "open_backend",
+]
+
+
+def is_exported(path: str | Path) -> bool:
+    """Return whether a file's name is that of an exported network, not of a checkpoint."""
+    return Path(path).suffix.lower() == EXPORTED_SUFFIX
 
 
 def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Backend]:
@@ -33,7 +46,7 @@ def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Back
     """
     if name not in BACKEND_NAMES:
         raise ConfigError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
-    exported = not isinstance(source, Checkpoint) and Path(source).suffix.lower() == EXPORTED_SUFFIX
+    exported = not isinstance(source, Checkpoint) and is_exported(source)
     if name == "auto":
         return OnnxBackend if exported else TorchBackend
     backend = BACKENDS[name]
