@@ -1,6 +1,6 @@
 """The segmenter at several times the rate it can serve: latency, memory and counts. Exit code 1 if a promise breaks.
 
-Promises: p99 of the latency below three inference times, memory flat, received = answered + dropped + rejected.
+Promises: p99 of the latency below three inference times, memory flat, received = processed + dropped + rejected.
 Usage: python benchmarks/ros_overload.py [--seconds 60] [--factor 4] [--json FILE]
 """
 
@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict:
         image = picture((width, height))
         alone = [trip(image, (index + 1) * 100_000_000) for index in range(30)][10:]
         client.wait(lambda: told and told[-1].event == SegmentationStatus.IDLE, 30.0, "no idle status")
-        inference = [s.inference_s for s in told if s.event == SegmentationStatus.ANSWERED][10:]
+        inference = [s.inference_s for s in told if s.event == SegmentationStatus.PROCESSED][10:]
         before, rate = told[-1], args.factor / float(np.median(alone))
         told.clear()
         figures = flood(client, trip, image, rate, args.seconds, node.pid)
@@ -87,15 +87,15 @@ def measure(args: argparse.Namespace) -> dict:
     finally:
         processes.stop()
     last = told[-1]
-    answered = [s for s in told if s.event == SegmentationStatus.ANSWERED]
-    latency = [s.total_s for s in answered]
+    processed = [s for s in told if s.event == SegmentationStatus.PROCESSED]
+    latency = [s.total_s for s in processed]
     counts = {name: getattr(last, f"frames_{name}") - getattr(before, f"frames_{name}")
-              for name in ("received", "answered", "dropped", "rejected")}  # fmt: skip
-    under_load = float(np.median([s.inference_s for s in answered]))
+              for name in ("received", "processed", "dropped", "rejected")}  # fmt: skip
+    under_load = float(np.median([s.inference_s for s in processed]))
     return {
         **figures, **counts, "rate_hz": round(rate, 1), "inference_ms": round(float(np.median(inference)) * 1e3, 2),
         "inference_under_load_ms": round(under_load * 1e3, 2),
-        "inference_p99_under_load_ms": round(float(np.percentile([s.inference_s for s in answered], 99)) * 1e3, 2),
+        "inference_p99_under_load_ms": round(float(np.percentile([s.inference_s for s in processed], 99)) * 1e3, 2),
         **{f"latency_p{q}_ms": round(float(np.percentile(latency, q)) * 1e3, 2) for q in (50, 95, 99)},
         "latency_p99_in_inference_times": round(float(np.percentile(latency, 99)) / under_load, 2),
         "statuses": len(told) - sum(s.event == SegmentationStatus.IDLE for s in told),
@@ -117,8 +117,8 @@ def broken(figures: dict) -> list[str]:
     early, late = settled_memory(figures["memory_mb"])
     if late - early > FLAT_MB:
         found.append(f"memory grew from {early} to {late} MB")
-    if figures["received"] != figures["answered"] + figures["dropped"] + figures["rejected"]:
-        found.append("received is not answered + dropped + rejected")
+    if figures["received"] != figures["processed"] + figures["dropped"] + figures["rejected"]:
+        found.append("received is not processed + dropped + rejected")
     if figures["statuses"] != figures["received"]:
         found.append(f"{figures['statuses']} statuses for {figures['received']} frames")
     return found
@@ -129,8 +129,8 @@ def main() -> int:
     use_loopback(args.profile)
     figures = measure(args)
     print(
-        f"{figures['sent']} images at {figures['rate_hz']} Hz: received {figures['received']} = answered "
-        f"{figures['answered']} + dropped {figures['dropped']} + rejected {figures['rejected']}\n"
+        f"{figures['sent']} images at {figures['rate_hz']} Hz: received {figures['received']} = processed "
+        f"{figures['processed']} + dropped {figures['dropped']} + rejected {figures['rejected']}\n"
         f"latency p50 {figures['latency_p50_ms']} ms, p95 {figures['latency_p95_ms']} ms, p99 {figures['latency_p99_ms']} ms "
         f"= {figures['latency_p99_in_inference_times']} inference times ({figures['inference_under_load_ms']} ms; "
         f"{figures['inference_ms']} ms without the flood, p99 {figures['inference_p99_under_load_ms']} ms under it)\n"

@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     for name, topic in zip(("image", "label"), suffixes):
         remaps += ["-r", f"{name}{suffixes[topic]}:={topic}"]
     # The checkpoint's own baseline, where there is one.
-    baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_prior.png"
+    baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_baseline.png"
     parameters = [
         "-p",
         f"checkpoint:={checkpoint}",
@@ -212,12 +212,12 @@ def write_overlay(bag_path: Path, image: str, out: Path) -> int:
 def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> int:
     system = report["systems"][0]
     table = Table(title="What happened", show_header=False)
-    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    told = {name: report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")}
     accounted = sum(told.values())
     table.add_row("images sent by the player", str(sent))
     for name, value in told.items():
         table.add_row(f"  {name}", str(value))
-    table.add_row("masks per second", f"{told['answered'] / span_s:.1f}")
+    table.add_row("masks per second", f"{told['processed'] / span_s:.1f}")
     if report["latency_p50_s"] is not None:
         table.add_row(
             "latency p50 / p95",
@@ -239,8 +239,8 @@ def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> 
         ("masks", "a bag with the masks"),
     ):
         console.print(f"  {out / name}  {what}", soft_wrap=True)
-    if not masks or masks != told["answered"]:
-        console.print(f"[red]masks are missing: {told['answered']} answered, {masks} recorded")
+    if not masks or masks != told["processed"]:
+        console.print(f"[red]masks are missing: {told['processed']} processed, {masks} recorded")
         return 1
     if accounted != sent:
         console.print(f"[red]frames are unaccounted for: {sent} sent, {accounted} accounted for")

@@ -244,7 +244,7 @@ class Run:
             labelled = cross_entropy_sum(scores, known[:, None], members)
             return labelled + package.teacher.loss_sum(scores.flatten(0, 1), targets, valid)
 
-        loss = (loss_of(logits) + stage.prior_loss * loss_of(static)) / valid.sum().clamp(min=1)
+        loss = (loss_of(logits) + stage.static_loss * loss_of(static)) / valid.sum().clamp(min=1)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

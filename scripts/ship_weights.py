@@ -17,7 +17,7 @@ from vtseg_ros.model import load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR
 
 
-def position_prior(bags: list[Path], size: tuple[int, int], num_classes: int) -> np.ndarray:
+def position_baseline(bags: list[Path], size: tuple[int, int], num_classes: int) -> np.ndarray:
     """(H, W) uint8: each position's most frequent class over all labels of the bags."""
     store = FrameStore(FrameIndex([BagSource(bag) for bag in bags]), size=size)
     counts = np.zeros((num_classes, size[1], size[0]), np.int64)
@@ -50,8 +50,8 @@ def main() -> None:
         resize_mode=loaded.resize_mode,
         temperature=loaded.temperature,
     )
-    prior = position_prior(args.prior_of, loaded.input_size, len(loaded.labels))
-    cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_prior.png"), prior)
+    prior = position_baseline(args.prior_of, loaded.input_size, len(loaded.labels))
+    cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_baseline.png"), prior)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
 

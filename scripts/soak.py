@@ -64,7 +64,7 @@ class Monitor(Node):
     def __init__(self, pid: int) -> None:
         super().__init__("soak")
         self._pid, self.samples, self._latencies = pid, [], []
-        self.told = {kind: 0 for kind in ("answered", "dropped", "rejected")}
+        self.told = {kind: 0 for kind in ("processed", "dropped", "rejected")}
         self.masks, self.bad_sent, self.heard, self.last = 0, 0, 0, None
         self.began = self._sampled = self._spoiled = time.monotonic()
         self.create_subscription(SegmentationStatus, "segmentation/status", self._on_status, RELIABLE)
@@ -77,7 +77,7 @@ class Monitor(Node):
         for name in self.told:
             if message.event == getattr(SegmentationStatus, name.upper()):
                 self.told[name] += 1
-        if message.event == SegmentationStatus.ANSWERED:
+        if message.event == SegmentationStatus.PROCESSED:
             self._latencies.append(message.total_s)
 
     def _on_mask(self, _: Image) -> None:
@@ -95,7 +95,7 @@ class Monitor(Node):
         if now - self._sampled >= SAMPLE_S:
             self._sampled = now
             latencies, self._latencies = self._latencies, []
-            sample = {"time_s": now - self.began, **process_figures(self._pid), "answered": len(latencies)}
+            sample = {"time_s": now - self.began, **process_figures(self._pid), "processed": len(latencies)}
             for share in (50, 95):
                 sample[f"latency_p{share}_ms"] = (
                     1e3 * float(np.percentile(latencies, share)) if latencies else None
@@ -208,11 +208,11 @@ def watch(args, segmenter: subprocess.Popen, player: subprocess.Popen) -> tuple[
 def summarize(args, monitor: Monitor, trends: dict, sent: int, codes: list[int], out: Path) -> int:
     last = monitor.last
     counts = {
-        name: getattr(last, f"frames_{name}") for name in ("received", "answered", "dropped", "rejected")
+        name: getattr(last, f"frames_{name}") for name in ("received", "processed", "dropped", "rejected")
     }
     lost = sent - counts["received"]
     checks = {
-        "received = answered + dropped + rejected": counts["received"] == sum(list(counts.values())[1:]),
+        "received = processed + dropped + rejected": counts["received"] == sum(list(counts.values())[1:]),
         "a status for every frame": sum(monitor.told.values()) == counts["received"],
         "idle at the end": last.event == SegmentationStatus.IDLE,
         "no more received than sent": lost >= 0,

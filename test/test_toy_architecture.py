@@ -43,9 +43,9 @@ ENTRY_POINTS = "[vtseg_ros.architectures]\ntoy = toy_network\n"
 CONFIG = """
 data: {{train: [{bag}], validation_share: 0.4, size: [64, 32], labels: street, workers: 0}}
 model: {{architecture: toy}}
-stages: [{{name: prior, steps: 2, batch: 2, max_lr: 0.01}}]
-sweep_frames: 0
-pictures: 0
+stages: [{{name: static, steps: 2, batch: 2, max_lr: 0.01}}]
+window_sweep_frames: 0
+preview_frames: 0
 device: cpu
 """
 
@@ -110,7 +110,7 @@ def test_it_can_be_a_static_network(trained, street_bag, tmp_path):
 
 
 def test_costs_list_it(package, capsys):
-    assert main(["cost", "--network", "Toy", "--size", "64x32", "--window", "1", "--classes", "5"]) == 0
+    assert main(["flops", "--network", "Toy", "--size", "64x32", "--window", "1", "--classes", "5"]) == 0
     assert f"{3 * 8 * 9 + 8 + 8 * 5 + 5:,}" in capsys.readouterr().out
 
 

@@ -55,10 +55,10 @@ def film(source, path) -> None:
 def write_config(path) -> None:
     """The page's YAML with fewer and smaller steps."""
     config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
-    config["data"].update(size=[64, 32], guard_s=0.3, workers=0)
+    config["data"].update(size=[64, 32], split_gap_s=0.3, workers=0)
     for stage in config["stages"]:
         stage.update(steps=3, batch=2)
-    config.update(validate_every=0, device="cpu", sweep_frames=0)
+    config.update(validate_every=0, device="cpu", window_sweep_frames=0)
     path.write_text(yaml.safe_dump(config))
 
 

@@ -61,10 +61,10 @@ def paint(frames: Path, masks: Path, truth: dict[int, np.ndarray]) -> None:
 def write_config(path: Path) -> None:
     """The page's YAML with fewer and smaller steps."""
     config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
-    config["data"].update(size=[64, 32], guard_s=0.3, workers=0)
+    config["data"].update(size=[64, 32], split_gap_s=0.3, workers=0)
     for stage in config["stages"]:
         stage.update(steps=3, batch=2)
-    config.update(validate_every=0, device="cpu", sweep_frames=0)
+    config.update(validate_every=0, device="cpu", window_sweep_frames=0)
     path.write_text(yaml.safe_dump(config))
 
 
@@ -90,7 +90,7 @@ def walked(street_bag, tmp_path_factory):
             if command[:3] == ["vtseg", "labels", "merge"]:
                 write_config(folder / "train.yaml")
     assert [words.split()[1] for words in done if words.startswith("vtseg")] == [
-        "info", "labels", "labels", "augment", "train", "segment",
+        "info", "labels", "labels", "preview-augmentation", "train", "segment",
     ]  # fmt: skip
     return folder, last
 

@@ -18,7 +18,7 @@ from vtseg_ros.errors import VTSegError
 COMMANDS = {
     "synth": "synthetic street video with labels, depth and flow into a bag",
     "train": "train from bags",
-    "augment": "a picture of the windows that a training would see",
+    "preview-augmentation": "an image of the windows that a training run would see",
     "evaluate": "score checkpoints on a labelled bag, side by side",
     "segment": "masks for every frame of a bag or video file",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, images, videos) into bags",
@@ -28,7 +28,7 @@ COMMANDS = {
     "labels": "frames of a bag out for labelling, label images back in",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
-    "cost": "parameters and multiply-adds of the networks",
+    "flops": "parameters and multiply-adds of the networks",
     "weights": "published weights by name: list, get, convert",
     "info": "what a bag or a checkpoint holds",
     "doctor": "versions, devices, speed and known problems, for bug reports",
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The top-level parser; subcommand arguments are added by `main` for the one that is called."""
     parser = argparse.ArgumentParser(prog="vtseg", description="Video semantic segmentation with VTSeg.")
     parser.add_argument("--version", action="version", version=f"vtseg {__version__}")
-    lines = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<20} {text}" for name, text in COMMANDS.items())
     parser.epilog = f"commands:\n{lines}\n\n`vtseg COMMAND --help` explains each."
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")

@@ -31,7 +31,7 @@ def ids_of(number: int, size: tuple[int, int] = (64, 32)) -> np.ndarray:
 
 
 def write_bag(
-    path: Path, stamps_s, *, label_every: int = 1, storage: str = "mcap", compressed: bool = False,
+    path: Path, stamps_s, *, label_stride: int = 1, storage: str = "mcap", compressed: bool = False,
     size: tuple[int, int] = (64, 32), label_map: bool = True, label_topic: str = "/camera/label",
 ) -> Path:  # fmt: skip
     """A bag of `picture(i)` and, for every n-th frame from the first on, `ids_of(i)`."""
@@ -44,7 +44,7 @@ def write_bag(
             bag.write_image(
                 f"/camera/image{suffix}", picture(number, size), stamp, "cam", compressed=compressed
             )
-            if label_every and number % label_every == 0:
+            if label_stride and number % label_stride == 0:
                 bag.write_label(
                     label_topic + suffix, ids_of(number, size), stamp, "cam", compressed=compressed
                 )

@@ -36,7 +36,7 @@ def frame(number):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_masks(tmp_path, packed):
-    bag = write_bag(tmp_path / "bag", [0, 0.1], label_every=0)
+    bag = write_bag(tmp_path / "bag", [0, 0.1], label_stride=0)
     files = {frame(n): png(np.full((32, 64), n + 1, np.uint8)) for n in range(2)}
     files.update({pattern.format(name): FORK for name in list(files) for pattern in HIDDEN})
     files[".labelmap.txt"] = b"no class list"

@@ -27,7 +27,7 @@ TOPIC = "/camera/label/compressed"
 @pytest.fixture
 def bag(tmp_path):
     """20 frames without labels, and a class list."""
-    return write_bag(tmp_path / "drive", TENTHS, label_every=0)
+    return write_bag(tmp_path / "drive", TENTHS, label_stride=0)
 
 
 def name_of(number: int) -> str:
@@ -158,7 +158,7 @@ class TestMerge:
         np.testing.assert_array_equal(labels_in(tmp_path / "out")[7], ids_of(7))
 
     def test_a_bag_without_a_class_list_gets_the_one_that_was_named(self, tmp_path):
-        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        bag = write_bag(tmp_path / "plain", TENTHS, label_stride=0, label_map=False)
         save(tmp_path / "masks" / name_of(1), np.full((32, 64), 10, np.uint8))
         assert merge(bag, tmp_path / "masks", tmp_path / "named", "--labels", "camvid") == 0
         with BagReader(tmp_path / "named") as merged:
@@ -291,7 +291,7 @@ class TestMasksOfTheField:
         assert len(json.loads((tmp_path / "told.json").read_text())["notes"]) == 2
 
     def test_0_and_255_are_told(self, tmp_path, capsys):
-        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        bag = write_bag(tmp_path / "plain", TENTHS, label_stride=0, label_map=False)
         (tmp_path / "two.txt").write_text("ground:9,9,9::\nroad:8,8,8::\n")
         self.put(tmp_path / "masks", 0, png_file(np.repeat([[0, 255]], 32, 0).repeat(32, 1), GREY))
         assert merge(bag, tmp_path / "masks", tmp_path / "out", "--labels", tmp_path / "two.txt") == 0
@@ -313,7 +313,7 @@ class TestMasksOfTheField:
     @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16"])
     @pytest.mark.parametrize("zipped", [False, True])
     def test_class_lists_of_windows(self, tmp_path, codec, zipped):
-        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        bag = write_bag(tmp_path / "plain", TENTHS, label_stride=0, label_map=False)
         text = "road:128,64,128::\r\nsky:70,130,180::\r\n".encode(codec)
         self.put(tmp_path / "masks", 0, png_file(ids_of(0) % 2, GREY))
         masks, options = tmp_path / "masks", ["--labels", tmp_path / "list.txt"]
@@ -369,7 +369,7 @@ class TestCvat:
         np.testing.assert_array_equal(found[5], ids_of(5))  # in the bag's order, not the export's
 
     def test_a_bag_without_a_list_takes_the_exports(self, tmp_path):
-        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        bag = write_bag(tmp_path / "plain", TENTHS, label_stride=0, label_map=False)
         masks = self.export(tmp_path / "task", {name_of(2): ids_of(2)})
         assert merge(bag, masks, tmp_path / "out") == 0
         with BagReader(tmp_path / "out") as merged:
@@ -383,7 +383,7 @@ class TestCvat:
         assert "their meaning is unclear" in capsys.readouterr().err
 
     def test_an_export_without_its_list(self, tmp_path, capsys):
-        bag = write_bag(tmp_path / "plain", TENTHS, label_every=0, label_map=False)
+        bag = write_bag(tmp_path / "plain", TENTHS, label_stride=0, label_map=False)
         masks = self.export(tmp_path / "task", {name_of(2): ids_of(2)})
         (masks / "labelmap.txt").unlink()
         assert merge(bag, masks, tmp_path / "out") == 2

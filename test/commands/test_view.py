@@ -74,7 +74,7 @@ def check_classes(found: dict[int, tuple[str, int]], labels) -> None:
 def masks(tmp_path_factory, tiny_checkpoint) -> tuple[Path, Path]:
     """A bag of images, and the bag of masks that vtseg segment makes of it."""
     folder = tmp_path_factory.mktemp("view")
-    images = write_bag(folder / "images", STAMPS_S, label_every=0)
+    images = write_bag(folder / "images", STAMPS_S, label_stride=0)
     assert (
         main(["segment", str(images), "--out", str(folder / "masks"), "--checkpoint", str(tiny_checkpoint)])
         == 0
@@ -141,7 +141,7 @@ def test_a_recorded_segmenter_with_status_and_confidence(tmp_path):
     status = types["vtseg_ros/msg/SegmentationStatus"]
     header, stamp_type = types["std_msgs/msg/Header"], types["builtin_interfaces/msg/Time"]
     numbers = dict.fromkeys(
-        ["frames_in_window", "frames_received", "frames_answered", "frames_dropped", "frames_rejected"], 1
+        ["frames_in_window", "frames_received", "frames_processed", "frames_dropped", "frames_rejected"], 1
     )
     with BagWriter(tmp_path / "bag") as bag:
         bag.write_label_map("/front/segmentation/label_map", CLASSES, START_NS)

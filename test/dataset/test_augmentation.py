@@ -15,7 +15,7 @@ from vtseg_ros.errors import ConfigError
 
 PLAIN = AugmentationConfig(blur=0.0, brightness=0.0, saturation=0.0, hue_deg=0.0)
 """Geometry alone."""
-STILL = AugmentationConfig(derived=0.0, flip=0.0, scale=(1.0, 1.0), rotation_deg=0.0)
+STILL = AugmentationConfig(pseudo_clips=0.0, flip=0.0, scale=(1.0, 1.0), rotation_deg=0.0)
 """Colours alone."""
 SIZE = (48, 32)
 
@@ -49,7 +49,7 @@ def bilinear(image: np.ndarray, where: np.ndarray) -> np.ndarray:
 def test_labels_and_pixels_go_where_the_transforms_say(seed, derived):
     rng = np.random.default_rng(seed)
     video, labels = window(rng)
-    draw = Augmentation(dataclasses.replace(PLAIN, derived=derived)).draw(4, SIZE, rng)
+    draw = Augmentation(dataclasses.replace(PLAIN, pseudo_clips=derived)).draw(4, SIZE, rng)
     out_video, out_labels = draw.apply(video, labels)
     assert out_video.shape == video.shape and out_video.dtype == out_labels.dtype == np.uint8
     for t in range(4):
@@ -71,19 +71,19 @@ def test_real_windows_have_one_geometry(rng):
     video, labels = window(rng)
     video[:], labels[:] = video[0], labels[0]
     for seed in range(20):
-        draw = Augmentation(dataclasses.replace(PLAIN, derived=0.0)).draw(
+        draw = Augmentation(dataclasses.replace(PLAIN, pseudo_clips=0.0)).draw(
             4, SIZE, np.random.default_rng(seed)
         )
-        assert not draw.derived and (draw.transforms == draw.transforms[0]).all()
+        assert not draw.pseudo_clip and (draw.transforms == draw.transforms[0]).all()
         out_video, out_labels = draw.apply(video, labels)
         assert (out_video == out_video[0]).all() and (out_labels == out_labels[0]).all()
 
 
 def test_a_share_of_the_windows_is_derived_and_never_a_single_frame(rng):
     augmentation = Augmentation(AugmentationConfig())
-    share = np.mean([augmentation.draw(4, SIZE, rng).derived for _ in range(1500)])
+    share = np.mean([augmentation.draw(4, SIZE, rng).pseudo_clip for _ in range(1500)])
     assert 0.75 < share < 0.85  # 0.8, five standard deviations of 0.0103
-    assert not any(augmentation.draw(1, SIZE, rng).derived for _ in range(50))
+    assert not any(augmentation.draw(1, SIZE, rng).pseudo_clip for _ in range(50))
 
 
 def test_derived_windows_follow_a_smooth_path_that_ends_at_the_labelled_frame():
@@ -92,7 +92,7 @@ def test_derived_windows_follow_a_smooth_path_that_ends_at_the_labelled_frame():
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]]).T
     moved = []
     for seed in range(200):
-        config = dataclasses.replace(PLAIN, derived=1.0, flip=0.0, scale=(1.0, 1.0), rotation_deg=0.0)
+        config = dataclasses.replace(PLAIN, pseudo_clips=1.0, flip=0.0, scale=(1.0, 1.0), rotation_deg=0.0)
         draw = Augmentation(config).draw(4, (width, height), np.random.default_rng(seed))
         np.testing.assert_allclose(draw.transforms[-1], np.eye(3), atol=1e-9)
         path = np.stack([(t @ corners)[:2].T for t in draw.transforms])  # (4, 4, 2)
@@ -106,7 +106,7 @@ def test_derived_windows_follow_a_smooth_path_that_ends_at_the_labelled_frame():
 
 def test_a_flip_is_one(rng):
     video, labels = window(rng)
-    config = dataclasses.replace(PLAIN, derived=0.0, flip=1.0, scale=(1.0, 1.0), rotation_deg=0.0)
+    config = dataclasses.replace(PLAIN, pseudo_clips=0.0, flip=1.0, scale=(1.0, 1.0), rotation_deg=0.0)
     out_video, out_labels = Augmentation(config)(video, labels, rng)
     np.testing.assert_array_equal(out_video, video[:, :, ::-1])
     np.testing.assert_array_equal(out_labels, labels[:, :, ::-1])
@@ -115,7 +115,7 @@ def test_a_flip_is_one(rng):
 def test_crops_of_the_whole_image_or_less_hold_no_unknown_pixel(rng):
     _, labels = window(rng)
     video = np.zeros((*labels.shape, 3), np.uint8)
-    config = dataclasses.replace(PLAIN, derived=0.0, rotation_deg=0.0, scale=(1.0, 3.0))
+    config = dataclasses.replace(PLAIN, pseudo_clips=0.0, rotation_deg=0.0, scale=(1.0, 3.0))
     for seed in range(50):
         _, out = Augmentation(config)(video, labels, np.random.default_rng(seed))
         assert (out == 255).mean() == 0
@@ -174,7 +174,7 @@ def test_the_same_draw_gives_the_same_window(rng):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"derived": 1.2}, "augmentation.derived must be in 0..1. Got: 1.2"),
+        ({"pseudo_clips": 1.2}, "augmentation.pseudo_clips must be in 0..1. Got: 1.2"),
         ({"flip": -0.1}, "augmentation.flip"),
         ({"blur": float("nan")}, "augmentation.blur"),
         ({"brightness": 1.5}, "augmentation.brightness"),
@@ -191,7 +191,7 @@ def test_ranges_that_make_no_sense_are_refused(change, words):
 
 def test_pictures_smaller_than_the_frame_move_within_it(rng):
     """A scale below 1: all of the picture is in the frame, at places that differ."""
-    config = AugmentationConfig(derived=0.0, flip=0.0, scale=(0.5, 0.5), rotation_deg=0.0)
+    config = AugmentationConfig(pseudo_clips=0.0, flip=0.0, scale=(0.5, 0.5), rotation_deg=0.0)
     corners = np.array([[0, 0, 1], [SIZE[0], SIZE[1], 1.0]])
     places = [corners @ Augmentation(config).draw(1, SIZE, rng).transforms[0].T for _ in range(200)]
     first, last = np.array(places)[:, 0, :2], np.array(places)[:, 1, :2]

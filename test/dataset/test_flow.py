@@ -81,7 +81,7 @@ def test_topic_flow_follows_the_augmentation(store, derived):
     """Flipped, scaled, turned windows: the flow carries the past frame onto the present one."""
     flow = WindowFlow(TOPIC, store.index)
     augmentation = Augmentation(
-        AugmentationConfig(derived=derived, flip=0.5, rotation_deg=15.0, brightness=0, saturation=0, hue_deg=0, blur=0)
+        AugmentationConfig(pseudo_clips=derived, flip=0.5, rotation_deg=15.0, brightness=0, saturation=0, hue_deg=0, blur=0)
     )  # fmt: skip
     for seed in range(6):
         numbers = list(range(4, 8))
@@ -106,7 +106,7 @@ def test_topic_flow_of_real_windows(store):
 def test_estimated_flow_sees_the_augmented_frames(store):
     video, labels = store.window([4, 5], 2)
     flow = WindowFlow("dis", store.index)
-    draw = Augmentation(AugmentationConfig(derived=1.0)).draw(2, (128, 64), np.random.default_rng(1))
+    draw = Augmentation(AugmentationConfig(pseudo_clips=1.0)).draw(2, (128, 64), np.random.default_rng(1))
     video, _ = draw.apply(video, labels)
     assert np.array_equal(flow.window([4, 5], video, draw)[0], DisFlow()(video[1], video[0]))
 

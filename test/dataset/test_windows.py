@@ -102,12 +102,12 @@ class TestIndex:
         ],
     )  # fmt: skip
     def test_empty_parts_and_missing_topics(self, tmp_path, source, words):
-        bag = write_bag(tmp_path / "bag", TENTHS, label_every=10)
+        bag = write_bag(tmp_path / "bag", TENTHS, label_stride=10)
         with pytest.raises(BagError, match=words):
             index_of(BagSource(bag, **source))
 
     def test_labels_are_needed_unless_told_otherwise(self, tmp_path):
-        bag = write_bag(tmp_path / "bag", TENTHS, label_every=0)
+        bag = write_bag(tmp_path / "bag", TENTHS, label_stride=0)
         with pytest.raises(BagError, match="has no label topic. Add one with `vtseg labels merge`"):
             index_of(bag)
         assert len(index_of(bag, need_labels=False).frames) == 20
@@ -181,20 +181,20 @@ class TestWindows:
         assert windows == [[0], [0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [5], [5, 6]]
 
     def test_only_labelled_frames_are_newest(self, tmp_path):
-        bag = write_bag(tmp_path / "bag", TENTHS, label_every=5)
+        bag = write_bag(tmp_path / "bag", TENTHS, label_stride=5)
         assert index_of(bag).windows(3) == [[0], [3, 4, 5], [8, 9, 10], [13, 14, 15]]
-        assert index_of(bag).windows(3, label_every=2) == [[0], [8, 9, 10]]
+        assert index_of(bag).windows(3, label_stride=2) == [[0], [8, 9, 10]]
 
     def test_every_nth_label_is_counted_over_sequences(self, tmp_path):
         """As in Cityscapes: a label in each sequence."""
-        bag = write_bag(tmp_path / "bag", [10 * i + j / 10 for i in range(6) for j in (0, 1)], label_every=2)
+        bag = write_bag(tmp_path / "bag", [10 * i + j / 10 for i in range(6) for j in (0, 1)], label_stride=2)
         index = index_of(bag)
         assert len(index.sequences) == 6
         assert index.labelled(2) == [(0, 0), (4, 4), (8, 8)]
-        assert index.windows(2, label_every=4) == [[0], [8]]
+        assert index.windows(2, label_stride=4) == [[0], [8]]
 
     def test_stride_counts_back_from_the_label(self, tmp_path):
-        bag = write_bag(tmp_path / "bag", TENTHS, label_every=5)
+        bag = write_bag(tmp_path / "bag", TENTHS, label_stride=5)
         index = index_of(bag, stride=3)
         assert index.windows(3) == [[0], [2, 5], [4, 7, 10], [9, 12, 15]]  # labels 5 and 15 are not lost
 
@@ -212,7 +212,7 @@ def _no_threads_of_opencv():
 class TestStore:
     @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
     def test_random_access(self, tmp_path, storage, rng):
-        store = FrameStore(index_of(write_bag(tmp_path / "bag", TENTHS, label_every=2, storage=storage)))
+        store = FrameStore(index_of(write_bag(tmp_path / "bag", TENTHS, label_stride=2, storage=storage)))
         for number in rng.permutation(20):
             np.testing.assert_array_equal(store.image(number), picture(number))
             label = store.label(number)
@@ -238,7 +238,7 @@ class TestStore:
 
     def test_a_bag_is_not_loaded_into_memory(self, tmp_path):
         """120 frames of 1 MB: reading some of them at random keeps a few in memory."""
-        bag = write_bag(tmp_path / "bag", [i / 10 for i in range(120)], size=(704, 496), label_every=60)
+        bag = write_bag(tmp_path / "bag", [i / 10 for i in range(120)], size=(704, 496), label_stride=60)
         tracemalloc.start()
         store = FrameStore(index_of(bag))
         for number in (3, 118, 60, 7):
@@ -338,7 +338,7 @@ class TestCache:
         return FrameStore(index_of(path), size=size, cache_dir=folder)
 
     def test_it_holds_what_decoding_gives(self, tmp_path, monkeypatch):
-        bag = write_bag(tmp_path / "bag", TENTHS, label_every=2)
+        bag = write_bag(tmp_path / "bag", TENTHS, label_stride=2)
         plain, store = FrameStore(index_of(bag), size=(32, 32)), self.cached(bag, tmp_path / "cache")
         for number in range(20):
             np.testing.assert_array_equal(store.image(number), plain.image(number))

@@ -159,8 +159,8 @@ def test_all_systems_of_the_paper_trained_and_compared(street_flow_bag, tmp_path
     pytest.importorskip("lightning_fabric")
     prior = {"warm_start": str(tmp_path / "erfnet" / "last.safetensors")}
     runs = {
-        "erfnet": ("erfnet", ["prior"], {}),
-        "segformer": ("segformer_b0", ["prior"], {}),
+        "erfnet": ("erfnet", ["static"], {}),
+        "segformer": ("segformer_b0", ["static"], {}),
         "gru_dis": ("gru", ["video"], {**prior, "flow": "dis"}),
         "gru_gt": ("gru", ["video"], {**prior, "flow": "/camera/flow_backward"}),
         "vtseg": ("vtseg", ["video"], {**prior, "preset": "tiny"}),

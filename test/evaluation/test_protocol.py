@@ -187,7 +187,7 @@ def test_image_networks_and_the_static_network_inside(short_bag, frames, tiny_ch
     assert found["systems"][0]["model"] == "segformer_b0" and found["systems"][0]["window"] == 1
     close(found["systems"][0], by_hand(segformer, frames, 1, size=(96, 64)))
     prior = load_checkpoint(tiny_checkpoint).model.static_prior
-    for model in ("erfnet", "prior"):
+    for model in ("erfnet", "static"):
         found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--model", model, "--window", 4)
         assert (found["systems"][0]["name"], found["systems"][0]["window"]) == ("ERFNet", 1)
         close(found["systems"][0], by_hand(prior, frames, 1))
@@ -278,7 +278,7 @@ def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
     found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours")
     assert found["systems"][0]["name"] == "ours"
     both = run(
-        tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours", "--model", "vtseg", "prior"
+        tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours", "--model", "vtseg", "static"
     )
     assert [system["name"] for system in both["systems"]] == ["ours: VTSeg", "ours: ERFNet"]
 

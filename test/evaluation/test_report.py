@@ -28,7 +28,7 @@ def data():
         scores.update(NS + number * NS // 10, mask, label, np.full((16, 32, 3), 90, np.uint8))
     system = scores.as_system(name="segmenter", model="vtseg", checkpoint="c", window=4)
     return ReportData(
-        "Drive", scores, [system], {"answered": 4, "dropped": 1}, [0.01, 0.02, 0.03], {"bag": "drive"}
+        "Drive", scores, [system], {"processed": 4, "dropped": 1}, [0.01, 0.02, 0.03], {"bag": "drive"}
     )
 
 
@@ -43,7 +43,7 @@ def test_json_by_hand(data, tmp_path):
     }
     assert system["pixel_accuracy"] == pytest.approx(100 * (2048 - 112) / 2048, abs=1e-3)
     assert found["baseline_miou"] == pytest.approx(25.0)  # all road: half of its union; sky nothing
-    assert (found["answered"], found["dropped"], found["latency_p50_s"]) == (4, 1, 0.02)
+    assert (found["processed"], found["dropped"], found["latency_p50_s"]) == (4, 1, 0.02)
 
 
 def test_the_page_is_whole_and_escapes_names(data, tmp_path):

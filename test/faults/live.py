@@ -13,7 +13,7 @@ from nodes.harness import Harness
 from sensor_msgs.msg import CompressedImage, Image
 from vtseg_ros.msg import SegmentationStatus
 
-TOLD = (SegmentationStatus.ANSWERED, SegmentationStatus.DROPPED, SegmentationStatus.REJECTED)
+TOLD = (SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED, SegmentationStatus.REJECTED)
 
 
 def ros_image(message: SimpleNamespace) -> Image:
@@ -82,5 +82,5 @@ class Camera:
 
         wait_until(settled, timeout_s, lambda: f"{self.status[-1:]} {len(self.told())} {self.node.output()}")
         last = self.status[-1]
-        assert last.frames_received == last.frames_answered + last.frames_dropped + last.frames_rejected
+        assert last.frames_received == last.frames_processed + last.frames_dropped + last.frames_rejected
         return last

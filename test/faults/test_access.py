@@ -48,7 +48,7 @@ def test_the_policy_is_what_running_nodes_use(
     from sensor_msgs.msg import PointCloud2
 
     values = {"data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0},
-              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "prior", "steps": 100_000, "batch": 1}]}  # fmt: skip
+              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "static", "steps": 100_000, "batch": 1}]}  # fmt: skip
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     arguments = {
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
@@ -129,7 +129,7 @@ def test_commands_reach_no_network_and_write_only_where_told(street_bag, tiny_ch
     out = tmp_path / "out"
     out.mkdir()
     values = {"data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0, "validation_every": 10},
-              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "prior", "steps": 1, "batch": 1}]}  # fmt: skip
+              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "static", "steps": 1, "batch": 1}]}  # fmt: skip
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
 
     def command(folder: str) -> list[str]:

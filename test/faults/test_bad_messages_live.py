@@ -1,4 +1,4 @@
-"""Bad messages over DDS to segmenter processes: each answered or rejected, counted, and the node goes on."""
+"""Bad messages over DDS to segmenter processes: each processed or rejected, counted, and the node goes on."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def camera(start):
 
 
 def test_malformed_images(camera, rng):
-    answered = rejected = 0
+    processed = rejected = 0
     for _ in range(MALFORMED):
         message = lies.lie(rng, lies.good(rng))
         # A C string ends at its first zero.
         message.encoding = message.encoding.split("\0")[0]
         status = camera.ask(ros_image(message))
         if lies.is_true(message):
-            answered += 1
-            assert status.event == SegmentationStatus.ANSWERED, status
+            processed += 1
+            assert status.event == SegmentationStatus.PROCESSED, status
         else:
             rejected += 1
             assert status.event == SegmentationStatus.REJECTED and status.reason, vars(message)
     last = camera.idle()
-    assert (last.frames_received, last.frames_answered, last.frames_rejected) == (
+    assert (last.frames_received, last.frames_processed, last.frames_rejected) == (
         MALFORMED,
-        answered,
+        processed,
         rejected,
     )
-    assert answered > 20 and rejected > 150
-    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert processed > 20 and rejected > 150
+    assert camera.good().event == SegmentationStatus.PROCESSED
 
 
 def test_damaged_files(start, rng):
@@ -69,12 +69,12 @@ def test_damaged_files(start, rng):
     bombs = [np.frombuffer(lies.png_file(60000, 60000, b""), np.uint8)] * 20
     for data in [lies.damage(rng, whole) for _ in range(DAMAGED)] + bombs:
         assert camera.ask(ros_compressed(data)).event in (
-            SegmentationStatus.ANSWERED,
+            SegmentationStatus.PROCESSED,
             SegmentationStatus.REJECTED,
         )
     last = camera.idle()
     assert last.frames_received == DAMAGED + len(bombs) and last.frames_rejected >= len(bombs) + DAMAGED // 2
-    assert camera.ask(compressed_message(rgb, "png", 0)).event == SegmentationStatus.ANSWERED
+    assert camera.ask(compressed_message(rgb, "png", 0)).event == SegmentationStatus.PROCESSED
 
 
 def test_serialized_messages_cut_anywhere(camera, rng):
@@ -88,7 +88,7 @@ def test_serialized_messages_cut_anywhere(camera, rng):
                 cut[4 + place % (len(cut) - 4)] = int(rng.integers(0, 256))
         camera.publisher.publish(bytes(cut))
     after = camera.good()
-    assert after.event == SegmentationStatus.ANSWERED and camera.node.process.poll() is None
+    assert after.event == SegmentationStatus.PROCESSED and camera.node.process.poll() is None
     assert received < after.frames_received <= received + CUT + 1
 
 
@@ -104,7 +104,7 @@ def test_lying_camera_info(camera):
     ):
         publisher.publish(info)
         for _ in range(3):
-            assert camera.good().event == SegmentationStatus.ANSWERED
+            assert camera.good().event == SegmentationStatus.PROCESSED
 
 
 def test_stamps_at_the_ends_of_their_range(camera):
@@ -117,9 +117,9 @@ def test_stamps_at_the_ends_of_their_range(camera):
         camera.sent += 1
         camera.publisher.publish(message)
         wait_until(lambda before=before: len(camera.told()) > before, 30, camera.node.output)
-        assert camera.told()[-1].event == SegmentationStatus.ANSWERED
+        assert camera.told()[-1].event == SegmentationStatus.PROCESSED
         assert camera.told()[-1].header.stamp == message.header.stamp
-    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert camera.good().event == SegmentationStatus.PROCESSED
 
 
 def test_a_giant_image_takes_bounded_memory(camera):
@@ -130,6 +130,6 @@ def test_a_giant_image_takes_bounded_memory(camera):
     message.data = array.array("B", bytes(12_000_000))
     camera.send(message)
     wait_until(lambda: camera.told()[-1].header.stamp == message.header.stamp, 120, camera.node.output)
-    assert camera.told()[-1].event == SegmentationStatus.ANSWERED
+    assert camera.told()[-1].event == SegmentationStatus.PROCESSED
     assert camera.node.peak_memory_mb() - before < 600
-    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert camera.good().event == SegmentationStatus.PROCESSED

@@ -49,7 +49,7 @@ def test_any_value_for_any_parameter(camera):
         assert all(result.reason for result in results if not result.successful), name
     assert refused > 15 * len(VALUES) // 2
     assert camera.node.process.poll() is None, camera.node.output()
-    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert camera.good().event == SegmentationStatus.PROCESSED
 
 
 def test_a_parameter_of_no_type(camera):
@@ -60,7 +60,7 @@ def test_a_parameter_of_no_type(camera):
     value = ParameterValue(type=250)
     client.call_async(SetParameters.Request(parameters=[Parameter(name=n, value=value) for n in names]))
     camera.node.wait_for("a callback failed")
-    assert camera.good().event == SegmentationStatus.ANSWERED
+    assert camera.good().event == SegmentationStatus.PROCESSED
     assert camera.node.stop() == 0
 
 

@@ -22,7 +22,7 @@ from nodes.encoders import NS, image_message, picture
 from rosgraph_msgs.msg import Clock
 from vtseg_ros.msg import SegmentationStatus
 
-ANSWERED, REJECTED = SegmentationStatus.ANSWERED, SegmentationStatus.REJECTED
+PROCESSED, REJECTED = SegmentationStatus.PROCESSED, SegmentationStatus.REJECTED
 STOPPED_SUBSCRIBER = """
 import sys, rclpy
 from sensor_msgs.msg import Image
@@ -55,13 +55,13 @@ def plain(*color: int):
     return image_message(np.full((48, 80, 3), color, np.uint8), "rgb8", 0)
 
 
-def test_out_of_memory_is_told_and_the_next_frame_answered(camera):
-    assert camera.good().event == ANSWERED
+def test_out_of_memory_is_told_and_the_next_frame_processed(camera):
+    assert camera.good().event == PROCESSED
     for _ in range(3):
         status = camera.ask(plain(255, 0, 0))
         assert status.event == REJECTED and "cpu is out of memory at 64x32 px" in status.reason
         after = camera.good()
-        assert (after.event, after.frames_in_window) == (ANSWERED, 1)
+        assert (after.event, after.frames_in_window) == (PROCESSED, 1)
 
 
 def test_an_error_of_the_network_costs_one_frame(camera):
@@ -79,7 +79,7 @@ def test_another_size_and_back(camera):
     for size, frames in (((50, 90), 5), ((96, 64), 2), ((30, 200), 1), ((48, 80), 3)):
         for index in range(frames):
             status = camera.good(height=size[0], width=size[1])
-            assert status.event == ANSWERED and (index == 0) == (status.frames_in_window == 1)
+            assert status.event == PROCESSED and (index == 0) == (status.frames_in_window == 1)
         wait_until(lambda size=size: (camera.masks[-1].height, camera.masks[-1].width) == size, 10)
 
 
@@ -99,15 +99,15 @@ def test_the_clock_stops_and_jumps(camera):
         message.clock.sec = seconds
         clock.publish(message)
         status = camera.good()
-        assert status.event == ANSWERED and 0 < status.total_s < 20
+        assert status.event == PROCESSED and 0 < status.total_s < 20
     camera.idle()
     for _ in range(3):
-        assert camera.good().event == ANSWERED
+        assert camera.good().event == PROCESSED
     assert camera.idle().frames_received == camera.sent
 
 
 def test_a_flood(camera):
-    """Ten times what the network can take: newest frames answered, the others dropped and told, memory bounded."""
+    """Ten times what the network can take: newest frames processed, the others dropped and told, memory bounded."""
     camera.idle()
     rgb = picture(1, 480, 640)
     before, memory = camera.good(height=480, width=640), camera.node.peak_memory_mb()
@@ -118,32 +118,32 @@ def test_a_flood(camera):
     took = time.monotonic() - began
     last = camera.idle()
     received = last.frames_received - before.frames_received
-    answered = last.frames_answered - before.frames_answered
-    assert 0 < answered < received <= 400 and took < 60
+    processed = last.frames_processed - before.frames_processed
+    assert 0 < processed < received <= 400 and took < 60
     # 400 images are 370 MB; those that wait are one, and what DDS holds.
     assert camera.node.peak_memory_mb() - memory < 200
     assert camera.good().total_s < 20
 
 
 def test_a_publisher_that_dies_and_returns(camera, ros_environment, street_bag):
-    """Killed without a word, three times; each time the next one's frames are answered."""
+    """Killed without a word, three times; each time the next one's frames are processed."""
     play = [sys.executable, "-m", "vtseg_ros.cli", "play", str(street_bag), "--loop", "--rate", "3", "--topics",
             "/camera/image", "--remap", f"/camera/image:={camera.ns}/image"]  # fmt: skip
     for _ in range(3):
-        before = camera.status[-1].frames_answered
+        before = camera.status[-1].frames_processed
         player = subprocess.Popen(
             play, env=ros_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             wait_until(
-                lambda before=before: camera.status[-1].frames_answered >= before + 5, 60, camera.node.output
+                lambda before=before: camera.status[-1].frames_processed >= before + 5, 60, camera.node.output
             )
         finally:
             player.kill()
             player.wait()
         last = camera.idle()
     camera.sent = last.frames_received
-    assert camera.good().event == ANSWERED
+    assert camera.good().event == PROCESSED
 
 
 def test_a_subscriber_that_does_not_read(camera, ros_environment, tmp_path):
@@ -162,14 +162,14 @@ def test_a_subscriber_that_does_not_read(camera, ros_environment, tmp_path):
         wait_until(connected, 60, log.read_text)
         slow.send_signal(signal.SIGSTOP)
         statuses = [camera.good(height=240, width=320) for _ in range(60)]
-        assert all(status.event == ANSWERED for status in statuses)
+        assert all(status.event == PROCESSED for status in statuses)
         waited = sorted(status.total_s - status.inference_s for status in statuses)
         assert waited[len(waited) // 2] < 0.05, waited
         assert camera.idle().frames_dropped + camera.idle().frames_rejected <= camera.sent
     finally:
         slow.kill()
         slow.wait()
-    assert camera.good().event == ANSWERED
+    assert camera.good().event == PROCESSED
 
 
 def test_stamps_of_a_good_frame_stay(camera):

@@ -23,7 +23,7 @@ def arguments(tiny_checkpoint, street_bag, tmp_path):
     values = {
         "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 2},
         "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 1000,
-        "stages": [{"name": "prior", "steps": 100_000, "batch": 1}],
+        "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
     }  # fmt: skip
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     return {

@@ -99,7 +99,7 @@ def training_yaml(folder: Path, bag: Path) -> Path:
     values = {
         "data": {"train": [str(bag)], "validation": [str(bag)], "size": [64, 32], "workers": 0, "validation_every": 10},
         "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 2,
-        "stages": [{"name": "prior", "steps": 6, "batch": 1}],
+        "stages": [{"name": "static", "steps": 6, "batch": 1}],
     }  # fmt: skip
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     return folder / "train.yaml"

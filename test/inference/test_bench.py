@@ -21,7 +21,17 @@ from vtseg_ros.profiling.moving_images import moving_picture
 
 def test_all_modes_in_one_run(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", depths=(1, 1, 1, 1))
-    arguments = ["--size", "64x32", "--window", "3", "--seconds", "0", "--against", "segformer_b0", "--parts"]
+    arguments = [
+        "--size",
+        "64x32",
+        "--window",
+        "3",
+        "--seconds",
+        "0",
+        "--baseline",
+        "segformer_b0",
+        "--breakdown",
+    ]
     files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
     assert main(["bench", "--checkpoint", str(checkpoint), *arguments, *files]) == 0
     printed = capsys.readouterr().out

@@ -208,13 +208,13 @@ def test_the_node_runs_an_onnx_file(exported, start_node, ros_environment):
         picture = pictures(1)[0]
         sent = 10 * NS
 
-        def answered():
+        def processed():
             nonlocal sent
             sent += 10 * NS  # each a window of its own; the first may be sent before the reader is known
             images.publish(image_message(picture, "rgb8", sent))
             return masks
 
-        wait_until(answered, 30, node.output)
+        wait_until(processed, 30, node.output)
         expected = VideoPredictor(path, device="cpu").step(picture).mask
         assert np.array_equal(np.frombuffer(masks[0].data, np.uint8).reshape(40, 72), expected)
     finally:

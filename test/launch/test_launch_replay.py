@@ -35,6 +35,6 @@ def test_the_report_is_written_when_the_bag_ends(replay, watch, tmp_path):
     watch.wait_for_exit("vtseg", "segmenter", "evaluator")
     assert watch.codes == {"vtseg": 0, "segmenter": 0, "evaluator": 0}, watch.text
     report = json.loads((tmp_path / "report.json").read_text())
-    told = [report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")]
+    told = [report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")]
     assert report["frames_seen"] == report["labelled_frames"] == sum(told) == 30
-    assert report["frames_answered"] > 0 and "Drive: 5" in (tmp_path / "report.html").read_text()
+    assert report["frames_processed"] > 0 and "Drive: 5" in (tmp_path / "report.html").read_text()

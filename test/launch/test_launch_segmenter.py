@@ -44,11 +44,11 @@ def test_masks_flow_and_sigint_ends_it(segmenter, watch, ros_environment):
         wait_until(lambda: images.get_subscription_count() > 0, 30)
         stamps = iter(range(10, 10_000))
 
-        def answered() -> bool:
+        def processed() -> bool:
             images.publish(compressed_message(picture(1), "jpg", next(stamps) * NS // 10))
             return bool(masks)
 
-        wait_until(answered, 30, lambda: str(watch.text))
+        wait_until(processed, 30, lambda: str(watch.text))
         assert (masks[0].width, masks[0].height) == (80, 48)
     finally:
         harness.close()

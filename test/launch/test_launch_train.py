@@ -28,7 +28,7 @@ def training(watch, ros_environment, street_bag, tmp_path):
         "data": {"train": source, "validation": source, "size": [64, 32], "labels": "street", "workers": 0,
                  "validation_every": 15},
         "model": {"preset": "tiny", "overrides": {"window": 2}},
-        "stages": [{"name": "prior", "steps": 100_000, "batch": 1, "max_lr": 1e-4}],
+        "stages": [{"name": "static", "steps": 100_000, "batch": 1, "max_lr": 1e-4}],
         "device": "cpu",
     }  # fmt: skip
     path = tmp_path / "train.yaml"
@@ -45,7 +45,7 @@ def test_progress_is_told_and_sigint_saves(training, watch, ros_environment, tmp
         wait_until(lambda: bool(told) or "trainer" in watch.codes, PATIENCE_S, lambda: str(watch.text))
     finally:
         harness.close()
-    assert told and told[0].stage == "prior" and 0 < told[0].step <= told[0].steps == 100_000, watch.text
+    assert told and told[0].stage == "static" and 0 < told[0].step <= told[0].steps == 100_000, watch.text
     yield
     assert watch.codes == {"trainer": 0}, watch.text
     assert "Traceback" not in watch.text["trainer"]

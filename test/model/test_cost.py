@@ -64,7 +64,7 @@ def test_the_documents_tables_are_the_commands(tmp_path, capsys):
     """One column of each table; the rest comes from the same call."""
     lines = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
     file = tmp_path / "costs.json"
-    assert main(["cost", "--size", "320x96", "--window", "4", "--json", str(file), "--markdown"]) == 0
+    assert main(["flops", "--size", "320x96", "--window", "4", "--json", str(file), "--markdown"]) == 0
     assert "320x96, k=4" in capsys.readouterr().out
     shown = [[cell.strip("| ") for cell in line] for line in lines]
     for cost in json.loads(file.read_text())["costs"]:

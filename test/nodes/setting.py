@@ -40,7 +40,7 @@ class Setting:
         time.sleep(0.3)
 
     def answer(self, publisher, message) -> SegmentationStatus:
-        """Publish one image and wait until it is answered or rejected."""
+        """Publish one image and wait until it is processed or rejected."""
         count = sum(s.event != SegmentationStatus.IDLE for s in self.status)
         publisher.publish(message)
         wait_until(

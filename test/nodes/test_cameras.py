@@ -57,17 +57,17 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_
     for name, setting in settings.items():
         wait_until(lambda s=setting: idle(s), 60, node.output)
         last = setting.status[-1]
-        assert last.frames_received == last.frames_answered + last.frames_dropped, name
+        assert last.frames_received == last.frames_processed + last.frames_dropped, name
         # On a machine that is busy elsewhere, the node's queue may lose some before they are received.
         assert len(sent[name]) / 2 <= last.frames_received <= len(sent[name]), name
         assert last.frames_rejected == 0 and last.camera == name
-        answered = [stamp_of(s) for s in setting.status if s.event == SegmentationStatus.ANSWERED]
-        wait_until(lambda s=setting, stamps=answered: len(s.masks) == len(stamps), 10)
+        processed = [stamp_of(s) for s in setting.status if s.event == SegmentationStatus.PROCESSED]
+        wait_until(lambda s=setting, stamps=processed: len(s.masks) == len(stamps), 10)
         alone = VideoPredictor(tiny_checkpoint, device="cpu", max_gap_s=10.0)
-        for stamp, message in zip(answered, setting.masks):
+        for stamp, message in zip(processed, setting.masks):
             assert stamp_of(message) == stamp
             assert np.array_equal(pixels(message), alone.step(sent[name][stamp], stamp).mask), (name, stamp)
-    # Fair: the slow camera is answered in every round, so it loses nothing unless rounds last longer than its period.
+    # Fair: the slow camera is processed in every round, so it loses nothing unless rounds last longer than its period.
     front, rear = (settings[name].status[-1] for name in ("front", "rear"))
-    assert rear.frames_answered >= 0.8 * min(rear.frames_received, front.frames_answered), (front, rear)
+    assert rear.frames_processed >= 0.8 * min(rear.frames_received, front.frames_processed), (front, rear)
     assert node.stop() == 0

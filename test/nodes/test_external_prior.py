@@ -81,8 +81,8 @@ def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, 
         mask = np.frombuffer(masks[newest].data, np.uint8).reshape(32, 64)
         assert (mask == logits.argmax(0).numpy()).mean() > 0.999
     assert len(np.unique(mask)) > 1
-    answered = [s for s in status if s.event == SegmentationStatus.ANSWERED]
-    assert [s.frames_in_window for s in answered] == [1, 2, 2]
+    processed = [s for s in status if s.event == SegmentationStatus.PROCESSED]
+    assert [s.frames_in_window for s in processed] == [1, 2, 2]
 
 
 def test_without_it_the_node_says_what_is_missing(start_node, checkpoint):

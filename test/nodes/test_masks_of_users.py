@@ -34,7 +34,7 @@ def test_a_black_robot_on_a_clear_layer(harness, start_node, tiny_checkpoint, tm
     setting = Setting(harness, node, tiny_checkpoint, "/hood")
     setting.matched(setting.images)
     status = setting.answer(setting.images, image_message(picture(1), "rgb8", setting.next_stamp()))
-    assert status.event == SegmentationStatus.ANSWERED
+    assert status.event == SegmentationStatus.PROCESSED
     wait_until(lambda: setting.masks, 10, node.output)
     found = pixels(setting.masks[-1])
     assert (found[36:] == 255).all() and (found[:36] != 255).all()

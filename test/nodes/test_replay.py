@@ -51,11 +51,11 @@ def test_replay_accounts_for_every_frame(
     time.sleep(1.0)
     assert evaluator.stop() == 0 and segmenter.stop() == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    told = {name: report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")}
     assert report["frames_seen"] == 30 == sum(told.values()), report
-    assert told["answered"] > 0 and report["frames_received"] == 30 - told["lost"]
-    assert report["labelled_frames"] == 30 == report["labelled_answered"] + report["labelled_unanswered"]
-    assert report["labelled_scored"] == report["labelled_answered"] == report["systems"][0]["frames"]
+    assert told["processed"] > 0 and report["frames_received"] == 30 - told["lost"]
+    assert report["labelled_frames"] == 30 == report["labelled_processed"] + report["labelled_unprocessed"]
+    assert report["labelled_scored"] == report["labelled_processed"] == report["systems"][0]["frames"]
     assert 0 < report["latency_p50_s"] <= report["latency_p95_s"] <= report["latency_p99_s"]
 
     class Images(HTMLParser):
@@ -120,11 +120,11 @@ def test_a_looped_and_paused_bag_is_accounted_for(
     assert evaluator.stop() == 0 and segmenter.stop() == 0
     sent = json.loads(sent_json.read_text())["sent"]
     report = json.loads((tmp_path / "report.json").read_text())
-    told = [report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")]
+    told = [report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")]
     assert report["frames_seen"] == sent["/camera/image"] == sum(told) > 65, (report, sent)
     assert report["labelled_frames"] == sent["/camera/label"]
-    assert report["labelled_frames"] == report["labelled_answered"] + report["labelled_unanswered"]
-    assert report["labelled_scored"] == report["labelled_answered"] > 0
+    assert report["labelled_frames"] == report["labelled_processed"] + report["labelled_unprocessed"]
+    assert report["labelled_scored"] == report["labelled_processed"] > 0
 
 
 def test_recorded_masks_score_as_the_evaluator_says(
@@ -157,7 +157,7 @@ def test_recorded_masks_score_as_the_evaluator_says(
             truth, frame_id = labels[stamp_of(message)]
             assert message.header.frame_id == frame_id
             matrix.update(decode_label(message), truth)
-    assert images == 30 and report["frames_answered"] > 0
+    assert images == 30 and report["frames_processed"] > 0
     assert np.isclose(report["systems"][0]["miou"], matrix.miou(), atol=1e-3)
 
 
@@ -198,9 +198,9 @@ def test_what_a_bag_says_of_itself_is_not_scored(
     assert done.returncode == 0 and not any("segmentation" in topic for topic in sent), done.stderr
     assert segmenter.stop() == 0 and evaluator.stop() == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    told = {name: report[f"frames_{name}"] for name in ("answered", "dropped", "rejected", "lost")}
+    told = {name: report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")}
     assert report["frames_seen"] == report["labelled_frames"] == sum(told.values()) == 30, report
-    assert told["answered"] > 0 and report["systems"][0]["miou"] < 50
+    assert told["processed"] > 0 and report["systems"][0]["miou"] < 50
     assert report["systems"][0]["checkpoint"] is None and report["systems"][0]["window"] is None
 
 
@@ -237,7 +237,7 @@ def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_
         if label:
             labels.publish(label_image(ids, stamp))
         header = label_image(ids, stamp).header
-        status.publish(SegmentationStatus(header=header, event=SegmentationStatus.ANSWERED))
+        status.publish(SegmentationStatus(header=header, event=SegmentationStatus.PROCESSED))
         time.sleep(0.05)
 
     def latest() -> EvaluationReport:
@@ -245,12 +245,12 @@ def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_
 
     for number in range(24):
         frame(number, label=number > 0 and number % 2 == 0)
-    wait_until(lambda: latest().labelled_answered == 11, 20, lambda: str(latest()))
+    wait_until(lambda: latest().labelled_processed == 11, 20, lambda: str(latest()))
     wait_until(lambda: latest().temporal_consistency > 99, 20, lambda: str(latest()))
     assert latest().miou == 100.0 and np.isnan(latest().mvc8)
     labels.publish(label_image(ids, 100 * NS // 10))  # of the first frame, with nothing after it
     wait_until(
-        lambda: latest().labelled_frames == latest().labelled_answered == 12, 20, lambda: str(latest())
+        lambda: latest().labelled_frames == latest().labelled_processed == 12, 20, lambda: str(latest())
     )
     assert latest().frames_seen == 24 and latest().frames_lost == 0
     for number in range(24, 33):
@@ -279,7 +279,9 @@ def test_the_evaluator_scores_through_a_class_map(harness, start_node, tmp_path)
     truth[:, 8:] = 1
     masks.publish(label_image(mask, NS))
     labels.publish(label_image(truth, NS))
-    status.publish(SegmentationStatus(header=label_image(mask, NS).header, event=SegmentationStatus.ANSWERED))
+    status.publish(
+        SegmentationStatus(header=label_image(mask, NS).header, event=SegmentationStatus.PROCESSED)
+    )
     wait_until(lambda: reports and not np.isnan(reports[-1].miou), 20, lambda: str(reports))
     assert list(reports[-1].class_names) == ["x", "y"]
     assert list(reports[-1].iou) == pytest.approx([100 * 6 / 8, 100 * 2 / 4])

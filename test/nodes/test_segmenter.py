@@ -47,7 +47,7 @@ def test_encodings_give_the_predictors_mask(setting, encoding):
     rgb = picture(1)
     setting.reset()
     status = setting.answer(setting.images, image_message(rgb, encoding, setting.next_stamp(), padding=6))
-    assert status.event == SegmentationStatus.ANSWERED, status.reason
+    assert status.event == SegmentationStatus.PROCESSED, status.reason
     wait_until(lambda: setting.masks and setting.masks[-1].header.stamp == status.header.stamp, 5)
     mask = pixels(setting.masks[-1])
     if encoding in LOSSLESS:
@@ -67,7 +67,7 @@ def test_big_endian_mono16(setting):
     setting.reset()
     big = setting.answer(setting.images, image_message(rgb, "mono16", setting.next_stamp(), big_endian=True))
     wait_until(lambda: setting.masks[-1].header.stamp == big.header.stamp, 5)
-    assert little.event == big.event == SegmentationStatus.ANSWERED
+    assert little.event == big.event == SegmentationStatus.PROCESSED
     assert np.array_equal(first, pixels(setting.masks[-1]))
 
 
@@ -103,7 +103,7 @@ def test_bad_images_are_rejected_with_a_reason(setting, change, reason):
     assert status.event == SegmentationStatus.REJECTED and reason in status.reason
     assert status.frames_rejected == before.frames_rejected + 1
     after = setting.answer(setting.images, image_message(picture(3), "rgb8", setting.next_stamp()))
-    assert after.event == SegmentationStatus.ANSWERED
+    assert after.event == SegmentationStatus.PROCESSED
 
 
 def test_outputs_share_the_frames_header_and_size(setting):
@@ -199,7 +199,7 @@ def test_checkpoint_swap_while_running(setting, tmp_path):
 
 
 def test_a_swap_misses_no_beat(setting, tmp_path):
-    """While another checkpoint loads and warms up, images are answered and diagnostics go on."""
+    """While another checkpoint loads and warms up, images are processed and diagnostics go on."""
     from conftest import make_checkpoint
 
     other = make_checkpoint(tmp_path / "wide.safetensors", window=8)
@@ -210,7 +210,7 @@ def test_a_swap_misses_no_beat(setting, tmp_path):
     while not swapped:
         swapped = setting.node.output().count("now running") > before
         status = setting.answer(setting.images, image_message(picture(12), "rgb8", setting.next_stamp()))
-        assert status.event == SegmentationStatus.ANSWERED
+        assert status.event == SegmentationStatus.PROCESSED
     assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
     wait_until(lambda: setting.node.output().count("now running") == before + 2, 30)
     wait_until(lambda: sum("raw/segmenter" in a.status[0].name for a in beats) >= 2, 20)
@@ -316,7 +316,7 @@ def test_when_the_running_checkpoints_file_is_gone(setting, tmp_path):
     assert setting.set("checkpoint", string_value=str(tmp_path / "broken.safetensors")).successful
     wait_until(lambda: "gone.safetensors runs on, but the parameter" in setting.node.output(), 30)
     status = setting.answer(setting.images, image_message(picture(6), "rgb8", setting.next_stamp()))
-    assert status.event == SegmentationStatus.ANSWERED
+    assert status.event == SegmentationStatus.PROCESSED
     assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
     wait_until(lambda: setting.node.output().count("now running") == before + 2, 30)
 
@@ -341,7 +341,7 @@ def test_a_flood_is_dropped_and_accounted_for(setting):
                and setting.status[-1].frames_received > start.frames_received, 60)  # fmt: skip
     last = setting.status[-1]
     assert last.frames_dropped > start.frames_dropped
-    assert last.frames_received == last.frames_answered + last.frames_dropped + last.frames_rejected
+    assert last.frames_received == last.frames_processed + last.frames_dropped + last.frames_rejected
     told = [s for s in setting.status if s.event == SegmentationStatus.DROPPED]
     assert len(told) == last.frames_dropped
 
@@ -375,7 +375,7 @@ def test_compressed_input(harness, start_node, tiny_checkpoint, kind):
     rgb = picture(11)
     message = compressed_message(rgb, kind, setting.next_stamp())
     status = setting.answer(publisher, message)
-    assert status.event == SegmentationStatus.ANSWERED, status.reason
+    assert status.event == SegmentationStatus.PROCESSED, status.reason
     seen = cv2.cvtColor(cv2.imdecode(np.frombuffer(message.data, np.uint8), 1), cv2.COLOR_BGR2RGB)
     wait_until(lambda: bool(setting.masks), 5)
     assert np.array_equal(pixels(setting.masks[-1]), expected_mask(tiny_checkpoint, [seen]).mask)

@@ -43,12 +43,12 @@ def test_counts_from_two_threads_add_up():
         for _ in range(rounds):
             slots.count("a", what)
 
-    threads = [threading.Thread(target=work, args=(what,)) for what in ("dropped", "dropped", "answered")]
+    threads = [threading.Thread(target=work, args=(what,)) for what in ("dropped", "dropped", "processed")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (slots.counters["a"].dropped, slots.counters["a"].answered) == (2 * rounds, rounds)
+    assert (slots.counters["a"].dropped, slots.counters["a"].processed) == (2 * rounds, rounds)
 
 
 def test_a_ledger_of_a_looped_bag():
@@ -57,13 +57,19 @@ def test_a_ledger_of_a_looped_bag():
         for stamp in (1, 2, 3):
             ledger.saw_image(stamp)
             ledger.saw_label(stamp)
-    for event, stamp in (("answered", 1), ("answered", 1), ("dropped", 2), ("answered", 2), ("rejected", 3)):
+    for event, stamp in (
+        ("processed", 1),
+        ("processed", 1),
+        ("dropped", 2),
+        ("processed", 2),
+        ("rejected", 3),
+    ):
         ledger.saw_status(event, stamp)
     assert ledger.counts() == {
-        "frames_seen": 6, "labelled_frames": 6, "frames_received": 5, "frames_answered": 3, "frames_dropped": 1,
+        "frames_seen": 6, "labelled_frames": 6, "frames_received": 5, "frames_processed": 3, "frames_dropped": 1,
         "frames_rejected": 1, "frames_lost": 1, "frames_pending": 0,
     }  # fmt: skip
-    assert ledger.labelled_answered() == 3
+    assert ledger.labelled_processed() == 3
 
 
 def test_a_frame_in_work_is_not_lost(monkeypatch):
@@ -78,10 +84,10 @@ def test_a_frame_in_work_is_not_lost(monkeypatch):
     for stamp in (1, 2, 3, 4):
         ledger.saw_image(stamp)
     assert lost_and_pending() == (0, 4)
-    ledger.saw_status("answered", 2)  # frames are told of in the order they came: 1 never arrived
+    ledger.saw_status("processed", 2)  # frames are told of in the order they came: 1 never arrived
     assert lost_and_pending() == (1, 2)
     ledger.saw_status("dropped", 1)  # a status that came late all the same
-    ledger.saw_status("answered", 5)  # one that was faster than its image
+    ledger.saw_status("processed", 5)  # one that was faster than its image
     ledger.saw_image(5)
     assert lost_and_pending() == (0, 2)
     ledger.saw_idle()  # told before the images could arrive there

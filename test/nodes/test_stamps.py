@@ -17,7 +17,7 @@ from vtseg_ros.inference import VideoPredictor
 
 MS = NS // 1000
 BASE = 1_700_000_000 * NS
-ANSWERED, DROPPED = SegmentationStatus.ANSWERED, SegmentationStatus.DROPPED
+PROCESSED, DROPPED = SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_late_frames(setting, tiny_checkpoint):
     stamps = [BASE + ms * MS for ms in (33, 66, 133, 100, 166, 233, 200, 266)]
     seen = send(setting, stamps)
     late = [3, 6]
-    assert [s.event for s in seen] == [DROPPED if i in late else ANSWERED for i in range(8)]
+    assert [s.event for s in seen] == [DROPPED if i in late else PROCESSED for i in range(8)]
     assert [s.frames_in_window for i, s in enumerate(seen) if i not in late] == [1, 2, 3, 4, 4, 4]
     assert "late stamp 1700000000.100000000 s" in seen[3].reason
     assert "late stamp 1700000000.200000000 s" in seen[6].reason
@@ -55,7 +55,7 @@ def test_late_frames(setting, tiny_checkpoint):
         assert np.array_equal(pixels(message), alone.step(picture(index), stamps[index]).mask), index
     # A bag that loops: further back than max_gap.
     (looped,) = send(setting, [BASE - 2 * NS])
-    assert looped.event == ANSWERED and looped.frames_in_window == 1
+    assert looped.event == PROCESSED and looped.frames_in_window == 1
     assert "late stamp 1700000000.100000000 s" in setting.node.output()
     assert "stamps ran back by 2.266 s" in setting.node.output()
 
@@ -64,7 +64,7 @@ def test_repeated_stamps_are_no_slow_model(setting):
     setting.reset()
     beats = setting.harness.collect(DiagnosticArray, "/diagnostics")
     seen = send(setting, [BASE + (index // 3) * 100 * MS for index in range(12)])
-    assert [s.event for s in seen] == [ANSWERED, DROPPED, DROPPED] * 4
+    assert [s.event for s in seen] == [PROCESSED, DROPPED, DROPPED] * 4
     assert [s.frames_in_window for s in seen[::3]] == [1, 2, 3, 4]
     assert all("repeated stamp 1700000000.1" in s.reason for s in seen[4:6])
 

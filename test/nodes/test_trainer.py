@@ -28,7 +28,7 @@ def config(street_bag, tmp_path):
             "labels": "street", "validation_every": 15,
         },
         "model": {"preset": "tiny", "overrides": {"window": 2}},
-        "stages": [{"name": "prior", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
+        "stages": [{"name": "static", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
         "device": "cpu",
         "pictures": 0,
     }  # fmt: skip

@@ -136,14 +136,14 @@ def test_no_other_command_leaves_this_machine(tmp_path):
         "data": {
             "train": [str(bag)],
             "validation_share": 0.3,
-            "guard_s": 0,
+            "split_gap_s": 0,
             "size": [64, 32],
             "labels": "street",
         },
         "model": {"architecture": "erfnet"},
-        "stages": [{"name": "prior", "steps": 1, "batch": 1, "max_lr": 0.001}],
+        "stages": [{"name": "static", "steps": 1, "batch": 1, "max_lr": 0.001}],
         "device": "cpu",
-        "sweep_frames": 0,
+        "window_sweep_frames": 0,
     }
     (tmp_path / "train.yaml").write_text(json.dumps(config))
     (tmp_path / "frames").mkdir()
@@ -153,14 +153,14 @@ def test_no_other_command_leaves_this_machine(tmp_path):
     lines = [
         ["synth", "--out", str(bag), "--scene", "5", "--frames", "12", "--size", "64x32", "--no-depth", "--no-flow"],
         ["train", str(tmp_path / "train.yaml"), "--out", str(run)],
-        ["augment", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "a.png")],
+        ["preview-augmentation", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "a.png")],
         ["segment", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "masks"), "--device", "cpu"],
         ["evaluate", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "scores"), "--device", "cpu"],
         ["labels", "extract", str(bag), "--out", str(labels)],
         ["bench", "--checkpoint", weights, "--seconds", "0", "--device", "cpu"],
         ["export", weights, "--out", str(tmp_path / "tiny.onnx")],
         ["import", "images", str(tmp_path / "frames"), "--out", str(tmp_path / "imported")],
-        ["cost"],
+        ["flops"],
         ["info", str(tmp_path / "tiny.onnx")],
         ["weights", "list"],
         ["weights", "convert", str(tmp_path / "e.pth"), "--as", "erfnet_cityscapes", "--out", str(tmp_path / "e.safetensors")],

@@ -29,7 +29,7 @@ for number, stage in enumerate(config.stages):
         module,
         chunk,
         image_network=False,
-        prior_loss=stage.prior_loss,
+        static_loss=stage.static_loss,
         members=training.data.members(training.fabric.device),
         teacher=training.teachers[number],
     )
@@ -38,8 +38,8 @@ for number, stage in enumerate(config.stages):
     optimizer.zero_grad(set_to_none=True)
 validator = training.data.validator(config.stages[0], fabric=training.fabric, should_stop=lambda: False)
 result = validator(training.model)
-scores = {"miou": result.miou, "prior_miou": result.prior_miou, "agreement": result.agreement}
-scores |= {"sweep": list(result.miou_by_window), "attention": result.attention_elsewhere}
+scores = {"miou": result.miou, "static_miou": result.static_miou, "agreement": result.agreement}
+scores |= {"sweep": list(result.miou_by_window), "attention": result.cross_frame_attention}
 torch.save(counts, folder / f"counts_{training.fabric.global_rank}.pt")
 if training.fabric.is_global_zero:
     torch.save({"updates": results, "validation": scores}, folder / "gradients.pt")

@@ -24,7 +24,7 @@ SOURCE = (SourceConfig("unused"),)
 
 
 def build(labels=STREET, **model):
-    stage = "prior" if model.get("architecture") in ("erfnet", "segformer_b0") else "video"
+    stage = "static" if model.get("architecture") in ("erfnet", "segformer_b0") else "video"
     config = TrainConfig(
         data=DataConfig(train=SOURCE, validation=SOURCE, size=(64, 32)),
         stages=(StageConfig(stage, steps=1),),

@@ -18,7 +18,7 @@ from vtseg_ros.training.config_file import load_config
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {
     "data": {"train": ["a"], "validation": [{"path": "b", "start_s": 3}], "size": [64, 32]},
-    "stages": [{"name": "prior", "steps": 2, "max_lr": "6e-5"}],
+    "stages": [{"name": "static", "steps": 2, "max_lr": "6e-5"}],
 }
 
 
@@ -44,7 +44,7 @@ def test_files_of_windows(tmp_path, codec):
     ("change", "words"),
     [
         ({"stagess": []}, "did you mean stages"),
-        ({"data": {**GOOD["data"], "labels_every": 2}}, "did you mean data.label_every"),
+        ({"data": {**GOOD["data"], "labels_stride": 2}}, "did you mean data.label_stride"),
         ({"data": {**GOOD["data"], "size": [64]}}, "data.size must be a list"),
         ({"data": {**GOOD["data"], "size": [64, 33]}}, "multiples of 32"),
         ({"data": {**GOOD["data"], "workers": "two"}}, "data.workers must be of type int"),
@@ -55,29 +55,29 @@ def test_files_of_windows(tmp_path, codec):
             "either data.validation or data.validation_share",
         ),
         ({"data": {"train": ["a"], "size": [64, 32], "validation_share": 1.5}}, "must be in 0..1"),
-        ({"data": {**GOOD["data"], "guard_s": -1}}, "data.guard_s at least 0 s"),
+        ({"data": {**GOOD["data"], "split_gap_s": -1}}, "data.split_gap_s at least 0 s"),
         ({"stages": [{"name": "warmup", "steps": 1}]}, "stages.name must be one of"),
-        ({"stages": [{"name": "prior"}]}, "either epochs or steps"),
+        ({"stages": [{"name": "static"}]}, "either epochs or steps"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"model": {"architecture": "erfnet"}, "stages": [{"name": "video", "steps": 1}]}, "image network"),
         (
-            {"stages": [{"name": "video", "steps": 1, "prior_loss": 1}]},
-            "prior_loss belongs to stage end_to_end of vtseg",
+            {"stages": [{"name": "video", "steps": 1, "static_loss": 1}]},
+            "static_loss belongs to stage end_to_end of vtseg",
         ),
         (
             {
                 "model": {"architecture": "gru"},
-                "stages": [{"name": "end_to_end", "steps": 1, "prior_loss": 1}],
+                "stages": [{"name": "end_to_end", "steps": 1, "static_loss": 1}],
             },
-            "prior_loss belongs to stage end_to_end of vtseg",
+            "static_loss belongs to stage end_to_end of vtseg",
         ),
         (
-            {"stages": [{"name": "end_to_end", "steps": 1, "prior_loss": -1}]},
-            "prior_loss must be at least 0. Got: -1",
+            {"stages": [{"name": "end_to_end", "steps": 1, "static_loss": -1}]},
+            "static_loss must be at least 0. Got: -1",
         ),
         (
-            {"stages": [{"name": "end_to_end", "steps": 1, "prior_loss": float("nan")}]},
-            "prior_loss must be at least 0. Got: nan",
+            {"stages": [{"name": "end_to_end", "steps": 1, "static_loss": float("nan")}]},
+            "static_loss must be at least 0. Got: nan",
         ),
         ({"seed": True}, "seed must be of type int"),
         ({"seed": -1}, "seed must be at least 0. Got: -1"),
@@ -87,7 +87,7 @@ def test_files_of_windows(tmp_path, codec):
         ({"data": {**GOOD["data"], "max_gap_s": 0}}, "data.max_gap_s must be above 0 s. Got: 0"),
         ({"data": {**GOOD["data"], "max_gap_s": float("nan")}}, "data.max_gap_s must be above 0 s. Got: nan"),
         (
-            {"stages": [{"name": "prior", "steps": 1, "max_lr": float("nan")}]},
+            {"stages": [{"name": "static", "steps": 1, "max_lr": float("nan")}]},
             "batch, accumulate and max_lr must be",
         ),
         ({"model": {"architecture": "erfnet", "preset": "tiny"}}, "model.preset has no effect on erfnet"),
@@ -156,7 +156,11 @@ def test_the_papers_values(name):
         2,
         6e-5,
     )
-    assert config.weight_decay == 1e-2 and config.augmentation.derived == 0.8 and config.model.preset == "b0"
+    assert (
+        config.weight_decay == 1e-2
+        and config.augmentation.pseudo_clips == 0.8
+        and config.model.preset == "b0"
+    )
     assert "window" not in config.model.overrides and VTSegConfig(num_classes=2).window == 4
     assert config.data.size == {"cityscapes": (1024, 512), "vkitti2": (640, 192)}[name]
-    assert config.data.label_every == {"cityscapes": 1, "vkitti2": 4}[name]
+    assert config.data.label_stride == {"cityscapes": 1, "vkitti2": 4}[name]

@@ -61,15 +61,15 @@ def test_an_exported_prior_stays_frozen_and_stage_3_says_so(street_bag, files, t
 
 
 def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_bag, files, tmp_path):
-    config = configuration(street_bag, files[0] / "net.pt", "video", "prior")
+    config = configuration(street_bag, files[0] / "net.pt", "video", "static")
     with pytest.raises(
         ConfigError,
-        match="exported static prior cannot be trained on the labels.*leave the stage `prior` out",
+        match="exported static prior cannot be trained on the labels.*leave the stage `static` out",
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # refused before the stage that could have run
-    both = StageConfig("end_to_end", steps=1, batch=2, prior_loss=1.0)
-    with pytest.raises(ConfigError, match="prior_loss: an exported static network"):
+    both = StageConfig("end_to_end", steps=1, batch=2, static_loss=1.0)
+    with pytest.raises(ConfigError, match="static_loss: an exported static network"):
         train(
             dataclasses.replace(config, stages=(StageConfig("video", steps=1, batch=2), both)),
             tmp_path / "both",

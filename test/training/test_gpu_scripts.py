@@ -25,7 +25,7 @@ from gpu_train import learning_rate, photometric, warp  # noqa: E402
 CONFIG = """
 data: {{train: [{bag}], validation: [{validation}], size: [64, 32], labels: street, cache_dir: {cache}}}
 model: {{preset: tiny, init: xavier, init_decoder: true}}
-stages: [{{name: end_to_end, steps: 10, batch: 2, window: 1, max_lr: 1.0e-3, prior_loss: 1.0, teacher: {teacher}}}]
+stages: [{{name: end_to_end, steps: 10, batch: 2, window: 1, max_lr: 1.0e-3, static_loss: 1.0, teacher: {teacher}}}]
 """
 
 

@@ -53,15 +53,15 @@ def test_video_stage_on_a_prior_from_a_checkpoint(config, prior, tmp_path, flow,
         assert torch.equal(value, start[key]), f"{key} of the frozen prior changed"
     assert trained.model.scale.item() != 5.0
     line = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1])
-    assert 0 <= line["agreement"] <= 100 and line["prior_miou"] >= 0
+    assert 0 <= line["agreement"] <= 100 and line["static_miou"] >= 0
 
 
 def test_all_stages(config, tmp_path):
-    stages = tuple(StageConfig(name, steps=1, batch=1) for name in ("prior", "video", "end_to_end"))
+    stages = tuple(StageConfig(name, steps=1, batch=1) for name in ("static", "video", "end_to_end"))
     model = dataclasses.replace(config.model, warm_start="")
     assert train(dataclasses.replace(config, stages=stages, model=model), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["prior", "video", "end_to_end"]
+    assert [line["stage"] for line in lines] == ["static", "video", "end_to_end"]
 
 
 def test_mistakes(config):

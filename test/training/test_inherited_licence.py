@@ -39,7 +39,7 @@ def config(street_bag):
         model=ModelConfig(preset="tiny", overrides={"window": 2}),
         device="cpu",
         save_every=1,
-        sweep_frames=0,
+        window_sweep_frames=0,
         licence="Apache-2.0",
     )
 

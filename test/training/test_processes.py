@@ -50,7 +50,7 @@ def write(tmp_path, street_bag):
                 "validation_every": 15,
             },
             "model": {"preset": "tiny", "overrides": {"window": 2}},
-            "stages": [{"name": "prior", "steps": 4, "batch": 2}, {"name": "video", "steps": 4, "batch": 1}],
+            "stages": [{"name": "static", "steps": 4, "batch": 2}, {"name": "video", "steps": 4, "batch": 1}],
             "device": "cpu",
             "log_every": 1,
             "save_every": 3,
@@ -100,7 +100,7 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
     data = yaml.safe_load(write().read_text())["data"]
     groups = {name: [name, other] for name, other in zip(STREET.names, (*STREET.names[1:], STREET.names[0]))}
     data["train"].append({"path": data["train"][0], "class_groups": groups})
-    data["label_every"] = 2  # real windows have one label of two
+    data["label_stride"] = 2  # real windows have one label of two
     teacher = {"teacher": str(tmp_path / "teacher"), "teacher_temperature": 2.0}
     save_checkpoint(tmp_path / "teacher", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
     results = {}
@@ -109,11 +109,11 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
         ("two", (*TORCHRUN, 2), ((1, 1), (1, 2), (1, 2))),
     ):
         stages = [
-            {"name": "end_to_end", "steps": 1, "batch": b, "accumulate": a, "prior_loss": 0.5 * number}
+            {"name": "end_to_end", "steps": 1, "batch": b, "accumulate": a, "static_loss": 0.5 * number}
             | (teacher if number == 2 else {})
             for number, (b, a) in enumerate(sizes)
         ]
-        path = write(name, data=data, augmentation={"derived": 0.5}, stages=stages, seed=0)
+        path = write(name, data=data, augmentation={"pseudo_clips": 0.5}, stages=stages, seed=0)
         code, output = finish(start(*prefix, HERE / "gradients.py", path, tmp_path / name))
         assert code == 0, output
         results[name] = torch.load(tmp_path / name / "gradients.pt", weights_only=True)
@@ -130,19 +130,21 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
             assert torch.allclose(two["gradients"][key], value, rtol=1e-4, atol=1e-5 * scale + 1e-9), key
     one, two = results["one"]["validation"], results["two"]["validation"]
     assert len(one["sweep"]) == 2 and len(one["attention"]) == 12
-    for key in ("miou", "prior_miou", "agreement", "sweep", "attention"):
+    for key in ("miou", "static_miou", "agreement", "sweep", "attention"):
         assert two[key] == pytest.approx(one[key], abs=1e-3), key
 
 
 def test_torchrun_trains_all_stages(write, tmp_path):
     """Every process takes its part and one writes."""
-    path = write(stages=[{"name": name, "steps": 2, "batch": 1} for name in ("prior", "video", "end_to_end")])
+    path = write(
+        stages=[{"name": name, "steps": 2, "batch": 1} for name in ("static", "video", "end_to_end")]
+    )
     code, output = finish(
         start(*TORCHRUN, 2, *CLI, path, "--out", tmp_path / "run", "--json", tmp_path / "f.json")
     )
     assert code == 0 and output.count("done at update 6 of 6") == 1, output
     lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["prior", "video", "end_to_end"]
+    assert [line["stage"] for line in lines] == ["static", "video", "end_to_end"]
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
 
 
@@ -175,7 +177,7 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path
         assert again[step] == pytest.approx(whole[step], abs=1e-6), f"step {step}, resumed after {done}"
     for name in ("validation.jsonl",):  # nothing twice, nothing lost
         stages = [json.loads(line)["stage"] for line in (folder / name).read_text().splitlines()]
-        assert stages == ["prior", "video"]
+        assert stages == ["static", "video"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -183,7 +185,9 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
     """As Ctrl-C in a terminal and systemd do: workers get the signal too."""
     data = yaml.safe_load(write().read_text())["data"]
     path = write(
-        stages=[{"name": "prior", "steps": 100000, "batch": 1}], data={**data, "workers": 1}, save_every=10**6
+        stages=[{"name": "static", "steps": 100000, "batch": 1}],
+        data={**data, "workers": 1},
+        save_every=10**6,
     )
     folder = tmp_path / "run"
     process = start(sys.executable, *CLI, path, "--out", folder, start_new_session=True)
@@ -198,7 +202,7 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
 def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
     """A limit on file sizes, which the operating system enforces as it does a full disk."""
     path, folder = (
-        write(stages=[{"name": "prior", "steps": 3, "batch": 1}], save_every=10**6),
+        write(stages=[{"name": "static", "steps": 3, "batch": 1}], save_every=10**6),
         tmp_path / "run",
     )
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder))
@@ -206,7 +210,7 @@ def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
     before = {name: (folder / name).read_bytes() for name in ("state.pt", "last.safetensors")}
     # It saves after the first update, before a validation writes anything else.
     path = write(
-        stages=[{"name": "prior", "steps": 3, "batch": 1}, {"name": "video", "steps": 2}], save_every=1
+        stages=[{"name": "static", "steps": 3, "batch": 1}, {"name": "video", "steps": 2}], save_every=1
     )
 
     def limit() -> None:

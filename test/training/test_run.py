@@ -34,7 +34,7 @@ def config(street_bag):
             train=source, validation=source, size=(64, 32), labels="street", workers=0, validation_every=15
         ),
         stages=(
-            StageConfig("prior", steps=3, batch=2, max_lr=1e-3),
+            StageConfig("static", steps=3, batch=2, max_lr=1e-3),
             StageConfig("video", steps=3, batch=1, max_lr=1e-3),
         ),
         model=ModelConfig(preset="tiny", overrides={"window": 2}),
@@ -52,13 +52,13 @@ def losses(config, folder, **options):
 def test_stages_and_what_they_leave(config, tmp_path):
     seen, done = losses(config, tmp_path)
     assert done and [(step, stage) for step, stage, _ in seen] == [
-        (1, "prior"), (2, "prior"), (3, "prior"), (4, "video"), (5, "video"), (6, "video"),
+        (1, "static"), (2, "static"), (3, "static"), (4, "video"), (5, "video"), (6, "video"),
     ]  # fmt: skip
     best = load_checkpoint(tmp_path / "best.safetensors")
     assert best.input_size == (64, 32) and best.config["window"] == 2
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["prior", "video"]
+    assert [line["stage"] for line in lines] == ["static", "video"]
     assert best.temperature == lines[1]["temperature"] and 0 <= lines[1]["calibration_error"] <= 100
     assert 0 <= lines[1]["agreement"] <= 100
 
@@ -117,7 +117,7 @@ def test_a_stop_during_validation_is_made_up_for(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops(config, tmp_path):
-    stage = StageConfig("prior", steps=30, batch=1, max_lr=1e30)
+    stage = StageConfig("static", steps=30, batch=1, max_lr=1e30)
     with pytest.raises(TrainingError, match="not finite.*step.*learning rate"):
         train(dataclasses.replace(config, stages=(stage,), clip_norm=0.0), tmp_path)
 

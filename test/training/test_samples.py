@@ -18,10 +18,10 @@ from vtseg_ros.label_set import IGNORE
 from vtseg_ros.training.samples import Samples
 
 
-def test_labels_that_label_every_leaves_out_stay_out(street_bag):
+def test_labels_that_label_stride_leaves_out_stay_out(street_bag):
     """30 labelled frames, every 4th label, windows of 4: of each window only the newest frame has one."""
     store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
-    sparse = store.index.windows(4, label_every=4)
+    sparse = store.index.windows(4, label_stride=4)
     assert [window[-1] for window in sparse] == [0, 4, 8, 12, 16, 20, 24, 28]
     samples = Samples(store, sparse, length=4, augmentation=None, seed=1, stage=0, num_classes=14)
     for position in range(len(sparse)):
@@ -90,7 +90,7 @@ def test_corrupt_frames_are_counted_by_the_training(tmp_path, caplog):
     source = (SourceConfig(str(tmp_path / "bag")),)
     config = TrainConfig(
         data=DataConfig(train=source, validation=source, size=(64, 32), workers=1, class_names=CLASSES.names),
-        stages=(StageConfig("prior", steps=6, batch=2, max_lr=1e-3),),
+        stages=(StageConfig("static", steps=6, batch=2, max_lr=1e-3),),
         model=ModelConfig(architecture="erfnet"),
         device="cpu",
     )

@@ -53,7 +53,7 @@ def test_gradients_against_the_loss_written_out(weight):
     labels[0] = 255
     labels[:, :, :5] = OUTSIDE
     chunk = [[video[i : i + 1], labels[i : i + 1]] for i in range(2)]
-    loss = backward(fabric, module, chunk, image_network=False, prior_loss=weight, teacher=teacher)
+    loss = backward(fabric, module, chunk, image_network=False, static_loss=weight, teacher=teacher)
     names, parameters = zip(*model.named_parameters())
     got = [p.grad.clone() for p in parameters]
     assert all(p.grad is None for p in network.parameters()) and not network.training
@@ -91,7 +91,7 @@ class Fixed(nn.Module):
 def test_classes_of_a_mapping_by_hand(tmp_path):
     """Teacher x, y, z, w: x and y together are a, z is b or c, w is left out."""
     stage = StageConfig(
-        "prior",
+        "static",
         steps=1,
         teacher=save_erfnet(tmp_path / "t", LabelSet.from_names(["x", "y", "z", "w"])),
         teacher_classes={"x": "a", "y": "a", "z": ["b", "c"], "w": "ignore"},
@@ -122,7 +122,7 @@ def test_classes_that_the_teacher_lacks_are_not_penalised():
 
 def test_the_same_names_in_another_order(tmp_path):
     path = save_erfnet(tmp_path / "t", LabelSet.from_names(["c", "a", "b"]))
-    teacher = build_teacher(StageConfig("prior", steps=1, teacher=path), THREE)
+    teacher = build_teacher(StageConfig("static", steps=1, teacher=path), THREE)
     assert teacher.cells == (((1,), (0,)), ((2,), (1,)), ((0,), (2,)))
 
 
@@ -131,11 +131,11 @@ def test_teachers_that_do_not_fit(tmp_path, tiny_checkpoint):
     with pytest.raises(
         ConfigError, match="teacher .*t: has other classes; expected a, b, c, got a, b, x. .*mapping"
     ):
-        build_teacher(StageConfig("prior", steps=1, teacher=other), THREE)
+        build_teacher(StageConfig("static", steps=1, teacher=other), THREE)
     with pytest.raises(ConfigError, match="image network"):
         build_teacher(StageConfig("video", steps=1, teacher=str(tiny_checkpoint)), STREET)
     with pytest.raises(CheckpointError, match="no checkpoint nobody"):
-        build_teacher(StageConfig("prior", steps=1, teacher="nobody"), THREE)
+        build_teacher(StageConfig("static", steps=1, teacher="nobody"), THREE)
     for mapping, named in (
         ({"a": "a", "b": "b"}, "got none for x"),
         ({"a": "a", "b": "b", "x": "z"}, "'z'"),
@@ -143,7 +143,7 @@ def test_teachers_that_do_not_fit(tmp_path, tiny_checkpoint):
         ({"a": "a", "b": "a", "x": "a"}, "at least two"),
     ):
         with pytest.raises(ConfigError, match=named):
-            build_teacher(StageConfig("prior", steps=1, teacher=other, teacher_classes=mapping), THREE)
+            build_teacher(StageConfig("static", steps=1, teacher=other, teacher_classes=mapping), THREE)
 
 
 @pytest.fixture
@@ -155,11 +155,11 @@ def config(street_bag, tmp_path):
             stamp = START_NS + number * NS // 10
             bag.write_image("/camera/image", picture(number), stamp, "cam")
     teacher = save_erfnet(tmp_path / "teacher.safetensors", STREET)
-    stage = StageConfig("end_to_end", steps=4, batch=2, max_lr=1e-3, prior_loss=1.0, teacher=teacher)
+    stage = StageConfig("end_to_end", steps=4, batch=2, max_lr=1e-3, static_loss=1.0, teacher=teacher)
     return TrainConfig(
         data=DataConfig(
             train=(*source, SourceConfig(str(tmp_path / "bare"), unlabelled_stride=2, repeat=3)),
-            validation=source, size=(64, 32), labels="street", label_every=3, workers=0, validation_every=15,
+            validation=source, size=(64, 32), labels="street", label_stride=3, workers=0, validation_every=15,
         ),
         stages=(dataclasses.replace(stage, window=1), stage),
         model=ModelConfig(preset="tiny", overrides={"window": 2}),
@@ -183,7 +183,7 @@ def test_which_frames_a_stage_uses(config, tmp_path):
 def test_labels_that_are_left_out_stay_out_of_windows_with_a_teacher(config, tmp_path):
     """One epoch of real windows: each of 10 labels on the newest frame once, and once on the one before it."""
     stages = tuple(dataclasses.replace(stage, batch=39) for stage in config.stages)
-    augmentation = AugmentationConfig(derived=0.0)
+    augmentation = AugmentationConfig(pseudo_clips=0.0)
     training = Training(
         dataclasses.replace(config, stages=stages, augmentation=augmentation), tmp_path / "run"
     )
@@ -249,7 +249,7 @@ def test_soft_targets_skip_what_a_letterbox_leaves_free(config, tmp_path, mode, 
     augmentation = AugmentationConfig(scale=(1.0, 1.0), rotation_deg=0.0, flip=0.0)
     source = (SourceConfig(str(tmp_path / "square")),)
     data = dataclasses.replace(
-        config.data, train=source, resize_mode=mode, label_every=1, cache_dir=str(tmp_path) if cached else ""
+        config.data, train=source, resize_mode=mode, label_stride=1, cache_dir=str(tmp_path) if cached else ""
     )
     stages = (dataclasses.replace(config.stages[0], batch=1),)
     training = Training(

@@ -29,7 +29,7 @@ def test_a_stage_with_a_shorter_window(street_bag):
         config = TrainConfig(data=data_of(street_bag, workers=0), stages=stages)
         return TrainingData(config, STREET, length=4, needs_flow=False)
 
-    stages = [StageConfig("video", steps=2, window=w) for w in (0, 2, 1)] + [StageConfig("prior", steps=2)]
+    stages = [StageConfig("video", steps=2, window=w) for w in (0, 2, 1)] + [StageConfig("static", steps=2)]
     data, fabric = training_data(*stages), Fabric(accelerator="cpu", devices=1)
     lengths = [next(data.batches(n, steps=2, start=0, fabric=fabric))[0].shape[1] for n in range(4)]
     assert lengths == [4, 2, 1, 1]

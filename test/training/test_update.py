@@ -24,7 +24,7 @@ def test_the_static_networks_own_loss_joins_by_its_weight(weight):
     labels = torch.randint(0, 3, (2, 2, 32, 64), dtype=torch.uint8)
     labels[0, :, :20] = 255  # the first window has fewer labelled pixels
     chunk = [[video[i : i + 1], labels[i : i + 1]] for i in range(2)]
-    loss = backward(fabric, module, chunk, image_network=False, prior_loss=weight)
+    loss = backward(fabric, module, chunk, image_network=False, static_loss=weight)
     names, parameters = zip(*model.named_parameters())
     got = [p.grad.clone() for p in parameters]
 

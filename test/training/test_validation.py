@@ -96,8 +96,8 @@ def test_who_is_right_where_they_differ_by_hand():
     scores = counts.scores(video_network=True, swept=False)
     # Of four labelled pixels one agrees; of the others one is the network's, one the prior's, one nobody's.
     assert scores["agreement"] == 25.0
-    assert scores["right_where_different"] == pytest.approx(100 / 3)
-    assert scores["prior_right_where_different"] == pytest.approx(100 / 3)
+    assert scores["disagreement_accuracy"] == pytest.approx(100 / 3)
+    assert scores["static_disagreement_accuracy"] == pytest.approx(100 / 3)
 
 
 def test_validation_of_a_recurrent_network(fabric, store):
@@ -106,12 +106,18 @@ def test_validation_of_a_recurrent_network(fabric, store):
     model = STGRU(num_classes=len(STREET))
     windows = [w for w in store.index.windows(3) if len(w) == 3]
     validator = Validator(
-        fabric, store, windows, length=3, labels=STREET, flow=WindowFlow("dis", store.index), sweep_frames=100
+        fabric,
+        store,
+        windows,
+        length=3,
+        labels=STREET,
+        flow=WindowFlow("dis", store.index),
+        window_sweep_frames=100,
     )
     model.train()
     result = validator(model)
     assert model.training
-    assert result.miou_by_window[0] == pytest.approx(result.prior_miou)
+    assert result.miou_by_window[0] == pytest.approx(result.static_miou)
     assert result.miou_by_window[2] == pytest.approx(result.miou)
     total = ConfusionMatrix(len(STREET))
     with torch.no_grad():
@@ -120,8 +126,8 @@ def test_validation_of_a_recurrent_network(fabric, store):
             total.update(
                 model.static_prior.eval()(image)[0].argmax(0).byte().numpy(), store.label(window[-1])
             )
-    assert result.prior_miou == pytest.approx(total.miou(), abs=0.05)
-    assert result.attention_elsewhere == {}
+    assert result.static_miou == pytest.approx(total.miou(), abs=0.05)
+    assert result.cross_frame_attention == {}
 
 
 def test_validation_of_an_image_network_and_short_windows(fabric, store, vtseg):
@@ -129,18 +135,20 @@ def test_validation_of_an_image_network_and_short_windows(fabric, store, vtseg):
     result = Validator(fabric, store, windows, length=1, labels=STREET, pictures=0)(
         ERFNet(num_classes=len(STREET))
     )
-    assert result.miou >= 0 and np.isnan(result.prior_miou) and result.pictures is None
+    assert result.miou >= 0 and np.isnan(result.static_miou) and result.pictures is None
     short = [window for window in store.index.windows(3) if len(window) < 3]
     result = Validator(fabric, store, short, length=3, labels=STREET)(vtseg)
-    assert result.miou >= 0 and result.miou_by_window == () and result.attention_elsewhere == {}
+    assert result.miou >= 0 and result.miou_by_window == () and result.cross_frame_attention == {}
 
 
 def test_what_is_recorded(fabric, store, vtseg, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = Validator(fabric, store, store.index.windows(3), length=3, labels=STREET, sweep_frames=4)(vtseg)
+    result = Validator(fabric, store, store.index.windows(3), length=3, labels=STREET, window_sweep_frames=4)(
+        vtseg
+    )
     assert result.pictures.shape == (4 * 32 + 3 * 4, 5 * 64 + 4 * 4, 3)
-    record = Record(tmp_path, on_progress=None, history=[{"stage": "prior", "step": 7}], step=7)
+    record = Record(tmp_path, on_progress=None, history=[{"stage": "static", "step": 7}], step=7)
     record.validation("video", 2, 9, result)
     record.close()
 
@@ -151,8 +159,8 @@ def test_what_is_recorded(fabric, store, vtseg, tmp_path):
         json.loads(line, parse_constant=refuse)
         for line in (tmp_path / "validation.jsonl").read_text().splitlines()
     ]
-    assert first == {"stage": "prior", "step": 7} and second["step"] == 9
-    assert len(second["miou_by_window"]) == 3 and len(second["attention_elsewhere"]) == 12
+    assert first == {"stage": "static", "step": 7} and second["step"] == 9
+    assert len(second["miou_by_window"]) == 3 and len(second["cross_frame_attention"]) == 12
     assert len(second["iou"]) == len(STREET) and second == record.history[1]
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
@@ -161,8 +169,8 @@ def test_what_is_recorded(fabric, store, vtseg, tmp_path):
     for tag in (
         "validation/agreement",
         "validation_by_window/3",
-        "attention_elsewhere/decoder_cross_4",
-        "attention_evenness/encoder_1",
+        "cross_frame_attention/decoder_cross_4",
+        "attention_entropy/encoder_1",
     ):
         assert tag in tags["scalars"]
     assert events.Scalars("validation/miou")[0].value == pytest.approx(result.miou, abs=1e-4)
@@ -218,7 +226,14 @@ def test_bags_of_several_class_lists_by_hand(tmp_path, fabric):
         label_tables=[one.label_table for one in classes],
     )
     validator = Validator(
-        fabric, store, [[0], [1], [2]], length=1, labels=network, classes=classes, sweep_frames=0, pictures=3
+        fabric,
+        store,
+        [[0], [1], [2]],
+        length=1,
+        labels=network,
+        classes=classes,
+        window_sweep_frames=0,
+        pictures=3,
     )
     result = validator(Constant(0, 2))  # a left, c right
     # own, more: a all right, b missed, c wrong: 100, 0, 0. grouped: columns 0-15 and 48-63 are `c`, 16-47 `ab`;

@@ -547,7 +547,7 @@ class SqliteStorage:
         lost = sum(count for number, count in self.told.items() if number not in self.connections)
         if lost:
             self.notes.append(f"{lost} messages are of no topic and are left out")
-        # Two queries: either is answered from the index.
+        # Two queries: either is processed from the index.
         self.start_ns, self.end_ns = (
             int(self._rows(f"SELECT {which}(timestamp) FROM messages")[0][0] or 0) for which in ("min", "max")
         )

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=", ".join(MODES)
     )
     parser.add_argument(
-        "--against", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
+        "--baseline", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", help="of every mode but plain, which is fp32")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
     parser.add_argument(
-        "--parts", action="store_true", help="operations, bytes and time of each part, and their floor"
+        "--breakdown", action="store_true", help="operations, bytes and time of each part, and their floor"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="cost against k and against size")
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
                 size=size,
                 window=window,
                 modes=tuple(args.modes),
-                against=tuple(args.against),
+                against=tuple(args.baseline),
                 device=args.device,
                 precision=args.precision,
                 compile=args.compile,
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
             rows = _with_ratios(measure(checkpoint, settings, images))
             results += [{**row, "size": list(size), "window": window} for row in rows]
             _print(size, window, rows)
-    if args.parts:
+    if args.breakdown:
         _print_parts(checkpoint, args)
     if args.json:
         what = args.checkpoint or f"{args.preset}, random weights"

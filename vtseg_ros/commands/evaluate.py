@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model", nargs="+", default=[], choices=model_names(),
-        help="which network of each checkpoint (default: what it is); `prior`, or an image network's name, stands "
+        help="which network of each checkpoint (default: what it is); `static`, or an image network's name, stands "
         "for the static network inside a vtseg or gru checkpoint",
     )  # fmt: skip
     parser.add_argument(

@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--full-window", action="store_true", help="the full window instead of the streaming step"
     )
     parser.add_argument(
-        "--frames",
+        "--bag",
         type=Path,
         metavar="BAG",
         help="bag whose images it is verified on; default: a random moving picture",
     )
-    parser.add_argument("--image-topic", default="", help="of --frames; needed when the bag has several")
+    parser.add_argument("--image-topic", default="", help="of --bag; needed when the bag has several")
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
@@ -88,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
     what = exportable(checkpoint, window=args.window or None, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
     count = 2 * window + 1 if what.kind != "image" else 2
-    images = _bag_frames(args.frames, args.image_topic, count) if args.frames else moving_picture(size, count)
+    images = _bag_frames(args.bag, args.image_topic, count) if args.bag else moving_picture(size, count)
     temporary = temporary_beside(args.out)
     try:
         write_export(what, temporary, file_format)
         result = verify(temporary, what, checkpoint, images)
-        _say(result, real=args.frames is not None)
+        _say(result, real=args.bag is not None)
         result.check(args.out)
         temporary.chmod(0o644)
         temporary.replace(args.out)
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _say(result: Verification, real: bool) -> None:
     print(
-        f"against PyTorch on {result.frames} {'frames of the bag' if real else 'random pictures (--frames BAG: real ones)'}: "
+        f"against PyTorch on {result.frames} {'frames of the bag' if real else 'random pictures (--bag BAG: real ones)'}: "
         f"the same class on {100 * result.agreement:.3f} % of pixels, logits differ by at most {result.difference:.2e} "
         f"(largest logit {result.largest:.1f})"
     )

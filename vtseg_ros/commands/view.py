@@ -160,7 +160,7 @@ def _log_recorded(
             stamp_ns = stamp_of(message) or time_ns
             try:
                 if kind == "status":
-                    if message.event == message.ANSWERED:
+                    if message.event == message.PROCESSED:
                         recording.log_latency(
                             {part: getattr(message, f"{part}_s") for part in LATENCIES}, stamp_ns, camera
                         )

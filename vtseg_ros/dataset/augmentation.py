@@ -1,6 +1,6 @@
 """Augmentation of training windows (paper, Section IV-B): one geometric draw for all frames of a window.
 
-A *derived* window is made of its labelled frame alone, scaled and cropped along a smooth random camera path,
+A *pseudo-clip* is a window made of its labelled frame only, scaled and cropped along a smooth random camera path,
 so that every frame of it has a label.
 """
 
@@ -22,19 +22,19 @@ class AugmentationConfig:
     """Ranges of the random draws.
 
     Args:
-        derived: share of windows derived from their labelled frame (paper: 0.8).
+        pseudo_clips: share of windows generated from their labelled frame (paper: 0.8).
         flip: probability of a horizontal flip.
         scale: (lowest, highest) zoom about the crop's centre; 1 = the whole image.
         rotation_deg: largest turn either way.
         blur: probability of a Gaussian blur.
         brightness, saturation: largest relative change either way.
         hue_deg: largest shift either way, degrees of 360.
-        path_zoom, path_shift, path_rotation_deg: largest change along a derived window's path: zoom (relative),
+        path_zoom, path_shift, path_rotation_deg: largest change along a pseudo-clip's path: zoom (relative),
             translation (share of the image's side) and turn.
         occlusion: share of the frames that are covered in part, each in places of its own (ours).
     """
 
-    derived: float = 0.8
+    pseudo_clips: float = 0.8
     flip: float = 0.5
     scale: tuple[float, float] = (1.0, 1.8)
     rotation_deg: float = 4.0
@@ -49,7 +49,7 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         check_share(self.occlusion, "augmentation.occlusion")
-        for name in ("derived", "flip", "blur", "brightness", "saturation"):
+        for name in ("pseudo_clips", "flip", "blur", "brightness", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
@@ -70,13 +70,13 @@ class Draw:
 
     Attributes:
         transforms: (k, 3, 3) affine, source to output px, per frame.
-        derived: whether every frame is made of the newest one.
+        pseudo_clip: whether every frame is made of the newest one.
         photometric: (H, W, 3) uint8 -> the same, for every frame.
         covers: what then lies on the frames.
     """
 
     transforms: np.ndarray
-    derived: bool
+    pseudo_clip: bool
     photometric: Callable[[np.ndarray], np.ndarray]
     covers: tuple[Cover, ...] = ()
 
@@ -97,7 +97,7 @@ class Draw:
         out_video, out_labels = np.empty_like(video), np.empty_like(labels)
         for t in range(frames):
             affine = self.transforms[t, :2]
-            source = frames - 1 if self.derived else t
+            source = frames - 1 if self.pseudo_clip else t
             image = cv2.warpAffine(
                 video[source],
                 affine,
@@ -127,11 +127,13 @@ class Augmentation:
     def draw(self, frames: int, size: tuple[int, int], rng: np.random.Generator) -> Draw:
         """Draw what will be done to a window of k frames of (width, height) px."""
         transforms = np.repeat(self._crop(*size, rng)[None], frames, axis=0)
-        derived = frames > 1 and bool(rng.random() < self.config.derived)
-        if derived:
+        pseudo_clip = frames > 1 and bool(rng.random() < self.config.pseudo_clips)
+        if pseudo_clip:
             transforms = self._path(frames, *size, rng) @ transforms
         photometric = self._photometric(rng)
-        return Draw(transforms, derived, photometric, draw_covers(frames, size, self.config.occlusion, rng))
+        return Draw(
+            transforms, pseudo_clip, photometric, draw_covers(frames, size, self.config.occlusion, rng)
+        )
 
     def __call__(
         self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -140,7 +142,7 @@ class Augmentation:
 
         Args:
             video: (k, H, W, 3) uint8 RGB.
-            labels: (k, H, W) uint8; the newest frame's is used for derived windows.
+            labels: (k, H, W) uint8; the newest frame's is used for pseudo-clips.
             rng: source of the draws.
 
         Returns:

@@ -129,7 +129,7 @@ def transform_flow(flow: np.ndarray | None, present: np.ndarray, past: np.ndarra
     """Flow between two frames that were warped.
 
     Args:
-        flow: (H, W, 2) before the warp; None = both frames were made of one image (a derived window).
+        flow: (H, W, 2) before the warp; None = both frames were made of one image (a pseudo-clip).
         present, past: (3, 3) affine source-to-output transforms of the two frames.
         size: (width, height) px.
 
@@ -203,7 +203,7 @@ class WindowFlow:
         flows = []
         for t in range(1, frames):
             flow = None
-            if draw is None or not draw.derived:
+            if draw is None or not draw.pseudo_clip:
                 still = numbers[t] == numbers[t - 1]
                 flow = (
                     np.zeros((height, width, 2), np.float32) if still else self._topic.read(numbers[t], size)

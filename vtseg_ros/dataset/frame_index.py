@@ -221,14 +221,14 @@ class FrameIndex:
         """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""
         return list(range(newest, first - 1, -self.stride))[:length][::-1]
 
-    def windows(self, length: int, *, label_every: int = 1) -> list[list[int]]:
+    def windows(self, length: int, *, label_stride: int = 1) -> list[list[int]]:
         """Windows whose newest frame has a label.
 
         Args:
             length: frames k of a window.
-            label_every: use only every n-th labelled frame, to see how few labels do.
+            label_stride: use only every n-th labelled frame, to see how few labels do.
         """
-        return [self.window(newest, first, length) for newest, first in self.labelled(label_every)]
+        return [self.window(newest, first, length) for newest, first in self.labelled(label_stride)]
 
 
 def _topics(bag: BagReader, source: BagSource) -> tuple[str, str | None]:

@@ -16,14 +16,14 @@ log = logging.getLogger("vtseg_ros.dataset")
 
 
 def split_by_time(
-    sources: list[BagSource], share: float, guard_s: float
+    sources: list[BagSource], share: float, split_gap_s: float
 ) -> tuple[list[BagSource], list[BagSource]]:
     """The first part of every source for training, the last one for validation, a guard between them left out.
 
     Args:
         sources: bags, or parts of them.
         share: of the time, for validation, 0..1.
-        guard_s: interval between the two, s.
+        split_gap_s: interval between the two, s.
 
     Raises:
         BagError: if a bag cannot be read.
@@ -35,19 +35,19 @@ def split_by_time(
             first, last = bag.span([source.image_topic or find_image_topic(bag)])
             whole_s = (last - first) / NS
             end_s = min(source.end_s or whole_s, whole_s)
-        span = end_s - source.start_s - guard_s
+        span = end_s - source.start_s - split_gap_s
         if span <= 0:
             raise ConfigError(
-                f"{source.path}: its {end_s - source.start_s:.1f} s cannot be split with a guard of {guard_s:g} s "
-                "(data.guard_s) between the parts"
+                f"{source.path}: its {end_s - source.start_s:.1f} s cannot be split with a guard of {split_gap_s:g} s "
+                "(data.split_gap_s) between the parts"
             )
         cut = source.start_s + span * (1 - share)
         training.append(dataclasses.replace(source, end_s=cut))
-        validation.append(dataclasses.replace(source, start_s=cut + guard_s))
+        validation.append(dataclasses.replace(source, start_s=cut + split_gap_s))
     return training, validation
 
 
-def require_apart(training: list[BagSource], validation: list[BagSource], guard_s: float) -> None:
+def require_apart(training: list[BagSource], validation: list[BagSource], split_gap_s: float) -> None:
     """Refuse parts of one bag that are nearer than the guard interval; without one, warn of those that overlap.
 
     Raises:
@@ -58,13 +58,13 @@ def require_apart(training: list[BagSource], validation: list[BagSource], guard_
             if _folder(one) != _folder(other):
                 continue
             pause = max(one.start_s - _end(other), other.start_s - _end(one))
-            if pause >= guard_s - 1e-6:
+            if pause >= split_gap_s - 1e-6:
                 continue
             told = f"{one.path}: its parts for training ({_text(one)}) and validation ({_text(other)}) " + (
                 f"are {pause:.1f} s apart" if pause >= 0 else "overlap"
             )
-            if guard_s > 0:
-                raise ConfigError(f"{told}. Expected: at least {guard_s:g} s (data.guard_s)")
+            if split_gap_s > 0:
+                raise ConfigError(f"{told}. Expected: at least {split_gap_s:g} s (data.split_gap_s)")
             log.warning("%s: validation scores say nothing of scenes that were not trained on", told)
 
 

@@ -29,7 +29,7 @@ class ReportData:
         scores: of the (main) system.
         systems: JSON entries, one per system (see `Scores.as_system`).
         counts: frames by what became of them.
-        latencies_s: total latency of each answered frame, s.
+        latencies_s: total latency of each processed frame, s.
         facts: name -> text, shown in the head.
     """
 

@@ -19,7 +19,7 @@ from vtseg_ros.evaluation.systems import PredictorSystem, System, SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import architecture, architectures, find_architecture
 
-STATIC = "prior"
+STATIC = "static"
 """The static network inside a video network, whatever it is."""
 
 
@@ -34,7 +34,7 @@ class Selection:
 
     Args:
         checkpoints: files, or names of shipped weights.
-        models: networks of `model_names()`; empty = what each checkpoint is. An image network's name, or `prior`,
+        models: networks of `model_names()`; empty = what each checkpoint is. An image network's name, or `static`,
             stands for the static network inside a video network.
         windows: frames k; 0 = the checkpoint's. Image networks have one, of one frame.
         flows: of `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as it was trained.

@@ -102,7 +102,7 @@ class Architecture:
         build: from `num_classes` to a freshly initialised image network; for video networks see `from_config`.
         video: it takes windows, else single images; an image network can be the static network of a video network.
         needs_flow: it takes optical flow.
-        options: fields of the training configuration's `model` section that have an effect, and `prior_loss`.
+        options: fields of the training configuration's `model` section that have an effect, and `static_loss`.
         class_dimensions: which dimensions count classes, by regular expression of the end of a tensor's name.
         parts: title of each submodule that tables of costs list.
         sizes: title and builder, from the number of classes, of each size that tables of costs list.

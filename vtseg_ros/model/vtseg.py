@@ -53,7 +53,7 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
         "init_encoder",
         "init_decoder",
         "normalize_encoder",
-        "prior_loss",
+        "static_loss",
     ),
     class_dimensions={
         r"head\.classify\.(weight|bias)": (0,),

@@ -52,7 +52,7 @@ class Counts:
     """A camera's counts at a time; see `slots.Counters`."""
 
     received: int = 0
-    answered: int = 0
+    processed: int = 0
     dropped: int = 0
     rejected: int = 0
     bad_stamps: int = 0
@@ -93,7 +93,7 @@ def status(
         message, level = "no image yet", DiagnosticStatus.ERROR
     elif health.last_error:
         message, level = f"inference failed: {health.last_error}", DiagnosticStatus.ERROR
-    elif counts.rejected and not counts.answered:
+    elif counts.rejected and not counts.processed:
         message, level = f"every image is rejected: {health.last_rejection}", DiagnosticStatus.ERROR
     elif now - health.inputs[-1] > STALE_S:
         message, level = f"no image for {now - health.inputs[-1]:.0f} s", DiagnosticStatus.WARN
@@ -112,7 +112,7 @@ def status(
         "output rate (Hz)": f"{rate(health.outputs, now, health.since):.1f}",
         "latency (s)": f"{latency:.3f}",
         "received": str(counts.received),
-        "answered": str(counts.answered),
+        "processed": str(counts.processed),
         "dropped": str(counts.dropped),
         "dropped for their stamps": str(counts.bad_stamps),
         "rejected": str(counts.rejected),

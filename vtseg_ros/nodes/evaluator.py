@@ -37,7 +37,7 @@ FROM_CAMERA = {
 FROM_SEGMENTER = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
 
 EVENTS = {
-    SegmentationStatus.ANSWERED: Ledger.ANSWERED,
+    SegmentationStatus.PROCESSED: Ledger.PROCESSED,
     SegmentationStatus.REJECTED: Ledger.REJECTED,
     SegmentationStatus.DROPPED: Ledger.DROPPED,
 }
@@ -198,7 +198,7 @@ class EvaluatorNode(TypedParameters, Node):
         stamp = stamp_ns(message.header)
         self._ledger.saw_status(event, stamp)
         self._changed = True
-        if event == Ledger.ANSWERED:
+        if event == Ledger.PROCESSED:
             self._latencies.append(float(message.total_s))
         else:  # no mask will come
             self._images.pop(stamp)
@@ -237,9 +237,9 @@ class EvaluatorNode(TypedParameters, Node):
 
     def _counts(self) -> dict[str, int]:
         counts = self._ledger.counts()
-        answered = self._ledger.labelled_answered()
-        counts["labelled_answered"] = answered
-        counts["labelled_unanswered"] = counts["labelled_frames"] - answered
+        processed = self._ledger.labelled_processed()
+        counts["labelled_processed"] = processed
+        counts["labelled_unprocessed"] = counts["labelled_frames"] - processed
         counts["labelled_scored"] = self._scores.frames if self._scores else 0
         counts["unusable"] = self._bad
         return counts

@@ -15,12 +15,12 @@ class Ledger:
     A looped bag repeats stamps: they are counted as often as they came.
     """
 
-    ANSWERED, REJECTED, DROPPED = "answered", "rejected", "dropped"
+    PROCESSED, REJECTED, DROPPED = "processed", "rejected", "dropped"
 
     def __init__(self) -> None:
         self._seen: Counter[int] = Counter()
         self._labels: Counter[int] = Counter()
-        self._events = {name: Counter() for name in (self.ANSWERED, self.REJECTED, self.DROPPED)}
+        self._events = {name: Counter() for name in (self.PROCESSED, self.REJECTED, self.DROPPED)}
         # Images that a status may still come for, as they came, and when.
         self._open: deque[tuple[int, float]] = deque()
 
@@ -52,21 +52,21 @@ class Ledger:
         """
         told: Counter[int] = sum(self._events.values(), Counter())
         untold = sum((self._seen - told).values())
-        answered = {name: sum(counter.values()) for name, counter in self._events.items()}
+        processed = {name: sum(counter.values()) for name, counter in self._events.items()}
         return {
             "frames_seen": sum(self._seen.values()),
             "labelled_frames": sum(self._labels.values()),
             "frames_received": sum(told.values()),
-            "frames_answered": answered[self.ANSWERED],
-            "frames_dropped": answered[self.DROPPED],
-            "frames_rejected": answered[self.REJECTED],
+            "frames_processed": processed[self.PROCESSED],
+            "frames_dropped": processed[self.DROPPED],
+            "frames_rejected": processed[self.REJECTED],
             "frames_lost": untold - len(self._open),
             "frames_pending": len(self._open),
         }
 
-    def labelled_answered(self) -> int:
-        """Labels whose image was answered."""
-        return sum((self._labels & self._events[self.ANSWERED]).values())
+    def labelled_processed(self) -> int:
+        """Labels whose image was processed."""
+        return sum((self._labels & self._events[self.PROCESSED]).values())
 
 
 class Waiting:

@@ -11,13 +11,13 @@ from typing import Any
 
 @dataclass
 class Counters:
-    """What became of a camera's frames. Once idle: received = answered + dropped + rejected.
+    """What became of a camera's frames. Once idle: received = processed + dropped + rejected.
 
     Read freely; changed only by `Slots`, under its lock: callbacks and the worker both count.
     """
 
     received: int = 0
-    answered: int = 0
+    processed: int = 0
     dropped: int = 0
     rejected: int = 0
 
@@ -83,7 +83,7 @@ class Slots:
             return taken
 
     def count(self, camera: str, what: str) -> None:
-        """Add one to `answered`, `dropped` or `rejected` of a camera."""
+        """Add one to `processed`, `dropped` or `rejected` of a camera."""
         with self._condition:
             counters = self.counters[camera]
             setattr(counters, what, getattr(counters, what) + 1)

@@ -73,7 +73,7 @@ class ViewerNode(Node):
             self.get_logger().error(f"the label map is left out: {err}", throttle_duration_sec=1.0)
 
     def _on_status(self, message: SegmentationStatus) -> None:
-        if message.event == SegmentationStatus.ANSWERED:
+        if message.event == SegmentationStatus.PROCESSED:
             parts = {
                 "queue": message.queue_s,
                 "preprocess": message.preprocess_s,

@@ -180,13 +180,13 @@ class Worker:
             self._settings.overlay_alpha,
         )
         done = time.monotonic()
-        self._slots.count(pending.camera, "answered")
+        self._slots.count(pending.camera, "processed")
         health.outputs.append(done)
         health.latencies.append(done - pending.received_s)
         health.last_error = ""
         self._status(
             pending,
-            SegmentationStatus.ANSWERED,
+            SegmentationStatus.PROCESSED,
             frames_in_window=result.frames_in_window,
             queue_s=began - pending.received_s,
             preprocess_s=decode_s + result.preprocess_s,
@@ -219,7 +219,7 @@ class Worker:
                 camera=camera,
                 event=event,
                 frames_received=counters.received,
-                frames_answered=counters.answered,
+                frames_processed=counters.processed,
                 frames_dropped=counters.dropped,
                 frames_rejected=counters.rejected,
                 **fields,

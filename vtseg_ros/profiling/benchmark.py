@@ -140,7 +140,7 @@ class _HuggingFaceSegFormer:
         try:
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
         except ImportError as err:
-            raise ConfigError(f"--against {SEGFORMER} needs transformers: pip install transformers") from err
+            raise ConfigError(f"--baseline {SEGFORMER} needs transformers: pip install transformers") from err
         self.device, self.dtype, self.size = resolve_device(settings.device), dtype, settings.size
         model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes)).eval()
         self.model = model.to(self.device, dtype)

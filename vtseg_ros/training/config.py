@@ -11,7 +11,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.registry import DEFAULT_ARCHITECTURE, Architecture, architecture, architectures
 from vtseg_ros.resize import RESIZE_MODES
 
-STAGES = ("prior", "video", "end_to_end")
+STAGES = ("static", "video", "end_to_end")
 PRECISIONS = ("fp32", "fp16", "bf16")
 INITS = ("segformer", "xavier")
 
@@ -48,12 +48,12 @@ class DataConfig:
         train, validation: bags; no scene may be in both. Without validation bags a part of the training bags is
             held out.
         validation_share: of the time of each training bag, its end, held out when there are no validation bags.
-        guard_s: interval, s, left out between the two; parts of one bag that are nearer are refused. Validation bags
+        split_gap_s: interval, s, left out between the two; parts of one bag that are nearer are refused. Validation bags
             of the user's own are taken as they are when it is 0.
         size: (width, height) px of the network's input, multiples of 32.
         labels: `street`, `camvid`, `cityscapes`, or empty = the label map in the first bag.
         class_names: class list, where there is no label map and no such name.
-        label_every: use every n-th label in training.
+        label_stride: use every n-th label in training.
         stride: frames of a window are this far apart, counted back from the labelled one.
         max_gap_s: a longer pause starts a new sequence.
         validation_every: score every n-th labelled frame of the validation bags.
@@ -67,10 +67,10 @@ class DataConfig:
     size: tuple[int, int]
     validation: tuple[SourceConfig, ...] = ()
     validation_share: float = 0.0
-    guard_s: float = 0.0
+    split_gap_s: float = 0.0
     labels: str = ""
     class_names: tuple[str, ...] = ()
-    label_every: int = 1
+    label_stride: int = 1
     stride: int = 1
     max_gap_s: float = 1.0
     validation_every: int = 1
@@ -101,7 +101,7 @@ class ModelConfig:
         init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
             cross-attention from nothing (see docs/guide/training.md).
         warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
-            network of `vtseg` or `gru`, whose stage `prior` can then be left out. Of other classes than the data's,
+            network of `vtseg` or `gru`, whose stage `static` can then be left out. Of other classes than the data's,
             those of the same name are taken over. Empty = none.
     """
 
@@ -122,7 +122,7 @@ class StageConfig:
     """One stage of the training (paper, Section IV-B).
 
     Args:
-        name: `prior` (the static network alone), `video` (VTSeg, prior frozen) or `end_to_end`.
+        name: `static` (the static network alone), `video` (VTSeg, prior frozen) or `end_to_end`.
         epochs: passes over the labelled windows; or
         steps: optimiser updates (one of the two).
         batch: windows per update and process.
@@ -130,7 +130,7 @@ class StageConfig:
         max_lr: peak of the OneCycle schedule (paper: 6e-5 for some 450,000 updates).
         window: frames of a window in this stage, 0 = the network's. With fewer of them a batch of the same cost holds
             more different pictures.
-        prior_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
+        static_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
             the static network stays one that can segment by itself, and both can start from nothing.
         teacher: checkpoint of an image network, by file or shipped name, whose outputs are soft targets on every
             frame, labelled or not; empty = none.
@@ -148,7 +148,7 @@ class StageConfig:
     accumulate: int = 1
     max_lr: float = 6e-5
     window: int = 0
-    prior_loss: float = 0.0
+    static_loss: float = 0.0
     teacher: str = ""
     teacher_temperature: float = 1.0
     teacher_weight: float = 1.0
@@ -170,8 +170,8 @@ class TrainConfig:
         validate_every: updates between validations; 0 = at the end of each stage alone.
         save_every: updates between saves of the resumable state.
         log_every: updates between log lines.
-        sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
-        pictures: validation frames that TensorBoard shows; 0 = none.
+        window_sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
+        preview_frames: validation frames that TensorBoard shows; 0 = none.
         licence: of the trained weights, such as `Apache-2.0` or `non-commercial research`; empty = not stated. The
             checkpoint gets the stricter of it and the licences of the weights that the run starts from.
     """
@@ -188,8 +188,8 @@ class TrainConfig:
     validate_every: int = 0
     save_every: int = 200
     log_every: int = 20
-    sweep_frames: int = 24
-    pictures: int = 4
+    window_sweep_frames: int = 24
+    preview_frames: int = 4
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -203,10 +203,10 @@ class TrainConfig:
             raise ConfigError(
                 "a training needs data.train, either data.validation or data.validation_share, and at least one stage"
             )
-        if not 0 <= self.data.validation_share < 1 or not self.data.guard_s >= 0:
+        if not 0 <= self.data.validation_share < 1 or not self.data.split_gap_s >= 0:
             raise ConfigError(
-                "data.validation_share must be in 0..1 and data.guard_s at least 0 s. "
-                f"Got: {self.data.validation_share} and {self.data.guard_s}"
+                "data.validation_share must be in 0..1 and data.split_gap_s at least 0 s. "
+                f"Got: {self.data.validation_share} and {self.data.split_gap_s}"
             )
         for stage in self.stages:
             _one_of("stages.name", stage.name, STAGES)
@@ -215,10 +215,10 @@ class TrainConfig:
             if stage.batch < 1 or stage.accumulate < 1 or not 0 < stage.max_lr < math.inf:
                 raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
-            self._check_prior_loss(stage)
+            self._check_static_loss(stage)
             self._check_teacher(stage)
-            if not self._kind.video and stage.name != "prior":
-                raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `prior`")
+            if not self._kind.video and stage.name != "static":
+                raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `static`")
         _one_of("model.init", self.model.init, INITS)
         _one_of("data.resize_mode", self.data.resize_mode, RESIZE_MODES)
         if self._kind.needs_flow and self.data.resize_mode != "stretch":
@@ -234,7 +234,7 @@ class TrainConfig:
         self._kind.kind.check_overrides(self.model.overrides)
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
-        for name, least in (("label_every", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
+        for name, least in (("label_stride", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
             _at_least(f"data.{name}", getattr(self.data, name), least)
         for part in ("train", "validation"):
             for number, source in enumerate(getattr(self.data, part)):
@@ -249,8 +249,8 @@ class TrainConfig:
             ("save_every", 1),
             ("log_every", 1),
             ("validate_every", 0),
-            ("sweep_frames", 0),
-            ("pictures", 0),
+            ("window_sweep_frames", 0),
+            ("preview_frames", 0),
         ):
             _at_least(name, getattr(self, name), least)
 
@@ -258,11 +258,11 @@ class TrainConfig:
     def _kind(self) -> Architecture:
         return architecture(self.model.architecture)
 
-    def _check_prior_loss(self, stage: StageConfig) -> None:
-        if not 0 <= stage.prior_loss < math.inf:
-            raise ConfigError(f"stage {stage.name}: prior_loss must be at least 0. Got: {stage.prior_loss}")
-        if stage.prior_loss and (stage.name != "end_to_end" or "prior_loss" not in self._kind.options):
-            raise ConfigError(f"stage {stage.name}: prior_loss belongs to stage end_to_end of vtseg")
+    def _check_static_loss(self, stage: StageConfig) -> None:
+        if not 0 <= stage.static_loss < math.inf:
+            raise ConfigError(f"stage {stage.name}: static_loss must be at least 0. Got: {stage.static_loss}")
+        if stage.static_loss and (stage.name != "end_to_end" or "static_loss" not in self._kind.options):
+            raise ConfigError(f"stage {stage.name}: static_loss belongs to stage end_to_end of vtseg")
 
     def _check_teacher(self, stage: StageConfig) -> None:
         default = StageConfig(stage.name)

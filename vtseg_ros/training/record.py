@@ -105,7 +105,7 @@ class Record:
             self._board.add_scalar(f"validation/{key}", value, step)
         for window, value in enumerate(result.miou_by_window, start=1):
             self._board.add_scalar(f"validation_by_window/{window}", value, step)
-        for group in ("attention_elsewhere", "attention_evenness"):
+        for group in ("cross_frame_attention", "attention_entropy"):
             for name, value in getattr(result, group).items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
         if result.pictures is not None:
@@ -120,7 +120,7 @@ class Record:
             log.info("  %s: miou %.2f", name, scores["miou"])
             if math.isfinite(scores["miou"]):
                 self._board.add_scalar(f"validation_by_bag/{name}", scores["miou"], step)
-        for group in ("attention_elsewhere", "attention_evenness"):
+        for group in ("cross_frame_attention", "attention_entropy"):
             if getattr(result, group):
                 figures = ", ".join(f"{name} {value:.1f}" for name, value in getattr(result, group).items())
                 log.info("  %s, %%: %s", group, figures)

@@ -123,14 +123,14 @@ class Training:
             return
         exported, stages = is_exported(self.model.static_prior), self.config.stages
         mapped = is_mapped(self.model)
-        if (exported or mapped) and any(stage.name == "prior" for stage in stages):
+        if (exported or mapped) and any(stage.name == "static" for stage in stages):
             raise ConfigError(
                 f"{'an exported static prior' if exported else 'a static prior with a class_mapping'} cannot be "
-                "trained on the labels of these bags: leave the stage `prior` out"
+                "trained on the labels of these bags: leave the stage `static` out"
             )
-        if (exported or mapped) and any(stage.prior_loss for stage in stages):
+        if (exported or mapped) and any(stage.static_loss for stage in stages):
             raise ConfigError(
-                "prior_loss: an exported static network, or one of other classes, has no loss of its own here"
+                "static_loss: an exported static network, or one of other classes, has no loss of its own here"
             )
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
@@ -138,7 +138,7 @@ class Training:
         if not has_prior(self.model):
             return self.model
         exported = is_exported(self.model.static_prior)
-        if stage.name == "prior":
+        if stage.name == "static":
             self.model.freeze_prior(False)
             return self.model.static_prior
         if stage.name == "end_to_end" and exported:
@@ -207,8 +207,8 @@ class Training:
                 fabric,
                 module,
                 chunk,
-                image_network=stage.name == "prior",
-                prior_loss=stage.prior_loss,
+                image_network=stage.name == "static",
+                static_loss=stage.static_loss,
                 members=members,
                 teacher=teacher,
             )
@@ -247,7 +247,7 @@ class Training:
 
     def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> bool:
         """Validate and record it; False = stopped before its end."""
-        on_prior = stage.name == "prior" and has_prior(self.model)
+        on_prior = stage.name == "static" and has_prior(self.model)
         result = validator(self.model.static_prior if on_prior else self.model)
         if result is None:
             return False

@@ -24,7 +24,7 @@ class Samples(Dataset):
     Args:
         store: pixels.
         windows: frame indices of each window.
-        labelled: frames whose labels are used, so that labels left out by `label_every` stay out in older frames too;
+        labelled: frames whose labels are used, so that labels left out by `label_stride` stay out in older frames too;
             None = the newest frame of each window.
         length: frames k of a window.
         augmentation: None = as they are.

@@ -87,7 +87,7 @@ def plan_of(
         for stage, count, teacher in zip_longest(config.stages, steps, teachers, fillvalue="")
     ]
     plan = {"processes": world_size, "seed": config.seed, "precision": config.precision, "model": model}
-    plan |= {"data.size": config.data.size, "data.label_every": config.data.label_every, "stages": stages}
+    plan |= {"data.size": config.data.size, "data.label_stride": config.data.label_stride, "stages": stages}
     plan["data.resize_mode"] = config.data.resize_mode
     return json.loads(json.dumps(plan, default=str))
 

@@ -68,7 +68,7 @@ class TrainingData:
             config.data, validation, label_tables=[classes.label_table for classes in self.validation_classes]
         )
         index = self.train_store.index
-        self.labelled = {number for number, _ in index.labelled(config.data.label_every)}
+        self.labelled = {number for number, _ in index.labelled(config.data.label_stride)}
         self._windows = {soft: self._list_windows(soft) for soft in (False, True)}
         for stage in config.stages:
             if not self.windows(stage):
@@ -76,7 +76,7 @@ class TrainingData:
                     f"stage {stage.name}: data.train has no labelled frame; a stage without teacher needs labels"
                 )
         self.validation_windows = self.validation_store.index.windows(
-            length, label_every=config.data.validation_every
+            length, label_stride=config.data.validation_every
         )
         self.train_flow = self.validation_flow = None
         if needs_flow:
@@ -86,7 +86,7 @@ class TrainingData:
 
     def _list_windows(self, soft: bool) -> list[list[int]]:
         index, sources = self.train_store.index, self.config.data.train
-        chosen = index.labelled(self.config.data.label_every)
+        chosen = index.labelled(self.config.data.label_stride)
         if soft:
             chosen = sorted(chosen + index.others(self.labelled, [s.unlabelled_stride for s in sources]))
         return [
@@ -147,8 +147,8 @@ class TrainingData:
             labels=self.labels,
             classes=self.validation_classes,
             flow=self.validation_flow,
-            sweep_frames=self.config.sweep_frames,
-            pictures=self.config.pictures,
+            window_sweep_frames=self.config.window_sweep_frames,
+            pictures=self.config.preview_frames,
             should_stop=should_stop,
         )
 
@@ -161,7 +161,7 @@ class TrainingData:
             )
 
     def _length(self, stage: StageConfig) -> int:
-        return 1 if stage.name == "prior" else stage.window or self.length
+        return 1 if stage.name == "static" else stage.window or self.length
 
 
 def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
@@ -176,8 +176,8 @@ def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
         for sources in (data.train, data.validation)
     )
     if data.validation_share:
-        training, validation = split_by_time(training, data.validation_share, data.guard_s)
-    require_apart(training, validation, data.guard_s)
+        training, validation = split_by_time(training, data.validation_share, data.split_gap_s)
+    require_apart(training, validation, data.split_gap_s)
     return training, validation
 
 

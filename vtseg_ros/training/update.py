@@ -26,7 +26,7 @@ def backward(
     chunk: list[list[Tensor]],
     *,
     image_network: bool,
-    prior_loss: float = 0.0,
+    static_loss: float = 0.0,
     members: Tensor | None = None,
     teacher: Teacher | None = None,
 ) -> float:
@@ -41,7 +41,7 @@ def backward(
         chunk: the batches to accumulate, each video (B, k, 3, H, W) uint8, labels (B, k, H, W) uint8 and what
             else the network takes.
         image_network: the network takes the newest frame alone.
-        prior_loss: of VTSeg, weight of its static network's own loss, added to the gradients and to what is returned.
+        static_loss: of VTSeg, weight of its static network's own loss, added to the gradients and to what is returned.
         members: (G, C) bool, the classes of each group that label ids from C on stand for.
         teacher: adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
     """
@@ -57,9 +57,9 @@ def backward(
             video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
         with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
             loss_of = _loss(fabric, video, labels, members, teacher)
-            if prior_loss:
+            if static_loss:
                 logits, static = module(video, with_static=True)
-                loss = loss_of(logits) + prior_loss * loss_of(static)
+                loss = loss_of(logits) + static_loss * loss_of(static)
             else:
                 loss = loss_of(module(video, *flow))
             # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.

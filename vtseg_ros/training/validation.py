@@ -77,12 +77,12 @@ class Validation:
             each score is the mean over them.
         iou: of the network's classes, on bags that have them.
         bags: for each of several bags `miou` and, by class name, `iou`.
-        prior_miou: of its static network on the same frames.
+        static_miou: of its static network on the same frames.
         agreement: labelled pixels on which the two agree.
-        right_where_different, prior_right_where_different: who is right where they differ.
+        disagreement_accuracy, static_disagreement_accuracy: who is right where they differ.
         miou_by_window: with windows of 1 .. k frames, on some of the frames.
-        attention_elsewhere: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
-        attention_evenness: entropy of that attention; 100 = every key is looked at alike.
+        cross_frame_attention: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
+        attention_entropy: entropy of that attention; 100 = every key is looked at alike.
         temperature: that divides the logits so that confidences fit best, in the sense of the labels' likelihood.
         calibration_error, calibration_error_at_temperature: expected calibration error as it is, and with that.
         seconds: that it took.
@@ -92,13 +92,13 @@ class Validation:
     miou: float
     iou: np.ndarray
     bags: dict[str, dict] = field(default_factory=dict)
-    prior_miou: float = float("nan")
+    static_miou: float = float("nan")
     agreement: float = float("nan")
-    right_where_different: float = float("nan")
-    prior_right_where_different: float = float("nan")
+    disagreement_accuracy: float = float("nan")
+    static_disagreement_accuracy: float = float("nan")
     miou_by_window: tuple[float, ...] = ()
-    attention_elsewhere: dict[str, float] = field(default_factory=dict)
-    attention_evenness: dict[str, float] = field(default_factory=dict)
+    cross_frame_attention: dict[str, float] = field(default_factory=dict)
+    attention_entropy: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     calibration_error: float = float("nan")
     calibration_error_at_temperature: float = float("nan")
@@ -116,7 +116,7 @@ class Validator:
         labels: class list of the network.
         classes: of each bag (source of the store); None = the network's in all of them.
         flow: of the windows, for STGRU.
-        sweep_frames: on how many frames windows of 1 .. k frames are compared; 0 = not at all.
+        window_sweep_frames: on how many frames windows of 1 .. k frames are compared; 0 = not at all.
         pictures: how many frames are shown; 0 = none.
         should_stop: asked before each window; True in any process ends the validation.
     """
@@ -131,7 +131,7 @@ class Validator:
         labels: LabelSet,
         classes: list[ScoredClasses] | None = None,
         flow: WindowFlow | None = None,
-        sweep_frames: int = 24,
+        window_sweep_frames: int = 24,
         pictures: int = 4,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -139,7 +139,7 @@ class Validator:
         self.length, self.labels, self.flow, self.should_stop = length, labels, flow, should_stop
         self.classes = classes or [ScoredClasses(labels.names)] * len(store.index.sources)
         whole = [number for number, window in enumerate(windows) if len(window) >= length]
-        self.sweep = _spread(whole, sweep_frames)
+        self.sweep = _spread(whole, window_sweep_frames)
         self.looked_at = _spread(self.sweep, ATTENTION_FRAMES)
         self.shown = _spread(range(len(windows)), pictures)
 
@@ -185,8 +185,8 @@ class Validator:
         scores = self._scores(counts, video_network)
         return Validation(
             **scores,
-            attention_elsewhere=elsewhere,
-            attention_evenness=evenness,
+            cross_frame_attention=elsewhere,
+            attention_entropy=evenness,
             pictures=pictures,
             temperature=fit.temperature(),
             calibration_error=fit.error(),
@@ -345,10 +345,10 @@ class _Counts:
         labelled, same, right, prior_right = self.pixels.tolist()
         if not video_network or not labelled:
             return scores
-        scores |= {"prior_miou": self.prior.miou(), "agreement": 100.0 * same / labelled}
+        scores |= {"static_miou": self.prior.miou(), "agreement": 100.0 * same / labelled}
         if labelled > same:
-            scores["right_where_different"] = 100.0 * right / (labelled - same)
-            scores["prior_right_where_different"] = 100.0 * prior_right / (labelled - same)
+            scores["disagreement_accuracy"] = 100.0 * right / (labelled - same)
+            scores["static_disagreement_accuracy"] = 100.0 * prior_right / (labelled - same)
         if swept:
             scores["miou_by_window"] = tuple(matrix.miou() for matrix in self.sweep)
         return scores

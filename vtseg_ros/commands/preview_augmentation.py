@@ -1,4 +1,4 @@
-"""`vtseg augment`: a contact sheet of augmented windows with their labels."""
+"""`vtseg preview-augmentation`: a contact sheet of augmented windows with their labels."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def contact_sheet(
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB: windows below each other, frames above frames with their labels."""
     windows = [store.index.window(newest, first, length) for newest, first in _chosen(config, store)]
-    labelled = {number for number, _ in store.index.labelled(config.data.label_every)}
+    labelled = {number for number, _ in store.index.labelled(config.data.label_stride)}
     rng = np.random.default_rng(seed)
     augmentation = Augmentation(config.augmentation)
     parts = []
@@ -90,7 +90,7 @@ def _taught(config: TrainConfig) -> bool:
 
 def _chosen(config: TrainConfig, store: FrameStore) -> list[tuple[int, int]]:
     """(frame number, first frame of its sequence) of the newest frame of each window."""
-    chosen = store.index.labelled(config.data.label_every)
+    chosen = store.index.labelled(config.data.label_stride)
     if _taught(config):
         strides = [source.unlabelled_stride for source in config.data.train]
         chosen = sorted(chosen + store.index.others({number for number, _ in chosen}, strides))
@@ -102,7 +102,7 @@ def _title(draw: Draw, store: FrameStore, newest: int) -> str:
     flipped = np.linalg.det(matrix) < 0
     zoom = np.sqrt(abs(np.linalg.det(matrix)))
     frame = store.index.frames[newest]
-    kind = "derived from" if draw.derived else "real, newest frame"
+    kind = "derived from" if draw.pseudo_clip else "real, newest frame"
     return (
         f"{kind} {store.index.sources[frame.source].path.name} {frame.stamp_ns / 1e9:.2f} s, zoom {zoom:.2f}"
         + (", flipped" if flipped else "")

@@ -1,4 +1,4 @@
-"""`vtseg augment`: the sheet shows windows with their labels, the same for the same seed."""
+"""`vtseg preview-augmentation`: the sheet shows windows with their labels, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from vtseg_ros.cli import main
 
 @pytest.fixture
 def config(tmp_path):
-    write_bag(tmp_path / "bag", [i / 10 for i in range(20)], label_every=5)
+    write_bag(tmp_path / "bag", [i / 10 for i in range(20)], label_stride=5)
     path = tmp_path / "train.yaml"
-    plain = {"derived": 1.0, "flip": 0.0, "blur": 0.0, "brightness": 0.0, "saturation": 0.0, "hue_deg": 0.0}
+    plain = {
+        "pseudo_clips": 1.0,
+        "flip": 0.0,
+        "blur": 0.0,
+        "brightness": 0.0,
+        "saturation": 0.0,
+        "hue_deg": 0.0,
+    }
     still = {
         "scale": [1.0, 1.0],
         "rotation_deg": 0.0,
@@ -26,8 +33,8 @@ def config(tmp_path):
         "path_rotation_deg": 0.0,
     }
     values = {
-        "data": {"train": ["bag"], "size": [64, 32], "validation_share": 0.4, "guard_s": 0.2},
-        "stages": [{"name": "prior", "steps": 1}],
+        "data": {"train": ["bag"], "size": [64, 32], "validation_share": 0.4, "split_gap_s": 0.2},
+        "stages": [{"name": "static", "steps": 1}],
         "augmentation": {**plain, **still},
     }
     path.write_text(yaml.safe_dump(values))
@@ -35,7 +42,7 @@ def config(tmp_path):
 
 
 def draw(config, out, *options) -> np.ndarray:
-    assert main(["augment", str(config), "--out", str(out), *options]) == 0
+    assert main(["preview-augmentation", str(config), "--out", str(out), *options]) == 0
     return cv2.imread(str(out))[..., ::-1]
 
 
@@ -74,5 +81,5 @@ def test_a_seed_gives_the_same_sheet(config, tmp_path):
     ],
 )
 def test_mistakes(config, tmp_path, capsys, out, options, words):
-    assert main(["augment", str(config), "--out", str(tmp_path / out), *options]) == 2
+    assert main(["preview-augmentation", str(config), "--out", str(tmp_path / out), *options]) == 2
     assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`vtseg cost`: parameters and multiply-adds, by module and by network."""
+"""`vtseg flops`: parameters and multiply-adds, by module and by network."""
 
 from __future__ import annotations
 
