@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Processes and a client for the benchmarks: loopback Fast DDS, a domain of their own."""
 
 from __future__ import annotations
@@ -84,9 +86,13 @@ class RoundTrip:
     def connect(self) -> None:
         """Wait until both sides know each other."""
         self._client.wait(
-            lambda: self._publisher.get_subscription_count() and self._client.count_publishers(self._subscription.topic_name),
-            START_TIMEOUT_S, f"nobody takes {self._publisher.topic_name}",
-        )  # fmt: skip
+            lambda: (
+                self._publisher.get_subscription_count()
+                and self._client.count_publishers(self._subscription.topic_name)
+            ),
+            START_TIMEOUT_S,
+            f"nobody takes {self._publisher.topic_name}",
+        )
         time.sleep(1.0)
 
     def publish(self, image: np.ndarray, stamp_ns: int) -> None:

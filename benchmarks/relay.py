@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The yardstick: a bare rclpy node that answers each image with a ready-made mask-sized image."""
 
 from __future__ import annotations

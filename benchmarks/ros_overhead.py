@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What ROS costs on top of the model: round trips of the segmenter and of a bare relay, interleaved in one run.
 
 overhead = round trip image -> mask, minus a bare `VideoPredictor.step` on the same array; told as a multiple of the round
@@ -23,8 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default="street_tiny")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--upsampling", default="bilinear", choices=("bilinear", "nearest"),
-                        help="nearest: a shorter step, so that less of its noise is in the difference")  # fmt: skip
+    parser.add_argument(
+        "--upsampling",
+        default="bilinear",
+        choices=("bilinear", "nearest"),
+        help="nearest: a shorter step, so that less of its noise is in the difference",
+    )
     parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument(
         "--profile", default="loopback", help="Fast DDS profile; empty = Fast DDS's own settings"
@@ -48,10 +54,20 @@ def measure(args: argparse.Namespace) -> dict:
     try:
         processes.start(str(Path(__file__).with_name("relay.py")))
         processes.start(
-            "-m", "vtseg_ros.nodes.segmenter", "--ros-args", "-p", f"checkpoint:={args.checkpoint}",
-            "-p", f"device:={args.device}", "-p", "autostart:=true", "-p", "input_qos:=reliable",
-            "-p", f"upsampling:={args.upsampling}",
-        )  # fmt: skip
+            "-m",
+            "vtseg_ros.nodes.segmenter",
+            "--ros-args",
+            "-p",
+            f"checkpoint:={args.checkpoint}",
+            "-p",
+            f"device:={args.device}",
+            "-p",
+            "autostart:=true",
+            "-p",
+            "input_qos:=reliable",
+            "-p",
+            f"upsampling:={args.upsampling}",
+        )
         ours = RoundTrip(client, "image", "segmentation/mask")
         bare = RoundTrip(client, "relay/image", "relay/mask")
         for name in args.subscribe:

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter at several times the rate it can serve: latency, memory and counts. Exit code 1 if a promise breaks.
 
 Promises: p99 of the latency below three inference times, memory flat, received = processed + dropped + rejected.
@@ -69,9 +71,16 @@ def measure(args: argparse.Namespace) -> dict:
     client, processes, told = start_client(), Processes(), []
     try:
         node = processes.start(
-            "-m", "vtseg_ros.nodes.segmenter", "--ros-args", "-p", f"checkpoint:={args.checkpoint}",
-            "-p", f"device:={args.device}", "-p", "autostart:=true",
-        )  # fmt: skip
+            "-m",
+            "vtseg_ros.nodes.segmenter",
+            "--ros-args",
+            "-p",
+            f"checkpoint:={args.checkpoint}",
+            "-p",
+            f"device:={args.device}",
+            "-p",
+            "autostart:=true",
+        )
         client.create_subscription(SegmentationStatus, "segmentation/status", told.append, STATUS)
         trip = RoundTrip(client, "image", "segmentation/mask")
         trip.connect()
@@ -89,17 +98,24 @@ def measure(args: argparse.Namespace) -> dict:
     last = told[-1]
     processed = [s for s in told if s.event == SegmentationStatus.PROCESSED]
     latency = [s.total_s for s in processed]
-    counts = {name: getattr(last, f"frames_{name}") - getattr(before, f"frames_{name}")
-              for name in ("received", "processed", "dropped", "rejected")}  # fmt: skip
+    counts = {
+        name: getattr(last, f"frames_{name}") - getattr(before, f"frames_{name}")
+        for name in ("received", "processed", "dropped", "rejected")
+    }
     under_load = float(np.median([s.inference_s for s in processed]))
     return {
-        **figures, **counts, "rate_hz": round(rate, 1), "inference_ms": round(float(np.median(inference)) * 1e3, 2),
+        **figures,
+        **counts,
+        "rate_hz": round(rate, 1),
+        "inference_ms": round(float(np.median(inference)) * 1e3, 2),
         "inference_under_load_ms": round(under_load * 1e3, 2),
-        "inference_p99_under_load_ms": round(float(np.percentile([s.inference_s for s in processed], 99)) * 1e3, 2),
+        "inference_p99_under_load_ms": round(
+            float(np.percentile([s.inference_s for s in processed], 99)) * 1e3, 2
+        ),
         **{f"latency_p{q}_ms": round(float(np.percentile(latency, q)) * 1e3, 2) for q in (50, 95, 99)},
         "latency_p99_in_inference_times": round(float(np.percentile(latency, 99)) / under_load, 2),
         "statuses": len(told) - sum(s.event == SegmentationStatus.IDLE for s in told),
-    }  # fmt: skip
+    }
 
 
 def settled_memory(memory_mb: list[float]) -> tuple[float, float]:

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The cloud node: masks with depth images or points to labelled point clouds.
 
 ros2 launch vtseg_ros cloud.launch.py depth_topic:=/camera/aligned_depth_to_color/image_raw
@@ -36,8 +38,15 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
-TYPES = {"source": str, "extrinsics": str, "color": str, "max_range": float, "stride": int, "max_time_difference": float,
-         "use_sim_time": bool}  # fmt: skip
+TYPES = {
+    "source": str,
+    "extrinsics": str,
+    "color": str,
+    "max_range": float,
+    "stride": int,
+    "max_time_difference": float,
+    "use_sim_time": bool,
+}
 
 
 def _nodes(context):

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Plays a labelled bag to the segmenter and the evaluator under sim time; ends with the bag and leaves a report.
 
 ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
@@ -74,8 +76,12 @@ def _nodes(context):
     info = describe_bag(bag)
     image, image_transport = find_topic("image", info, value("image_topic"), value("image_transport"))
     label, label_transport = find_topic("label", info, value("label_topic"), value("label_transport"))
-    remappings = [("image", image), ("image/compressed", f"{image}/compressed"),
-                  ("label", label), ("label/compressed", f"{label}/compressed")]  # fmt: skip
+    remappings = [
+        ("image", image),
+        ("image/compressed", f"{image}/compressed"),
+        ("label", label),
+        ("label/compressed", f"{label}/compressed"),
+    ]
     sim_time = {"use_sim_time": True}
     arguments = ["--ros-args", "--log-level", value("log_level")]
     profile = profile_environment(value("fastdds_profile"), FindPackageShare("vtseg_ros").perform(context))
@@ -128,15 +134,28 @@ def _nodes(context):
     }
     # The bag starts when both nodes listen; `vtseg play` plays what `ros2 bag record` recorded.
     player = ExecuteProcess(
-        cmd=["vtseg", "play", bag, "--clock", "--rate", value("rate"),
-             # Should a node end instead of subscribing, so does all of this.
-             "--wait-timeout", "600", *(["--loop"] if loop else []),
-             # Recorded with the bag: it would be taken for this segmenter's, and this run's logs and diagnostics.
-             "--exclude-regex", f"{ANSWERS}|{NOT_REPLAYED}",
-             "--wait-for", published["image"], published["image"], published["label"]],
+        cmd=[
+            "vtseg",
+            "play",
+            bag,
+            "--clock",
+            "--rate",
+            value("rate"),
+            # Should a node end instead of subscribing, so does all of this.
+            "--wait-timeout",
+            "600",
+            *(["--loop"] if loop else []),
+            # Recorded with the bag: it would be taken for this segmenter's, and this run's logs and diagnostics.
+            "--exclude-regex",
+            f"{ANSWERS}|{NOT_REPLAYED}",
+            "--wait-for",
+            published["image"],
+            published["image"],
+            published["label"],
+        ],
         additional_env=profile,
         output="screen",
-    )  # fmt: skip
+    )
     # The segmenter first: it finishes what it has in work and tells its last counts, then the rest ends with it.
     end = EmitEvent(event=ShutdownProcess(process_matcher=matches_action(segmenter)))
 

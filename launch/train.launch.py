@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Offline training from bags, with progress on training/progress.
 
 ros2 launch vtseg_ros train.launch.py params_file:=train.yaml output_dir:=run

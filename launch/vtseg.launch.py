@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter, and RViz when asked.
 
 ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The dependency audit: versions as pinned, files with the hashes on record, known vulnerabilities where pip-audit can ask.
 
 `python scripts/audit.py` checks; `--update` writes requirements/hashes.lock anew from what pip would fetch on this
@@ -76,9 +78,11 @@ def resolved() -> dict[str, str] | None:
             return None
         items = json.loads(report.read_text())["install"]
     return {
-        f"{normal(i['metadata']['name'])}=={i['metadata']['version']}": i["download_info"]["archive_info"]["hashes"]["sha256"]
+        f"{normal(i['metadata']['name'])}=={i['metadata']['version']}": i["download_info"]["archive_info"][
+            "hashes"
+        ]["sha256"]
         for i in items
-    }  # fmt: skip
+    }
 
 
 def recorded() -> dict[str, set[str]]:

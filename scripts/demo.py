@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The demo: plays a bag to a segmenter and an evaluator, then shows what came of it. Called by demo.sh."""
 
 from __future__ import annotations
@@ -163,8 +165,17 @@ def run(args: argparse.Namespace) -> int:
         wait_for_line(out / "segmenter.log", "window", processes)
         wait_for_line(out / "recorder.log", "recording", processes)
         waits = ["--wait-for", image, image] + ([label] if label else [])
-        play = ["vtseg", "play", str(bag_path), *waits, "--clock", "--json", str(out / "sent.json"),
-                "--exclude-regex", ANSWERS]  # fmt: skip
+        play = [
+            "vtseg",
+            "play",
+            str(bag_path),
+            *waits,
+            "--clock",
+            "--json",
+            str(out / "sent.json"),
+            "--exclude-regex",
+            ANSWERS,
+        ]
         console.print(f"playing {total} images, {span_s:.0f} s, to segmenter, evaluator and recorder")
         subprocess.run(play, check=True)
         processes.check()

@@ -218,9 +218,13 @@ class Run:
         summary = {"iterations": self.iterations, "batch": self.args.batch, "history": self.history}
         model = self.model.float().eval()
         save_checkpoint(
-            self.args.out / "last.safetensors", model, labels=self.package.labels, input_size=(width, height),
-            training=summary, licence=self.package.licence,
-        )  # fmt: skip
+            self.args.out / "last.safetensors",
+            model,
+            labels=self.package.labels,
+            input_size=(width, height),
+            training=summary,
+            licence=self.package.licence,
+        )
         model.train()
         (self.args.out / "history.json").write_text(json.dumps(self.history, indent=2) + "\n")
 

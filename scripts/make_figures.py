@@ -190,17 +190,30 @@ def network() -> Figure:
     figure.arrow((468, 342), (1139, 342), (1139, 328))
     figure.text(1060, 362, "D1, D2, D3, D4", size=12, kind="soft")
     figure.box(
-        1062, 196, 160, 130, "red", "Head, per frame", "D1 to D4 to H/4 by",
-        "1x1 conv, PixelShuffle;", "concat, 1x1 conv;", "two 3x3 convs with", "PixelShuffle(2)",
-    )  # fmt: skip
+        1062,
+        196,
+        160,
+        130,
+        "red",
+        "Head, per frame",
+        "D1 to D4 to H/4 by",
+        "1x1 conv, PixelShuffle;",
+        "concat, 1x1 conv;",
+        "two 3x3 convs with",
+        "PixelShuffle(2)",
+    )
     figure.arrow((1139, 196), (1139, 150))
     figure.box(1062, 92, 160, 56, "plain", "logits C x H x W", "mask: newest frame")
 
     figure.box(24, 520, 1192, 160, "panel")
     figure.text(
-        44, 546, "One layer (two in each block): queries from x, keys and values from m. VTEncBlock: m = x. "
-        "VTDecBlock: m = the encoder's map.", bold=True, anchor="start",
-    )  # fmt: skip
+        44,
+        546,
+        "One layer (two in each block): queries from x, keys and values from m. VTEncBlock: m = x. "
+        "VTDecBlock: m = the encoder's map.",
+        bold=True,
+        anchor="start",
+    )
     row = (
         (44, 112, "plain", "m, per frame", "LayerNorm"),
         (186, 176, "blue", "reduce R x R", "conv, LayerNorm, per frame"),

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The soak: a player that is faster than the segmenter, one malformed image a second, and samples of the process.
 
 Called by soak.sh. Passes when the process's memory, open descriptors, threads and latency have no trend beyond their
@@ -115,9 +117,14 @@ def trend(samples: list[dict], name: str) -> dict[str, float | bool]:
     rise = float(slope * (times[-1] - times[0]))
     mean = float(values.mean())
     return {
-        "mean": mean, "first": float(values[0]), "last": float(values[-1]), "per_hour": float(slope * 3600),
-        "rise": rise, "noise": noise, "steady": abs(rise) <= max(3 * noise, 0.02 * mean),
-    }  # fmt: skip
+        "mean": mean,
+        "first": float(values[0]),
+        "last": float(values[-1]),
+        "per_hour": float(slope * 3600),
+        "rise": rise,
+        "noise": noise,
+        "steady": abs(rise) <= max(3 * noise, 0.02 * mean),
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -232,8 +239,17 @@ def summarize(args, monitor: Monitor, trends: dict, sent: int, codes: list[int],
     )
     for text, passed in checks.items():
         console.print(f"  {'[green]yes' if passed else '[red]NO '}[/] {text}")
-    result = {"minutes": args.minutes, "sent": sent, **counts, "lost": lost, "masks": monitor.masks, "exit_codes": codes,
-              "trends": trends, "checks": checks, "samples": monitor.samples}  # fmt: skip
+    result = {
+        "minutes": args.minutes,
+        "sent": sent,
+        **counts,
+        "lost": lost,
+        "masks": monitor.masks,
+        "exit_codes": codes,
+        "trends": trends,
+        "checks": checks,
+        "samples": monitor.samples,
+    }
     (out / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(checks.values()) else 1
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Everything outside nodes/ works where ROS is not installed."""
 
 from __future__ import annotations

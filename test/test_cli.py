@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Commands as a user types them: results, exit codes, one line for a mistake."""
 
 from __future__ import annotations
@@ -16,8 +18,22 @@ from vtseg_ros.cli import main
 
 def test_segment_a_bag(street_bag, tiny_checkpoint, tmp_path, capsys):
     out, video = tmp_path / "masks", tmp_path / "overlay.mp4"
-    code = main(["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out), "--overlay", str(video),
-                 "--json", str(tmp_path / "figures.json"), "--device", "cpu"])  # fmt: skip
+    code = main(
+        [
+            "segment",
+            str(street_bag),
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--out",
+            str(out),
+            "--overlay",
+            str(video),
+            "--json",
+            str(tmp_path / "figures.json"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert code == 0 and "30 masks" in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["frames"] == 30
     with BagReader(street_bag) as bag:
@@ -93,9 +109,14 @@ def test_synth_leaves_out_what_it_is_told_to(tmp_path):
     assert main(["synth", "--out", str(tmp_path / "all"), *size, "--compressed", "--storage", "sqlite3"]) == 0
     with BagReader(tmp_path / "all") as bag:
         assert set(bag.topics) == {
-            "/camera/image/compressed", "/camera/label/compressed", "/camera/label_map", "/camera/depth",
-            "/camera/flow_forward", "/camera/flow_backward", "/camera/camera_info",
-        }  # fmt: skip
+            "/camera/image/compressed",
+            "/camera/label/compressed",
+            "/camera/label_map",
+            "/camera/depth",
+            "/camera/flow_forward",
+            "/camera/flow_backward",
+            "/camera/camera_info",
+        }
 
 
 def test_nothing_is_overwritten(street_bag, capsys):

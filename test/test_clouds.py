@@ -50,8 +50,13 @@ def test_points_of_a_depth_image_by_hand():
         (1.5, 0.375, 3.0, (18, 19, 20), 8, pytest.approx(0.4)),
     ]
     assert [(name, offset) for name, offset, _ in FIELDS] == [
-        ("x", 0), ("y", 4), ("z", 8), ("rgb", 12), ("label", 16), ("confidence", 20),
-    ]  # fmt: skip
+        ("x", 0),
+        ("y", 4),
+        ("z", 8),
+        ("rgb", 12),
+        ("label", 16),
+        ("confidence", 20),
+    ]
 
 
 def test_filters():
@@ -172,9 +177,13 @@ def depth_message(
     data = np.zeros((values.shape[0], line + padding), np.uint8)
     data[:, :line] = values.view(np.uint8).reshape(values.shape[0], line)
     return SimpleNamespace(
-        encoding=encoding, height=values.shape[0], width=values.shape[1], step=line + padding,
-        is_bigendian=int(big), data=data.tobytes(),
-    )  # fmt: skip
+        encoding=encoding,
+        height=values.shape[0],
+        width=values.shape[1],
+        step=line + padding,
+        is_bigendian=int(big),
+        data=data.tobytes(),
+    )
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -218,9 +227,14 @@ def points_message(points: np.ndarray, *, big: bool = False, padding: int = 0) -
         for name in record.names
     ]
     return SimpleNamespace(
-        height=height, width=width, fields=fields, is_bigendian=big, point_step=record.itemsize,
-        row_step=data.shape[1], data=data.tobytes(),
-    )  # fmt: skip
+        height=height,
+        width=width,
+        fields=fields,
+        is_bigendian=big,
+        point_step=record.itemsize,
+        row_step=data.shape[1],
+        data=data.tobytes(),
+    )
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -282,9 +296,13 @@ def test_bad_intrinsics_are_refused(values, problem):
 
 def test_camera_info():
     info = SimpleNamespace(
-        width=4, height=2, distortion_model="plumb_bob", d=[0.1, 0, 0, 0, 0],
-        k=[2.0, 0, 1, 0, 3, 0.5, 0, 0, 1], p=[5.0, 0, 1.5, 0, 0, 6, 0.75, 0, 0, 0, 1, 0],
-    )  # fmt: skip
+        width=4,
+        height=2,
+        distortion_model="plumb_bob",
+        d=[0.1, 0, 0, 0, 0],
+        k=[2.0, 0, 1, 0, 3, 0.5, 0, 0, 1],
+        p=[5.0, 0, 1.5, 0, 0, 6, 0.75, 0, 0, 0, 1, 0],
+    )
     assert Camera.from_camera_info(info).matrix == (2.0, 3.0, 1.0, 0.5)
     assert Camera.from_camera_info(info).distortion == (0.1, 0, 0, 0, 0)
     rectified = Camera.from_camera_info(info, rectified=True)
@@ -308,9 +326,13 @@ def test_the_street_s_road_is_flat(tmp_path):
         found = {topic: message for topic, _, message in reader.messages()}
     info = found["/camera/camera_info"]
     info = SimpleNamespace(
-        width=info.width, height=info.height, k=info.K if hasattr(info, "K") else info.k, d=info.d, p=info.p,
+        width=info.width,
+        height=info.height,
+        k=info.K if hasattr(info, "K") else info.k,
+        d=info.d,
+        p=info.p,
         distortion_model=info.distortion_model,
-    )  # fmt: skip
+    )
     mask = decode_label(found["/camera/label"])
     road = frozenset({STREET.names.index("road")})
     cloud = cloud_from_depth(

@@ -29,14 +29,18 @@ def doctor(
     code: int = 0,
     prefix: tuple[str, ...] = (),
 ) -> dict:
-    """Run the command with a folder at the start of Python's path; returns its report."""  # fmt: skip
+    """Run the command with a folder at the start of Python's path; returns its report."""
     env = {**os.environ, **(environment or {})}
     if first:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(first), str(ROOT), env.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [*prefix, sys.executable, "-m", "vtseg_ros.cli", "doctor", "--json", "-", *arguments],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=170,
-    )  # fmt: skip
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The pinned pytest accepts the hooks of Humble's and Jazzy's launch_testing, which a sourced ROS 2 loads by itself."""
 
 from __future__ import annotations

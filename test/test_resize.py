@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Where an image lies in the network's input, by hand, and that masks come back to where they were."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Text files as editors on Windows, macOS and Linux save them."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A network in one file of somebody's package goes through training, evaluation, segmenting, export and the node."""
 
 from __future__ import annotations
@@ -94,8 +96,21 @@ def test_segmenting_and_the_export_agree(trained, street_bag, tmp_path):
 
     exported = tmp_path / "toy.onnx"
     assert main(["export", str(trained), "--out", str(exported)]) == 0
-    assert main(["segment", str(street_bag), "--checkpoint", str(trained), "--out", str(tmp_path / "masks"),
-                 "--device", "cpu"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "segment",
+                str(street_bag),
+                "--checkpoint",
+                str(trained),
+                "--out",
+                str(tmp_path / "masks"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
     by_network, by_file = (VideoPredictor(source, device="cpu").step(image) for source in (trained, exported))
     assert (by_network.mask == by_file.mask).mean() > 0.999
@@ -118,9 +133,15 @@ def test_the_node_runs_it(trained, package, start_node):
     pytest.importorskip("rclpy")
     path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
     node = start_node(
-        "segmenter", "-p", f"checkpoint:={trained}", "-p", "device:=cpu", "-p", "autostart:=true",
+        "segmenter",
+        "-p",
+        f"checkpoint:={trained}",
+        "-p",
+        "device:=cpu",
+        "-p",
+        "autostart:=true",
         environment={"PYTHONPATH": path},
-    )  # fmt: skip
+    )
     wait_until(
         lambda: "(toy, 14 classes)" in node.output() or node.process.poll() is not None, 120, node.output
     )

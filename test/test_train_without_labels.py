@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """docs/guide/train_without_labels.md walked: the page's own commands on a video of a synthetic street."""
 
 from __future__ import annotations
@@ -78,8 +80,13 @@ def walked(street_bag, tmp_path_factory):
             command = ["street_tiny" if word.startswith("efficientvit") else word for word in command]
             assert main(command[1:]) == 0, command
     assert [name.split()[0] for name in done] == [
-        "import", "ego-mask", "weights", "pseudolabel", "train", "segment",
-    ]  # fmt: skip
+        "import",
+        "ego-mask",
+        "weights",
+        "pseudolabel",
+        "train",
+        "segment",
+    ]
     return folder
 
 

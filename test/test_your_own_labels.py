@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """docs/guide/your_own_camera.md walked: the page's own commands on an unlabelled drive, up to masks over DDS."""
 
 from __future__ import annotations
@@ -90,8 +92,13 @@ def walked(street_bag, tmp_path_factory):
             if command[:3] == ["vtseg", "labels", "merge"]:
                 write_config(folder / "train.yaml")
     assert [words.split()[1] for words in done if words.startswith("vtseg")] == [
-        "info", "labels", "labels", "preview-augmentation", "train", "segment",
-    ]  # fmt: skip
+        "info",
+        "labels",
+        "labels",
+        "preview-augmentation",
+        "train",
+        "segment",
+    ]
     return folder, last
 
 
@@ -131,8 +138,17 @@ def test_the_segmenter_runs_with_it(walked, ros_environment, start_node, tmp_pat
     try:
         masks = harness.collect(Image, "/segmentation/mask")
         wait_until(lambda: harness.node.count_publishers("/segmentation/mask") == 1, 30)
-        play = [sys.executable, "-m", "vtseg_ros.cli", "play", str(folder / "drive"), "--rate", "0.5",
-                "--wait-for", "/camera/image"]  # fmt: skip
+        play = [
+            sys.executable,
+            "-m",
+            "vtseg_ros.cli",
+            "play",
+            str(folder / "drive"),
+            "--rate",
+            "0.5",
+            "--wait-for",
+            "/camera/image",
+        ]
         subprocess.run(play, env=ros_environment, check=True, timeout=120, capture_output=True)
         wait_until(lambda: len(masks) >= 5, 60, lambda: node.output())
     finally:

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Video semantic segmentation for ROS 2: VTSeg, streaming inference, training and nodes."""
 
 from __future__ import annotations

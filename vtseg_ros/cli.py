@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The `vtseg` command: one subcommand per module of `vtseg_ros.commands`, imported only when asked for.
 
 A command module has `HELP` (one line), `add_arguments(parser)` and `run(args) -> int | None`. Both are called

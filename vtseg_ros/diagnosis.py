@@ -407,10 +407,17 @@ def _extras(findings: list[Finding]) -> dict[str, Any]:
 
 
 VARIABLES = (
-    "ROS_DISTRO", "RMW_IMPLEMENTATION", "ROS_DOMAIN_ID", "ROS_LOCALHOST_ONLY", "ROS_AUTOMATIC_DISCOVERY_RANGE",
-    "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI", "OMP_NUM_THREADS",
+    "ROS_DISTRO",
+    "RMW_IMPLEMENTATION",
+    "ROS_DOMAIN_ID",
+    "ROS_LOCALHOST_ONLY",
+    "ROS_AUTOMATIC_DISCOVERY_RANGE",
+    "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "FASTDDS_DEFAULT_PROFILES_FILE",
+    "CYCLONEDDS_URI",
+    "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
-)  # fmt: skip
+)
 
 
 def _environment(findings: list[Finding], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The exceptions a user can cause. Each message says what was wrong, what was expected, what to do."""
 
 

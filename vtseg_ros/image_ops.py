@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Images as arrays: the resize that networks are fed with, class colours and overlays."""
 
 from __future__ import annotations

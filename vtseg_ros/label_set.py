@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Class lists: which ids a mask holds, what they are called and how they are painted."""
 
 from __future__ import annotations
@@ -68,36 +70,111 @@ class LabelSet:
 # Classes of Virtual KITTI 2 in the order of the paper's Table II; colours are the data set's own.
 STREET = LabelSet(
     (
-        "terrain", "sky", "tree", "vegetation", "building", "road", "guardrail",
-        "traffic-sign", "traffic-light", "pole", "misc", "truck", "car", "van",
+        "terrain",
+        "sky",
+        "tree",
+        "vegetation",
+        "building",
+        "road",
+        "guardrail",
+        "traffic-sign",
+        "traffic-light",
+        "pole",
+        "misc",
+        "truck",
+        "car",
+        "van",
     ),
     (
-        (210, 0, 200), (90, 200, 255), (0, 199, 0), (90, 240, 0), (140, 140, 140), (100, 60, 100), (250, 100, 255),
-        (255, 255, 0), (200, 200, 0), (255, 130, 0), (80, 80, 80), (160, 60, 60), (255, 127, 80), (0, 139, 139),
+        (210, 0, 200),
+        (90, 200, 255),
+        (0, 199, 0),
+        (90, 240, 0),
+        (140, 140, 140),
+        (100, 60, 100),
+        (250, 100, 255),
+        (255, 255, 0),
+        (200, 200, 0),
+        (255, 130, 0),
+        (80, 80, 80),
+        (160, 60, 60),
+        (255, 127, 80),
+        (0, 139, 139),
     ),
-)  # fmt: skip
+)
 
 CAMVID = LabelSet(
     (
-        "sky", "building", "pole", "road", "pavement", "tree",
-        "sign", "fence", "car", "pedestrian", "bicyclist",
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
     ),
     (
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
-        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (0, 0, 192),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
     ),
-)  # fmt: skip
+)
 
 CITYSCAPES = LabelSet(
     (
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic-light", "traffic-sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic-light",
+        "traffic-sign",
+        "vegetation",
+        "terrain",
+        "sky",
+        "person",
+        "rider",
+        "car",
+        "truck",
+        "bus",
+        "train",
+        "motorcycle",
+        "bicycle",
     ),
     (
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
-        (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
-        (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (102, 102, 156),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (152, 251, 152),
+        (70, 130, 180),
+        (220, 20, 60),
+        (255, 0, 0),
+        (0, 0, 142),
+        (0, 0, 70),
+        (0, 60, 100),
+        (0, 80, 100),
+        (0, 0, 230),
+        (119, 11, 32),
     ),
-)  # fmt: skip
+)
 
 LABEL_SETS = {"street": STREET, "camvid": CAMVID, "cityscapes": CITYSCAPES}

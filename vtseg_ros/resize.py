@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Geometry of the resize to the network's input, with and without the image's aspect."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image sizes as text, for parameters and arguments."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Text files as people save them: UTF-8, with or without the byte order mark that Windows writes, and UTF-16 with it."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Names of topics that our nodes publish, and of files that are not looked at."""
 
 from __future__ import annotations

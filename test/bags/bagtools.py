@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Small bags made for the tests: known pictures, labels that say which frame they are, and ways to break them."""
 
 from __future__ import annotations
@@ -31,9 +33,16 @@ def ids_of(number: int, size: tuple[int, int] = (64, 32)) -> np.ndarray:
 
 
 def write_bag(
-    path: Path, stamps_s, *, label_stride: int = 1, storage: str = "mcap", compressed: bool = False,
-    size: tuple[int, int] = (64, 32), label_map: bool = True, label_topic: str = "/camera/label",
-) -> Path:  # fmt: skip
+    path: Path,
+    stamps_s,
+    *,
+    label_stride: int = 1,
+    storage: str = "mcap",
+    compressed: bool = False,
+    size: tuple[int, int] = (64, 32),
+    label_map: bool = True,
+    label_topic: str = "/camera/label",
+) -> Path:
     """A bag of `picture(i)` and, for every n-th frame from the first on, `ids_of(i)`."""
     suffix = "/compressed" if compressed else ""
     with BagWriter(path, storage) as bag:

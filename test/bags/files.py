@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image files that OpenCV and Pillow do not write: every png colour type and bit depth, EXIF, interlacing."""
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ def _scan_lines(pixels: np.ndarray, depth: int) -> bytes:
 
 
 def png_file(
-    pixels: np.ndarray, color_type: int, depth: int = 8, *, palette=(), transparency: bytes = b"",
-    interlaced: bool = False, before: bytes = b"",
-) -> bytes:  # fmt: skip
+    pixels: np.ndarray,
+    color_type: int,
+    depth: int = 8,
+    *,
+    palette=(),
+    transparency: bytes = b"",
+    interlaced: bool = False,
+    before: bytes = b"",
+) -> bytes:
     """A png file of (H, W) or (H, W, C) values below 2 ** depth; `before` are chunks before the pixels."""
     height, width = pixels.shape[:2]
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)

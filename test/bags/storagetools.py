@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Storage files as recorders, converters, people and crashes leave them; written without this package and rosbags.
 
 mcap files by the mcap package's writer and by hand, sqlite3 files by the standard library.
@@ -88,11 +90,18 @@ MCAP_LAYOUTS = {
     "lz4": {"compression": CompressionType.LZ4},
     "no chunks": {"use_chunking": False},
     "no chunks, no summary": {
-        "use_chunking": False, "use_statistics": False, "use_summary_offsets": False, "repeat_channels": False,
-        "repeat_schemas": False, "index_types": IndexType.NONE,
+        "use_chunking": False,
+        "use_statistics": False,
+        "use_summary_offsets": False,
+        "repeat_channels": False,
+        "repeat_schemas": False,
+        "index_types": IndexType.NONE,
     },
     "no summary": {
-        "use_statistics": False, "use_summary_offsets": False, "repeat_channels": False, "repeat_schemas": False,
+        "use_statistics": False,
+        "use_summary_offsets": False,
+        "repeat_channels": False,
+        "repeat_schemas": False,
         "index_types": IndexType.NONE,
     },
     "no statistics": {"use_statistics": False},
@@ -101,7 +110,7 @@ MCAP_LAYOUTS = {
     "channels in chunks alone": {"repeat_channels": False, "repeat_schemas": False},
     "no check sums": {"enable_crcs": False},
     "one chunk": {"chunk_size": 1 << 20},
-}  # fmt: skip
+}
 
 
 def write_sqlite(

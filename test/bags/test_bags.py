@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Bags in and out: both storages, split files, compression; what is broken is said in one line."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Where jpeg and png files end: anything may follow, and nothing that follows makes a cut file whole."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image messages to arrays, compared with formulas written out here; bad ones refused with a reason."""
 
 from __future__ import annotations
@@ -26,9 +28,26 @@ from vtseg_ros.bags.image_messages import (
 )
 from vtseg_ros.errors import ImageError
 
-BYTES_PER_PIXEL = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "uyvy": 2,
-                   "yuv422_yuy2": 2, "yuyv": 2, "rgb16": 6, "bgr16": 6, "rgba16": 8, "bgra16": 8, "bayer_rggb16": 2,
-                   "bayer_bggr16": 2, "bayer_gbrg16": 2, "bayer_grbg16": 2}  # fmt: skip
+BYTES_PER_PIXEL = {
+    "rgb8": 3,
+    "bgr8": 3,
+    "rgba8": 4,
+    "bgra8": 4,
+    "mono8": 1,
+    "mono16": 2,
+    "yuv422": 2,
+    "uyvy": 2,
+    "yuv422_yuy2": 2,
+    "yuyv": 2,
+    "rgb16": 6,
+    "bgr16": 6,
+    "rgba16": 8,
+    "bgra16": 8,
+    "bayer_rggb16": 2,
+    "bayer_bggr16": 2,
+    "bayer_gbrg16": 2,
+    "bayer_grbg16": 2,
+}
 
 
 def message(rows: np.ndarray, encoding: str, width: int, height: int, *, big: bool = False, padding: int = 0):
@@ -36,9 +55,13 @@ def message(rows: np.ndarray, encoding: str, width: int, height: int, *, big: bo
     rows = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAB)
     return SimpleNamespace(
-        height=height, width=width, encoding=encoding, is_bigendian=int(big), step=rows.shape[1],
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=int(big),
+        step=rows.shape[1],
         data=rows.reshape(-1),
-    )  # fmt: skip
+    )
 
 
 def rgb_of(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -140,10 +163,32 @@ def test_bayer(pattern, rng):
 
 def test_every_encoding_of_the_interface_is_known():
     assert set(ENCODINGS) == {
-        "rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8",
-        "bayer_rggb16", "bayer_bggr16", "bayer_gbrg16", "bayer_grbg16", "rgb16", "bgr16", "rgba16", "bgra16",
-        "yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv21", "nv12", "nv24",
-    }  # fmt: skip
+        "rgb8",
+        "bgr8",
+        "rgba8",
+        "bgra8",
+        "mono8",
+        "mono16",
+        "bayer_rggb8",
+        "bayer_bggr8",
+        "bayer_gbrg8",
+        "bayer_grbg8",
+        "bayer_rggb16",
+        "bayer_bggr16",
+        "bayer_gbrg16",
+        "bayer_grbg16",
+        "rgb16",
+        "bgr16",
+        "rgba16",
+        "bgra16",
+        "yuv422",
+        "uyvy",
+        "yuv422_yuy2",
+        "yuyv",
+        "nv21",
+        "nv12",
+        "nv24",
+    }
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -173,21 +218,32 @@ def test_lies_of_every_encoding_are_refused(encoding):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "width", "height"), [("yuyv", 7, 4), ("nv12", 8, 3), ("bayer_rggb8", 7, 4), ("bayer_rggb8", 2, 2)]
-)  # fmt: skip
+    ("encoding", "width", "height"),
+    [("yuyv", 7, 4), ("nv12", 8, 3), ("bayer_rggb8", 7, 4), ("bayer_rggb8", 2, 2)],
+)
 def test_sides_that_colours_cannot_be_shared_on_are_refused(encoding, width, height):
     with pytest.raises(ImageError, match="even"):
         decode_image(message(np.zeros((height * 2, width * 2), np.uint8), encoding, width, height))
 
 
 @given(
-    encoding=st.sampled_from(ENCODINGS), height=st.integers(0, 40), width=st.integers(0, 40),
-    step=st.integers(0, 200), size=st.integers(0, 4000), big=st.integers(0, 1),
-)  # fmt: skip
+    encoding=st.sampled_from(ENCODINGS),
+    height=st.integers(0, 40),
+    width=st.integers(0, 40),
+    step=st.integers(0, 200),
+    size=st.integers(0, 4000),
+    big=st.integers(0, 1),
+)
 @settings(max_examples=300, deadline=None)
 def test_any_fields_give_an_image_or_an_image_error(encoding, height, width, step, size, big):
-    made = SimpleNamespace(height=height, width=width, encoding=encoding, is_bigendian=big, step=step,
-                           data=np.zeros(size, np.uint8))  # fmt: skip
+    made = SimpleNamespace(
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=big,
+        step=step,
+        data=np.zeros(size, np.uint8),
+    )
     try:
         assert decode_image(made).shape == (height, width, 3)
     except ImageError:
@@ -274,9 +330,15 @@ VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(250)) * 8
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
 @pytest.mark.parametrize(
     "behind",
-    [b"\xff\xd9", VIDEO + b"\xff\xd9", b"\xff\xd9" + VIDEO, VIDEO + b"\xff\xd9" + VIDEO, bytes(999) + b"\xff\xd9",
-     b"\xff\xd9" + bytes(999)],
-)  # fmt: skip
+    [
+        b"\xff\xd9",
+        VIDEO + b"\xff\xd9",
+        b"\xff\xd9" + VIDEO,
+        VIDEO + b"\xff\xd9" + VIDEO,
+        bytes(999) + b"\xff\xd9",
+        b"\xff\xd9" + bytes(999),
+    ],
+)
 def test_a_cut_jpeg_is_refused_even_with_an_end_behind_it(behind, options):
     """The pixels stop before the image does, whatever is taken for more of them."""
     whole = jpeg_file(smooth_picture(1, (96, 64)), *options)
@@ -408,8 +470,14 @@ def test_nv24(size, seed, padding):
     u, v = rng.integers(16, 241, (2, *size), dtype=np.uint8)
     luma = np.pad(y, ((0, 0), (0, padding)))
     chroma = np.pad(np.stack([u, v], axis=2).reshape(size[0], -1), ((0, 0), (0, 2 * padding)))
-    made = SimpleNamespace(height=size[0], width=size[1], encoding="nv24", is_bigendian=0, step=luma.shape[1],
-                           data=np.concatenate([luma.ravel(), chroma.ravel()]))  # fmt: skip
+    made = SimpleNamespace(
+        height=size[0],
+        width=size[1],
+        encoding="nv24",
+        is_bigendian=0,
+        step=luma.shape[1],
+        data=np.concatenate([luma.ravel(), chroma.ravel()]),
+    )
     assert close(decode_image(made), rgb_of(y, u, v), 2)
 
 
@@ -577,9 +645,19 @@ class TestLabels:
     @pytest.mark.parametrize("interlaced", [False, True])
     @pytest.mark.parametrize(
         ("color_type", "depth"),
-        [(GREY, 2), (GREY, 4), (GREY, 8), (GREY, 16), (INDEXED, 2), (INDEXED, 4), (INDEXED, 8), (RGB, 8), (RGBA, 8),
-         (GREY_ALPHA, 8)],
-    )  # fmt: skip
+        [
+            (GREY, 2),
+            (GREY, 4),
+            (GREY, 8),
+            (GREY, 16),
+            (INDEXED, 2),
+            (INDEXED, 4),
+            (INDEXED, 8),
+            (RGB, 8),
+            (RGBA, 8),
+            (GREY_ALPHA, 8),
+        ],
+    )
     def test_png_files_of_every_kind(self, color_type, depth, interlaced):
         channels = {RGB: 3, RGBA: 4, GREY_ALPHA: 2}.get(color_type, 1)
         pixels = np.repeat(self.ids[..., None], channels, axis=2)

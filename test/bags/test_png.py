@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Stored values of png files of every colour type and bit depth, compared with what was put in and with Pillow."""
 
 from __future__ import annotations
@@ -20,8 +22,13 @@ KINDS = [(GREY, d) for d in (1, 2, 4, 8, 16)] + [(INDEXED, d) for d in (1, 2, 4,
 KINDS += [(t, d) for t in (RGB, GREY_ALPHA, RGBA) for d in (8, 16)]
 
 
-@given(kind=st.sampled_from(KINDS), height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 2**32 - 1),
-       interlaced=st.booleans())  # fmt: skip
+@given(
+    kind=st.sampled_from(KINDS),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+    interlaced=st.booleans(),
+)
 @settings(max_examples=150, deadline=None)
 def test_values_are_those_that_were_stored(kind, height, width, seed, interlaced):
     color_type, depth = kind

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Every layout of storage files: what is in them is read, and what is not is logged and counted."""
 
 from __future__ import annotations
@@ -338,18 +340,28 @@ def test_a_topic_that_is_told_of_but_empty_never_ends_well(tmp_path, capsys, tin
     bag, out = str(tmp_path / "bag"), str(tmp_path / "out")
     for command in (
         ["segment", bag, "--checkpoint", str(tiny_checkpoint), "--out", out],
-        ["segment", bag, "--checkpoint", str(tiny_checkpoint), "--out", out, "--image-topic", "/camera/image_raw"],
+        [
+            "segment",
+            bag,
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--out",
+            out,
+            "--image-topic",
+            "/camera/image_raw",
+        ],
         ["labels", "extract", bag, "--out", out],
         ["evaluate", bag, "--checkpoint", str(tiny_checkpoint)],
-    ):  # fmt: skip
+    ):
         assert main(command) == 2
         assert "/camera/image_raw" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
 
 WHOLE = {
-    layout: tools.mcap_bytes(CONTENT, **MCAP_LAYOUTS[layout]) for layout in ("as rosbag2", "no chunks", "no summary")
-}  # fmt: skip
+    layout: tools.mcap_bytes(CONTENT, **MCAP_LAYOUTS[layout])
+    for layout in ("as rosbag2", "no chunks", "no summary")
+}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Which topics of a bag are taken for the camera's images, its labels, and the classes of the labels."""
 
 from __future__ import annotations
@@ -24,18 +26,26 @@ def named(tmp_path, *names):
 
 def test_other_images_are_not_taken_for_the_camera(tmp_path):
     with named(
-        tmp_path, "/cam/image", "/cam/label", "/cam/depth", "/cam/flow_forward", "/segmentation/mask",
+        tmp_path,
+        "/cam/image",
+        "/cam/label",
+        "/cam/depth",
+        "/cam/flow_forward",
+        "/segmentation/mask",
         "/segmentation/overlay",
-    ) as bag:  # fmt: skip
+    ) as bag:
         assert find_topics(bag) == ("/cam/image", "/cam/label")
 
 
 def test_the_colour_camera_of_a_depth_camera(tmp_path):
     """RealSense's names; `color` is a segmenter's topic too."""
     with named(
-        tmp_path, "/camera/color/image_raw", "/camera/aligned_depth_to_color/image_raw",
-        "/camera/segmentation/color", "/camera/segmentation/label_mask",
-    ) as bag:  # fmt: skip
+        tmp_path,
+        "/camera/color/image_raw",
+        "/camera/aligned_depth_to_color/image_raw",
+        "/camera/segmentation/color",
+        "/camera/segmentation/label_mask",
+    ) as bag:
         assert find_topics(bag) == ("/camera/color/image_raw", None)
 
 
@@ -97,12 +107,14 @@ class TestTransports:
         ("counts", "expected"),
         [
             ({"/cam/image_raw": 3, "/cam/image_raw/compressed": 3}, "/cam/image_raw"),
-
             ({"/cam/image_raw": 1, "/cam/image_raw/compressed": 3}, "/cam/image_raw/compressed"),
             ({"/cam/image_raw/compressed": 3, "/cam/image_raw/zstd": 4}, "/cam/image_raw/compressed"),
-            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/compressedDepth": 2}, "/cam/image_raw/compressed"),
+            (
+                {"/cam/image_raw/compressed": 3, "/cam/image_raw/compressedDepth": 2},
+                "/cam/image_raw/compressed",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_one_camera(self, tmp_path, counts, expected):
         with self.make(tmp_path, **counts) as bag:
             assert find_image_topic(bag) == expected

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg import`, each on a tiny tree of the data set's own shape."""
 
 from __future__ import annotations
@@ -133,10 +135,23 @@ class TestCityscapes:
         assert not (tmp_path / "bag").exists()
 
 
-COLORS = {"Terrain": (210, 0, 200), "Sky": (90, 200, 255), "Tree": (0, 199, 0), "Vegetation": (90, 240, 0),
-          "Building": (140, 140, 140), "Road": (100, 60, 100), "GuardRail": (250, 100, 255),
-          "TrafficSign": (255, 255, 0), "TrafficLight": (200, 200, 0), "Pole": (255, 130, 0), "Misc": (80, 80, 80),
-          "Truck": (160, 60, 60), "Car": (255, 127, 80), "Van": (0, 139, 139), "Undefined": (0, 0, 0)}  # fmt: skip
+COLORS = {
+    "Terrain": (210, 0, 200),
+    "Sky": (90, 200, 255),
+    "Tree": (0, 199, 0),
+    "Vegetation": (90, 240, 0),
+    "Building": (140, 140, 140),
+    "Road": (100, 60, 100),
+    "GuardRail": (250, 100, 255),
+    "TrafficSign": (255, 255, 0),
+    "TrafficLight": (200, 200, 0),
+    "Pole": (255, 130, 0),
+    "Misc": (80, 80, 80),
+    "Truck": (160, 60, 60),
+    "Car": (255, 127, 80),
+    "Van": (0, 139, 139),
+    "Undefined": (0, 0, 0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +327,21 @@ class TestImages:
             save(tmp_path / f"in/{number}.png", picture(number))
         save(tmp_path / "masks/0.png", ids)
         save(tmp_path / "masks/2.png", CAMVID.palette()[ids])
-        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
-                   "--out", tmp_path / "bag", "--storage", "sqlite3") == 0  # fmt: skip
+        assert (
+            run(
+                "images",
+                tmp_path / "in",
+                "--masks",
+                tmp_path / "masks",
+                "--labels",
+                "camvid",
+                "--out",
+                tmp_path / "bag",
+                "--storage",
+                "sqlite3",
+            )
+            == 0
+        )
         _, labels = content(tmp_path / "bag")
         assert len(labels) == 2
         for found in labels.values():
@@ -329,8 +357,19 @@ class TestImages:
             shown = np.asarray(ImageOps.exif_transpose(photo))
         ids = shown[..., 0] // 26
         save(tmp_path / "masks/0.png", ids)
-        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
-                   "--out", tmp_path / "bag") == 0  # fmt: skip
+        assert (
+            run(
+                "images",
+                tmp_path / "in",
+                "--masks",
+                tmp_path / "masks",
+                "--labels",
+                "camvid",
+                "--out",
+                tmp_path / "bag",
+            )
+            == 0
+        )
         images, labels = content(tmp_path / "bag")
         found = next(iter(images.values()))
         assert found.shape == shown.shape and np.abs(found.astype(int) - shown).max() <= 2
@@ -340,8 +379,19 @@ class TestImages:
         (tmp_path / "in").mkdir()
         (tmp_path / "in/0.jpg").write_bytes(with_orientation(jpeg_file(picture(1)), 6))
         save(tmp_path / "masks/0.png", np.zeros(SIZE[::-1]))
-        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
-                   "--out", tmp_path / "bag") == 2  # fmt: skip
+        assert (
+            run(
+                "images",
+                tmp_path / "in",
+                "--masks",
+                tmp_path / "masks",
+                "--labels",
+                "camvid",
+                "--out",
+                tmp_path / "bag",
+            )
+            == 2
+        )
         assert "24x16 px, its image 0.jpg 16x24, turned as its EXIF orientation says" in one_line(capsys)
 
     def test_turned_and_resized(self, tmp_path):
@@ -367,8 +417,19 @@ class TestImages:
         blank = np.zeros(SIZE[::-1], int)
         (tmp_path / "masks/0.png").write_bytes(png_file(blank, INDEXED, 1, palette=palette[:1]))
         (tmp_path / "masks/1.png").write_bytes(png_file(blank + 2, INDEXED, 2, palette=palette))
-        assert run("images", tmp_path / "in", "--masks", tmp_path / "masks", "--labels", "camvid",
-                   "--out", tmp_path / "bag") == 0  # fmt: skip
+        assert (
+            run(
+                "images",
+                tmp_path / "in",
+                "--masks",
+                tmp_path / "masks",
+                "--labels",
+                "camvid",
+                "--out",
+                tmp_path / "bag",
+            )
+            == 0
+        )
         assert [int(ids.max()) for ids in content(tmp_path / "bag")[1].values()] == [0, 2]
         assert "the indices of 2 indexed masks are taken as class ids" in capsys.readouterr().out
 

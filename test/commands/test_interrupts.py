@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Commands ended by SIGINT or SIGTERM: nothing half written stays, what is there is named, `--resume` goes on."""
 
 from __future__ import annotations

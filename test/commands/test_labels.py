@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg labels`: frames out, labels of three tools back in, and everything that does not fit refused file by file."""
 
 from __future__ import annotations
@@ -148,8 +150,11 @@ class TestMerge:
         assert merge(tmp_path / "bag", tmp_path / "masks", tmp_path / "out", "--storage", "sqlite3") == 0
         with BagReader(tmp_path / "out") as merged:
             assert [(t, time - START_NS) for t, _, time, _ in merged.raw()] == [
-                ("/image", 800), ("/image", 900), (TOPIC, 900), ("/image", 1000),
-            ]  # fmt: skip
+                ("/image", 800),
+                ("/image", 900),
+                (TOPIC, 900),
+                ("/image", 1000),
+            ]
 
     def test_colours_through_a_palette_file_and_changed_names(self, bag, tmp_path):
         (tmp_path / "list.txt").write_text(format_palette(CLASSES))

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg play`: what is sent, what is told, and how it ends."""
 
 from __future__ import annotations

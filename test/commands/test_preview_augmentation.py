@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg preview-augmentation`: the sheet shows windows with their labels, the same for the same seed."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg segment` on damaged input and with other sizes."""
 
 from __future__ import annotations
@@ -31,9 +33,24 @@ def test_what_cannot_be_segmented_is_left_out_and_named(tiny_checkpoint, tmp_pat
                     image_message(frames[index], "rgb16", stamp, "camera"), IMAGE
                 )
             bag.write_raw("/camera/image", IMAGE, data, stamp)
-    arguments = ["segment", str(tmp_path / "bag"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu",
-                 "--out", str(tmp_path / "masks"), "--overlay", str(tmp_path / "new" / "overlay.mp4"),
-                 "--output-size", "32x24", "--min-confidence", "0.3", "--json", str(tmp_path / "figures.json")]  # fmt: skip
+    arguments = [
+        "segment",
+        str(tmp_path / "bag"),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "masks"),
+        "--overlay",
+        str(tmp_path / "new" / "overlay.mp4"),
+        "--output-size",
+        "32x24",
+        "--min-confidence",
+        "0.3",
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
     assert main(arguments) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["frames"] == 4 and len(figures["left_out"]) == 2

@@ -151,9 +151,15 @@ def test_a_recorded_segmenter_with_status_and_confidence(tmp_path):
             bag.write_label("/front/segmentation/confidence", ids_of(index) // 2, stamp, "cam")
             message = status(
                 header=header(stamp=stamp_type(sec=stamp // NS, nanosec=stamp % NS), frame_id="cam"),
-                camera="front", event=3 if index == 1 else 0, reason="", **numbers,
-                queue_s=0.001, preprocess_s=0.002, inference_s=0.5, total_s=0.503 + index,
-            )  # fmt: skip
+                camera="front",
+                event=3 if index == 1 else 0,
+                reason="",
+                **numbers,
+                queue_s=0.001,
+                preprocess_s=0.002,
+                inference_s=0.5,
+                total_s=0.503 + index,
+            )
             bag.write("/front/segmentation/status", "vtseg_ros/msg/SegmentationStatus", message, stamp + 7)
     target = tmp_path / "out.rrd"
     assert main(["view", str(tmp_path / "bag"), "--save", str(target)]) == 0
@@ -162,8 +168,9 @@ def test_a_recorded_segmenter_with_status_and_confidence(tmp_path):
     assert set(found.entities) == {"front/image", "front/mask", "front/confidence", *parts}
     total = found.entities["latency/front/total_ms"]
     assert {stamp: value["scalars"][0] for stamp, value in total.items()} == {
-        STAMPS[0]: pytest.approx(503, abs=0.01), STAMPS[2]: pytest.approx(2503, abs=0.01),
-    }  # fmt: skip
+        STAMPS[0]: pytest.approx(503, abs=0.01),
+        STAMPS[2]: pytest.approx(2503, abs=0.01),
+    }
     np.testing.assert_array_equal(found.mask("front/mask", STAMPS[2]), ids_of(2))
     np.testing.assert_array_equal(found.mask("front/confidence", STAMPS[2]), ids_of(2) // 2)
     check_classes(found.classes("front"), CLASSES)
@@ -307,9 +314,11 @@ def test_a_running_segmenter(start_node, harness, tiny_checkpoint, tmp_path, ros
     ]
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*command, "--save", str(target)], stdout=file, stderr=subprocess.STDOUT,
+            [*command, "--save", str(target)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
             env={**os.environ, **ros_environment},
-        )  # fmt: skip
+        )
     try:
         wait_until(
             lambda: "logging /live/image" in log.read_text() or process.poll() is not None, 60, log.read_text

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Augmented windows: one geometry for all frames, labels that follow their pixels, derived windows along a smooth path."""
 
 from __future__ import annotations
@@ -137,12 +139,21 @@ def test_colours_change_alike_in_all_frames_and_labels_do_not(rng):
 @pytest.mark.parametrize(
     ("config", "change"),
     [
-        (dataclasses.replace(STILL, blur=0, saturation=0, hue_deg=0), lambda h, s, v, x: (h, s, v * (1 + 0.3 * x))),
-        (dataclasses.replace(STILL, blur=0, brightness=0, hue_deg=0), lambda h, s, v, x: (h, s * (1 + 0.3 * x), v)),
-        (dataclasses.replace(STILL, blur=0, brightness=0, saturation=0), lambda h, s, v, x: (h + x / 30, s, v)),
+        (
+            dataclasses.replace(STILL, blur=0, saturation=0, hue_deg=0),
+            lambda h, s, v, x: (h, s, v * (1 + 0.3 * x)),
+        ),
+        (
+            dataclasses.replace(STILL, blur=0, brightness=0, hue_deg=0),
+            lambda h, s, v, x: (h, s * (1 + 0.3 * x), v),
+        ),
+        (
+            dataclasses.replace(STILL, blur=0, brightness=0, saturation=0),
+            lambda h, s, v, x: (h + x / 30, s, v),
+        ),
     ],
     ids=["brightness", "saturation", "hue"],
-)  # fmt: skip
+)
 def test_colours_by_another_formula(config, change):
     """Some x in -1..1 explains all pixels, through Python's own HSV."""
     rng = np.random.default_rng(3)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Mappings from the classes of a bag to sets of the network's classes."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Optical flow of windows: directions by hand, and images that it must carry onto each other."""
 
 from __future__ import annotations
@@ -81,8 +83,10 @@ def test_topic_flow_follows_the_augmentation(store, derived):
     """Flipped, scaled, turned windows: the flow carries the past frame onto the present one."""
     flow = WindowFlow(TOPIC, store.index)
     augmentation = Augmentation(
-        AugmentationConfig(pseudo_clips=derived, flip=0.5, rotation_deg=15.0, brightness=0, saturation=0, hue_deg=0, blur=0)
-    )  # fmt: skip
+        AugmentationConfig(
+            pseudo_clips=derived, flip=0.5, rotation_deg=15.0, brightness=0, saturation=0, hue_deg=0, blur=0
+        )
+    )
     for seed in range(6):
         numbers = list(range(4, 8))
         video, labels = store.window(numbers, 4)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Frames covered in part: how many, where, always the same ones; the rest of the picture stays."""
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ def test_a_cover_fills_its_rectangle_and_nothing_else():
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1), width=st.integers(32, 2000), height=st.integers(32, 2000),
+    seed=st.integers(0, 2**32 - 1),
+    width=st.integers(32, 2000),
+    height=st.integers(32, 2000),
     share=st.floats(0, 1),
-)  # fmt: skip
+)
 @settings(max_examples=100, deadline=None)
 def test_covers_lie_within_the_picture(seed, width, height, share):
     for cover in draw_covers(4, (width, height), share, np.random.default_rng(seed)):

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Frames found, cut into sequences and windows, read at random, cached; corrupt ones counted."""
 
 from __future__ import annotations
@@ -96,11 +98,14 @@ class TestIndex:
         [
             ({"start_s": 50.0}, "no image on /camera/image in the chosen part"),
             ({"start_s": 1.0, "end_s": 0.5}, "no image on /camera/image in the chosen part"),
-            ({"start_s": 0.1, "end_s": 0.4}, "no label on /camera/label has the header stamp .* in the chosen part"),
+            (
+                {"start_s": 0.1, "end_s": 0.4},
+                "no label on /camera/label has the header stamp .* in the chosen part",
+            ),
             ({"image_topic": "/nope"}, "no topic /nope. It has: /camera/image"),
             ({"label_topic": "/nope"}, "no topic /nope. It has: /camera/image"),
         ],
-    )  # fmt: skip
+    )
     def test_empty_parts_and_missing_topics(self, tmp_path, source, words):
         bag = write_bag(tmp_path / "bag", TENTHS, label_stride=10)
         with pytest.raises(BagError, match=words):

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Every system of the paper: the recurrent baseline by hand, and all of them trained and compared by the commands."""
 
 from __future__ import annotations
@@ -79,9 +81,11 @@ def test_the_recurrent_baseline_is_its_network_on_the_window(street_flow_bag, gr
     found = run(tmp_path, street_flow_bag, "--checkpoint", gru, "--flow", "dis", "topic", "--window", 0, 1)
     names = [(s["name"], s["window"], s["flow"]) for s in found["systems"]]
     assert names == [
-        ("GRU(DIS), k=3", 3, "dis"), ("GRU(DIS), k=1", 1, "dis"),
-        ("GRU(topic), k=3", 3, "/camera/flow_backward"), ("GRU(topic), k=1", 1, "/camera/flow_backward"),
-    ]  # fmt: skip
+        ("GRU(DIS), k=3", 3, "dis"),
+        ("GRU(DIS), k=1", 1, "dis"),
+        ("GRU(topic), k=3", 3, "/camera/flow_backward"),
+        ("GRU(topic), k=1", 1, "/camera/flow_backward"),
+    ]
     for system in found["systems"]:
         expected = by_hand(street_flow_bag, system["flow"], system["window"])
         assert system["pixel_accuracy"] == pytest.approx(expected.pixel_accuracy(), abs=0.02)
@@ -149,7 +153,7 @@ def configuration(folder, bag, name, architecture, stages, **model):
         "model": {"architecture": architecture, **model},
         "stages": [{"name": stage, "steps": 2, "batch": 1, "max_lr": 1e-3} for stage in stages],
         "device": "cpu",
-    }  # fmt: skip
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Expected calibration error and temperature, by hand and against a search."""
 
 from __future__ import annotations

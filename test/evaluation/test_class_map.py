@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Class maps: what a file may hold, and masks of one class list against labels of another."""
 
 from __future__ import annotations

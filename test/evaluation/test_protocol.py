@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The evaluation protocol against the networks run by hand on the whole window."""
 
 from __future__ import annotations
@@ -253,14 +255,37 @@ def test_corrupt_frames_are_counted_and_said(frames, tiny_checkpoint, tmp_path, 
 def test_the_report_has_tables_and_every_systems_pictures(short_bag, tiny_checkpoint, tmp_path, capsys):
     other = make_checkpoint(tmp_path / "other.safetensors")
     out = tmp_path / "report"
-    code = main(["evaluate", str(short_bag), "--checkpoint", str(tiny_checkpoint), str(other), "--model", "erfnet", "vtseg",
-                 "--window", "1", "2", "--out", str(out), "--pictures", "3", "--device", "cpu"])  # fmt: skip
+    code = main(
+        [
+            "evaluate",
+            str(short_bag),
+            "--checkpoint",
+            str(tiny_checkpoint),
+            str(other),
+            "--model",
+            "erfnet",
+            "vtseg",
+            "--window",
+            "1",
+            "2",
+            "--out",
+            str(out),
+            "--pictures",
+            "3",
+            "--device",
+            "cpu",
+        ]
+    )
     assert code == 0
     names = [system["name"] for system in json.loads((out / "report.json").read_text())["systems"]]
     assert names == [
-        "ERFNet (tiny)", "VTSeg (tiny), k=1", "VTSeg (tiny), k=2",
-        "ERFNet (other)", "VTSeg (other), k=1", "VTSeg (other), k=2",
-    ]  # fmt: skip
+        "ERFNet (tiny)",
+        "VTSeg (tiny), k=1",
+        "VTSeg (tiny), k=2",
+        "ERFNet (other)",
+        "VTSeg (other), k=1",
+        "VTSeg (other), k=2",
+    ]
     page = (out / "report.html").read_text()
     assert page.count("<img ") == 3 * (2 + 4)  # image, truth, each system at its longest window
     assert "http" not in page.replace("http-equiv", "") and "mIoU by frames in the window" in page

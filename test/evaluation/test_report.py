@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """report.json and report.html of a replay: what they hold, and that nothing outside is needed to read them."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image messages that lie: a good message with some of its fields changed, and an independent judge of the result."""
 
 from __future__ import annotations
@@ -8,17 +10,62 @@ from types import SimpleNamespace
 
 import numpy as np
 
-BYTES = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "mono16": 2, "yuv422": 2, "uyvy": 2,
-         "yuv422_yuy2": 2, "yuyv": 2, "nv12": 1, "nv21": 1, "nv24": 1,
-         "rgb16": 6, "bgr16": 6, "rgba16": 8, "bgra16": 8, "8UC1": 1, "8UC3": 3, "8UC4": 4, "16UC1": 2, "16UC3": 6,
-         "16UC4": 8, "RGB8": 3, "rgb8 ": 3,
-         "bayer_rggb8": 1, "bayer_bggr8": 1, "bayer_gbrg8": 1, "bayer_grbg8": 1,
-         "bayer_rggb16": 2, "bayer_bggr16": 2, "bayer_gbrg16": 2, "bayer_grbg16": 2}  # fmt: skip
+BYTES = {
+    "rgb8": 3,
+    "bgr8": 3,
+    "rgba8": 4,
+    "bgra8": 4,
+    "mono8": 1,
+    "mono16": 2,
+    "yuv422": 2,
+    "uyvy": 2,
+    "yuv422_yuy2": 2,
+    "yuyv": 2,
+    "nv12": 1,
+    "nv21": 1,
+    "nv24": 1,
+    "rgb16": 6,
+    "bgr16": 6,
+    "rgba16": 8,
+    "bgra16": 8,
+    "8UC1": 1,
+    "8UC3": 3,
+    "8UC4": 4,
+    "16UC1": 2,
+    "16UC3": 6,
+    "16UC4": 8,
+    "RGB8": 3,
+    "rgb8 ": 3,
+    "bayer_rggb8": 1,
+    "bayer_bggr8": 1,
+    "bayer_gbrg8": 1,
+    "bayer_grbg8": 1,
+    "bayer_rggb16": 2,
+    "bayer_bggr16": 2,
+    "bayer_gbrg16": 2,
+    "bayer_grbg16": 2,
+}
 """Bytes of a pixel of each encoding; of the first plane of planar ones."""
-ORDER = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0), "mono8": (0, 0, 0),
-         "8UC1": (0, 0, 0), "8UC3": (2, 1, 0), "8UC4": (2, 1, 0), "RGB8": (0, 1, 2), "rgb8 ": (0, 1, 2),
-         "mono16": (0, 0, 0), "rgb16": (0, 1, 2), "bgr16": (2, 1, 0), "rgba16": (0, 1, 2), "bgra16": (2, 1, 0),
-         "16UC1": (0, 0, 0), "16UC3": (2, 1, 0), "16UC4": (2, 1, 0)}  # fmt: skip
+ORDER = {
+    "rgb8": (0, 1, 2),
+    "bgr8": (2, 1, 0),
+    "rgba8": (0, 1, 2),
+    "bgra8": (2, 1, 0),
+    "mono8": (0, 0, 0),
+    "8UC1": (0, 0, 0),
+    "8UC3": (2, 1, 0),
+    "8UC4": (2, 1, 0),
+    "RGB8": (0, 1, 2),
+    "rgb8 ": (0, 1, 2),
+    "mono16": (0, 0, 0),
+    "rgb16": (0, 1, 2),
+    "bgr16": (2, 1, 0),
+    "rgba16": (0, 1, 2),
+    "bgra16": (2, 1, 0),
+    "16UC1": (0, 0, 0),
+    "16UC3": (2, 1, 0),
+    "16UC4": (2, 1, 0),
+}
 """Where red, green and blue are in a pixel."""
 FOREIGN = (
     "",
@@ -49,9 +96,13 @@ def good(rng: np.random.Generator) -> SimpleNamespace:
     rows = height * planes(encoding) // 2
     step = width * BYTES[encoding] + int(rng.choice((0, 0, 1, 6)))
     return SimpleNamespace(
-        height=height, width=width, encoding=encoding, is_bigendian=int(rng.integers(0, 2)), step=step,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=int(rng.integers(0, 2)),
+        step=step,
         data=rng.integers(0, 256, step * rows, dtype=np.uint8),
-    )  # fmt: skip
+    )
 
 
 def lie(rng: np.random.Generator, message: SimpleNamespace) -> SimpleNamespace:

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A camera of the test's own in front of a segmenter process: what it sent, and what the node said became of it."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A static network that fails when the picture says so: what a broken GPU does, in a real process without one."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What the nodes may and do reach: the security policy, the network, code in data, files outside the given folder."""
 
 from __future__ import annotations
@@ -21,9 +23,16 @@ from vtseg_ros.bags.messages import stamp_of
 POLICY = ROOT / "config" / "security" / "policy.xml"
 # Only of some installations, settings or ROS releases.
 OPTIONAL = {
-    "/segmentation/label_info", "/clock", "/parameter_events", "/image", "/image/compressed", "/points",
-    "/tf", "/tf_static", *(f"/{node}/get_type_description" for node in ("segmenter", "evaluator", "trainer", "cloud")),
-}  # fmt: skip
+    "/segmentation/label_info",
+    "/clock",
+    "/parameter_events",
+    "/image",
+    "/image/compressed",
+    "/points",
+    "/tf",
+    "/tf_static",
+    *(f"/{node}/get_type_description" for node in ("segmenter", "evaluator", "trainer", "cloud")),
+}
 
 
 def allowed(node: str) -> dict[str, set[str]]:
@@ -47,8 +56,12 @@ def test_the_policy_is_what_running_nodes_use(
     from nodes.harness import Harness
     from sensor_msgs.msg import PointCloud2
 
-    values = {"data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0},
-              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "static", "steps": 100_000, "batch": 1}]}  # fmt: skip
+    values = {
+        "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0},
+        "model": {"architecture": "erfnet"},
+        "device": "cpu",
+        "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
+    }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     arguments = {
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
@@ -128,8 +141,18 @@ def test_commands_reach_no_network_and_write_only_where_told(street_bag, tiny_ch
     """Every connection, name look-up and file opened for writing is seen by an audit hook, which ends the process."""
     out = tmp_path / "out"
     out.mkdir()
-    values = {"data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0, "validation_every": 10},
-              "model": {"architecture": "erfnet"}, "device": "cpu", "stages": [{"name": "static", "steps": 1, "batch": 1}]}  # fmt: skip
+    values = {
+        "data": {
+            "train": [str(street_bag)],
+            "validation": [str(street_bag)],
+            "size": [64, 32],
+            "workers": 0,
+            "validation_every": 10,
+        },
+        "model": {"architecture": "erfnet"},
+        "device": "cpu",
+        "stages": [{"name": "static", "steps": 1, "batch": 1}],
+    }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
 
     def command(folder: str) -> list[str]:
@@ -180,8 +203,19 @@ def test_nothing_in_the_package_runs_code_from_data():
 )
 def test_a_command_runs_without_any_network(street_bag, tiny_checkpoint, tmp_path):
     """In a network namespace with no interface at all, not even loopback."""
-    command = ["unshare", "-rn", sys.executable, "-m", "vtseg_ros.cli", "segment", str(street_bag), "--checkpoint", str(tiny_checkpoint),
-               "--out", str(tmp_path / "masks")]  # fmt: skip
+    command = [
+        "unshare",
+        "-rn",
+        sys.executable,
+        "-m",
+        "vtseg_ros.cli",
+        "segment",
+        str(street_bag),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--out",
+        str(tmp_path / "masks"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
 

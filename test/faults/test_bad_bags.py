@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Bags that are damaged or lie: refused in one line or read around, by the reader and by every command that reads one."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that are damaged or lie: refused in one line, without time or memory of what they claim."""
 
 from __future__ import annotations
@@ -21,8 +23,27 @@ from vtseg_ros.model.checkpoint import METADATA_KEY, read_metadata
 
 LABELS = LabelSet.from_names(["road", "[/car]", "<b>sky</b>"])
 FLIPS, LYING = 30, 100
-LIES = [None, True, -1, 0, 10**6, 10**30, 1.5, float("nan"), "x", [], {}, [1] * 4, [10**9] * 4, ["a"] * 4, [0, 0],
-        [10**9, 10**9], [[1]], "os:system", "../x"]  # fmt: skip
+LIES = [
+    None,
+    True,
+    -1,
+    0,
+    10**6,
+    10**30,
+    1.5,
+    float("nan"),
+    "x",
+    [],
+    {},
+    [1] * 4,
+    [10**9] * 4,
+    ["a"] * 4,
+    [0, 0],
+    [10**9, 10**9],
+    [[1]],
+    "os:system",
+    "../x",
+]
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +145,12 @@ def test_a_header_that_claims_terabytes(tmp_path, claim, capsys):
 
 
 def test_a_tensor_that_claims_terabytes(tmp_path, path):
-    header = json.dumps({
-        "__metadata__": {METADATA_KEY: json.dumps(read_metadata(path))},
-        "w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
-    }).encode()  # fmt: skip
+    header = json.dumps(
+        {
+            "__metadata__": {METADATA_KEY: json.dumps(read_metadata(path))},
+            "w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
+        }
+    ).encode()
     file = tmp_path / "huge.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
     with pytest.raises(CheckpointError):

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Bad messages over DDS to segmenter processes: each processed or rejected, counted, and the node goes on."""
 
 from __future__ import annotations
@@ -25,9 +27,19 @@ MALFORMED, DAMAGED, CUT = 300, 150, 60
 def start(harness, start_node, tiny_checkpoint):
     def started(namespace: str, *arguments: str, compressed: bool = False) -> Camera:
         node = start_node(
-            "segmenter", "-r", f"__ns:={namespace}", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-            "-p", "input_qos:=reliable", "-p", f"image_transport:={'compressed' if compressed else 'raw'}", *arguments,
-        )  # fmt: skip
+            "segmenter",
+            "-r",
+            f"__ns:={namespace}",
+            "-p",
+            f"checkpoint:={tiny_checkpoint}",
+            "-p",
+            "autostart:=true",
+            "-p",
+            "input_qos:=reliable",
+            "-p",
+            f"image_transport:={'compressed' if compressed else 'raw'}",
+            *arguments,
+        )
         node.wait_for("window 4")
         return Camera(harness, node, namespace, compressed=compressed)
 

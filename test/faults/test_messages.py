@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Bad image messages against the conversions: each is accepted and right, or refused with a reason."""
 
 from __future__ import annotations
@@ -65,13 +67,24 @@ FIELDS = st.one_of(st.integers(0, 40), st.sampled_from(lies.EXTREMES), st.intege
 
 @settings(max_examples=1500, deadline=None)
 @given(
-    height=FIELDS, width=FIELDS, step=FIELDS, is_bigendian=st.integers(0, 255), data=st.binary(max_size=400),
-    encoding=st.one_of(st.sampled_from(list(lies.BYTES)), st.sampled_from(lies.FOREIGN), st.text(max_size=20)),
-)  # fmt: skip
+    height=FIELDS,
+    width=FIELDS,
+    step=FIELDS,
+    is_bigendian=st.integers(0, 255),
+    data=st.binary(max_size=400),
+    encoding=st.one_of(
+        st.sampled_from(list(lies.BYTES)), st.sampled_from(lies.FOREIGN), st.text(max_size=20)
+    ),
+)
 def test_any_fields_are_right_or_refused(height, width, step, is_bigendian, data, encoding):
     message = SimpleNamespace(
-        height=height, width=width, step=step, encoding=encoding, is_bigendian=is_bigendian, data=np.frombuffer(data, np.uint8)
-    )  # fmt: skip
+        height=height,
+        width=width,
+        step=step,
+        encoding=encoding,
+        is_bigendian=is_bigendian,
+        data=np.frombuffer(data, np.uint8),
+    )
     try:
         assert decode_image(message).shape == (height, width, 3)
         accepted = True
@@ -94,10 +107,12 @@ def test_any_fields_are_right_or_refused(height, width, step, is_bigendian, data
 
 @settings(max_examples=500, deadline=None)
 @given(
-    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8", b"\xff\xd8\xff\xc0"]),
+    start=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8", b"\xff\xd8\xff\xc0"]
+    ),
     middle=st.binary(max_size=200),
     end=st.sampled_from([b"", b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"]),
-)  # fmt: skip
+)
 def test_any_file_is_decoded_or_refused(start, middle, end):
     try:
         assert decode_any(compressed(start + middle + end)).ndim == 3
@@ -130,9 +145,15 @@ BOMBS = {
     "png 65500 x 65500": lies.png_file(65500, 65500, b""),
     "png 2^31-1 x 1": lies.png_file(2**31 - 1, 1, b""),
     "png 2^32-1 x 2^32-1": lies.png_file(lies.U32, lies.U32, b""),
-    "png whose second header is a giant": lies.png_file(8, 8, bytes(200), b"IHDR" + lies.png_file(60000, 60000, b"")[16:29]),
-    "jpeg 65500 x 65500": b"\xff\xd8\xff\xc0\x00\x11\x08" + b"\xff\xdc\xff\xdc" + b"\x03" + bytes(40) + b"\xff\xd9",
-}  # fmt: skip
+    "png whose second header is a giant": lies.png_file(
+        8, 8, bytes(200), b"IHDR" + lies.png_file(60000, 60000, b"")[16:29]
+    ),
+    "jpeg 65500 x 65500": b"\xff\xd8\xff\xc0\x00\x11\x08"
+    + b"\xff\xdc\xff\xdc"
+    + b"\x03"
+    + bytes(40)
+    + b"\xff\xd9",
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Parameters as users and launch files type them, at real nodes."""
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
 
 def values_of(harness, node: str, *names: str) -> list:
     """Return a node's values of parameters."""
-    fields = {ParameterType.PARAMETER_BOOL: "bool_value", ParameterType.PARAMETER_INTEGER: "integer_value",
-              ParameterType.PARAMETER_DOUBLE: "double_value", ParameterType.PARAMETER_STRING: "string_value",
-              ParameterType.PARAMETER_STRING_ARRAY: "string_array_value"}  # fmt: skip
+    fields = {
+        ParameterType.PARAMETER_BOOL: "bool_value",
+        ParameterType.PARAMETER_INTEGER: "integer_value",
+        ParameterType.PARAMETER_DOUBLE: "double_value",
+        ParameterType.PARAMETER_STRING: "string_value",
+        ParameterType.PARAMETER_STRING_ARRAY: "string_array_value",
+    }
     got = harness.call(
         GetParameters, f"{node}/get_parameters", GetParameters.Request(names=list(names))
     ).values
@@ -40,8 +46,18 @@ def typed(start_node, tiny_checkpoint, tmp_path_factory):
         "/**/segmenter: {ros__parameters: {input_size: 0x0, max_gap: 2, overlay_alpha: 1, cameras: [], "
         "ego_mask: ~/hood.png, checkpoint: ~/weights.safetensors, window: 3.0, autostart: 1}}"
     )
-    node = start_node("segmenter", "-r", "__ns:=/typed", "--params-file", str(home / "file.yaml"), "-p",
-                      "wheel_radius:=0.3", "-p", "base_frame:=base", environment={"HOME": str(home)})  # fmt: skip
+    node = start_node(
+        "segmenter",
+        "-r",
+        "__ns:=/typed",
+        "--params-file",
+        str(home / "file.yaml"),
+        "-p",
+        "wheel_radius:=0.3",
+        "-p",
+        "base_frame:=base",
+        environment={"HOME": str(home)},
+    )
     node.wait_for("window 3")
     return node
 
@@ -93,8 +109,17 @@ def test_what_param_dump_writes_can_be_loaded(harness, typed):
 
 
 def test_a_size_of_zero_on_the_command_line(start_node, tiny_checkpoint):
-    node = start_node("segmenter", "-p", "input_size:=0x0", "-p", "max_gap:=2", "-p", f"checkpoint:={tiny_checkpoint}",
-                      "-p", "autostart:=true")  # fmt: skip
+    node = start_node(
+        "segmenter",
+        "-p",
+        "input_size:=0x0",
+        "-p",
+        "max_gap:=2",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+    )
     node.wait_for("window 4")
     assert "WARN" not in node.output() and node.stop() == 0
 
@@ -117,8 +142,16 @@ def test_what_is_refused_stays_refused(ros_environment, tiny_checkpoint, node, a
 
 
 def test_the_evaluators_home_and_numbers(harness, start_node, tmp_path):
-    node = start_node("evaluator", "-p", "output_dir:=~/evaluation", "-p", "title:=2026", "-p", "wheel_radius:=0.3",
-                      environment={"HOME": str(tmp_path)})  # fmt: skip
+    node = start_node(
+        "evaluator",
+        "-p",
+        "output_dir:=~/evaluation",
+        "-p",
+        "title:=2026",
+        "-p",
+        "wheel_radius:=0.3",
+        environment={"HOME": str(tmp_path)},
+    )
     node.wait_for("wheel_radius")
     assert values_of(harness, "/evaluator", "title") == ["2026"]
     assert node.stop() == 1  # no segmenter, no report

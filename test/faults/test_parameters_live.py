@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Wrong parameters: at start, in files, and over the service; refused by name, and the node goes on."""
 
 from __future__ import annotations
@@ -18,21 +20,50 @@ NAN = float("nan")
 VALUES = [
     ParameterValue(),
     *(ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value) for value in (True, False)),
-    *(ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=v) for v in (0, -1, 33, 2**63 - 1, -(2**63))),
-    *(ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=v) for v in (-1.0, NAN, float("inf"), 1e308)),
+    *(
+        ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=v)
+        for v in (0, -1, 33, 2**63 - 1, -(2**63))
+    ),
+    *(
+        ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=v)
+        for v in (-1.0, NAN, float("inf"), 1e308)
+    ),
     *(
         ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=v)
-        for v in ("", "0x0", "x", "99999x99999", "~nobody_of_this_name/x", "a" * 5000, "/dev/zero", "/", "../../x", "b\xe9", "cuda:99999999999")
+        for v in (
+            "",
+            "0x0",
+            "x",
+            "99999x99999",
+            "~nobody_of_this_name/x",
+            "a" * 5000,
+            "/dev/zero",
+            "/",
+            "../../x",
+            "b\xe9",
+            "cuda:99999999999",
+        )
     ),
-    ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=["", "a//b", "b\xe9", "../x"]),
+    ParameterValue(
+        type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=["", "a//b", "b\xe9", "../x"]
+    ),
     ParameterValue(type=ParameterType.PARAMETER_BYTE_ARRAY, byte_array_value=[b"\x00"] * 3),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
 def camera(harness, start_node, tiny_checkpoint):
-    node = start_node("segmenter", "-r", "__ns:=/set", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-                      "-p", "input_qos:=reliable")  # fmt: skip
+    node = start_node(
+        "segmenter",
+        "-r",
+        "__ns:=/set",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+    )
     node.wait_for("window 4")
     return Camera(harness, node, "/set")
 
@@ -83,7 +114,7 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
         ("evaluator", "evaluator: {ros__parameters: {output_dir: [a, b]}}", "output_dir"),
         ("trainer", "trainer: {ros__parameters: {confog: x}}", "did you mean config"),
     ],
-)  # fmt: skip
+)
 def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, content, words):
     """Exit code 2 and the reason; a misspelt name is not taken for a wish to keep the default."""
     file = tmp_path / "parameters.yaml"
@@ -98,8 +129,15 @@ def test_a_section_for_several_nodes_may_hold_another_nodes_parameters(start_nod
     """Whatever their names look like: what may be a slip is told, and the node runs."""
     text = "'/**': {ros__parameters: {camera_name: front, camera: rear, input_sise: 64x32, frame_rate: 10.0}}"
     (tmp_path / "all.yaml").write_text(text)
-    node = start_node("segmenter", "--params-file", str(tmp_path / "all.yaml"), "-p", f"checkpoint:={tiny_checkpoint}",
-                      "-p", "autostart:=true")  # fmt: skip
+    node = start_node(
+        "segmenter",
+        "--params-file",
+        str(tmp_path / "all.yaml"),
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+    )
     node.wait_for("window 4")
     assert (
         "no parameter input_sise; did you mean input_size? (in a section for several nodes" in node.output()

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Faults while the segmenter runs: in what comes, in what takes its masks, in time and in the network."""
 
 from __future__ import annotations
@@ -39,10 +41,21 @@ rclpy.spin(node)
 def camera(harness, start_node, tiny_checkpoint) -> Iterator[Camera]:
     path = os.pathsep.join([str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])
     node = start_node(
-        "segmenter", "-r", "__ns:=/run", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "use_sim_time:=true", "-p", "static_prior:=faults.priors:fragile",
+        "segmenter",
+        "-r",
+        "__ns:=/run",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "use_sim_time:=true",
+        "-p",
+        "static_prior:=faults.priors:fragile",
         environment={"PYTHONPATH": path},
-    )  # fmt: skip
+    )
     node.wait_for("window 4")
     made = Camera(harness, node, "/run")
     yield made
@@ -127,8 +140,20 @@ def test_a_flood(camera):
 
 def test_a_publisher_that_dies_and_returns(camera, ros_environment, street_bag):
     """Killed without a word, three times; each time the next one's frames are processed."""
-    play = [sys.executable, "-m", "vtseg_ros.cli", "play", str(street_bag), "--loop", "--rate", "3", "--topics",
-            "/camera/image", "--remap", f"/camera/image:={camera.ns}/image"]  # fmt: skip
+    play = [
+        sys.executable,
+        "-m",
+        "vtseg_ros.cli",
+        "play",
+        str(street_bag),
+        "--loop",
+        "--rate",
+        "3",
+        "--topics",
+        "/camera/image",
+        "--remap",
+        f"/camera/image:={camera.ns}/image",
+    ]
     for _ in range(3):
         before = camera.status[-1].frames_processed
         player = subprocess.Popen(

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Signals to every node: exit codes, no orphans, and nothing left in shared memory that blocks or fills a restart."""
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ def arguments(tiny_checkpoint, street_bag, tmp_path):
     """What each node needs, and what it says or does when it is ready."""
     values = {
         "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 2},
-        "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 1000,
+        "model": {"architecture": "erfnet"},
+        "device": "cpu",
+        "save_every": 1000,
         "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
-    }  # fmt: skip
+    }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     return {
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Full and read-only disks, and processes killed while they write: what was there stays, the latest always loads."""
 
 from __future__ import annotations
@@ -97,10 +99,18 @@ def _fill(folder: Path, leave: int) -> None:
 
 def training_yaml(folder: Path, bag: Path) -> Path:
     values = {
-        "data": {"train": [str(bag)], "validation": [str(bag)], "size": [64, 32], "workers": 0, "validation_every": 10},
-        "model": {"architecture": "erfnet"}, "device": "cpu", "save_every": 2,
+        "data": {
+            "train": [str(bag)],
+            "validation": [str(bag)],
+            "size": [64, 32],
+            "workers": 0,
+            "validation_every": 10,
+        },
+        "model": {"architecture": "erfnet"},
+        "device": "cpu",
+        "save_every": 2,
         "stages": [{"name": "static", "steps": 6, "batch": 1}],
-    }  # fmt: skip
+    }
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     return folder / "train.yaml"
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """EXIF orientations by Pillow, which turns photos as viewers do."""
 
 from __future__ import annotations

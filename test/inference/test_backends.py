@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The protocol of backends: state per camera, batches that fail, windows that change, and a backend of one's own."""
 
 from __future__ import annotations

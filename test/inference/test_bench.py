@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg bench`: every mode in one run, numbers that belong together. What they are is no test's business."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Exports: files that answer as the network does, state in and out, refused when they do not."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Packed layers: the same logits from layers whose weights lie in oneDNN's order."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Logits to masks at the edges of their sizes."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Reduced precision and what falls back: masks agree with fp32 on real frames, failures leave the eager path."""
 
 from __future__ import annotations

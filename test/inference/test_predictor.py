@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The predictor: exact streaming against the full window, cameras, sizes, refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of graphs that do not fit into the memory; real ones are tested in test_cuda.py."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Sequences through `VideoPredictor.stream`: arrays, folders, bags, videos, and what the results offer."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Streaming against forward passes over whole windows and whole clips."""
 
 from __future__ import annotations

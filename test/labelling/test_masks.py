@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Mask files to class ids: what palettes, colours and transparency mean, for one mask and for a set of them."""
 
 from __future__ import annotations
@@ -179,10 +181,13 @@ class TestEgoMask:
     def test_values_and_palettes(self, tmp_path):
         robot = self.robot.astype(int)
         for file in (
-            png_file(robot, GREY, 1), png_file(robot * 3, GREY, 8), png_file(robot * 300, GREY, 16),
-            png_file(np.dstack([robot * 0, robot * 0, robot]), RGB), png_file(robot, INDEXED, 8, palette=[(0, 0, 0), (0, 0, 1)]),
+            png_file(robot, GREY, 1),
+            png_file(robot * 3, GREY, 8),
+            png_file(robot * 300, GREY, 16),
+            png_file(np.dstack([robot * 0, robot * 0, robot]), RGB),
+            png_file(robot, INDEXED, 8, palette=[(0, 0, 0), (0, 0, 1)]),
             cv2.imencode(".bmp", robot.astype(np.uint8) * 255)[1].tobytes(),
-        ):  # fmt: skip
+        ):
             np.testing.assert_array_equal(self.write(tmp_path / "ego.png", file), self.robot)
 
     @pytest.mark.parametrize("content", [b"", b"no image", png_file(np.zeros((2, 2)), GREY)[:-9]])

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg ego-mask` on synthetic video with a known static region."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Class lists as text, and label images by colour or id."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg pseudolabel`: labels of a teacher, which pixels get them, interrupted runs and bad input."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """docs/guide/launch_files.md lists what the launch files declare; each argument is explained."""
 
 from __future__ import annotations

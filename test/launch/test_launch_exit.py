@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`ros2 launch`'s exit code, and what is checked before any process is started."""
 
 from __future__ import annotations

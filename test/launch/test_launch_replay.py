@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """launch/replay.launch.py: a bag, a segmenter and an evaluator under sim time leave a report and end."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """launch/vtseg.launch.py: the segmenter comes up under the names asked for and ends cleanly."""
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ def segmenter(watch, ros_environment, tiny_checkpoint, tmp_path):
     parameters.write_text('segmenter: {ros__parameters: {window: 3, input_size: "0x0"}}')
     arguments = {
         "params_file": str(parameters),
-        "checkpoint": str(tiny_checkpoint), "namespace": "robot", "image_topic": "/robot/front/image",
-        "image_transport": "compressed", "device": "cpu", "fastdds_profile": "loopback", "log_level": "debug",
-    }  # fmt: skip
+        "checkpoint": str(tiny_checkpoint),
+        "namespace": "robot",
+        "image_topic": "/robot/front/image",
+        "image_transport": "compressed",
+        "device": "cpu",
+        "fastdds_profile": "loopback",
+        "log_level": "debug",
+    }
     return launched("vtseg", watch, ros_environment, arguments)
 
 
@@ -65,9 +72,12 @@ def relative(watch, ros_environment, tiny_checkpoint, tmp_path):
         "/front/segmenter: {ros__parameters: {window: 2}}\n"
     )
     arguments = {
-        "params_file": str(parameters), "checkpoint": str(tiny_checkpoint), "namespace": "front",
-        "image_topic": "image_raw", "device": "cpu",
-    }  # fmt: skip
+        "params_file": str(parameters),
+        "checkpoint": str(tiny_checkpoint),
+        "namespace": "front",
+        "image_topic": "image_raw",
+        "device": "cpu",
+    }
     return launched("vtseg", watch, ros_environment, arguments)
 
 
@@ -105,10 +115,15 @@ def pushed(watch, ros_environment, tiny_checkpoint, tmp_path):
     parameters = tmp_path / "parameters.yaml"
     parameters.write_text("/**/segmenter: {ros__parameters: {window: 2}}")
     arguments = {
-        "params_file": str(parameters), "checkpoint": str(tiny_checkpoint), "ros_namespace": "robot1",
-        "cameras": "front,rear", "image_topics": "/a/image_raw,/b/image_raw", "autostart": "yes",
-        "output_size": "0016x8", "min_confidence": "0",
-    }  # fmt: skip
+        "params_file": str(parameters),
+        "checkpoint": str(tiny_checkpoint),
+        "ros_namespace": "robot1",
+        "cameras": "front,rear",
+        "image_topics": "/a/image_raw,/b/image_raw",
+        "autostart": "yes",
+        "output_size": "0016x8",
+        "min_confidence": "0",
+    }
     return launched("vtseg", watch, ros_environment, arguments)
 
 

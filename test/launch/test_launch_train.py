@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """launch/train.launch.py: the trainer tells its progress, and SIGINT saves."""
 
 from __future__ import annotations
@@ -25,12 +27,18 @@ def watch():
 def training(watch, ros_environment, street_bag, tmp_path):
     source = [{"path": str(street_bag)}]
     config = {
-        "data": {"train": source, "validation": source, "size": [64, 32], "labels": "street", "workers": 0,
-                 "validation_every": 15},
+        "data": {
+            "train": source,
+            "validation": source,
+            "size": [64, 32],
+            "labels": "street",
+            "workers": 0,
+            "validation_every": 15,
+        },
         "model": {"preset": "tiny", "overrides": {"window": 2}},
         "stages": [{"name": "static", "steps": 100_000, "batch": 1, "max_lr": 1e-4}],
         "device": "cpu",
-    }  # fmt: skip
+    }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(config))
     arguments = {"params_file": str(path), "output_dir": str(tmp_path / "run")}

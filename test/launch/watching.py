@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Launch files of the package, included as a user's launch would, and what their processes print and end with."""
 
 from __future__ import annotations
@@ -15,8 +17,13 @@ from launch_ros.actions import PushRosNamespace
 from launch import LaunchDescription
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("ROS_DOMAIN_ID", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE", "OMP_NUM_THREADS",
-        "PYTHONUNBUFFERED")  # fmt: skip
+OURS = (
+    "ROS_DOMAIN_ID",
+    "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "FASTDDS_DEFAULT_PROFILES_FILE",
+    "OMP_NUM_THREADS",
+    "PYTHONUNBUFFERED",
+)
 PATIENCE_S = 90.0
 
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Video attention against a slow reference written out with loops, in float64."""
 
 from __future__ import annotations

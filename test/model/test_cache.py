@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Caches: what they let a layer compute and see, by hand and against the pass over the whole window."""
 
 from __future__ import annotations

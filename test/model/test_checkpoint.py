@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: round trips, and every way a file can be wrong."""
 
 from __future__ import annotations

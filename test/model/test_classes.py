@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Weights for another class list: rows by name, and networks that answer the same in another order."""
 
 from __future__ import annotations
@@ -86,8 +88,11 @@ def test_rows_by_name_and_new_ones_from_the_new_network():
     assert got["head.classify.bias"].tolist() == [3, -1, 1, -1]
     assert got["decoder.enc_blocks.0.embed.proj.weight"].flatten().tolist() == [3, -1, 1, -1, 4, 5, 6]
     assert got["past_to_candidate.weight"][..., 0, 0].tolist() == [
-        [33, -1, 31, -1], [-1, -1, -1, -1], [13, -1, 11, -1], [-1, -1, -1, -1],
-    ]  # fmt: skip
+        [33, -1, 31, -1],
+        [-1, -1, -1, -1],
+        [13, -1, 11, -1],
+        [-1, -1, -1, -1],
+    ]
     assert torch.equal(got["encoder.weight"], torch.ones(2))
     assert own["head.classify.bias"].tolist() == [-1] * 4 and state["head.classify.bias"].tolist() == [
         1,

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Counted costs against sums worked out by hand, and the document's tables against the command."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """EfficientViT-Seg against the authors' own outputs, and its linear attention against sums worked out by hand."""
 
 from __future__ import annotations
@@ -311,9 +313,13 @@ def video_checkpoint(request, tmp_path_factory):
     """A VTSeg on EfficientViT-B0."""
     torch.manual_seed(0)
     config = VTSegConfig.preset(
-        "tiny", num_classes=6, window=3, depths=(1, 1, 1, 1), static_prior="efficientvit_b0",
+        "tiny",
+        num_classes=6,
+        window=3,
+        depths=(1, 1, 1, 1),
+        static_prior="efficientvit_b0",
         attention="causal" if request.param == "causal" else "full",
-    )  # fmt: skip
+    )
     model = VTSeg(config).eval()
     randomize_batch_norm(model)
     torch.nn.init.normal_(model.head.classify.weight, std=1.0)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """With one frame the encoder is SegFormer's MiT: feature maps of transformers' SegformerModel, random weights."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """ERFNet against a second building of the published network from its layer table."""
 
 from __future__ import annotations

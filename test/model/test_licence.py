@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Licences of weights: recorded, shown, and passed on to what is trained from them."""
 
 from __future__ import annotations

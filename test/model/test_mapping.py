@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Logits of another class list: the largest of the sources, by operators that a CUDA graph can capture."""
 
 from __future__ import annotations

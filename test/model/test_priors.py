@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Static networks that are files or factories of the user's: what they give, and what is refused."""
 
 from __future__ import annotations

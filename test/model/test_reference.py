@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The whole of VTSeg against a second writing of it, from the paper's equations, in float64."""
 
 from __future__ import annotations

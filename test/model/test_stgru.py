@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The recurrent flow baseline against its source's equations, pixel by pixel in float64."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The whole network: sizes worked out by hand, shapes, gradients, causality."""
 
 from __future__ import annotations
@@ -57,8 +59,11 @@ def test_shapes(frames):
     with torch.no_grad():
         assert model(torch.rand(2, frames, 3, 32, 64)).shape == (2, frames, 5, 32, 64)
         assert [tuple(m.shape) for m in model.encoder(torch.rand(1, frames, 3, 32, 64))] == [
-            (1, frames, 16, 8, 16), (1, frames, 32, 4, 8), (1, frames, 64, 2, 4), (1, frames, 128, 1, 2),
-        ]  # fmt: skip
+            (1, frames, 16, 8, 16),
+            (1, frames, 32, 4, 8),
+            (1, frames, 64, 2, 4),
+            (1, frames, 128, 1, 2),
+        ]
 
 
 def test_wrong_inputs_are_refused():

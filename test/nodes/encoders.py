@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image messages of every encoding, made by OpenCV's inverse conversions and plain NumPy."""
 
 from __future__ import annotations

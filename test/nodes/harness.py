@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A node of the test's own that talks to a segmenter process over DDS."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A running segmenter and what a test asks of it."""
 
 from __future__ import annotations
@@ -52,8 +54,11 @@ class Setting:
         assert self.harness.call(Trigger, f"{self.ns}/segmenter/reset", Trigger.Request()).success
 
     def set(self, name: str, **value: object):
-        kind = {"string_value": ParameterType.PARAMETER_STRING, "double_value": ParameterType.PARAMETER_DOUBLE,
-                "integer_value": ParameterType.PARAMETER_INTEGER}[next(iter(value))]  # fmt: skip
+        kind = {
+            "string_value": ParameterType.PARAMETER_STRING,
+            "double_value": ParameterType.PARAMETER_DOUBLE,
+            "integer_value": ParameterType.PARAMETER_INTEGER,
+        }[next(iter(value))]
         request = SetParameters.Request(
             parameters=[Parameter(name=name, value=ParameterValue(type=kind, **value))]
         )

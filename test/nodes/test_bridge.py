@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The node's decoder: the package's conversions, cv_bridge's arrays, a camera's warnings once."""
 
 from __future__ import annotations

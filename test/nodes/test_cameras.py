@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Two cameras of different sizes and rates on one model: neither starves, each sees its single-camera masks."""
 
 from __future__ import annotations
@@ -25,9 +27,20 @@ CAMERAS = {"front": ((48, 80), 30.0), "rear": ((64, 64), 5.0)}
 
 def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_checkpoint):
     node = start_node(
-        "segmenter", "-r", "__ns:=/both", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "cameras:=['front','rear']", "-p", "max_gap:=10.0",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        "__ns:=/both",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "cameras:=['front','rear']",
+        "-p",
+        "max_gap:=10.0",
+    )
     node.wait_for("window 4")
     settings = {name: Setting(harness, node, tiny_checkpoint, f"/both/{name}") for name in CAMERAS}
     for setting in settings.values():

@@ -280,9 +280,17 @@ EXTRINSICS = "0 -0.5 0 -0.5 0.5 -0.5 -0.5"
 
 def test_points_of_a_lidar_by_hand(harness, start_node):
     rig = Rig(
-        harness, start_node, "by_points", "-p", "source:=points", "-p", f"extrinsics:='{EXTRINSICS}'",
-        "-p", "use_confidence:=false", sensor=PointCloud2,
-    )  # fmt: skip
+        harness,
+        start_node,
+        "by_points",
+        "-p",
+        "source:=points",
+        "-p",
+        f"extrinsics:='{EXTRINSICS}'",
+        "-p",
+        "use_confidence:=false",
+        sensor=PointCloud2,
+    )
     rig.start(lambda stamp: points(LIDAR, stamp))
     rig.frame(lambda stamp: points(LIDAR, stamp), 2000 * NS)
     message = rig.wait(2000 * NS)
@@ -351,17 +359,44 @@ def test_the_street_s_exact_depth(harness, start_node, tmp_path, ros_environment
     names = {"segmentation/mask": "label", "depth": "depth", "camera_info": "camera_info", "image": "image"}
     remappings = [part for a, b in names.items() for part in ("-r", f"{a}:=/camera/{b}")]
     node = start_node(
-        "cloud", "-r", "__node:=street_cloud", "-r", "segmentation/cloud:=/street/cloud", *remappings,
-        "-p", "use_confidence:=false", "-p", "color:=image", "-p", "input_qos:=reliable", "-p", "max_range:=25.0",
-    )  # fmt: skip
+        "cloud",
+        "-r",
+        "__node:=street_cloud",
+        "-r",
+        "segmentation/cloud:=/street/cloud",
+        *remappings,
+        "-p",
+        "use_confidence:=false",
+        "-p",
+        "color:=image",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "max_range:=25.0",
+    )
     clouds = harness.collect(PointCloud2, "/street/cloud")
     topics = [f"/camera/{name}" for name in names.values()]
     report = tmp_path / "sent.json"
     subprocess.run(
-        [sys.executable, "-m", "vtseg_ros.cli", "play", str(bag), "--rate", "0.2", "--topics", *topics, "--wait-for", *topics,
-         "--json", str(report)],
-        env={**os.environ, **ros_environment}, check=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "vtseg_ros.cli",
+            "play",
+            str(bag),
+            "--rate",
+            "0.2",
+            "--topics",
+            *topics,
+            "--wait-for",
+            *topics,
+            "--json",
+            str(report),
+        ],
+        env={**os.environ, **ros_environment},
+        check=True,
+        timeout=120,
+    )
     assert json.loads(report.read_text())
     wait_until(lambda: len(clouds) >= frames - 1, 30, node.output)
     road = STREET.names.index("road")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter's health, from plain numbers."""
 
 from __future__ import annotations
@@ -20,9 +22,15 @@ def told(counts: Counts, *, before: Counts = NONE, now: float = 100.0, enabled: 
     for name, value in health.items():
         setattr(made, name, value)
     return status(
-        name="segmenter: camera", hardware_id="cpu", health=made, counts=counts, before=before, enabled=enabled,
-        now=now, facts={"device": "cpu"},
-    )  # fmt: skip
+        name="segmenter: camera",
+        hardware_id="cpu",
+        health=made,
+        counts=counts,
+        before=before,
+        enabled=enabled,
+        now=now,
+        facts={"device": "cpu"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A user's TorchScript network of five classes as the static network of a VTSeg in a running segmenter."""
 
 from __future__ import annotations
@@ -57,9 +59,20 @@ def checkpoint(prior, tmp_path_factory):
 
 def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, prior):
     node = start_node(
-        "segmenter", "-r", "__ns:=/external", "-p", f"checkpoint:={checkpoint}", "-p", f"static_prior:={prior}",
-        "-p", "autostart:=true", "-p", "input_qos:=reliable", "-p", "max_gap:=60.0",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        "__ns:=/external",
+        "-p",
+        f"checkpoint:={checkpoint}",
+        "-p",
+        f"static_prior:={prior}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "max_gap:=60.0",
+    )
     images = harness.publisher(Image, "/external/image")
     masks = harness.collect(Image, "/external/segmentation/mask")
     status = harness.collect(SegmentationStatus, "/external/segmentation/status")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Why no image arrives: by real publishers on the same domain."""
 
 from __future__ import annotations
@@ -19,23 +21,60 @@ RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 @pytest.mark.parametrize(
     ("camera", "transport", "qos", "published", "words"),
     [
-        ("a", "raw", "sensor_data", [(Image, "x/other", RELIABLE)], "nobody publishes it. Image topics that exist: /x/other"),
-        ("b", "raw", "reliable", [(Image, "b/image", BEST_EFFORT)], "publishes it best effort, which input_qos reliable"),
-        ("c", "raw", "sensor_data", [(CompressedImage, "c/image", RELIABLE)], "CompressedImage, not sensor_msgs/msg/Image"),
-        ("d", "raw", "sensor_data", [(CompressedImage, "d/image/compressed", RELIABLE)], "with image_transport compressed"),
+        (
+            "a",
+            "raw",
+            "sensor_data",
+            [(Image, "x/other", RELIABLE)],
+            "nobody publishes it. Image topics that exist: /x/other",
+        ),
+        (
+            "b",
+            "raw",
+            "reliable",
+            [(Image, "b/image", BEST_EFFORT)],
+            "publishes it best effort, which input_qos reliable",
+        ),
+        (
+            "c",
+            "raw",
+            "sensor_data",
+            [(CompressedImage, "c/image", RELIABLE)],
+            "CompressedImage, not sensor_msgs/msg/Image",
+        ),
+        (
+            "d",
+            "raw",
+            "sensor_data",
+            [(CompressedImage, "d/image/compressed", RELIABLE)],
+            "with image_transport compressed",
+        ),
         ("e", "compressed", "sensor_data", [(Image, "e/image", RELIABLE)], "with image_transport raw"),
-        ("f", "raw", "sensor_data", [(Image, "f/image", BEST_EFFORT)], "harness publishes it, but sends nothing"),
-        ("g", "raw", "reliable", [(Image, "g/image", BEST_EFFORT), (Image, "g/image", RELIABLE)], "sends nothing"),
+        (
+            "f",
+            "raw",
+            "sensor_data",
+            [(Image, "f/image", BEST_EFFORT)],
+            "harness publishes it, but sends nothing",
+        ),
+        (
+            "g",
+            "raw",
+            "reliable",
+            [(Image, "g/image", BEST_EFFORT), (Image, "g/image", RELIABLE)],
+            "sends nothing",
+        ),
     ],
-)  # fmt: skip
+)
 def test_reasons(harness, camera, transport, qos, published, words):
     publishers = [harness.publisher(kind, topic, profile) for kind, topic, profile in published]
     subscription = harness.node.create_subscription(Image, "only/subscribed", lambda _: None, 1)
     try:
         wait_until(
-            lambda: words in explain_silence(harness.node, camera, transport, qos), 10,
+            lambda: words in explain_silence(harness.node, camera, transport, qos),
+            10,
             lambda: explain_silence(harness.node, camera, transport, qos),
-        )  # fmt: skip
+        )
         told = explain_silence(harness.node, camera, transport, qos)
         assert told.startswith(f"no image on /{camera}/image") and "only/subscribed" not in told
     finally:

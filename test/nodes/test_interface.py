@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The tables of docs/guide/ros_interface.md and config/segmenter.yaml against running nodes and messages: nothing more, nothing less."""
 
 from __future__ import annotations
@@ -123,10 +125,12 @@ def values(harness: Harness, node: str) -> dict[str, tuple[object, object]]:
         DescribeParameters, f"/{node}/describe_parameters", DescribeParameters.Request(names=own)
     )
     fields = {
-        ParameterType.PARAMETER_BOOL: "bool_value", ParameterType.PARAMETER_INTEGER: "integer_value",
-        ParameterType.PARAMETER_DOUBLE: "double_value", ParameterType.PARAMETER_STRING: "string_value",
+        ParameterType.PARAMETER_BOOL: "bool_value",
+        ParameterType.PARAMETER_INTEGER: "integer_value",
+        ParameterType.PARAMETER_DOUBLE: "double_value",
+        ParameterType.PARAMETER_STRING: "string_value",
         ParameterType.PARAMETER_STRING_ARRAY: "string_array_value",
-    }  # fmt: skip
+    }
     return {
         name: (getattr(value, fields[value.type]) if value.type in fields else None, descriptor)
         for name, value, descriptor in zip(own, got, told.descriptors)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Ego masks and baselines as people draw them, in running nodes."""
 
 from __future__ import annotations
@@ -19,9 +21,18 @@ from vtseg_ros.msg import LabelEntry, LabelMap, SegmentationStatus
 
 def started(start_node, checkpoint, namespace: str, ego_mask):
     node = start_node(
-        "segmenter", "-r", f"__ns:={namespace}", "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", f"ego_mask:={ego_mask}",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        f"__ns:={namespace}",
+        "-p",
+        f"checkpoint:={checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        f"ego_mask:={ego_mask}",
+    )
     node.wait_for("window 4")
     return node
 
@@ -51,8 +62,15 @@ def test_a_baseline_with_a_palette(harness, start_node, tmp_path):
     ids = np.array([[0, 1], [1, 0]])
     palette = [(0, 0, 0), (128, 0, 0)]
     (tmp_path / "base.png").write_bytes(png_file(ids, INDEXED, 1, palette=palette))
-    node = start_node("evaluator", "-r", "__ns:=/base", "-p", f"output_dir:={tmp_path / 'out'}",
-                      "-p", f"baseline:={tmp_path / 'base.png'}")  # fmt: skip
+    node = start_node(
+        "evaluator",
+        "-r",
+        "__ns:=/base",
+        "-p",
+        f"output_dir:={tmp_path / 'out'}",
+        "-p",
+        f"baseline:={tmp_path / 'base.png'}",
+    )
     labels = [LabelEntry(id=0, name="ground", r=9), LabelEntry(id=1, name="road", r=8)]
     harness.publisher(LabelMap, "/base/segmentation/label_map", LATCHED).publish(LabelMap(labels=labels))
     node.wait_for("indices of 1 indexed masks are taken as class ids")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What nav2's semantic segmentation layer relies on, by a node that plays the layer's part.
 
 The layer reads masks by `data[row * width + column]` and takes the confidence at the same index unchecked; it drops
@@ -121,9 +123,20 @@ def cloud(width: int, height: int, stamp_ns: int) -> PointCloud2:
 
 def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_checkpoint):
     node = start_node(
-        "segmenter", "-r", "__ns:=/nav2", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "output_size:=40x24", "-p", f"min_confidence:={MIN_CONFIDENCE}",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        "__ns:=/nav2",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "output_size:=40x24",
+        "-p",
+        f"min_confidence:={MIN_CONFIDENCE}",
+    )
     node.wait_for("window 4")
     setting = Setting(harness, node, tiny_checkpoint, "/nav2")
     setting.matched(setting.images)

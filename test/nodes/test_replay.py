@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Player, segmenter, evaluator and recorder as separate processes: every frame accounted for."""
 
 from __future__ import annotations
@@ -86,8 +88,24 @@ def test_a_looped_and_paused_bag_is_accounted_for(
     evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
     segmenter.wait_for("window 4")
     sent_json = tmp_path / "sent.json"
-    command = [sys.executable, "-m", "vtseg_ros.cli", "play", str(street_bag), "--clock", "--loop", "--rate", "2",
-               "--start-paused", "--json", str(sent_json), "--wait-for", "/camera/image", "/camera/image", "/camera/label"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "vtseg_ros.cli",
+        "play",
+        str(street_bag),
+        "--clock",
+        "--loop",
+        "--rate",
+        "2",
+        "--start-paused",
+        "--json",
+        str(sent_json),
+        "--wait-for",
+        "/camera/image",
+        "/camera/image",
+        "/camera/label",
+    ]
     harness = Harness(ros_environment)
     player = subprocess.Popen(command, env=ros_environment, stdout=subprocess.DEVNULL)
     try:
@@ -131,8 +149,16 @@ def test_recorded_masks_score_as_the_evaluator_says(
     start_node, ros_environment, street_bag, tiny_checkpoint, tmp_path
 ):
     names = ["-r", "image:=/camera/image", "-r", "label:=/camera/label"]
-    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-                           "-p", "input_qos:=reliable")  # fmt: skip
+    segmenter = start_node(
+        "segmenter",
+        *names,
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+    )
     evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
     segmenter.wait_for("window 4")
     command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
@@ -188,8 +214,16 @@ def test_what_a_bag_says_of_itself_is_not_scored(
         for suffix in ("", "/compressed")
         for part in ("-r", f"{topic}{suffix}:=/camera/{topic}{suffix}")
     ]
-    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-                           "-p", "input_qos:=reliable")  # fmt: skip
+    segmenter = start_node(
+        "segmenter",
+        *names,
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+    )
     evaluator = start_node("evaluator", *names, "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable")
     segmenter.wait_for("window 4")
     exclude = ["--exclude-regex", "(^|/)segmentation/", "--rate", "0.7"]
@@ -214,8 +248,9 @@ def label_image(ids: np.ndarray, stamp: int) -> Image:
 
 def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_node, tmp_path):
     """Steadiness needs no label; consistency over labels needs one on each frame; a late label is scored."""
-    evaluator = start_node("evaluator", "-r", "__ns:=/judge", "-p", f"output_dir:={tmp_path}",
-                           "-p", "input_qos:=reliable")  # fmt: skip
+    evaluator = start_node(
+        "evaluator", "-r", "__ns:=/judge", "-p", f"output_dir:={tmp_path}", "-p", "input_qos:=reliable"
+    )
     images, labels, masks = (
         harness.publisher(Image, f"/judge/{n}") for n in ("image", "label", "segmentation/mask")
     )
@@ -262,8 +297,17 @@ def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_
 def test_the_evaluator_scores_through_a_class_map(harness, start_node, tmp_path):
     """Masks of a, b, c and labels of x = {a, c} and y = {b}: 6 of 8 columns of x are right, y's 2 and 2 of x."""
     (tmp_path / "map.yaml").write_text("x: [a, c]\ny: [b]\n")
-    evaluator = start_node("evaluator", "-r", "__ns:=/mapped", "-p", f"output_dir:={tmp_path}",
-                           "-p", "input_qos:=reliable", "-p", f"class_map:={tmp_path / 'map.yaml'}")  # fmt: skip
+    evaluator = start_node(
+        "evaluator",
+        "-r",
+        "__ns:=/mapped",
+        "-p",
+        f"output_dir:={tmp_path}",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        f"class_map:={tmp_path / 'map.yaml'}",
+    )
     labels, masks = (harness.publisher(Image, f"/mapped/{n}") for n in ("label", "segmentation/mask"))
     maps = harness.publisher(LabelMap, "/mapped/segmentation/label_map", LATCHED)
     status = harness.publisher(SegmentationStatus, "/mapped/segmentation/status")
@@ -321,8 +365,16 @@ def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
 def test_real_compressed_video(start_node, ros_environment, camvid, tiny_checkpoint, tmp_path):
     """CamVid's validation bag: a mask for every frame processed, with the input's stamp and frame_id."""
     names = ["-r", "image/compressed:=/camera/image/compressed", "-p", "image_transport:=compressed"]
-    segmenter = start_node("segmenter", *names, "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-                           "-p", "input_qos:=reliable")  # fmt: skip
+    segmenter = start_node(
+        "segmenter",
+        *names,
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+    )
     segmenter.wait_for("window 4")
     command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
     recorder = subprocess.Popen(command, env=ros_environment)

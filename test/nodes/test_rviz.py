@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """config/vtseg.rviz: a large overlay next to two more images, on topics that exist and that the launch file maps."""
 
 from __future__ import annotations

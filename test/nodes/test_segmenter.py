@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A real segmenter process over DDS: encodings, counts, outputs, parameters, lifecycle."""
 
 from __future__ import annotations
@@ -33,9 +35,18 @@ LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra1
 @pytest.fixture(scope="module")
 def setting(harness, start_node, tiny_checkpoint):
     node = start_node(
-        "segmenter", "-r", "__ns:=/raw", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "max_gap:=5.0",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        "__ns:=/raw",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "max_gap:=5.0",
+    )
     node.wait_for("window 4")
     made = Setting(harness, node, tiny_checkpoint, "/raw")
     made.matched(made.images)
@@ -259,8 +270,19 @@ def test_a_window_is_judged_by_the_network_that_gets_it(harness, start_node, tmp
     small = make_checkpoint(tmp_path / "small.safetensors", window=2, depths=(1, 1, 1, 1))
     export = tmp_path / "small.onnx"
     assert main(["export", str(small), "--out", str(export)]) == 0
-    node = start_node("segmenter", "-r", "__ns:=/judge", "-p", f"checkpoint:={export}", "-p", "autostart:=true",
-                      "-p", "device:=cpu", "-p", "input_qos:=reliable")  # fmt: skip
+    node = start_node(
+        "segmenter",
+        "-r",
+        "__ns:=/judge",
+        "-p",
+        f"checkpoint:={export}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "device:=cpu",
+        "-p",
+        "input_qos:=reliable",
+    )
     node.wait_for("window 2")
     camera = Setting(harness, node, export, "/judge")
     camera.matched(camera.images)
@@ -337,8 +359,13 @@ def test_a_flood_is_dropped_and_accounted_for(setting):
     messages = [image_message(picture(8), "rgb8", setting.next_stamp(0.001)) for _ in range(300)]
     for message in messages:
         setting.images.publish(message)
-    wait_until(lambda: setting.status[-1].event == SegmentationStatus.IDLE
-               and setting.status[-1].frames_received > start.frames_received, 60)  # fmt: skip
+    wait_until(
+        lambda: (
+            setting.status[-1].event == SegmentationStatus.IDLE
+            and setting.status[-1].frames_received > start.frames_received
+        ),
+        60,
+    )
     last = setting.status[-1]
     assert last.frames_dropped > start.frames_dropped
     assert last.frames_received == last.frames_processed + last.frames_dropped + last.frames_rejected
@@ -365,9 +392,18 @@ def test_diagnostics(setting):
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_compressed_input(harness, start_node, tiny_checkpoint, kind):
     node = start_node(
-        "segmenter", "-r", f"__ns:=/{kind}", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "-p", "image_transport:=compressed",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        f"__ns:=/{kind}",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "image_transport:=compressed",
+    )
     node.wait_for("window 4")
     setting = Setting(harness, node, tiny_checkpoint, f"/{kind}")
     publisher = harness.publisher(CompressedImage, f"/{kind}/image/compressed")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A publisher that is there before it sends, as a player with a delay, is not reported at once."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Newest-only slots: nothing is lost from the counts."""
 
 from __future__ import annotations
@@ -66,9 +68,15 @@ def test_a_ledger_of_a_looped_bag():
     ):
         ledger.saw_status(event, stamp)
     assert ledger.counts() == {
-        "frames_seen": 6, "labelled_frames": 6, "frames_received": 5, "frames_processed": 3, "frames_dropped": 1,
-        "frames_rejected": 1, "frames_lost": 1, "frames_pending": 0,
-    }  # fmt: skip
+        "frames_seen": 6,
+        "labelled_frames": 6,
+        "frames_received": 5,
+        "frames_processed": 3,
+        "frames_dropped": 1,
+        "frames_rejected": 1,
+        "frames_lost": 1,
+        "frames_pending": 0,
+    }
     assert ledger.labelled_processed() == 3
 
 

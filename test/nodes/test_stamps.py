@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Late frames and repeated stamps at a real segmenter: named, and without a trace in window and masks."""
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ PROCESSED, DROPPED = SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED
 @pytest.fixture(scope="module")
 def setting(harness, start_node, tiny_checkpoint):
     node = start_node(
-        "segmenter", "-r", "__ns:=/stamps", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true",
-        "-p", "input_qos:=reliable", "--log-level", "stamps.segmenter:=debug",
-    )  # fmt: skip
+        "segmenter",
+        "-r",
+        "__ns:=/stamps",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "--log-level",
+        "stamps.segmenter:=debug",
+    )
     node.wait_for("window 4")
     made = Setting(harness, node, tiny_checkpoint, "/stamps")
     made.matched(made.images)

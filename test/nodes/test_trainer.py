@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The trainer as a process of its own: progress over DDS, a checkpoint at shutdown, going on from it."""
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ def config(street_bag, tmp_path):
     """200 updates of a tiny network; a signal comes long before their end."""
     values = {
         "data": {
-            "train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32],
-            "labels": "street", "validation_every": 15,
+            "train": [str(street_bag)],
+            "validation": [str(street_bag)],
+            "size": [64, 32],
+            "labels": "street",
+            "validation_every": 15,
         },
         "model": {"preset": "tiny", "overrides": {"window": 2}},
         "stages": [{"name": "static", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
         "device": "cpu",
         "pictures": 0,
-    }  # fmt: skip
+    }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Values as they are typed, by hand and by hypothesis, and as files spell them."""
 
 from __future__ import annotations
@@ -46,8 +48,11 @@ def test_converted(value, kind, texts, expected):
     assert got == expected and type(got) is type(expected)
 
 
-@given(st.integers(-(2**63), 2**63 - 1) | st.floats() | st.booleans() | st.text() | st.lists(st.text()),
-       st.sampled_from([bool, int, float, str, list]), st.lists(st.text(), max_size=3))  # fmt: skip
+@given(
+    st.integers(-(2**63), 2**63 - 1) | st.floats() | st.booleans() | st.text() | st.lists(st.text()),
+    st.sampled_from([bool, int, float, str, list]),
+    st.lists(st.text(), max_size=3),
+)
 def test_any_value_becomes_its_type_or_stays(value, kind, texts):
     got = converted(value, kind, texts)
     assert isinstance(got, kind) or got is value

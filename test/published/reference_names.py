@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Names of SegFormer weights in the authors' code (NVlabs/SegFormer), written by hand from its modules.
 
 One entry per tensor of a stage (s, counted from 1), of a layer (l, from 0) and of the head; on the other side the names

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Published weights as checkpoints: logits of the original implementations, and what is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg weights get` against a server on this machine: what arrives, and what does not."""
 
 from __future__ import annotations

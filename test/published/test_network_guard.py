@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Only `vtseg weights get` may use the network: seen in the imports, and at run time of every other command."""
 
 from __future__ import annotations
@@ -19,9 +21,19 @@ from vtseg_ros.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "vtseg_ros"
 NETWORK = {
-    "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socketserver", "torch.hub", "urllib",
-    "urllib3", "xmlrpc",
-}  # fmt: skip
+    "aiohttp",
+    "ftplib",
+    "http",
+    "httpx",
+    "huggingface_hub",
+    "requests",
+    "smtplib",
+    "socketserver",
+    "torch.hub",
+    "urllib",
+    "urllib3",
+    "xmlrpc",
+}
 DOWNLOADS = "published/download.py"
 
 # Stops at the first attempt to reach another machine. Sockets of this machine and Unix sockets are left alone.
@@ -151,7 +163,19 @@ def test_no_other_command_leaves_this_machine(tmp_path):
         cv2.imwrite(str(tmp_path / "frames" / f"{number}.png"), np.full((32, 64, 3), 90, np.uint8))
     weights, labels = str(checkpoint), tmp_path / "labels"
     lines = [
-        ["synth", "--out", str(bag), "--scene", "5", "--frames", "12", "--size", "64x32", "--no-depth", "--no-flow"],
+        [
+            "synth",
+            "--out",
+            str(bag),
+            "--scene",
+            "5",
+            "--frames",
+            "12",
+            "--size",
+            "64x32",
+            "--no-depth",
+            "--no-flow",
+        ],
         ["train", str(tmp_path / "train.yaml"), "--out", str(run)],
         ["preview-augmentation", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "a.png")],
         ["segment", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "masks"), "--device", "cpu"],
@@ -163,8 +187,16 @@ def test_no_other_command_leaves_this_machine(tmp_path):
         ["flops"],
         ["info", str(tmp_path / "tiny.onnx")],
         ["weights", "list"],
-        ["weights", "convert", str(tmp_path / "e.pth"), "--as", "erfnet_cityscapes", "--out", str(tmp_path / "e.safetensors")],
-    ]  # fmt: skip
+        [
+            "weights",
+            "convert",
+            str(tmp_path / "e.pth"),
+            "--as",
+            "erfnet_cityscapes",
+            "--out",
+            str(tmp_path / "e.safetensors"),
+        ],
+    ]
     done = run_guarded(RUN, json.dumps(lines))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "GUARD:" not in done.stdout

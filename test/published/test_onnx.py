@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """ONNX networks of others in the predictor, the node and as static prior; expected values by numpy."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The synthetic street: the same everywhere, and exact. Geometry is checked against the pictures and by formulas."""
 
 from __future__ import annotations
@@ -61,9 +63,21 @@ def inside(flow: np.ndarray) -> np.ndarray:
 
 def test_the_classes_are_the_papers_table_ii():
     assert STREET.names == (
-        "terrain", "sky", "tree", "vegetation", "building", "road", "guardrail", "traffic-sign", "traffic-light",
-        "pole", "misc", "truck", "car", "van",
-    )  # fmt: skip
+        "terrain",
+        "sky",
+        "tree",
+        "vegetation",
+        "building",
+        "road",
+        "guardrail",
+        "traffic-sign",
+        "traffic-light",
+        "pole",
+        "misc",
+        "truck",
+        "car",
+        "van",
+    )
     assert set(VARIATIONS) == {"clone", "overcast", "fog", "sunset", "15-deg-left", "15-deg-right"}
     assert list(SCENES) == [1, 2, 3, 4, 5]
 
@@ -201,8 +215,10 @@ def test_weather_changes_the_picture_and_nothing_else(drive, variation):
 
 def test_fog_hides_what_is_far(drive):
     fog = frames_of(3, scene=5, variation="fog")[0]
-    contrast = [cv2.GaussianBlur(cv2.Laplacian(f.rgb[..., 1].astype(np.float32), -1) ** 2, (0, 0), 2)
-                for f in (drive[0], fog)]  # fmt: skip
+    contrast = [
+        cv2.GaussianBlur(cv2.Laplacian(f.rgb[..., 1].astype(np.float32), -1) ** 2, (0, 0), 2)
+        for f in (drive[0], fog)
+    ]
     far, near = (drive[0].depth > 60) & np.isfinite(drive[0].depth), drive[0].depth < 10
     assert contrast[1][far].mean() < 0.35 * contrast[0][far].mean()
     assert contrast[1][near].mean() > 0.35 * contrast[0][near].mean()

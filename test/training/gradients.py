@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Gradients of updates, for test_processes.py: `gradients.py CONFIG FOLDER`, alone or under torchrun.
 
 For each stage one update's, from the initial weights, with BatchNorm and dropout in eval mode; then a validation. The first process

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Where a training starts from: SegFormer weights for the encoder, checkpoints, and what is refused."""
 
 from __future__ import annotations

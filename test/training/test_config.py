@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training YAML: what is refused, and by what name."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training on a static network that is a file of the user's: it stays as it is, and stage 3 says so."""
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ def files(tmp_path_factory):
 def configuration(bag, prior, *stages):
     source = (SourceConfig(str(bag)),)
     return TrainConfig(
-        data=DataConfig(train=source, validation=source, size=(64, 32), labels="street", workers=0, validation_every=15),
+        data=DataConfig(
+            train=source, validation=source, size=(64, 32), labels="street", workers=0, validation_every=15
+        ),
         stages=tuple(StageConfig(stage, steps=1, batch=2, max_lr=1e-3) for stage in stages),
         model=ModelConfig(
-            preset="tiny", overrides={"window": 2, "prior_classes": 5, "class_mapping": MAPPING}, static_prior=str(prior)
+            preset="tiny",
+            overrides={"window": 2, "prior_classes": 5, "class_mapping": MAPPING},
+            static_prior=str(prior),
         ),
         device="cpu",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.onnx", "net.pt2"])

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The recurrent flow baseline in training: flow of each kind, a prior from a checkpoint, stages."""
 
 from __future__ import annotations

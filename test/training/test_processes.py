@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training as real processes: several at once, killed, stopped, without room to write."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training runs on a tiny bag: stages, resuming, stopping, faults."""
 
 from __future__ import annotations
@@ -52,8 +54,13 @@ def losses(config, folder, **options):
 def test_stages_and_what_they_leave(config, tmp_path):
     seen, done = losses(config, tmp_path)
     assert done and [(step, stage) for step, stage, _ in seen] == [
-        (1, "static"), (2, "static"), (3, "static"), (4, "video"), (5, "video"), (6, "video"),
-    ]  # fmt: skip
+        (1, "static"),
+        (2, "static"),
+        (3, "static"),
+        (4, "video"),
+        (5, "video"),
+        (6, "video"),
+    ]
     best = load_checkpoint(tmp_path / "best.safetensors")
     assert best.input_size == (64, 32) and best.config["window"] == 2
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine

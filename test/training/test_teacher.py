@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Soft targets of a teacher: its classes, what it sees, gradients, and runs with it."""
 
 from __future__ import annotations
@@ -159,13 +161,18 @@ def config(street_bag, tmp_path):
     return TrainConfig(
         data=DataConfig(
             train=(*source, SourceConfig(str(tmp_path / "bare"), unlabelled_stride=2, repeat=3)),
-            validation=source, size=(64, 32), labels="street", label_stride=3, workers=0, validation_every=15,
+            validation=source,
+            size=(64, 32),
+            labels="street",
+            label_stride=3,
+            workers=0,
+            validation_every=15,
         ),
         stages=(dataclasses.replace(stage, window=1), stage),
         model=ModelConfig(preset="tiny", overrides={"window": 2}),
         device="cpu",
         save_every=1,
-    )  # fmt: skip
+    )
 
 
 def test_which_frames_a_stage_uses(config, tmp_path):

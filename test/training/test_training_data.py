@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a training learns from: windows of its stages, classes of its labels, and what contradicts them."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Gradients of one update, against the same loss written out."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a validation says, by hand, and what is left of it to be read."""
 
 from __future__ import annotations
@@ -240,8 +242,10 @@ def test_bags_of_several_class_lists_by_hand(tmp_path, fabric):
     # predicted ab left, c right: each 16 of 48 columns.
     assert result.bags["own"] == {"miou": pytest.approx(100 / 3), "iou": {"a": 100.0, "b": 0.0, "c": 0.0}}
     assert result.bags["grouped"]["iou"] == {
-        "ab": pytest.approx(100 / 3), "c": pytest.approx(100 / 3), "void": pytest.approx(np.nan, nan_ok=True),
-    }  # fmt: skip
+        "ab": pytest.approx(100 / 3),
+        "c": pytest.approx(100 / 3),
+        "void": pytest.approx(np.nan, nan_ok=True),
+    }
     assert result.iou.tolist() == [100, 0, 0]
     assert result.miou == pytest.approx(100 / 3)
     result = validator(Constant(0, 1))  # own and more: a, b right; grouped: ab everywhere, half of it right

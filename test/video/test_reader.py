@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The video reader: frame times, rotation, names and damage."""
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def test_frames_are_upright(tmp_path, degrees):
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
     subprocess.run([*ffmpeg, "-display_rotation", str(degrees), "-i", flat, "-c", "copy", turned], check=True)
     # ffmpeg's own decoder turns frames upright: an independent expectation.
-    raw = subprocess.run([*ffmpeg, "-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True).stdout  # fmt: skip
+    raw = subprocess.run(
+        [*ffmpeg, "-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
+    ).stdout
     shape = (48, 64, 3) if degrees == 180 else (64, 48, 3)
     expected = np.frombuffer(raw, np.uint8).reshape(-1, *shape)
     frames, _ = read(turned)

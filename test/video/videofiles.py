@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Videos with frame times of the test's choosing."""
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ import numpy as np
 SHADES = (40, 80, 120, 160, 200)
 
 
-def write_video(path: Path, times_ms: list[int], *, codec: str = "mpeg4", size: tuple[int, int] = (64, 48), container: str = "mp4") -> None:  # fmt: skip
+def write_video(
+    path: Path,
+    times_ms: list[int],
+    *,
+    codec: str = "mpeg4",
+    size: tuple[int, int] = (64, 48),
+    container: str = "mp4",
+) -> None:
     """Grey frames, shade by shade of `SHADES`, at times in ms."""
     with path.open("wb") as file, av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=10)

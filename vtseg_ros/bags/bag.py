@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Bags in and out, without ROS: sqlite3 and mcap, split files and compression. rosbags writes and (de)serialises."""
 
 from __future__ import annotations
@@ -35,9 +37,16 @@ DAY_NS = 86_400 * messages.NS
 OnCorrupt = Callable[[str, int, str], None]
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
 LATCHED = Qos(
-    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, _NEVER, _NEVER,
-    QosLiveliness.AUTOMATIC, _NEVER, False,
-)  # fmt: skip
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    _NEVER,
+    _NEVER,
+    QosLiveliness.AUTOMATIC,
+    _NEVER,
+    False,
+)
 """Of topics whose one message is for whoever comes later."""
 
 log = logging.getLogger("vtseg_ros.bags")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """JPEG and PNG files before they are decoded: their size, their channels, and where they end.
 
 Read before decoding, since a file of a few kB can claim an image of many GB or hours of work, and since the

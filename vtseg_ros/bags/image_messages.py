@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image messages to arrays: the encodings that drivers publish, each refused with a reason when it lies.
 
 Messages are taken by their fields, so that rclpy's and a bag's both do.
@@ -18,8 +20,16 @@ from vtseg_ros.bags.png import read_png
 from vtseg_ros.errors import ImageError
 from vtseg_ros.label_set import IGNORE
 
-__all__ = ["ENCODINGS", "MAX_PIXELS", "ImageDecoder", "decode_any", "decode_compressed", "decode_float", "decode_image",
-           "decode_label"]  # fmt: skip
+__all__ = [
+    "ENCODINGS",
+    "MAX_PIXELS",
+    "ImageDecoder",
+    "decode_any",
+    "decode_compressed",
+    "decode_float",
+    "decode_image",
+    "decode_label",
+]
 
 log = logging.getLogger("vtseg_ros.bags")
 
@@ -185,8 +195,11 @@ def _encoding(name: str, note: Note) -> str:
     known = name.strip().lower()
     if known in _MEANT:
         meant = _MEANT[known]
-        note("encoding", f"the encoding {name!r} does not say which colours it holds: it is taken for {meant}. Set "
-                         f"encoding='{meant}' (or the true one) where the image is published (cv2_to_imgmsg)")  # fmt: skip
+        note(
+            "encoding",
+            f"the encoding {name!r} does not say which colours it holds: it is taken for {meant}. Set "
+            f"encoding='{meant}' (or the true one) where the image is published (cv2_to_imgmsg)",
+        )
         return meant
     if known not in ENCODINGS:
         raise ImageError(
@@ -311,8 +324,11 @@ def decode_compressed(message, note: Note = _quiet) -> np.ndarray:
         )
         if bayer and values.ndim == 2:
             if header.kind == "jpeg":
-                note("mosaic", "a Bayer mosaic that went through jpeg has lost part of its colours. Compress the "
-                               "rectified colour image, or the mosaic as png")  # fmt: skip
+                note(
+                    "mosaic",
+                    "a Bayer mosaic that went through jpeg has lost part of its colours. Compress the "
+                    "rectified colour image, or the mosaic as png",
+                )
             return _demosaic(values, bayer[1], note)
         if values.dtype == np.uint16 and values.ndim == 2:
             return cv2.cvtColor(_to_8_bits(values, note), cv2.COLOR_GRAY2RGB)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Whether a jpeg's pixels go on to its last one: a cut file may have an end marker among what lies behind the cut."""
 
 from __future__ import annotations

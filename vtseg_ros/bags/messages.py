@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Message types for bags without ROS: rosbags' Jazzy types, vision_msgs' label info aside, and our own."""
 
 from __future__ import annotations

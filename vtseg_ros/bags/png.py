@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Values of PNG files as they are stored: masks hold class ids, which no scaling or colour conversion may touch."""
 
 from __future__ import annotations

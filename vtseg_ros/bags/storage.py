@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The storage files of bags, mcap and sqlite3, in every layout that their formats allow.
 
 A storage file is read for what it holds: metadata.yaml is not needed. Connections are identified by topic and type.

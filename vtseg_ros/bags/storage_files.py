@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Which storage files make up a bag. metadata.yaml is a hint: it may be missing, damaged or out of date."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Which topics of a bag are what: the camera's images, their labels, and the classes of the labels."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg bench`: what a frame costs, by the full window, by streaming and by an export, in one run."""
 
 from __future__ import annotations

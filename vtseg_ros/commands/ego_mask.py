@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg ego-mask`: propose the mask of the robot's own body from a bag or a video."""
 
 from __future__ import annotations
@@ -27,16 +29,34 @@ FRAMES = 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="a bag's folder or a video file")
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG",
-                        help="mask to write, the body in white; PNG's name with _preview.jpg shows it")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PNG",
+        help="mask to write, the body in white; PNG's name with _preview.jpg shows it",
+    )
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
-    parser.add_argument("--every", type=int, default=0, metavar="N",
-                        help=f"use every n-th frame (default: about {FRAMES} frames, evenly spaced)")  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=0.25, metavar="SHARE",
-                        help="of the image's median deviation over time, below which a pixel is static; more = a larger "
-                        "mask (default 0.25)")  # fmt: skip
-    parser.add_argument("--top", action="store_true",
-                        help="take static regions of the upper half too (a roof, a mast); a clear sky is one")  # fmt: skip
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"use every n-th frame (default: about {FRAMES} frames, evenly spaced)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="of the image's median deviation over time, below which a pixel is static; more = a larger "
+        "mask (default 0.25)",
+    )
+    parser.add_argument(
+        "--top",
+        action="store_true",
+        help="take static regions of the upper half too (a roof, a mast); a clear sky is one",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg evaluate`: one or several checkpoints against a bag's labels, side by side."""
 
 from __future__ import annotations
@@ -42,34 +44,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bag", type=Path, nargs="+", help="bags with images and labels of equal header stamps"
     )
     parser.add_argument(
-        "--checkpoint", nargs="+", default=["street_tiny"], metavar="C",
+        "--checkpoint",
+        nargs="+",
+        default=["street_tiny"],
+        metavar="C",
         help="files, or shipped weights by name (default street_tiny)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--name", nargs="+", default=[], metavar="NAME", help="one per checkpoint, for the tables"
     )
     parser.add_argument(
-        "--model", nargs="+", default=[], choices=model_names(),
+        "--model",
+        nargs="+",
+        default=[],
+        choices=model_names(),
         help="which network of each checkpoint (default: what it is); `static`, or an image network's name, stands "
         "for the static network inside a vtseg or gru checkpoint",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--window", nargs="+", type=int, default=[0], metavar="N",
+        "--window",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
         help="frames; several give the sweep over windows; 0 = the checkpoint's (default)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--flow", nargs="+", default=[], metavar="F",
+        "--flow",
+        nargs="+",
+        default=[],
+        metavar="F",
         help="optical flow of gru checkpoints: dis, topic (the bag's backward flow), a topic's name, or "
         "package.module:factory, which can run code (default: what it was trained with)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--static-prior", help="external static network; it can run code: trust it as a program"
     )
     parser.add_argument(
-        "--class-map", type=Path, metavar="FILE",
+        "--class-map",
+        type=Path,
+        metavar="FILE",
         help="YAML of label class to the checkpoint's classes that count as it, in the order of the label ids; applied to "
         "the masks. A checkpoint that has the labels' classes stays as it is",
-    )  # fmt: skip
+    )
     parser.add_argument("--image-topic", default="", help="needed when a bag has several")
     parser.add_argument("--label-topic", default="", help="needed when a bag has several")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
@@ -77,9 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--end", type=float, default=0.0, metavar="S", help="s after each bag's begin; 0 = its end"
     )
     parser.add_argument(
-        "--every", type=int, default=1, metavar="N",
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
         help="score every n-th labelled frame; temporal scores need 1 (default)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--stride", type=int, default=1, metavar="N", help="frames of a window are this far apart"
     )
@@ -87,10 +107,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
     )
     parser.add_argument(
-        "--corrupt", nargs="+", default=[], metavar="KIND:SEVERITY[:SHARE]",
-        help="score again with a share of the frames (default 1/3) corrupted, once per kind: " + ", ".join(KINDS) + ", or all; "
+        "--corrupt",
+        nargs="+",
+        default=[],
+        metavar="KIND:SEVERITY[:SHARE]",
+        help="score again with a share of the frames (default 1/3) corrupted, once per kind: "
+        + ", ".join(KINDS)
+        + ", or all; "
         "severity 1 to 5. Corrupted frames, the frames after them and the others are scored apart",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--corrupt-run",
         type=int,
@@ -204,9 +229,13 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
         table.add_row(name, *(_text(system["iou"][name]) for system in shown))
     table.add_section()
     rows = {
-        "mean": "miou", "pixel accuracy": "pixel_accuracy", "mVC8": "mvc8", "mVC16": "mvc16",
-        "temporal consistency": "temporal_consistency", "calibration error": "calibration_error",
-    }  # fmt: skip
+        "mean": "miou",
+        "pixel accuracy": "pixel_accuracy",
+        "mVC8": "mvc8",
+        "mVC16": "mvc16",
+        "temporal consistency": "temporal_consistency",
+        "calibration error": "calibration_error",
+    }
     for title, key in rows.items():
         table.add_row(title, *(_text(system[key]) for system in shown))
     console.print(table)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg export`: a checkpoint as a file for onnxruntime, TensorRT or PyTorch without this package."""
 
 from __future__ import annotations

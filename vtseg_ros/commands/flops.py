@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg flops`: parameters and multiply-adds, by module and by network."""
 
 from __future__ import annotations
@@ -58,12 +60,18 @@ def run(args: argparse.Namespace) -> int:
         _print(title, head, rows, args.markdown)
     if args.json:
         content = [
-            {"network": name, "module": cost.name, "parameters": cost.parameters, "macs": cost.macs,
-             "size": list(size), "window": frames}
+            {
+                "network": name,
+                "module": cost.name,
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+                "size": list(size),
+                "window": frames,
+            }
             for name, by_column in found.items()
             for (size, frames), column in zip(columns, by_column)
             for cost in column
-        ]  # fmt: skip
+        ]
         args.json.write_text(json.dumps({"classes": args.classes, "costs": content}, indent=2) + "\n")
     return 0
 

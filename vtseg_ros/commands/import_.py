@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg import`: data sets, image files and videos into bags."""
 
 from __future__ import annotations
@@ -28,14 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     city = sets.add_parser("cityscapes", help="leftImg8bit_sequence and gtFine; the 19 train ids")
     city.add_argument("--split", choices=cityscapes.SPLITS, default="train")
-    city.add_argument("--before", type=int, default=3, metavar="N",
-                      help="frames to keep before each labelled one (default 3, for windows of 4)")  # fmt: skip
+    city.add_argument(
+        "--before",
+        type=int,
+        default=3,
+        metavar="N",
+        help="frames to keep before each labelled one (default 3, for windows of 4)",
+    )
     city.add_argument("--after", type=int, default=0, metavar="N", help="and after it (default 0)")
     kitti = sets.add_parser("vkitti2", help="Virtual KITTI 2: six variations, 14 classes")
     kitti.add_argument("--split", choices=vkitti2.SPLITS, default="train")
-    kitti.add_argument("--by", choices=("scene", "time"), default="scene",
-                       help="split into whole scenes (default; 68, 21 and 11 %% of the frames), or cut each scene in time "
-                       f"(70, 20 and 10 %%, {vkitti2.GUARD} frames apart)")  # fmt: skip
+    kitti.add_argument(
+        "--by",
+        choices=("scene", "time"),
+        default="scene",
+        help="split into whole scenes (default; 68, 21 and 11 %% of the frames), or cut each scene in time "
+        f"(70, 20 and 10 %%, {vkitti2.GUARD} frames apart)",
+    )
     kitti.add_argument("--camera", type=int, choices=(0, 1), default=0, help="left (default) or right")
     cam = sets.add_parser("camvid", help="CamVid's colours as the usual 11 classes")
     cam.add_argument("--list", type=Path, metavar="FILE", help="text file with the image names of a split")
@@ -47,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     folder.add_argument("--frame-id", default="camera")
     folder.add_argument("--masks", type=Path, metavar="DIR", help="labels: png files with the images' names")
-    folder.add_argument("--labels", default="", metavar="LIST",
-                        help="their class list: street, camvid, cityscapes or a labelmap.txt")  # fmt: skip
+    folder.add_argument(
+        "--labels",
+        default="",
+        metavar="LIST",
+        help="their class list: street, camvid, cityscapes or a labelmap.txt",
+    )
     clips = sets.add_parser("video", help="video files, with the frames' own times")
     clips.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="each becomes a sequence of the bag"
@@ -67,9 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", type=int, default=95, metavar="Q", help="of the jpeg images, 1 to 100 (default 95)"
     )
     _add_output(clips)
-    folder.add_argument("--unknown", choices=UNKNOWN, default="refuse",
-                        help="pixels of masks that show no class (smoothed edges, half transparent ones): refuse the "
-                        "mask (default), or take them as unlabelled")  # fmt: skip
+    folder.add_argument(
+        "--unknown",
+        choices=UNKNOWN,
+        default="refuse",
+        help="pixels of masks that show no class (smoothed edges, half transparent ones): refuse the "
+        "mask (default), or take them as unlabelled",
+    )
     for one in (city, kitti, cam, folder):
         _add_output(one)
         one.add_argument("root", type=Path, help="the data set's folder")
@@ -107,8 +126,13 @@ def run(args: argparse.Namespace) -> int:
     for line in notes:
         print(f"  {line}")
     if args.json:
-        made = {"bag": str(args.out), "frames": len(frames), "labelled": labelled, "sequences": sequences,
-                "notes": notes}  # fmt: skip
+        made = {
+            "bag": str(args.out),
+            "frames": len(frames),
+            "labelled": labelled,
+            "sequences": sequences,
+            "notes": notes,
+        }
         args.json.write_text(json.dumps(made, indent=2) + "\n")
     return 0
 

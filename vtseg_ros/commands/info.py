@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg info`: what a bag or a checkpoint holds."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """SIGINT and SIGTERM in commands: both end a command in order, so that nothing half written stays behind."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg labels`: frames of a bag out for labelling, label images back in."""
 
 from __future__ import annotations
@@ -39,13 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extract.add_argument("--image-topic", default="", help="needed when the bag has several")
     join = actions.add_parser("merge", help="write a copy of the bag that has the labels too")
     join.add_argument("bag", type=Path)
-    join.add_argument("masks", type=Path, metavar="DIR_OR_ZIP",
-                      help="PNG files of class ids or colours, a CVAT export (Segmentation mask 1.1), or a Label Studio "
-                      "export (Brush labels to PNG, its JSON export beside it)")  # fmt: skip
+    join.add_argument(
+        "masks",
+        type=Path,
+        metavar="DIR_OR_ZIP",
+        help="PNG files of class ids or colours, a CVAT export (Segmentation mask 1.1), or a Label Studio "
+        "export (Brush labels to PNG, its JSON export beside it)",
+    )
     join.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
-    join.add_argument("--labels", default="", metavar="LIST",
-                      help="class list: street, camvid, cityscapes or a labelmap.txt (default: the export's, then the "
-                      "bag's)")  # fmt: skip
+    join.add_argument(
+        "--labels",
+        default="",
+        metavar="LIST",
+        help="class list: street, camvid, cityscapes or a labelmap.txt (default: the export's, then the "
+        "bag's)",
+    )
     join.add_argument("--image-topic", default="", help="needed when the bag has several")
     join.add_argument(
         "--topic", default="/camera/label/compressed", help="of the labels (default %(default)s)"
@@ -54,9 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     join.add_argument(
         "--skip-refused", action="store_true", help="merge the others when some files cannot be used"
     )
-    join.add_argument("--unknown", choices=UNKNOWN, default="refuse",
-                      help="pixels of no class (smoothed edges, half transparent ones): refuse the file (default), or "
-                      "take them as unlabelled")  # fmt: skip
+    join.add_argument(
+        "--unknown",
+        choices=UNKNOWN,
+        default="refuse",
+        help="pixels of no class (smoothed edges, half transparent ones): refuse the file (default), or "
+        "take them as unlabelled",
+    )
     for action in (extract, join):
         action.add_argument("--json", type=Path, metavar="FILE")
 
@@ -175,9 +189,15 @@ def _merge(args: argparse.Namespace) -> int:
             total = sum(info.count for info in bag.topics.values())
             with track(total, "merging") as advance:
                 lost = merge(
-                    bag, args.out, good, places, topic=args.topic, labels=None if own else labels,
-                    storage=args.storage, on_message=advance,
-                )  # fmt: skip
+                    bag,
+                    args.out,
+                    good,
+                    places,
+                    topic=args.topic,
+                    labels=None if own else labels,
+                    storage=args.storage,
+                    on_message=advance,
+                )
             missing = sum(bag.missing.values())
     print(f"{args.out}: {len(good)} labels on {args.topic}, from {found.kind} files")
     notes = found.reader.summary(file.name for file in good)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg play`: a bag onto ROS topics."""
 
 from __future__ import annotations
@@ -18,18 +20,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", type=Path)
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded")
     parser.add_argument("--loop", action="store_true", help="start over at the end")
-    parser.add_argument("--clock", type=float, nargs="?", const=100.0, default=0.0, metavar="HZ",
-                        help="publish /clock in bag time (100 Hz when no rate is given)")  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        type=float,
+        nargs="?",
+        const=100.0,
+        default=0.0,
+        metavar="HZ",
+        help="publish /clock in bag time (100 Hz when no rate is given)",
+    )
     parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these")
-    parser.add_argument("--exclude-regex", default="", metavar="REGEX",
-                        help="leave out topics in whose name it is found")  # fmt: skip
+    parser.add_argument(
+        "--exclude-regex", default="", metavar="REGEX", help="leave out topics in whose name it is found"
+    )
     parser.add_argument(
         "--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish under other names"
     )
-    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC",
-                        help="start when these have subscribers; name one twice for two")  # fmt: skip
-    parser.add_argument("--wait-timeout", type=float, default=60.0, metavar="S",
-                        help="give up waiting for subscribers after this (default 60)")  # fmt: skip
+    parser.add_argument(
+        "--wait-for",
+        nargs="+",
+        default=[],
+        metavar="TOPIC",
+        help="start when these have subscribers; name one twice for two",
+    )
+    parser.add_argument(
+        "--wait-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="give up waiting for subscribers after this (default 60)",
+    )
     parser.add_argument(
         "--start-paused", action="store_true", help="until the service player/pause says false"
     )

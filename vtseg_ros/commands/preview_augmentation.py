@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg preview-augmentation`: a contact sheet of augmented windows with their labels."""
 
 from __future__ import annotations

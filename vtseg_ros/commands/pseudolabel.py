@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg pseudolabel`: a teacher network labels a bag or a video."""
 
 from __future__ import annotations
@@ -42,27 +44,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
-    parser.add_argument("--size", type=parse_size, metavar="WxH", help="of the network's input at scale 1 "
-                        "(default: the checkpoint's)")  # fmt: skip
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="F",
-                        help="factors of --size whose predictions are averaged (default 1)")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="WxH",
+        help="of the network's input at scale 1 (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="F",
+        help="factors of --size whose predictions are averaged (default 1)",
+    )
     parser.add_argument("--flip", action="store_true", help="average with mirrored images too")
-    parser.add_argument("--neighbours", type=int, default=0, metavar="N",
-                        help="average with N frames before and after, warped along DIS optical flow (default 0)")  # fmt: skip
-    parser.add_argument("--min-confidence", type=float, default=0.6, metavar="P",
-                        help="probability below which a pixel is unlabelled (default 0.6)")  # fmt: skip
-    parser.add_argument("--class-confidence", action="append", default=[], metavar="NAME=P",
-                        help="the same for one class of the labels; may be repeated")  # fmt: skip
-    parser.add_argument("--class-map", type=Path, metavar="FILE",
-                        help="YAML of label class to the teacher's classes that count as it; their probabilities are "
-                        "added")  # fmt: skip
-    parser.add_argument("--ego-mask", type=Path, metavar="PNG",
-                        help="its non-zero pixels (the robot's own body) get no label; see vtseg ego-mask")  # fmt: skip
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="N",
+        help="average with N frames before and after, warped along DIS optical flow (default 0)",
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.6,
+        metavar="P",
+        help="probability below which a pixel is unlabelled (default 0.6)",
+    )
+    parser.add_argument(
+        "--class-confidence",
+        action="append",
+        default=[],
+        metavar="NAME=P",
+        help="the same for one class of the labels; may be repeated",
+    )
+    parser.add_argument(
+        "--class-map",
+        type=Path,
+        metavar="FILE",
+        help="YAML of label class to the teacher's classes that count as it; their probabilities are added",
+    )
+    parser.add_argument(
+        "--ego-mask",
+        type=Path,
+        metavar="PNG",
+        help="its non-zero pixels (the robot's own body) get no label; see vtseg ego-mask",
+    )
     parser.add_argument(
         "--every", type=int, default=1, metavar="N", help="label every n-th image (default 1)"
     )
-    parser.add_argument("--max-gap", type=float, default=1.0, metavar="S",
-                        help="s; windows and neighbours do not reach over a longer pause (default 1)")  # fmt: skip
+    parser.add_argument(
+        "--max-gap",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="s; windows and neighbours do not reach over a longer pause (default 1)",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg segment`: masks for every frame of a bag or video file."""
 
 from __future__ import annotations

@@ -38,8 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, nargs="?", metavar="SOURCE", help="a bag's folder or a video file"
     )
-    parser.add_argument("--topics", metavar="IMAGE_TOPIC", nargs="?", const="/camera/image",
-                        help="a running segmenter's topics and its images (default /camera/image); needs ROS 2")  # fmt: skip
+    parser.add_argument(
+        "--topics",
+        metavar="IMAGE_TOPIC",
+        nargs="?",
+        const="/camera/image",
+        help="a running segmenter's topics and its images (default /camera/image); needs ROS 2",
+    )
     parser.add_argument("--namespace", default="", help="of the segmenter, with --topics")
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="stop after this, with --topics; default: Ctrl-C"
@@ -47,8 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", type=Path, metavar="BAG", help="bag with the masks of SOURCE, such as vtseg segment writes"
     )
-    parser.add_argument("--checkpoint", default="",
-                        help="segment the images with this; default: the bag's masks, or street_tiny if there are none")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        help="segment the images with this; default: the bag's masks, or street_tiny if there are none",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
     parser.add_argument("--frames", type=int, metavar="N", help="only the first N frames that are segmented")
@@ -56,8 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save", type=Path, metavar="FILE.rrd", help="write a recording; no viewer is started"
     )
     parser.add_argument("--web", action="store_true", help="serve the viewer for a browser until Ctrl-C")
-    parser.add_argument("--port", type=int, default=WEB_PORT,
-                        help=f"of the web viewer, default {WEB_PORT}; the data is served on the next one")  # fmt: skip
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=WEB_PORT,
+        help=f"of the web viewer, default {WEB_PORT}; the data is served on the next one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

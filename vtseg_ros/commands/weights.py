@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`vtseg weights`: published weights by name, and networks of others as files for nodes and commands."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Augmentation of training windows (paper, Section IV-B): one geometric draw for all frames of a window.
 
 A *pseudo-clip* is a window made of its labelled frame only, scaled and cropped along a smooth random camera path,

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Labels of bags with another class list: each of their classes stands for a set of the network's classes."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Backward optical flow for windows of frames: estimated from the images, or read from a topic of the bag.
 
 Backward flow is (dx, dy) in px from a frame to the one before it in the window; NaN where it is not known.
@@ -145,8 +147,13 @@ def transform_flow(flow: np.ndarray | None, present: np.ndarray, past: np.ndarra
         where = source.astype(np.float32)
         nan = (float("nan"), float("nan"))
         source = source + cv2.remap(
-            flow, where[..., 0], where[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=nan
-        )  # fmt: skip
+            flow,
+            where[..., 0],
+            where[..., 1],
+            cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=nan,
+        )
     return (source @ past[:2, :2].T + past[:2, 2] - output).astype(np.float32)
 
 

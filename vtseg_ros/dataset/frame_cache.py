@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Decoded frames on disk, made once and shared by all processes."""
 
 from __future__ import annotations

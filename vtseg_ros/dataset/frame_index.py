@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Which frames bags hold: found in one pass, without keeping a picture in memory."""
 
 from __future__ import annotations
@@ -150,8 +152,12 @@ class FrameIndex:
             log.warning(
                 "bag %s: %d of the labels on %s have the header stamp of no image on %s and are not used; the first "
                 "at stamp %d ns",
-                source.path, len(lost), topics[1], topics[0], min(lost),
-            )  # fmt: skip
+                source.path,
+                len(lost),
+                topics[1],
+                topics[0],
+                min(lost),
+            )
 
     def _places(
         self, bag: BagReader, topic: str, decode: Decode, start: int | None, stop: int | None

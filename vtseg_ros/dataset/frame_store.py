@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Windows of consecutive frames from bags, for training and evaluation."""
 
 from __future__ import annotations

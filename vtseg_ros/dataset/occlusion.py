@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Frames covered in part, each in places of its own, as by spray, a wiper or a lost packet (beyond the paper).
 
 What is covered in one frame is to be seen in the others: trained and tested so, a network shows what its window is worth.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training and validation parts of bags, apart in time so that no scene is in both."""
 
 from __future__ import annotations

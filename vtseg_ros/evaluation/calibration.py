@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Calibration of confidences (Guo et al., "On Calibration of Modern Neural Networks", 2017)."""
 
 from __future__ import annotations

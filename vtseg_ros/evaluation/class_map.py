@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Scoring masks of one class list against labels of another: source classes become target classes after the argmax."""
 
 from __future__ import annotations

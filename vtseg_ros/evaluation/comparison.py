@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Systems side by side: one table per class, the sweep over windows, pictures in rows; as JSON and as a page."""
 
 from __future__ import annotations

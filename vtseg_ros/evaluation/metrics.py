@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Scores of masks against labels, from one confusion matrix. Scores are 0 to 100."""
 
 from __future__ import annotations

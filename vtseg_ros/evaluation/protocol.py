@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The paper's evaluation protocol: every labelled frame of some bags, through every system, none left out silently.
 
 Images are resized to the size that a system was trained at, its logits upsampled bicubically to the label's size,

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The recurrent flow baseline (STGRU) over a sequence, for `vtseg evaluate`."""
 
 from __future__ import annotations

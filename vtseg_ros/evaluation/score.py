@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """All scores of one system over a stream of frames, and its worst frames as pictures."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """From what a user names to systems: checkpoints, which of their networks, windows and optical flow."""
 
 from __future__ import annotations

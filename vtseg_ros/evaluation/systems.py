@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What `vtseg evaluate` compares: systems that take the frames of a sequence and give masks."""
 
 from __future__ import annotations

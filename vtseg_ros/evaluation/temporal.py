@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """How steady masks are over time. Scores are 0 to 100."""
 
 from __future__ import annotations
@@ -78,9 +80,13 @@ class WarpedConsistency:
             flow = self._flow.calc(gray, self._previous[0], None)  # from this frame to the previous one
             xs, ys = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
             warped = cv2.remap(
-                self._previous[1], xs + flow[..., 0], ys + flow[..., 1], cv2.INTER_NEAREST,
-                borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE,
-            )  # fmt: skip
+                self._previous[1],
+                xs + flow[..., 0],
+                ys + flow[..., 1],
+                cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=IGNORE,
+            )
             self._matrix.update(small, warped)
         self._previous = (gray, small)
 

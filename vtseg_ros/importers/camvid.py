@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """CamVid (Brostow et al., 2009): driving video at 30 Hz, a frame labelled every second, here with the usual 11 classes."""
 
 from __future__ import annotations
@@ -20,20 +22,34 @@ RATE_HZ = 30.0
 # The 32 classes as they were painted, by the 11 that are usually trained.
 GROUPS = {
     "sky": {"Sky": (128, 128, 128)},
-    "building": {"Building": (128, 0, 0), "Archway": (192, 0, 128), "Bridge": (0, 128, 64), "Tunnel": (64, 0, 64),
-                 "Wall": (64, 192, 0)},
+    "building": {
+        "Building": (128, 0, 0),
+        "Archway": (192, 0, 128),
+        "Bridge": (0, 128, 64),
+        "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
     "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
     "road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
     "pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
     "tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
     "sign": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
     "fence": {"Fence": (64, 64, 128)},
-    "car": {"Car": (64, 0, 128), "SUVPickupTruck": (64, 128, 192), "Truck_Bus": (192, 128, 192),
-            "Train": (192, 64, 128), "OtherMoving": (128, 64, 64)},
-    "pedestrian": {"Pedestrian": (64, 64, 0), "Child": (192, 128, 64), "CartLuggagePram": (64, 0, 192),
-                   "Animal": (64, 128, 64)},
+    "car": {
+        "Car": (64, 0, 128),
+        "SUVPickupTruck": (64, 128, 192),
+        "Truck_Bus": (192, 128, 192),
+        "Train": (192, 64, 128),
+        "OtherMoving": (128, 64, 64),
+    },
+    "pedestrian": {
+        "Pedestrian": (64, 64, 0),
+        "Child": (192, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Animal": (64, 128, 64),
+    },
     "bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
-}  # fmt: skip
+}
 _PAINTED = LabelSet(
     tuple(name for group in GROUPS.values() for name in group),
     tuple(color for group in GROUPS.values() for color in group.values()),

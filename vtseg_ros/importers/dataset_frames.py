@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Frames of a data set on disk, and their way into a bag."""
 
 from __future__ import annotations
@@ -66,9 +68,15 @@ def stamp_of_frame(sequence: int, number: int, rate_hz: float) -> int:
 
 
 def write_frames(
-    out: Path, frames: Sequence[DataFrame], labels: LabelSet | None, *, size: tuple[int, int] | None = None,
-    jpeg: bool = False, storage: str = "mcap", on_frame: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
+    out: Path,
+    frames: Sequence[DataFrame],
+    labels: LabelSet | None,
+    *,
+    size: tuple[int, int] | None = None,
+    jpeg: bool = False,
+    storage: str = "mcap",
+    on_frame: Callable[[], None] = lambda: None,
+) -> None:
     """Write a bag of frames in the order of their stamps.
 
     Image files go in as they are, byte by byte and without what follows their end, unless they are to be resized,

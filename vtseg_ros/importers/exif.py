@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """EXIF orientation of photos: how viewers and labelling tools turn an image before they show it (CIPA DC-008, 4.6.5)."""
 
 from __future__ import annotations

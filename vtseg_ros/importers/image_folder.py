@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A folder of images, as a camera's frames in the order of their names."""
 
 from __future__ import annotations

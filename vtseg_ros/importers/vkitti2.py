@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Virtual KITTI 2 (Cabon et al., 2020): five scenes at 10 Hz, each in six variations here, every frame labelled."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Networks as files for other runtimes, written and compared with the network that they came from.
 
 A file holds the streaming step or the full window, with static k and size.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Networks made ready for inference: layers fused, channels last in memory, weights in the wanted precision, prepacked.
 
 A module that has a cheaper form in eval mode defines `fused()`, which returns it. A network that consists of parts of

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """From logits to mask and confidence, and what is taken out of the mask."""
 
 from __future__ import annotations

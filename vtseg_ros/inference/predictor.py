@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The video predictor: camera images in, masks and confidences out, one sliding window per camera."""
 
 from __future__ import annotations

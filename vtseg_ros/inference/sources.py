@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Sequences of frames that the video predictor reads: bags, folders of images, video files, arrays."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The step of a stream as a pure function of tensors, which is run, compiled, captured and exported.
 
 What a frame leaves behind for later ones travels as one row of S values.

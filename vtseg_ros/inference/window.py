@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The sliding window's rules: when a frame joins it, starts it anew or is left out."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Label images as labelling tools give them back: plain PNG files, CVAT's and Label Studio's exports.
 
 Files are read where they are, in a folder or a zip archive, and nothing is written under a name found there.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Mask files as class ids: grey values, palettes and colours, transparency and smoothed edges."""
 
 from __future__ import annotations
@@ -186,9 +188,15 @@ class MaskReader:
             lines.append(
                 f"{strange} pixels ({_percent(strange, total)}) show no class or are transparent in part: unlabelled"
             )
-        never = [] if self.palette is None else [
-            f"{number} ({name})" for number, name in enumerate(self.palette.labels.names) if not present[number]
-        ]  # fmt: skip
+        never = (
+            []
+            if self.palette is None
+            else [
+                f"{number} ({name})"
+                for number, name in enumerate(self.palette.labels.names)
+                if not present[number]
+            ]
+        )
         parts = []
         if present[IGNORE]:
             parts.append(f"{IGNORE} means unlabelled: {_percent(int(present[IGNORE]), total)} of the pixels")

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Labels into a copy of a bag, with the stamps, times and frame_ids of the images they belong to."""
 
 from __future__ import annotations
@@ -128,9 +130,13 @@ def merge(
         for name, msgtype, time_ns, data in bag.raw([t for t in bag.topics if t not in lost]):
             write_until(time_ns)
             writer.write_raw(
-                name, msgtype, data, time_ns,
-                definition=bag.definitions.get(msgtype), qos=bag.qos[name],
-            )  # fmt: skip
+                name,
+                msgtype,
+                data,
+                time_ns,
+                definition=bag.definitions.get(msgtype),
+                qos=bag.qos[name],
+            )
             on_message()
         write_until(math.inf)
     return lost

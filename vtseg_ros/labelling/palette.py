@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Class lists as text: CVAT's labelmap.txt, `name:red,green,blue::` a line, the class ids being the lines' order."""
 
 from __future__ import annotations

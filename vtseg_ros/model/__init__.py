@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The networks, as the paper names them, and their checkpoints."""
 
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

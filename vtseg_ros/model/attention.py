@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Efficient video attention (paper, Section III-C and III-D; reduction as in SegFormer).
 
 Tokens of a window have the shape (B, k, N, D): N tokens of each of k frames, oldest frame first.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The blocks of the encoder and decoder: VTEncBlock and VTDecBlock (paper, Figures 3 and 4)."""
 
 from __future__ import annotations

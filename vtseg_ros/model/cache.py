@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Caches that VTSeg's one forward pass consults at every attention layer.
 
 A cache decides which frames' queries a layer computes, which tensors of older frames it reuses, and which keys a query

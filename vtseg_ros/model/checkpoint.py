@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: safetensors files that carry weights, configuration, classes, input size and training summary.
 
 Nothing in a checkpoint is code, and nothing in it is executed.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The VTSeg decoder: static segmentation and RGB in, feature maps of the semantic space out (paper, Section III-D)."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The VTSeg encoder: four chained VTEncBlocks; with one frame it is SegFormer's MiT (paper, Section III-C)."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmentation head: feature maps of one frame to its logits by pixel shuffle (paper, Section III-E).
 
 The widths are our choice (the paper gives C_head = 256 alone); see docs/explanation/network.md.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Licences of weights: what a checkpoint records about its use, and what derived weights inherit."""
 
 from __future__ import annotations

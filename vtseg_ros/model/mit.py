@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Names of SegFormer weights: Hugging Face transformers 4 and 5 and the authors' code (NVlabs/SegFormer) to ours."""
 
 from __future__ import annotations

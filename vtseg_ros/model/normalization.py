@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Normalisation of RGB as a part of a network, whose constants travel with the weights, and casts at its ends."""
 
 from __future__ import annotations

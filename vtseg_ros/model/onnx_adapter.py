@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Segmentation networks in ONNX files that this package did not export: checked, described and run."""
 
 from __future__ import annotations

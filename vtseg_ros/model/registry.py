@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Architectures by name: everything that the rest of the package must know about a network.
 
 A network is added by one file: a class derived from `Network` with the decorator `register`. Networks of other

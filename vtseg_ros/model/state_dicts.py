@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """State dicts: read, checked against a network, translated to other classes or dimensions, laid out in memory."""
 
 from __future__ import annotations

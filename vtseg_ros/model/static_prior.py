@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Static networks: registered ones by name, exported files and the user's own factories.
 
 A TorchScript file, a `torch.export` file or a factory can run code of its own; they are built only from

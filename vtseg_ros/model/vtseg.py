@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """VTSeg: a window of k RGB frames to k label maps (Lup and Giosan)."""
 
 from __future__ import annotations

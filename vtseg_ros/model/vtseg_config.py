@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a VTSeg is made of: one frozen dataclass, saved in every checkpoint."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The bond by which nav2's lifecycle manager sees that a node lives; where `bondpy` is installed."""
 
 from __future__ import annotations

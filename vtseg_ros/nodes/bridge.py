@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Image messages to arrays for the node, with a camera's warnings given once.
 
 The conversions are the package's own and not cv_bridge's: with OpenCV they are as fast for every encoding, they know

@@ -66,22 +66,49 @@ def _extrinsics(text: str) -> np.ndarray | None:
 
 
 PARAMETERS = (
-    Param("source", "depth", "Geometry: a registered depth image or a point cloud.", allowed=("depth", "points")),
-    Param("color", "class", "Field rgb: the colour of the class, the camera image's (topic image), or none (black).",
-          allowed=("class", "image", "none")),
+    Param(
+        "source", "depth", "Geometry: a registered depth image or a point cloud.", allowed=("depth", "points")
+    ),
+    Param(
+        "color",
+        "class",
+        "Field rgb: the colour of the class, the camera image's (topic image), or none (black).",
+        allowed=("class", "image", "none"),
+    ),
     Param("use_confidence", True, "Field confidence from segmentation/confidence; false = 1 everywhere."),
     Param("classes", [], "Names of the classes to keep; empty = all.", live=True),
     Param("unlabelled", False, "Keep points without a label (255).", live=True),
-    Param("min_range", 0.1, "m along the camera's z axis; nearer points are left out.", 0.0, 1000.0, live=True),
-    Param("max_range", 100.0, "m along the camera's z axis; points further away are left out.", 0.0, 10000.0, live=True),
+    Param(
+        "min_range", 0.1, "m along the camera's z axis; nearer points are left out.", 0.0, 1000.0, live=True
+    ),
+    Param(
+        "max_range",
+        100.0,
+        "m along the camera's z axis; points further away are left out.",
+        0.0,
+        10000.0,
+        live=True,
+    ),
     Param("stride", 1, "Use every n-th px in both directions, or every n-th point.", 1, 1000, live=True),
-    Param("max_time_difference", 0.02, "s; largest difference between the stamps of a mask and its depth image or points.",
-          0.0, 10.0, live=True),
-    Param("rectified", False, "The images are rectified: use camera_info's P without distortion, not K and D."),
-    Param("extrinsics", "", "Pose of the points' frame in the camera's optical frame, x y z (m) qx qy qz qw; empty = tf2.",
-          check=_extrinsics),
+    Param(
+        "max_time_difference",
+        0.02,
+        "s; largest difference between the stamps of a mask and its depth image or points.",
+        0.0,
+        10.0,
+        live=True,
+    ),
+    Param(
+        "rectified", False, "The images are rectified: use camera_info's P without distortion, not K and D."
+    ),
+    Param(
+        "extrinsics",
+        "",
+        "Pose of the points' frame in the camera's optical frame, x y z (m) qx qy qz qw; empty = tf2.",
+        check=_extrinsics,
+    ),
     Param("input_qos", "sensor_data", "QoS of depth, points and image.", allowed=tuple(INPUT_QOS)),
-)  # fmt: skip
+)
 
 
 class CloudNode(Node):

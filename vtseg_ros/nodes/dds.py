@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """DDS set-up without ROS: the Fast DDS profiles that the package ships, domains that nobody uses, what the dead left."""
 
 from __future__ import annotations

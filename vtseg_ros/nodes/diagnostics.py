@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter's health as a diagnostic status, from plain numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The evaluator: masks against labels while a bag plays; a report at the end."""
 
 from __future__ import annotations
@@ -56,13 +58,28 @@ def _check_class_map(path: str) -> None:
 PARAMETERS = (
     Param("output_dir", "evaluation", "Folder for report.json and report.html.", live=True, path=True),
     Param("title", "Replay evaluation", "Heading of the report.", live=True),
-    Param("baseline", "", "PNG of class ids scored as if it were every mask; empty = none.", check=_check_baseline, path=True),
-    Param("class_map", "", "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
-          check=_check_class_map, path=True),
-    Param("input_qos", "sensor_data", "reliable sees every image, but needs reliable publishers (a player is one).",
-          allowed=("sensor_data", "reliable")),
+    Param(
+        "baseline",
+        "",
+        "PNG of class ids scored as if it were every mask; empty = none.",
+        check=_check_baseline,
+        path=True,
+    ),
+    Param(
+        "class_map",
+        "",
+        "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
+        check=_check_class_map,
+        path=True,
+    ),
+    Param(
+        "input_qos",
+        "sensor_data",
+        "reliable sees every image, but needs reliable publishers (a player is one).",
+        allowed=("sensor_data", "reliable"),
+    ),
     Param("camera", "", "Camera to score when the segmenter has several; empty = the only one."),
-)  # fmt: skip
+)
 
 
 @dataclass

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What the segmenter subscribes to, and why nothing may arrive."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What the launch files check and find out before they start a process; needs neither ROS nor torch."""
 
 from __future__ import annotations

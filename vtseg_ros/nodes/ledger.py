@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What became of every frame that the evaluator saw: counted by stamps, nothing as a remainder."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Segmenters from parameters: loaded and warmed up, at once or in a thread beside a running one."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Node parameters as a table: name, default, text, unit, range; declared, described and checked from it."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """`ros2 bag play` for places without rosbag2: a bag's messages onto their topics, with /clock."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A node's process: start, spin until a signal, leave with exit code 0."""
 
 from __future__ import annotations

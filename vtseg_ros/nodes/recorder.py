@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Records the segmenter's masks into a bag, as they come."""
 
 from __future__ import annotations

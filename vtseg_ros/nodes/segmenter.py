@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter: a lifecycle node, images in, masks out."""
 
 from __future__ import annotations

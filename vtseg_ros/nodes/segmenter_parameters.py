@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The segmenter's parameters."""
 
 from __future__ import annotations
@@ -72,25 +74,77 @@ def _check_cameras(names: list[str]) -> None:
 
 
 PARAMETERS = (
-    Param("checkpoint", "street_tiny", "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.", check=_check_checkpoint, live=True, path=True),
+    Param(
+        "checkpoint",
+        "street_tiny",
+        "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.",
+        check=_check_checkpoint,
+        live=True,
+        path=True,
+    ),
     Param("device", "auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.", check=_check_device),
-    Param("backend", "auto", "What runs the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
-          allowed=BACKEND_NAMES),
-    Param("precision", "auto", "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.", check=_check_precision),
-    Param("input_size", "0x0", "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.", check=_check_input_size, convert=_zero_size),
+    Param(
+        "backend",
+        "auto",
+        "What runs the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+        allowed=BACKEND_NAMES,
+    ),
+    Param(
+        "precision",
+        "auto",
+        "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.",
+        check=_check_precision,
+    ),
+    Param(
+        "input_size",
+        "0x0",
+        "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.",
+        check=_check_input_size,
+        convert=_zero_size,
+    ),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
     Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
-    Param("input_qos", "sensor_data", "sensor_data is best effort, depth 5.", allowed=("sensor_data", "reliable")),
-    Param("output_size", "input", "Size of mask, confidence and colour: input, network or WIDTHxHEIGHT px.",
-          check=parse_output_size, live=True),
-    Param("upsampling", "bilinear", "bilinear and bicubic upsample logits, nearest the mask (cheaper).", allowed=UPSAMPLING),
+    Param(
+        "input_qos",
+        "sensor_data",
+        "sensor_data is best effort, depth 5.",
+        allowed=("sensor_data", "reliable"),
+    ),
+    Param(
+        "output_size",
+        "input",
+        "Size of mask, confidence and colour: input, network or WIDTHxHEIGHT px.",
+        check=parse_output_size,
+        live=True,
+    ),
+    Param(
+        "upsampling",
+        "bilinear",
+        "bilinear and bicubic upsample logits, nearest the mask (cheaper).",
+        allowed=UPSAMPLING,
+    ),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
-    Param("ego_mask", "", "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.", check=_check_ego_mask, path=True),
-    Param("cameras", [], "Camera names; topics become <camera>/image and <camera>/segmentation/*. Empty = one unnamed camera.",
-          check=_check_cameras),
-    Param("static_prior", "", "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
-          "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's.", path=True),
+    Param(
+        "ego_mask",
+        "",
+        "PNG whose non-zero pixels stay unlabelled (the robot itself); empty = none.",
+        check=_check_ego_mask,
+        path=True,
+    ),
+    Param(
+        "cameras",
+        [],
+        "Camera names; topics become <camera>/image and <camera>/segmentation/*. Empty = one unnamed camera.",
+        check=_check_cameras,
+    ),
+    Param(
+        "static_prior",
+        "",
+        "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
+        "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's.",
+        path=True,
+    ),
     Param("autostart", False, "Configure and activate without a lifecycle manager."),
-)  # fmt: skip
+)

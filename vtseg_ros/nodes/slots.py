@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Newest-only slots: callbacks store and return, one worker takes what is newest of every camera."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Parameter values as people, YAML and launch files type them, converted to the declared type."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The worker thread: newest frames of all cameras through the model, every one accounted for."""
 
 from __future__ import annotations

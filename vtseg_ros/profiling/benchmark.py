@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a frame costs: the same weights over the same frames by the full window, by streaming and by an export.
 
 The modes take turns within one run, a few frames each, so that whatever else the machine does meets all of them.

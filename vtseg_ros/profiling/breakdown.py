@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Where a frame's time goes: operations, bytes and time of each part, beside what the machine can do at best."""
 
 from __future__ import annotations

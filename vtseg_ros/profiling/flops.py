@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Parameters and multiply-adds by module, counted on shapes alone: nothing is computed."""
 
 from __future__ import annotations

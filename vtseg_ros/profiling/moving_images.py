@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Pictures for where no recording is at hand: benchmarks and checks."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The plot of `vtseg bench`: cost of a frame against k and against the image size."""
 
 from __future__ import annotations

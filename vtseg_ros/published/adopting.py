@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """ONNX segmentation networks of others, made to carry the class list, normalisation and size that they need."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Downloads of published weights: the only module of this package that uses the network."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The table of published weights: source, licence, classes, input and score of each."""
 
 from __future__ import annotations

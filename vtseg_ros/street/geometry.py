@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Exact depth and optical flow of a frame from its face ids, the planes and the poses."""
 
 from __future__ import annotations

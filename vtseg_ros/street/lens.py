@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a camera adds to a rendered picture: fog, motion blur, gain, vignetting and noise."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Faces of the street's objects as arrays, before they become renderer geometry.
 
 World coordinates: x right, y ahead, z up, in metres. A face is a quad; a triangle repeats its last corner.

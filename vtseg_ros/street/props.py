@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What stands beside the road: each function adds one object, at the origin, to a mesh. Metres, z up."""
 
 from __future__ import annotations
@@ -219,8 +221,12 @@ def _signal(mesh: Mesh, x: float, z: float, lit: int) -> None:
     for index, color in enumerate(((1.0, 0.12, 0.08), (1.0, 0.72, 0.10), (0.20, 0.95, 0.45))):
         lamp_z = z + 0.36 - 0.36 * index
         shade = np.array(color) * (1.0 if index == lit else 0.22)
-        corners = [[x - 0.14, -0.36, lamp_z - 0.14], [x + 0.14, -0.36, lamp_z - 0.14],
-                   [x + 0.14, -0.36, lamp_z + 0.14], [x - 0.14, -0.36, lamp_z + 0.14]]  # fmt: skip
+        corners = [
+            [x - 0.14, -0.36, lamp_z - 0.14],
+            [x + 0.14, -0.36, lamp_z - 0.14],
+            [x + 0.14, -0.36, lamp_z + 0.14],
+            [x - 0.14, -0.36, lamp_z + 0.14],
+        ]
         mesh.add(corners, label=label, color=shade, lit=False)
 
 
@@ -232,8 +238,12 @@ def misc(mesh: Mesh, rng: np.random.Generator) -> None:
         box(mesh, (-0.35, -0.35, 0), (0.35, 0.35, 1.1), label=label, color=color)
         box(mesh, (-0.4, -0.4, 1.1), (0.4, 0.4, 1.2), label=label, color=np.array(color) * 0.7)
     elif kind == 1:
-        for low, high in (((-0.3, -0.9, 0.4), (0.3, 0.9, 0.5)), ((0.22, -0.9, 0.5), (0.3, 0.9, 0.95)),
-                          ((-0.25, -0.8, 0), (0.25, -0.7, 0.4)), ((-0.25, 0.7, 0), (0.25, 0.8, 0.4))):  # fmt: skip
+        for low, high in (
+            ((-0.3, -0.9, 0.4), (0.3, 0.9, 0.5)),
+            ((0.22, -0.9, 0.5), (0.3, 0.9, 0.95)),
+            ((-0.25, -0.8, 0), (0.25, -0.7, 0.4)),
+            ((-0.25, 0.7, 0), (0.25, 0.8, 0.4)),
+        ):
             box(mesh, low, high, label=label, color=(0.55, 0.38, 0.24), texture="plank")
     elif kind == 2:
         color = rng.choice(((0.85, 0.72, 0.10), (0.72, 0.10, 0.10), (0.16, 0.30, 0.62)))

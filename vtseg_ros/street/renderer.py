@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Panda3D's software renderer behind two calls: `load` a world's faces, `render` a picture and face ids.
 
 Every face also carries an id of its own, drawn as a flat colour in a second pass. From a pixel's id follow

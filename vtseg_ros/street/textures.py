@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Procedural textures: (H, W, 3) uint8 RGB tiles that repeat, made from a seed."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Cars, vans and trucks: meshes at the origin, heading +y, wheels on z = 0. Metres."""
 
 from __future__ import annotations
@@ -8,9 +10,16 @@ from vtseg_ros.street.mesh import Mesh, box_corners, loft_corners
 from vtseg_ros.street.props import ID, box
 
 PAINTS = (
-    (0.86, 0.86, 0.86), (0.12, 0.12, 0.14), (0.55, 0.57, 0.60), (0.62, 0.10, 0.10), (0.12, 0.22, 0.50),
-    (0.20, 0.36, 0.26), (0.80, 0.68, 0.24), (0.42, 0.30, 0.22), (0.34, 0.50, 0.62),
-)  # fmt: skip
+    (0.86, 0.86, 0.86),
+    (0.12, 0.12, 0.14),
+    (0.55, 0.57, 0.60),
+    (0.62, 0.10, 0.10),
+    (0.12, 0.22, 0.50),
+    (0.20, 0.36, 0.26),
+    (0.80, 0.68, 0.24),
+    (0.42, 0.30, 0.22),
+    (0.34, 0.50, 0.62),
+)
 GLASS = (0.10, 0.13, 0.16)
 KINDS = ("car", "van", "truck")
 LENGTH_M = {"car": 4.3, "van": 5.4, "truck": 10.5}
@@ -56,8 +65,11 @@ def _lights(mesh: Mesh, label: int, half_width: float, y_front: float, y_rear: f
 def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
     label, half = ID["car"], rng.uniform(0.84, 0.93)
     length, roof = rng.uniform(1.9, 2.3), rng.uniform(1.38, 1.62)
-    mesh.add(loft_corners(_rectangle(half, -length, length, 0.28), _rectangle(half, -length, length, 0.62)),
-             label=label, color=color)  # fmt: skip
+    mesh.add(
+        loft_corners(_rectangle(half, -length, length, 0.28), _rectangle(half, -length, length, 0.62)),
+        label=label,
+        color=color,
+    )
     mesh.add(
         loft_corners(
             _rectangle(half, -length, length, 0.62), _rectangle(half * 0.94, -length + 0.1, length - 0.2, 0.9)
@@ -66,8 +78,13 @@ def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
         color=color,
     )
     rear = -length + rng.uniform(0.15, 0.9)
-    _cabin(mesh, label, color, _rectangle(half * 0.92, rear, length - 1.1, 0.9),
-           _rectangle(half * 0.72, rear + rng.uniform(0.2, 0.6), length - 1.9, roof))  # fmt: skip
+    _cabin(
+        mesh,
+        label,
+        color,
+        _rectangle(half * 0.92, rear, length - 1.1, 0.9),
+        _rectangle(half * 0.72, rear + rng.uniform(0.2, 0.6), length - 1.9, roof),
+    )
     _wheels(mesh, label, half, (-length + 0.8, length - 0.85), 0.33)
     _lights(mesh, label, half, length, -length, 0.66)
 
@@ -75,8 +92,11 @@ def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
 def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
     label, half, roof = ID["van"], rng.uniform(0.96, 1.04), rng.uniform(1.95, 2.5)
     length = rng.uniform(2.4, 2.8)
-    mesh.add(loft_corners(_rectangle(half, -length, length, 0.32), _rectangle(half, -length, length, 1.1)),
-             label=label, color=color)  # fmt: skip
+    mesh.add(
+        loft_corners(_rectangle(half, -length, length, 0.32), _rectangle(half, -length, length, 1.1)),
+        label=label,
+        color=color,
+    )
     cargo = rng.random() < 0.6
     split = length - (1.9 if cargo else 1.2)
     mesh.add(
@@ -86,15 +106,24 @@ def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
         label=label,
         color=color,
     )
-    _cabin(mesh, label, color, _rectangle(half * 0.97, split, length - 0.35, 1.1),
-           _rectangle(half * 0.9, split, length - 1.0, roof - 0.05))  # fmt: skip
+    _cabin(
+        mesh,
+        label,
+        color,
+        _rectangle(half * 0.97, split, length - 0.35, 1.1),
+        _rectangle(half * 0.9, split, length - 1.0, roof - 0.05),
+    )
     if not cargo:
         side = box_corners((-half - 0.02, -length + 0.3, 1.2), (half + 0.02, split - 0.2, roof - 0.35))[
             [1, 3]
         ]
         mesh.add(side, label=label, color=GLASS)
-    back = [[-half * 0.7, -length - 0.02, 1.25], [half * 0.7, -length - 0.02, 1.25],
-            [half * 0.7, -length + 0.02, roof - 0.3], [-half * 0.7, -length + 0.02, roof - 0.3]]  # fmt: skip
+    back = [
+        [-half * 0.7, -length - 0.02, 1.25],
+        [half * 0.7, -length - 0.02, 1.25],
+        [half * 0.7, -length + 0.02, roof - 0.3],
+        [-half * 0.7, -length + 0.02, roof - 0.3],
+    ]
     mesh.add(back, label=label, color=GLASS)
     _wheels(mesh, label, half, (-length + 0.9, length - 0.9), 0.36)
     _lights(mesh, label, half, length, -length, 0.75)
@@ -103,8 +132,15 @@ def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
 def _truck(mesh: Mesh, rng: np.random.Generator, color) -> None:
     label, half, length = ID["truck"], 1.22, rng.uniform(4.6, 6.0)
     cargo = np.array(PAINTS[rng.integers(len(PAINTS))]) * 0.9 + 0.1
-    box(mesh, (-half, -length, 0.95), (half, length - 2.4, rng.uniform(3.0, 3.7)), label=label,
-        color=np.clip(cargo, 0, 1), texture="metal", scale=3.0)  # fmt: skip
+    box(
+        mesh,
+        (-half, -length, 0.95),
+        (half, length - 2.4, rng.uniform(3.0, 3.7)),
+        label=label,
+        color=np.clip(cargo, 0, 1),
+        texture="metal",
+        scale=3.0,
+    )
     box(
         mesh,
         (-half * 0.8, -length, 0.55),
@@ -112,10 +148,20 @@ def _truck(mesh: Mesh, rng: np.random.Generator, color) -> None:
         label=label,
         color=(0.15, 0.15, 0.16),
     )
-    mesh.add(loft_corners(_rectangle(half, length - 2.2, length, 0.5), _rectangle(half, length - 2.2, length, 1.6)),
-             label=label, color=color)  # fmt: skip
-    _cabin(mesh, label, color, _rectangle(half, length - 2.2, length, 1.6),
-           _rectangle(half * 0.95, length - 2.15, length - 0.25, 2.8))  # fmt: skip
+    mesh.add(
+        loft_corners(
+            _rectangle(half, length - 2.2, length, 0.5), _rectangle(half, length - 2.2, length, 1.6)
+        ),
+        label=label,
+        color=color,
+    )
+    _cabin(
+        mesh,
+        label,
+        color,
+        _rectangle(half, length - 2.2, length, 1.6),
+        _rectangle(half * 0.95, length - 2.15, length - 0.25, 2.8),
+    )
     _wheels(mesh, label, half, (-length + 1.0, -length + 2.2, length - 1.2), 0.48)
     _lights(mesh, label, half, length, -length, 1.0)
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A scene laid out: static meshes in chunks along the road, and the vehicles with their motion."""
 
 from __future__ import annotations
@@ -223,8 +225,12 @@ class World:
         kind = KINDS[int(self._rng.choice(3, p=self.scene.kinds))]
         mesh = vehicle(kind, self._rng)
         half_length = LENGTH_M[kind] / 2 + 0.2
-        shadow = [[-1.25, -half_length, 0.04], [1.25, -half_length, 0.04], [1.25, half_length, 0.04],
-                  [-1.25, half_length, 0.04]]  # fmt: skip
+        shadow = [
+            [-1.25, -half_length, 0.04],
+            [1.25, -half_length, 0.04],
+            [1.25, half_length, 0.04],
+            [-1.25, half_length, 0.04],
+        ]
         mesh.add(shadow, label=0, texture=SHADOW, lit=False)
         return mesh
 
@@ -262,8 +268,14 @@ class World:
 
     def _shadow_of_block(self, s: float, lateral: float, depth: float, width: float, height: float) -> None:
         base, heading = self.path.at(s, lateral), self.path.heading(s)
-        local = np.array([[-depth / 2, -width / 2, 0], [depth / 2, -width / 2, 0], [depth / 2, width / 2, 0],
-                          [-depth / 2, width / 2, 0]])  # fmt: skip
+        local = np.array(
+            [
+                [-depth / 2, -width / 2, 0],
+                [depth / 2, -width / 2, 0],
+                [depth / 2, width / 2, 0],
+                [-depth / 2, width / 2, 0],
+            ]
+        )
         foot = local @ yaw_matrix(heading).T + base
         shift = np.array([*self._shadow_vector(height), 0.0])
         outline = _convex_hull(np.concatenate([foot, foot + shift])[:, :2])
@@ -276,8 +288,12 @@ class World:
 
     def _shadow_disc(self, s: float, lateral: float, radius: float, height: float) -> None:
         x, y = self.path.at(s, lateral)[:2] + self._shadow_vector(height)
-        disc = [[x - radius, y - radius, 0.16], [x + radius, y - radius, 0.16], [x + radius, y + radius, 0.16],
-                [x - radius, y + radius, 0.16]]  # fmt: skip
+        disc = [
+            [x - radius, y - radius, 0.16],
+            [x + radius, y - radius, 0.16],
+            [x + radius, y + radius, 0.16],
+            [x - radius, y + radius, 0.16],
+        ]
         self._chunk(s).add(disc, label=0, texture=SHADOW, lit=False)
 
 

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """How a VTSeg uses older frames: the share of its attention that leaves the query's own frame, and its entropy."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The training configuration: frozen dataclasses; values that make no sense or have no effect are refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training configurations from YAML files, every mistake named."""
 
 from __future__ import annotations

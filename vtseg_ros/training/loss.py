@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Losses: cross-entropy over labelled pixels (paper, Section IV-B), labels of class groups, and soft targets."""
 
 from __future__ import annotations

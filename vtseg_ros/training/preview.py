@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of a validation: what the camera saw, what is true, what the static network and the network say."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Devices, precision and processes of a training, by Lightning Fabric: one process, or those that torchrun started."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What a training leaves to be read: log lines, validation.jsonl, TensorBoard, and calls with its progress."""
 
 from __future__ import annotations
@@ -81,9 +83,14 @@ class Record:
         if log_it:
             log.info(
                 "stage %s, step %d/%d: loss %.4f, learning rate %.2e, waited for data %.1f %%, %s left",
-                progress.stage, progress.stage_step, progress.stage_steps, progress.loss, progress.learning_rate,
-                100 * recent_share, _duration(progress.seconds_left),
-            )  # fmt: skip
+                progress.stage,
+                progress.stage_step,
+                progress.stage_steps,
+                progress.loss,
+                progress.learning_rate,
+                100 * recent_share,
+                _duration(progress.seconds_left),
+            )
             for key in ("loss", "learning_rate"):
                 self._board.add_scalar(f"train/{key}", getattr(progress, key), progress.step)
             self._board.add_scalar("train/data_share", recent_share, progress.step)

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """A training run: stages one after the other, resumable at any update, on any number of processes."""
 
 from __future__ import annotations
@@ -234,8 +236,11 @@ class Training:
         if clock.updates and fabric.is_global_zero:
             log.info(
                 "stage %s: %d updates in %.0f s, %.1f %% of it waiting for data",
-                stage.name, clock.updates, clock.waited + clock.worked, 100 * clock.share(),
-            )  # fmt: skip
+                stage.name,
+                clock.updates,
+                clock.waited + clock.worked,
+                100 * clock.share(),
+            )
         return True
 
     @staticmethod

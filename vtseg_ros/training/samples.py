@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Training samples by (step, slot): what a step sees depends on the seed alone, so that a run can be resumed."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Soft targets of a trained image network (Hinton et al., "Distilling the Knowledge in a Neural Network", 2015)."""
 
 from __future__ import annotations

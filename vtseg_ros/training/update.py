@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """One optimiser update: gradients over the labelled pixels of all processes, clipping, and what ends a training."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Validation: mIoU at the network's resolution, how far it leaves its static network, what older frames change."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Overlay videos: H.264 in mp4, which browsers and players everywhere show."""
 
 from __future__ import annotations
@@ -54,9 +56,14 @@ class OverlayVideo:
             scale = max(1.0, MIN_WIDTH / image.shape[1])
             self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
             self._writer = imageio_ffmpeg.write_frames(
-                f"file:{self._path.resolve()}", (self._size[0], self._size[1] * 2), fps=self._rate, codec="libx264",
-                macro_block_size=2, quality=7, ffmpeg_log_level="error",
-            )  # fmt: skip
+                f"file:{self._path.resolve()}",
+                (self._size[0], self._size[1] * 2),
+                fps=self._rate,
+                codec="libx264",
+                macro_block_size=2,
+                quality=7,
+                ffmpeg_log_level="error",
+            )
             self._writer.send(None)
         large = cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC)
         ids = cv2.resize(mask, self._size, interpolation=cv2.INTER_NEAREST)

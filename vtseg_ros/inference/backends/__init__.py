@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """What executes a network: one class per runtime behind one protocol.
 
 A runtime is added by a `Backend` and an entry in `BACKENDS`.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """The protocol of what executes a network: PyTorch, ONNX Runtime and others."""
 
 from __future__ import annotations

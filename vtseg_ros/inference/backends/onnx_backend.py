@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """Exported networks (.onnx) run by ONNX Runtime, on whichever of its execution providers are there."""
 
 from __future__ import annotations

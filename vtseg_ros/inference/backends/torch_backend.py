@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
 """PyTorch on the CPU or a GPU: the streaming step eagerly, compiled, or as a CUDA graph."""
 
 from __future__ import annotations
