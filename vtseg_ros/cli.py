@@ -28,6 +28,7 @@ COMMANDS = {
     "ego-mask": "propose the mask of the robot's own body from many frames",
     "view": "images, masks, confidence and latency in the Rerun viewer",
     "labels": "frames of a bag out for labelling, label images back in",
+    "select": "choose the frames of unlabelled bags to label next",
     "bench": "what a frame costs: full window, streaming, export",
     "export": "a checkpoint as ONNX or torch.export file",
     "flops": "parameters and multiply-adds of the networks",

@@ -116,7 +116,7 @@ class TestExtract:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(labels, "_write", full)
+        monkeypatch.setattr(labels, "write_frame", full)
         assert self.extract(bag, tmp_path / "out") == 2
         assert "cannot be written" in (err := capsys.readouterr().err) and "No space left on device" in err
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from vtseg_ros.bags.bag import BagReader, check_new_bag
-from vtseg_ros.bags.image_messages import ImageDecoder
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
-from vtseg_ros.bags.topics import find_image_topic, image_topics, read_label_set
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp
+from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
 from vtseg_ros.labelling.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
 from vtseg_ros.labelling.masks import UNKNOWN
 from vtseg_ros.labelling.merge import check_labels, merge, place_images
@@ -79,16 +77,6 @@ def run(args: argparse.Namespace) -> int:
     return {"extract": _extract, "merge": _merge}[args.action](args)
 
 
-def _image_topic(bag: BagReader, topic: str) -> str:
-    topic = topic or find_image_topic(bag)
-    bag.require(topic)
-    if bag.topics[topic].msgtype not in (IMAGE, COMPRESSED_IMAGE):
-        raise ConfigError(f"{topic} is no image topic: it is of type {bag.topics[topic].msgtype}")
-    if not bag.topics[topic].count:
-        raise BagError(f"bag {bag.path} has no message on {topic}")
-    return topic
-
-
 def _chosen(args: argparse.Namespace, total: int) -> set[int]:
     """Numbers of the messages to extract."""
     for name in ("every", "count"):
@@ -105,13 +93,13 @@ def _extract(args: argparse.Namespace) -> int:
     written: list[str] = []
     left_out: list[str] = []
     with BagReader(args.bag) as bag:
-        topic = _image_topic(bag, args.image_topic)
+        topic = require_image_topic(bag, args.image_topic)
         chosen = _chosen(args, bag.topics[topic].count)
         labels = read_label_set(bag)
         try:
             args.out.mkdir(parents=True, exist_ok=True)
             with interrupts.deferred() as stop, track(len(chosen), "extracting") as advance:
-                for stamp, result in _frames(bag, topic, chosen):
+                for stamp, result in read_frames(bag, topic, chosen):
                     if stop:
                         raise KeyboardInterrupt(
                             f"{len(written)} of {len(chosen)} frames were written to {args.out}"
@@ -120,7 +108,7 @@ def _extract(args: argparse.Namespace) -> int:
                     if isinstance(result, str):
                         left_out.append(f"frame at stamp {stamp} ns: {result}")
                         continue
-                    _write(args.out / frame_name(stamp), result)
+                    write_frame(args.out / frame_name(stamp), result)
                     written.append(frame_name(stamp))
             missing = sum(bag.missing.values())
             if labels is not None:
@@ -140,39 +128,10 @@ def _extract(args: argparse.Namespace) -> int:
     return 0
 
 
-def _frames(bag: BagReader, topic: str, chosen: set[int]) -> Iterator[tuple[int, np.ndarray | str]]:
-    """(stamp in ns, (H, W, 3) uint8 RGB or why there is none) of the messages with the chosen numbers."""
-    seen: set[int] = set()
-    decode = ImageDecoder(topic)
-    for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
-        if number not in chosen:
-            continue
-        try:
-            stamp = header_stamp(data)
-            if stamp == 0:
-                raise ImageError("it has no stamp (zero), by which its label would be found again")
-            if stamp in seen:
-                raise ImageError("another frame has the same stamp")
-            message = bag.read(topic, time_ns, stamp)
-            assert stamp_of(message) == stamp
-            image = decode(message)
-        except (ImageError, BagError) as err:
-            yield time_ns, str(err)
-            continue
-        seen.add(stamp)
-        yield stamp, image
-
-
-def _write(path: Path, rgb: np.ndarray) -> None:
-    payload = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
-    with path.open("xb") as file:
-        file.write(payload)
-
-
 def _merge(args: argparse.Namespace) -> int:
     check_new_bag(args.out)
     with interrupts.unwritten(args.out), BagReader(args.bag) as bag:
-        topic, own = _image_topic(bag, args.image_topic), read_label_set(bag)
+        topic, own = require_image_topic(bag, args.image_topic), read_label_set(bag)
         taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()
         named = open_palette(args.labels) if args.labels else None
         with open_label_files(args.masks, named, own, args.unknown) as found:

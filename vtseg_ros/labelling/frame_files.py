@@ -1,0 +1,65 @@
+"""Frames of a bag as PNG files for labelling; their names carry the header stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import ImageDecoder
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, header_stamp, stamp_of
+from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.errors import BagError, ConfigError, ImageError
+
+
+def require_image_topic(bag: BagReader, topic: str) -> str:
+    """Return the image topic to read.
+
+    Args:
+        bag: an open bag.
+        topic: name; empty = the bag's only one.
+
+    Raises:
+        BagError: if the bag lacks the topic or has no message on it.
+        ConfigError: if the topic is of another type.
+    """
+    topic = topic or find_image_topic(bag)
+    bag.require(topic)
+    if bag.topics[topic].msgtype not in (IMAGE, COMPRESSED_IMAGE):
+        raise ConfigError(f"{topic} is no image topic: it is of type {bag.topics[topic].msgtype}")
+    if not bag.topics[topic].count:
+        raise BagError(f"bag {bag.path} has no message on {topic}")
+    return topic
+
+
+def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Yield (stamp in ns, (H, W, 3) uint8 RGB or the reason why there is none) for the chosen message numbers."""
+    seen: set[int] = set()
+    decode = ImageDecoder(topic)
+    for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
+        if number not in chosen:
+            continue
+        try:
+            stamp = header_stamp(data)
+            if stamp == 0:
+                raise ImageError("it has no stamp (zero), by which its label would be found again")
+            if stamp in seen:
+                raise ImageError("another frame has the same stamp")
+            message = bag.read(topic, time_ns, stamp)
+            assert stamp_of(message) == stamp
+            image = decode(message)
+        except (ImageError, BagError) as err:
+            yield time_ns, str(err)
+            continue
+        seen.add(stamp)
+        yield stamp, image
+
+
+def write_frame(path: Path, rgb: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as a new PNG file; FileExistsError if it exists."""
+    payload = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+    with path.open("xb") as file:
+        file.write(payload)

@@ -1,0 +1,139 @@
+"""Scores of single frames that need no label; higher means more worth labelling."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtseg_ros.dataset.flow import DisFlow, resize_flow
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.image_ops import resize_rgb
+from vtseg_ros.model import VTSeg
+from vtseg_ros.model.cache import FrameCache
+from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.registry import takes_cache
+
+SCORES = ("entropy", "margin", "static", "temporal")
+
+
+def frame_scores(
+    logits: Tensor,
+    static: Tensor,
+    past: Tensor | None = None,
+    flow: np.ndarray | None = None,
+    *,
+    temperature: float = 1.0,
+) -> dict[str, float]:
+    """Return the scores of a frame, each from 0 (certain) to 1.
+
+    Args:
+        logits: of VTSeg, (C, h, w).
+        static: of the static prior, (C, h, w).
+        past: of VTSeg for the previous frame, (C, h, w); None = there is none.
+        flow: (h, w, 2) float32 backward flow in px to the previous frame, NaN where unknown.
+        temperature: divides `logits` before the softmax.
+
+    Returns:
+        `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest probability).
+        `static`: share of pixels whose class differs from the static prior's. `temporal`: share of pixels whose
+        class differs from the previous frame's after warping, among those that come from inside that frame; 0 if
+        there are none.
+    """
+    scaled = (logits.float() / temperature).log_softmax(0)
+    probabilities = scaled.exp()
+    entropy = -(probabilities * scaled).sum(0).mean().item() / math.log(max(len(logits), 2))
+    top = probabilities.topk(min(2, len(logits)), dim=0).values
+    margin = 1.0 - (top[0] - top[1]).mean().item() if len(logits) > 1 else 0.0
+    present = logits.argmax(0)
+    found = {
+        "entropy": entropy,
+        "margin": margin,
+        "static": (present != static.argmax(0)).float().mean().item(),
+        "temporal": 0.0,
+    }
+    if past is not None and flow is not None:
+        found["temporal"] = _changed(present.cpu().numpy(), past.argmax(0).cpu().numpy(), flow)
+    return found
+
+
+def _changed(present: np.ndarray, past: np.ndarray, flow: np.ndarray) -> float:
+    height, width = present.shape
+    xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    with np.errstate(invalid="ignore"):
+        where_x, where_y = xs + flow[..., 0], ys + flow[..., 1]
+    known = (where_x >= 0) & (where_x <= width - 1) & (where_y >= 0) & (where_y <= height - 1)  # NaN: False
+    if not known.any():
+        return 0.0
+    warped = cv2.remap(past.astype(np.float32), where_x, where_y, cv2.INTER_NEAREST)
+    return float((warped != present)[known].mean())
+
+
+def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a window (1, k, 3, H, W) of RGB in [0, 1].
+
+    Returns:
+        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's
+        encoder features averaged over the image (D,).
+    """
+    logits = model(video)[0]
+    static = model.static_logits(video[:, -1])[0]
+    features = model.encoder(model.normalize("encoder", video), FrameCache(band=model.config.band))[
+        -1
+    ]  # (1, k, D, h', w')
+    return logits, static, features[0, -1].mean(dim=(-2, -1))
+
+
+class FrameScorer:
+    """Score the frames of a video in the order of time.
+
+    Each frame is seen as the newest one of its window. The previous frame's mask is the one from the same window.
+
+    Args:
+        checkpoint: of a VTSeg network, on the device to use.
+        max_gap_s: a longer pause, or a step back in time, starts a new window.
+
+    Raises:
+        ConfigError: if the checkpoint is not a VTSeg network.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, max_gap_s: float = 1.0) -> None:
+        if not takes_cache(checkpoint.model):
+            raise ConfigError(
+                f"checkpoint {checkpoint.path}: it cannot score frames; expected a vtseg network, got "
+                f"{checkpoint.architecture}. Choose another --checkpoint"
+            )
+        self.checkpoint, self.model = checkpoint, checkpoint.model
+        self._gap_ns = round(max_gap_s * 1e9)
+        self._flow = DisFlow()
+        self._frames: deque[np.ndarray] = deque(maxlen=max(self.model.config.window, 1))
+        self._last_ns = 0
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self._frames.clear()
+
+    def add(self, image: np.ndarray, stamp_ns: int) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB, to the window without scoring it."""
+        if self._frames and not 0 <= stamp_ns - self._last_ns <= self._gap_ns:
+            self._frames.clear()
+        self._last_ns = stamp_ns
+        self._frames.append(resize_rgb(image, self.checkpoint.input_size, self.checkpoint.resize_mode))
+
+    @torch.inference_mode()
+    def score(self) -> tuple[dict[str, float], np.ndarray]:
+        """Return the scores of the newest frame and its pooled features (D,) float32."""
+        frames = np.stack(self._frames)
+        device = next(self.model.parameters()).device
+        video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None].float() / 255
+        logits, static, features = run_network(self.model, video)
+        past = flow = None
+        if len(frames) > 1:
+            past = logits[-2]
+            flow = resize_flow(self._flow(frames[-1], frames[-2]), (logits.shape[-1], logits.shape[-2]))
+        scores = frame_scores(logits[-1], static, past, flow, temperature=self.checkpoint.temperature)
+        return scores, features.float().cpu().numpy()
