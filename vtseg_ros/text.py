@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Text files as people save them: UTF-8, with or without the byte order mark that Windows writes, and UTF-16 with it."""
+"""Text and YAML files as people save them: UTF-8, with or without the byte order mark that Windows writes, and UTF-16 with it."""
 
 from __future__ import annotations
 
 import codecs
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def read_text(path: str | Path) -> str:
@@ -25,3 +28,28 @@ def decode_text(data: bytes) -> str:
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if marked else "utf-8-sig")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML loader that refuses a key which appears twice in a mapping, where YAML takes the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value} stands twice, line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file of plain values; a key that appears twice is an error.
+
+    Raises:
+        OSError, UnicodeDecodeError, yaml.YAMLError: if it cannot be read.
+    """
+    loader = UniqueKeys(read_text(path))
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

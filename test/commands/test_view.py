@@ -185,7 +185,7 @@ def test_a_video(tmp_path, tiny_checkpoint):
     target = tmp_path / "out.rrd"
     options = ["--checkpoint", str(tiny_checkpoint), "--frames", "3", "--save", str(target)]
     assert main(["view", str(path), *options]) == 0
-    assert sorted(Read(target).entities["camera/mask"]) == [NS // 10, 2 * NS // 10, 3 * NS // 10]
+    assert sorted(Read(target).entities["camera/mask"]) == [NS, NS + NS // 10, NS + 2 * NS // 10]
 
 
 @pytest.mark.parametrize(

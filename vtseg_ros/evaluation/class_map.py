@@ -15,7 +15,7 @@ import yaml
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.systems import System
 from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
-from vtseg_ros.training.config_file import UniqueKeys
+from vtseg_ros.text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_class_map(path: str | Path) -> ClassMap:
         ConfigError: if it cannot be read, or a source class has two targets; names it.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeys)
+        values = read_yaml(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise ConfigError(
@@ -141,6 +141,11 @@ class MappedSystem:
     def __init__(self, system: System, class_map: ClassMap) -> None:
         self._system, self._table = system, class_map.table(system.labels)
         self.info, self.labels, self.problems = system.info, class_map.labels, system.problems
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Confidence of the last mask, (height, width) uint8, of the class before the mapping."""
+        return self._system.confidence
 
     def reset(self, stream: int) -> None:
         """Start a new sequence in a stream."""

@@ -14,20 +14,8 @@ from typing import Any
 import yaml
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.text import read_text
+from vtseg_ros.text import read_yaml
 from vtseg_ros.training.config import SourceConfig, TrainConfig
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice in a mapping is an error and not the last one's value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value} stands twice, line {key.start_mark.line + 1}")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -38,11 +26,7 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     try:
-        loader = UniqueKeys(read_text(path))
-        try:
-            values = loader.get_single_data()
-        finally:
-            loader.dispose()
+        values = read_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise ConfigError(
             f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
