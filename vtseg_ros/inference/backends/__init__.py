@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What executes a network: one class per runtime behind one protocol.
 
-A runtime is added by a `Backend` and an entry in `BACKENDS`.
+A runtime is added by a `Backend` and an entry in `BACKENDS`, and in `BY_SUFFIX` for files of its own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from vtseg_ros.model.checkpoint import Checkpoint
 
 BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVinoBackend, "onnx": OnnxBackend}
 BACKEND_NAMES = ("auto", *BACKENDS)
-EXPORTED_SUFFIX = ".onnx"
+BY_SUFFIX: dict[str, type[Backend]] = {".onnx": OnnxBackend}
+"""Backends of exported files; everything else is a checkpoint."""
 
 __all__ = [
     "BACKENDS",
     "BACKEND_NAMES",
+    "BY_SUFFIX",
     "Backend",
     "BackendOptions",
     "backend_of",
@@ -33,7 +35,7 @@ __all__ = [
 
 def is_exported(path: str | Path) -> bool:
     """Return whether a file's name is that of an exported network, not of a checkpoint."""
-    return Path(path).suffix.lower() == EXPORTED_SUFFIX
+    return Path(path).suffix.lower() in BY_SUFFIX
 
 
 def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Backend]:
@@ -48,15 +50,14 @@ def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Back
     """
     if name not in BACKEND_NAMES:
         raise ConfigError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
-    exported = not isinstance(source, Checkpoint) and is_exported(source)
+    own = None if isinstance(source, Checkpoint) else BY_SUFFIX.get(Path(source).suffix.lower())
     if name == "auto":
-        return OnnxBackend if exported else TorchBackend
+        return own or TorchBackend
     backend = BACKENDS[name]
-    if exported != (backend is OnnxBackend):
-        expected = "an .onnx file" if backend is OnnxBackend else "a checkpoint"
-        raise ConfigError(
-            f"backend {name}: expected {expected}, got {source if exported else 'a checkpoint'}"
-        )
+    if own is not None and backend is not own:
+        raise ConfigError(f"backend {name}: expected a checkpoint, got the exported file {source}")
+    if own is None and backend in BY_SUFFIX.values():
+        raise ConfigError(f"backend {name}: expected an .onnx file, got a checkpoint")
     return backend
 
 
