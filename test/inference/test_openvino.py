@@ -22,8 +22,16 @@ openvino = pytest.importorskip("openvino")
 TICK = 100_000_000
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One cache for the file, so that a network is converted once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VTSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VTSEG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "openvino"
 
@@ -31,6 +39,13 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def causal_checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("weights") / "causal.safetensors", attention="causal")
+
+
+def image_network(path, name, seed=2):
+    torch.manual_seed(seed)
+    model = architectures()[name].build(num_classes=len(STREET)).eval()
+    save_checkpoint(path, model, labels=STREET, input_size=(64, 32))
+    return path
 
 
 def images(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -73,10 +88,7 @@ def test_plain_streaming_and_another_size(tiny_checkpoint):
 
 @pytest.mark.parametrize("name", ["erfnet", "efficientvit_b0"])
 def test_networks_of_single_images(tmp_path, name):
-    torch.manual_seed(2)
-    model = architectures()[name].build({"num_classes": len(STREET)}).eval()
-    save_checkpoint(tmp_path / "image.safetensors", model, labels=STREET, input_size=(64, 32))
-    agree(tmp_path / "image.safetensors", count=2)
+    agree(image_network(tmp_path / "image.safetensors", name), count=2)
 
 
 def test_several_cameras_and_a_window_changed_at_run_time(tiny_checkpoint):
@@ -94,34 +106,38 @@ def test_several_cameras_and_a_window_changed_at_run_time(tiny_checkpoint):
             assert result.frames_in_window == expected.frames_in_window
 
 
-def test_compiled_models_are_kept_and_damaged_ones_made_again(tiny_checkpoint, cache, caplog):
-    first = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
-    (file,) = cache.glob("*.blob")
+def test_compiled_models_are_kept_and_damaged_ones_made_again(tmp_path, own_cache, caplog):
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+
+    def mask():
+        return VideoPredictor(network, device="cpu", backend="openvino").step(images(1)[0]).mask
+
+    first = mask()
+    (file,) = own_cache.glob("*.blob")
     before = file.stat().st_mtime_ns
-    again = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
+    np.testing.assert_array_equal(mask(), first)
     assert file.stat().st_mtime_ns == before
-    np.testing.assert_array_equal(again, first)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     for damaged in (bytes(content), b"", content[:100]):
         file.write_bytes(damaged)
-        mask = VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0]).mask
-        np.testing.assert_array_equal(mask, first)
+        np.testing.assert_array_equal(mask(), first)
         assert "checksum" in caplog.text and file.read_bytes() != damaged
         caplog.clear()
 
 
-def test_other_weights_have_a_file_of_their_own(tiny_checkpoint, causal_checkpoint, cache):
-    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino")
-    VideoPredictor(causal_checkpoint, device="cpu", backend="openvino")
-    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino", window=2)
-    assert len(list(cache.glob("*.blob"))) == 3 and not list(cache.glob(".*"))
+def test_other_weights_and_sizes_have_files_of_their_own(tmp_path, own_cache):
+    for seed, size in ((1, None), (2, None), (2, (96, 32))):
+        network = image_network(tmp_path / f"{seed}.safetensors", "erfnet", seed)
+        VideoPredictor(network, device="cpu", backend="openvino", input_size=size)
+    assert len(list(own_cache.glob("*.blob"))) == 3 and not list(own_cache.glob(".*"))
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tiny_checkpoint, tmp_path, monkeypatch, caplog):
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VTSEG_CACHE", str(tmp_path / "file"))
-    VideoPredictor(tiny_checkpoint, device="cpu", backend="openvino").step(images(1)[0])
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    VideoPredictor(network, device="cpu", backend="openvino").step(images(1)[0])
     assert "was not kept" in caplog.text
 
 

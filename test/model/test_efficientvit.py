@@ -272,7 +272,7 @@ def test_a_checkpoint_keeps_it(kind, tmp_path):
         assert torch.equal(loaded.model(image), model(image))
 
 
-def training(model, size=(64, 32), stage="prior"):
+def training(model, size=(64, 32), stage="static"):
     return TrainConfig(
         data=DataConfig(train=(SourceConfig("a"),), validation=(SourceConfig("b"),), size=size),
         stages=(StageConfig(stage, steps=1),),

@@ -75,7 +75,7 @@ def test_every_shipped_file_has_a_licence_and_its_terms_are_shipped():
         assert path.is_file() and "licence" not in read_metadata(path)
     package = (root / "package.xml").read_text()
     assert '<license file="vtseg_ros/weights/LICENSE.research.md">' in package
-    assert "vtseg_ros/weights/LICENSE.research.md" in (root / "setup.cfg").read_text()
+    assert "vtseg_ros/weights/LICENSE*" in (root / "pyproject.toml").read_text()
 
 
 def test_files_from_before_the_normalisation_still_load(tmp_path):

@@ -259,9 +259,10 @@ class OpenVinoBackend(Backend):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return openvino.convert_model(
-                    module.eval(), example_input=arguments, input=[tuple(a.shape) for a in arguments]
-                )
+                # Traced here: the converter's own call runs the network again to check the trace, which takes as long.
+                traced = torch.jit.trace(module.eval(), arguments, check_trace=False)
+                shapes = [tuple(argument.shape) for argument in arguments]
+                return openvino.convert_model(traced, example_input=arguments, input=shapes)
             except Exception as err:  # the converter raises classes of its own
                 line = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
                 raise ConfigError(
