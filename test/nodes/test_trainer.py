@@ -35,7 +35,7 @@ def config(street_bag, tmp_path):
         "model": {"preset": "tiny", "overrides": {"window": 2}},
         "stages": [{"name": "static", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
         "device": "cpu",
-        "pictures": 0,
+        "preview_frames": 0,
     }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(values))
