@@ -18,7 +18,7 @@ from vtseg_ros.inference.devices import resolve_device, resolve_precision
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.vtseg_config import PRESETS
 from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, with_attention
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     machine = _machine(resolve_device(args.device))
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
-    if not takes_cache(checkpoint.model):
+    if not traits_of(checkpoint.model).takes_cache:
         raise ConfigError(f"{args.checkpoint} is a {checkpoint.architecture}. Expected: a vtseg")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(

@@ -19,7 +19,7 @@ from vtseg_ros.evaluation.class_map import ClassMap, MappedSystem
 from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, trained_window
 from vtseg_ros.evaluation.systems import PredictorSystem, System, SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.registry import architecture, architectures, find_architecture
+from vtseg_ros.model.registry import architecture, architectures, traits_of
 
 STATIC = "static"
 """The static network inside a video network, whatever it is."""
@@ -90,7 +90,7 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
                 f"{', '.join(part.labels.names)}; {first.info.checkpoint} has {', '.join(first.labels.names)}"
             )
         options = dict(device=selection.device, precision=selection.precision)
-        if _needs_flow(part):
+        if traits_of(part.model).needs_flow:
             flow = WindowFlow(info.flow, index, stride=selection.stride)
             system: System = RecurrentSystem(info, part, flow=flow, **options)
         else:
@@ -112,7 +112,7 @@ def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, Sys
                 given = selection.names[place]
                 title = f"{given}: {title}" if len(selection.models) > 1 else given
             flows = [""]
-            if _needs_flow(part):
+            if traits_of(part.model).needs_flow:
                 flows = [flow or trained_flow(part, name) for flow in selection.flows or [""]]
             for flow in flows:
                 source = backward_topic(index) if flow == "topic" else flow
@@ -152,14 +152,9 @@ def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
     raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
 
 
-def _needs_flow(part: Checkpoint) -> bool:
-    found = find_architecture(part.model)
-    return found is not None and found.needs_flow
-
-
 def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
-    found = find_architecture(part.model)
-    if found is None or not found.video:
+    found = traits_of(part.model)
+    if not found.video:
         return [1]
     own = trained_window(part) if found.needs_flow else int(part.config["window"])
     return [window or own for window in windows]

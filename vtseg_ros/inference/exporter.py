@@ -30,7 +30,7 @@ from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import Step, build_step, with_newest
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
-from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.registry import traits_of
 
 EXPORT_FORMAT = 1
 OPSET = 18
@@ -125,7 +125,7 @@ def exportable(
     model = optimise(checkpoint.model, CPU, torch.float32)
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
-    if not takes_cache(model):
+    if not traits_of(model).takes_cache:
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
     elif model.best_streaming == "plain":
@@ -150,7 +150,7 @@ def exportable(
         "format": EXPORT_FORMAT,
         "kind": kind,
         "streaming": streaming,
-        "depth": len(model.attention_layers) if takes_cache(model) else 1,
+        "depth": len(model.attention_layers) if traits_of(model).takes_cache else 1,
         "architecture": checkpoint.architecture,
         "config": {**checkpoint.config, "window": window},
         "class_names": list(checkpoint.labels.names),
@@ -265,7 +265,7 @@ def verify(
 def _reference(
     model: torch.nn.Module, frames: Sequence[Tensor], window: int, as_clip: bool
 ) -> Iterator[Tensor]:
-    if not takes_cache(model):
+    if not traits_of(model).takes_cache:
         yield from (model(frame) for frame in frames)
         return
     cache = FrameCache(band=model.window_band(window))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtseg_ros.model.cache import CausalCache, ExactCache, FrameCache, StreamingCache
-from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.registry import traits_of
 
 STREAMING = ("plain", "exact", "causal")
 
@@ -137,6 +137,6 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
     Raises:
         ConfigError: if the network cannot be streamed so.
     """
-    if not takes_cache(model):
+    if not traits_of(model).takes_cache:
         return ImageStep(model)
     return PlainStep(model, size) if streaming == "plain" else StreamStep(model, size, streaming)

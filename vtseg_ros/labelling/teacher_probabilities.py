@@ -20,7 +20,7 @@ from vtseg_ros.inference.devices import resolve_device, resolve_precision
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.registry import find_architecture, takes_cache
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.stgru import warp
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.resize import Placement, place
@@ -82,8 +82,8 @@ class Teacher:
     def __init__(
         self, checkpoint: Checkpoint, averaging: Averaging, *, device: str = "auto", precision: str = "auto"
     ) -> None:
-        known = find_architecture(checkpoint.model)
-        if known is not None and known.needs_flow:
+        known = traits_of(checkpoint.model)
+        if known.needs_flow:
             raise ConfigError(
                 f"checkpoint: a {known.name} checkpoint labels no single frame; expected vtseg or an image network, got "
                 f"{known.name}. Choose another teacher"
@@ -92,7 +92,7 @@ class Teacher:
         self._device = resolve_device(device)
         self._model = optimise(checkpoint.model, self._device, resolve_precision(precision, self._device))
         self._mode, self._temperature = checkpoint.resize_mode, checkpoint.temperature
-        self._video = takes_cache(self._model)
+        self._video = traits_of(self._model).takes_cache
         self.window = int(checkpoint.config["window"]) if self._video else 1
         self._flow = DisFlow()
 

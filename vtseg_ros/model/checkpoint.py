@@ -25,7 +25,7 @@ from vtseg_ros.files import write_atomically
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
 from vtseg_ros.model.registry import architecture as find
-from vtseg_ros.model.registry import architecture_of, image_architectures, takes_cache
+from vtseg_ros.model.registry import architecture_of, image_architectures, traits_of
 from vtseg_ros.model.state_dicts import METADATA_KEY, load_exact
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
 from vtseg_ros.model.vtseg import check_size
@@ -328,7 +328,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"checkpoint {path} is damaged: its contents do not have the check sum written in it"
         )
-    if static_prior and not external and takes_cache(model):
+    if static_prior and not external and traits_of(model).takes_cache:
         classes = _prior_classes(config)
         model.static_prior = load_external_prior(static_prior, num_classes=classes, size=(height, width))
     model.eval().to(device)

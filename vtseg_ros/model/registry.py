@@ -149,6 +149,7 @@ class Architecture:
 
 
 _REGISTRY: dict[str, Architecture] = {}
+_UNREGISTERED = Architecture(name="", title="image network", kind=Network, build=Network)
 _plugins_loaded = False
 Kind = TypeVar("Kind", bound=type[Network])
 
@@ -246,10 +247,9 @@ def architecture_of(model: nn.Module) -> Architecture:
     return found
 
 
-def takes_cache(model: nn.Module) -> bool:
-    """Return whether a network, registered or not, segments windows and takes a cache."""
-    found = find_architecture(model)
-    return found is not None and found.takes_cache
+def traits_of(model: nn.Module) -> Architecture:
+    """Return what is declared about a network; one that is not registered counts as a network of single images."""
+    return find_architecture(model) or _UNREGISTERED
 
 
 def class_dimensions(key: str) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.segformer import name_of
 from vtseg_ros.profiling.flops import extra_formulas
 
@@ -177,7 +177,7 @@ def measure(
         checkpoint: of a VTSeg with spatial Mix-FFN.
         images: (H, W, 3) uint8 of the settings' size, shown in turn.
     """
-    if not takes_cache(checkpoint.model) or checkpoint.model.best_streaming == "plain":
+    if not traits_of(checkpoint.model).takes_cache or checkpoint.model.best_streaming == "plain":
         raise ConfigError("bench measures VTSeg with mix_ffn spatial")
     with tempfile.TemporaryDirectory() as folder:
         rows = [

@@ -16,7 +16,7 @@ from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.registry import takes_cache
+from vtseg_ros.model.registry import traits_of
 
 SCORES = ("entropy", "margin", "static", "temporal")
 
@@ -102,7 +102,7 @@ class FrameScorer:
     """
 
     def __init__(self, checkpoint: Checkpoint, *, max_gap_s: float = 1.0) -> None:
-        if not takes_cache(checkpoint.model):
+        if not traits_of(checkpoint.model).takes_cache:
             raise ConfigError(
                 f"checkpoint {checkpoint.path}: it cannot score frames; expected a vtseg network, got "
                 f"{checkpoint.architecture}. Choose another --checkpoint"

@@ -22,7 +22,7 @@ from vtseg_ros.evaluation.calibration import TemperatureFit
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.training.attention_statistics import AttentionShares
 from vtseg_ros.training.preview import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
@@ -153,7 +153,7 @@ class Validator:
         model.eval()
         counts = [_Counts(len(classes.names), self.length) for classes in self.classes]
         fit = TemperatureFit()
-        kind = architecture_of(model)
+        kind = traits_of(model)
         shares = AttentionShares(model) if kind.takes_cache and self.length > 1 else None
         video_network = kind.video
         sweep, looked_at = set(self.sweep), set(self.looked_at)
@@ -204,7 +204,7 @@ class Validator:
         device = self.fabric.device
         frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
         flow = None
-        kind = architecture_of(model)
+        kind = traits_of(model)
         if kind.needs_flow and len(video) > 1:
             flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
         return _Prediction(self.fabric, model, frames, flow, classes), labels[-1], video[-1]
@@ -299,7 +299,7 @@ class _Prediction:
     def logits(self, window: int, cache: FrameCache | None = None) -> Tensor:
         """(C, H, W)."""
         model, frames, flow = self.model, self.frames, self.flow
-        kind, window = architecture_of(model), min(window, len(frames))
+        kind, window = traits_of(model), min(window, len(frames))
         with self.fabric.autocast():
             if not kind.video:
                 return model(frames[-1:])[0]

@@ -29,7 +29,7 @@ from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
-from vtseg_ros.model.registry import find_architecture, takes_cache
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.inference")
@@ -89,7 +89,7 @@ class OpenVinoBackend(Backend):
         threads: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        video = takes_cache(step.model)
+        video = traits_of(step.model).takes_cache
         super().__init__(
             checkpoint=checkpoint,
             device=CPU,
@@ -128,8 +128,8 @@ class OpenVinoBackend(Backend):
             )
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
-        known = find_architecture(source.model)
-        if known is not None and known.needs_flow:
+        known = traits_of(source.model)
+        if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
         check_size(height, width)
@@ -138,7 +138,7 @@ class OpenVinoBackend(Backend):
             network = CoarseLogits(network)
         model = optimise(network, CPU, torch.float32)
         streaming = "plain"
-        if takes_cache(model):
+        if traits_of(model).takes_cache:
             streaming = model.best_streaming if options.streaming == "auto" else options.streaming
             if streaming == "causal":
                 model.check_streaming("causal")

@@ -19,7 +19,7 @@ from vtseg_ros.inference.optimise import optimise, prepack
 from vtseg_ros.inference.step import Step, build_step
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
-from vtseg_ros.model.registry import find_architecture, takes_cache
+from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.static_prior import check_prior_size
 from vtseg_ros.model.vtseg import check_size
 
@@ -51,7 +51,7 @@ class TorchBackend(Backend):
         streaming: str,
         compile: bool = False,
     ) -> None:
-        video = takes_cache(model)
+        video = traits_of(model).takes_cache
         super().__init__(
             checkpoint=checkpoint,
             device=device,
@@ -73,12 +73,12 @@ class TorchBackend(Backend):
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
         network = source.model
-        known = find_architecture(network)
-        if known is not None and known.needs_flow:
+        known = traits_of(network)
+        if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
         check_size(height, width)
-        video = takes_cache(network)
+        video = traits_of(network).takes_cache
         if video:
             check_prior_size(network.static_prior, (height, width))
         if options.coarse_logits and hasattr(network, "coarse_logits"):
@@ -121,7 +121,7 @@ class TorchBackend(Backend):
 
 
 def _streaming_of(model: nn.Module, wanted: str) -> str:
-    if not takes_cache(model) or wanted == "plain":
+    if not traits_of(model).takes_cache or wanted == "plain":
         return "plain"
     if wanted == "causal":
         model.check_streaming("causal")
