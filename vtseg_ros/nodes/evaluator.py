@@ -153,6 +153,8 @@ class EvaluatorNode(TypedParameters, Node):
             self._labels = labels
             scored = self._class_map.labels if self._class_map else labels
             self._scores = Scores(scored, baseline=self._baseline(scored))
+            for stamp in self._masks.stamps():  # masks that came before the class list
+                self._match(stamp)
         self._other_classes = labels.names != self._labels.names
         if self._other_classes:
             self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")

@@ -88,6 +88,10 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def stamps(self) -> list[int]:
+        """Return the stamps of what waits, ns, in the order of arrival."""
+        return list(self._waiting)
+
     def put(self, stamp_ns: int, thing: Any, size: int) -> None:
         """Keep a thing of `size` bytes; one of the same stamp is replaced. The newest always stays."""
         self.pop(stamp_ns)
