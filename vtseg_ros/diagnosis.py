@@ -64,6 +64,8 @@ EXTRAS = {
     "plot": ("matplotlib", "plots of vtseg bench, evaluate and cost"),
     "hub": ("huggingface_hub", "vtseg weights get"),
     "onnx": ("onnxruntime", "vtseg export, .onnx networks"),
+    "openvino": ("openvino", "backend openvino"),
+    "docs": ("sphinx", "scripts/build_docs.sh"),
     "view": ("rerun", "vtseg view"),
 }
 """Optional features: a module of each extra of pyproject.toml, and what needs it."""
