@@ -132,7 +132,11 @@ def sections(path: str | Path, loader: type) -> Iterator[tuple[str, dict]]:
                 yield from walk(value, f"{prefix.rstrip('/')}/{key}" if prefix else str(key))
 
     try:
-        content = yaml.load(Path(path).read_bytes(), loader)  # noqa: S506 (BaseLoader and SafeLoader build no objects)
+        reader = loader(Path(path).read_bytes())
+        try:
+            content = reader.get_single_data()
+        finally:
+            reader.dispose()
     except (OSError, yaml.YAMLError):
         return
     yield from walk(content, "")
