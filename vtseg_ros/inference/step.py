@@ -140,3 +140,22 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
     if not traits_of(model).takes_cache:
         return ImageStep(model)
     return PlainStep(model, size) if streaming == "plain" else StreamStep(model, size, streaming)
+
+
+def choose_streaming(model: nn.Module, wanted: str) -> str:
+    """Return how a network is streamed: `plain`, `exact` or `causal`.
+
+    Args:
+        model: the network.
+        wanted: one of `STREAMING`, or `auto` for the network's best.
+
+    Raises:
+        ConfigError: if causal streaming is wanted of a network that was not trained for it.
+    """
+    if not traits_of(model).takes_cache or wanted == "plain":
+        return "plain"
+    if wanted == "causal":
+        model.check_streaming("causal")
+    if wanted == "auto" or model.best_streaming == "plain":
+        return model.best_streaming
+    return wanted

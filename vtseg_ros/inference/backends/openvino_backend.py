@@ -26,7 +26,7 @@ from vtseg_ros.errors import ConfigError, DeviceError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.optimise import optimise
-from vtseg_ros.inference.step import Step, build_step
+from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.registry import traits_of
@@ -137,13 +137,7 @@ class OpenVinoBackend(Backend):
         if options.coarse_logits and hasattr(network, "coarse_logits"):
             network = CoarseLogits(network)
         model = optimise(network, CPU, torch.float32)
-        streaming = "plain"
-        if traits_of(model).takes_cache:
-            streaming = model.best_streaming if options.streaming == "auto" else options.streaming
-            if streaming == "causal":
-                model.check_streaming("causal")
-            if model.best_streaming == "plain":
-                streaming = "plain"
+        streaming = choose_streaming(model, options.streaming)
         return cls(
             source,
             build_step(model, (height, width), streaming),

@@ -16,7 +16,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
 from vtseg_ros.inference.optimise import optimise, prepack
-from vtseg_ros.inference.step import Step, build_step
+from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.registry import traits_of
@@ -93,7 +93,7 @@ class TorchBackend(Backend):
             device=device,
             dtype=dtype,
             input_size=(width, height),
-            streaming=_streaming_of(model, options.streaming),
+            streaming=choose_streaming(model, options.streaming),
             compile=options.compile,
         )
 
@@ -118,16 +118,6 @@ class TorchBackend(Backend):
     def run(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
         """See `Backend.run`; a frame leaves a row (S,) behind."""
         return self._runner(images, past)
-
-
-def _streaming_of(model: nn.Module, wanted: str) -> str:
-    if not traits_of(model).takes_cache or wanted == "plain":
-        return "plain"
-    if wanted == "causal":
-        model.check_streaming("causal")
-    if wanted == "auto" or model.best_streaming == "plain":
-        return model.best_streaming
-    return wanted
 
 
 class StepRunner:
