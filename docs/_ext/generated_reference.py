@@ -29,10 +29,8 @@ MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 API = (
     ("vtseg_ros", "Top level"),
     ("vtseg_ros.inference", "Inference"),
-    ("vtseg_ros.engine", "Inference"),
     ("vtseg_ros.model", "Networks and checkpoints"),
     ("vtseg_ros.label_set", "Class lists"),
-    ("vtseg_ros.labels", "Class lists"),
     ("vtseg_ros.clouds", "Point clouds"),
     ("vtseg_ros.bags", "Bags"),
     ("vtseg_ros.errors", "Errors"),

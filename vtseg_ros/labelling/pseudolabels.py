@@ -127,7 +127,7 @@ def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, n
 
 
 def open_ego_mask(path: Path) -> np.ndarray:
-    """Read an ego mask as the node does; see `data.masks.read_ego_mask`.
+    """Read an ego mask as the node does; see `labelling.masks.read_ego_mask`.
 
     Returns:
         (H, W) bool, True on the robot's own body.

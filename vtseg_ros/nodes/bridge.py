@@ -22,7 +22,7 @@ MAX_CAMERAS = 64
 
 
 def image_decoder(warn: Callable[[str], None]) -> Decode:
-    """Return the function that turns image messages into (H, W, 3) uint8 RGB; see `data.images.decode_any`.
+    """Return the function that turns image messages into (H, W, 3) uint8 RGB; see `bags.image_messages.decode_any`.
 
     Args:
         warn: called once for each kind of doubt about a camera's images; cameras are told apart by their frame_id.

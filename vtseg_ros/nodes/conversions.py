@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to ROS messages. (Messages to arrays is `data.images`, which needs no ROS.)"""
+"""Arrays to ROS messages. (Messages to arrays is `bags.image_messages`, which needs no ROS.)"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def licence_line(segmenter: VideoPredictor) -> str:
 
 
 def load_ego_mask(path: str, warn: Callable[[str], None]) -> np.ndarray | None:
-    """Read the ego mask of a parameter; see `data.masks.read_ego_mask`.
+    """Read the ego mask of a parameter; see `labelling.masks.read_ego_mask`.
 
     Args:
         path: of the file; empty = none.

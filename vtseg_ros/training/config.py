@@ -20,7 +20,7 @@ INITS = ("segformer", "xavier")
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A bag, or a part of it (see `data.windows.BagSource`).
+    """A bag, or a part of it (see `dataset.frame_index.BagSource`).
 
     Args:
         path: of the bag.
