@@ -122,6 +122,21 @@ def test_classes_that_the_teacher_lacks_are_not_penalised():
     assert logits.grad.abs().max().item() < 1e-6
 
 
+def test_means_of_pixels_are_compared_by_hand():
+    """Student logits 0 and 2 in turn along a row: means of 1, as if each pixel had 1; one of 4 pixels is left out."""
+    cells = (((0,), (0,)), ((1,), (1,)))
+    teacher = Teacher(Fixed(np.log([0.25, 0.75]).tolist()), cells, pool=2)
+    targets = teacher.targets(torch.zeros(1, 3, 32, 64))
+    assert targets[0].shape == (1, 2, 16, 32) and targets[1].shape == (1, 16, 32)
+    logits = torch.zeros(1, 2, 32, 64)
+    logits[:, 0, :, ::2] = 2.0
+    valid = torch.zeros(1, 32, 64, dtype=torch.bool)
+    valid[0, :2, :2] = torch.tensor([[True, True], [True, False]])
+    first = np.e / (1 + np.e)
+    expected = 3 * (0.25 * np.log(0.25 / first) + 0.75 * np.log(0.75 / (1 - first)))
+    assert teacher.loss_sum(logits, targets, valid).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_same_names_in_another_order(tmp_path):
     path = save_erfnet(tmp_path / "t", LabelSet.from_names(["c", "a", "b"]))
     teacher = build_teacher(StageConfig("static", steps=1, teacher=path), THREE)
@@ -244,6 +259,12 @@ def test_values_of_a_teacher(config, name):
             dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], **{name: value}),))
     with pytest.raises(ConfigError, match=f"{name} has no effect without teacher"):
         dataclasses.replace(config, stages=(StageConfig("video", steps=1, **{name: 2.0}),))
+
+
+@pytest.mark.parametrize("pool", [0, -4, 3, 64])
+def test_pools_that_do_not_divide_every_input(config, pool):
+    with pytest.raises(ConfigError, match="teacher_pool must be a divisor of 32"):
+        dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], teacher_pool=pool),))
 
 
 @pytest.mark.parametrize(("mode", "columns"), [("stretch", 64), ("letterbox", 32), ("crop", 64)])

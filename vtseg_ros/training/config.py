@@ -11,6 +11,7 @@ from typing import Any
 from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.registry import DEFAULT_ARCHITECTURE, Architecture, architecture, architectures
+from vtseg_ros.model.vtseg import SIZE_MULTIPLE
 from vtseg_ros.resize import RESIZE_MODES
 
 STAGES = ("static", "video", "end_to_end")
@@ -139,6 +140,8 @@ class StageConfig:
         teacher_temperature: divides the logits of both networks in that loss.
         teacher_weight: of that loss; that of the labels is 1.
         teacher_scale: the teacher sees the augmented frames this much larger.
+        teacher_pool: both networks' logits are compared on means over n x n pixels, n a divisor of 32: on a CPU, the
+            loss of all pixels takes as long as a small network.
         teacher_classes: from each class of the teacher to a class of the network, a list of them, or `ignore`; needed
             where the class names differ.
     """
@@ -155,6 +158,7 @@ class StageConfig:
     teacher_temperature: float = 1.0
     teacher_weight: float = 1.0
     teacher_scale: float = 1.0
+    teacher_pool: int = 1
     teacher_classes: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -272,7 +276,17 @@ class TrainConfig:
             value = getattr(stage, name)
             if not 0 < value < math.inf:
                 raise ConfigError(f"stage {stage.name}: {name} must be above 0. Got: {value}")
-        for name in ("teacher_temperature", "teacher_weight", "teacher_scale", "teacher_classes"):
+        if stage.teacher_pool < 1 or SIZE_MULTIPLE % stage.teacher_pool:
+            raise ConfigError(
+                f"stage {stage.name}: teacher_pool must be a divisor of {SIZE_MULTIPLE}. Got: {stage.teacher_pool}"
+            )
+        for name in (
+            "teacher_temperature",
+            "teacher_weight",
+            "teacher_scale",
+            "teacher_pool",
+            "teacher_classes",
+        ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
                 raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
         if stage.teacher and self.augmentation.occlusion:

@@ -26,7 +26,11 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, members: Tensor | None = N
             probability. None = there are no groups.
     """
     flat = logits.flatten(0, -4) if logits.dim() > 4 else logits
-    flat, labels = flat.float(), labels.flatten(0, -3).long()
+    labels = labels.flatten(0, -3).long()
+    seen = (labels != IGNORE).flatten(1).any(1)
+    if not bool(seen.all()):  # the softmax of images without a label is not worth its time
+        flat, labels = flat[seen], labels[seen]
+    flat = flat.float()
     if members is None or not len(members):
         return F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="sum")
     grouped = (labels >= flat.shape[1]) & (labels != IGNORE)

@@ -33,6 +33,7 @@ class Teacher:
         temperature: divides the logits of both before the softmax.
         weight: of this loss.
         scale: the teacher sees frames this much larger, rounded to multiples of 32 px.
+        pool: logits are compared on means over pool x pool pixels; a divisor of 32.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Teacher:
         temperature: float = 1.0,
         weight: float = 1.0,
         scale: float = 1.0,
+        pool: int = 1,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         use_channels_last(self.network)
         self.cells = cells
-        self.temperature, self.weight, self.scale = temperature, weight, scale
+        self.temperature, self.weight, self.scale, self.pool = temperature, weight, scale, pool
 
     def to(self, device: torch.device) -> Teacher:
         """Move the network to a device."""
@@ -62,17 +64,22 @@ class Teacher:
             frames: (n, 3, H, W) float32, RGB in [0, 1].
 
         Returns:
-            probabilities of the cells at the teacher's temperature (n, M, H, W), and each pixel's weight (n, H, W),
-            the probability of all classes that are in a cell.
+            probabilities of the cells at the teacher's temperature (n, M, H / pool, W / pool), and the weight of each
+            of these places (n, H / pool, W / pool), the probability of all classes that are in a cell.
         """
-        size = frames.shape[2:]
+        height, width = frames.shape[2:]
+        size = (height // self.pool, width // self.pool)
         if self.scale != 1.0:
-            larger = [max(1, round(side * self.scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in size]
+            larger = [
+                max(1, round(side * self.scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width)
+            ]
             frames = F.interpolate(frames, size=larger, mode="bilinear", align_corners=False)
         # Where a network upsamples its logits as its last act, once is enough.
         network = getattr(self.network, "coarse_logits", self.network)
         logits = network(frames.contiguous(memory_format=torch.channels_last)).float()
-        if logits.shape[2:] != size:
+        if logits.shape[2] > size[0]:
+            logits = F.interpolate(logits, size=size, mode="area")
+        elif logits.shape[2] < size[0]:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         soft = (logits / self.temperature).softmax(1)
         if self._same(logits.shape[1]):
@@ -94,12 +101,16 @@ class Teacher:
             valid: (n, H, W) bool, False on pixels that are left out.
         """
         soft, weight = targets
+        shown = valid.float()
+        if self.pool > 1:
+            logits = F.avg_pool2d(logits, self.pool)
+            shown = F.avg_pool2d(shown, self.pool) * self.pool**2
         if not self._same(logits.shape[1]):
             # log of sums of probabilities, up to a constant that the softmax over cells takes out again.
             scaled = logits.float() / self.temperature
             logits = torch.stack([scaled[:, list(of)].logsumexp(1) for _, of in self.cells], dim=1)
             logits = logits * self.temperature
-        return self.weight * divergence_sum(logits, soft, weight * valid, self.temperature)
+        return self.weight * divergence_sum(logits, soft, weight * shown, self.temperature)
 
     def _same(self, classes: int) -> bool:
         """Whether the cells are these classes, one by one, so that neither network's logits are to be summed."""
@@ -141,6 +152,7 @@ def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
         temperature=stage.teacher_temperature,
         weight=stage.teacher_weight,
         scale=stage.teacher_scale,
+        pool=stage.teacher_pool,
     )
 
 
