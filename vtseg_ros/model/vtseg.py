@@ -101,6 +101,9 @@ class VTSeg(Network):
         self.prior_frozen = False
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
+        if config.static_residual:
+            nn.init.zeros_(self.head.classify.weight)
+            nn.init.zeros_(self.head.classify.bias)
 
     @classmethod
     def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +215,8 @@ class VTSeg(Network):
         frames = maps[-1].shape[1]
         logits = self.head([grid[:, grid.shape[1] - frames :].flatten(0, 1) for grid in maps])
         logits = logits.unflatten(0, (-1, frames))
+        if self.config.static_residual:
+            logits = logits + static[:, -frames:]
         return (logits, static) if with_static else logits
 
     def own_parts(self) -> list[nn.Module]:

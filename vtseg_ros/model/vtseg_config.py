@@ -40,6 +40,8 @@ class VTSegConfig:
             the user's own configuration supplies at load time.
         prior_classes: classes of the static network when they differ from `num_classes`; 0 = the same.
         class_mapping: for each class of the static network its class here, or -1 for none; empty = identity.
+        static_residual: add the static logits to those of the head, whose classifier starts at zero: VTSeg starts as
+            its static network and learns what to change (paper: off).
     """
 
     num_classes: int
@@ -56,6 +58,7 @@ class VTSegConfig:
     static_prior: str = DEFAULT_STATIC_PRIOR
     prior_classes: int = 0
     class_mapping: tuple[int, ...] = ()
+    static_residual: bool = False
 
     def __post_init__(self) -> None:
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios", "class_mapping"):
@@ -136,12 +139,12 @@ class VTSegConfig:
                 raise ConfigError(f"VTSegConfig has no field {key!r}{hint}")
         for field in dataclasses.fields(cls):
             value = values.get(field.name, field.default)
-            kind = {"int": int, "str": str}.get(str(field.type), (list, tuple))
+            kind = {"int": int, "str": str, "bool": bool}.get(str(field.type), (list, tuple))
             items = value if kind == (list, tuple) and isinstance(value, kind) else ()
             if (
                 not isinstance(value, kind)
                 or any(type(item) is not int for item in items)
-                or type(value) is bool
+                or (type(value) is bool and kind is not bool)
             ):
                 if field.name in values:
                     raise ConfigError(f"{field.name} must be of type {field.type}. Got: {value!r}")
