@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tiers"]
 # Before torch starts its threads: tests run beside the processes they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

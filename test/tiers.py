@@ -67,10 +67,19 @@ class SkipGuard:
                 terminalreporter.line(line)
             terminalreporter.line(f"List them in {SKIPS.name} with a reason, or install what is missing.")
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        """Take over what a worker process of pytest-xdist skipped while it collected: it reports only tests."""
+        for line in getattr(node, "workeroutput", {}).get("unexpected_skips", ()):
+            if line not in self.unexpected:
+                self.unexpected.append(line)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Turn a green run with unexpected skips into a failed one."""
-        if self.unexpected and exitstatus == pytest.ExitCode.OK:
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["unexpected_skips"] = self.unexpected
+        elif self.unexpected and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

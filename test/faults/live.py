@@ -18,6 +18,10 @@ from vtseg_ros.msg import SegmentationStatus
 TOLD = (SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED, SegmentationStatus.REJECTED)
 
 
+def stamp_of(status: SegmentationStatus) -> int:
+    return status.header.stamp.sec * NS + status.header.stamp.nanosec
+
+
 def ros_image(message: SimpleNamespace) -> Image:
     """A message of `lies` as rclpy's."""
     made = Image(height=message.height, width=message.width, encoding=message.encoding)
@@ -54,6 +58,10 @@ class Camera:
     def told(self) -> list[SegmentationStatus]:
         return [status for status in list(self.status) if status.event in TOLD]
 
+    def told_of(self, stamp_ns: int) -> list[SegmentationStatus]:
+        """What became of the frames of a stamp: an earlier message's status may come late."""
+        return [status for status in self.told() if stamp_of(status) == stamp_ns]
+
     def send(self, message, gap_s: float = 0.1) -> None:
         """Publish, stamped `gap_s` after the last one."""
         self.stamp_ns += round(gap_s * NS)
@@ -62,10 +70,10 @@ class Camera:
 
     def ask(self, message, gap_s: float = 0.1) -> SegmentationStatus:
         """Publish and wait for what became of it."""
-        before = len(self.told())
+        before = len(self.told_of(self.stamp_ns + round(gap_s * NS)))
         self.send(message, gap_s)
-        wait_until(lambda: len(self.told()) > before, 30, self.node.output)
-        return self.told()[-1]
+        wait_until(lambda: len(self.told_of(self.stamp_ns)) > before, 60, self.node.output)
+        return self.told_of(self.stamp_ns)[-1]
 
     def good(self, seed: int = 1, gap_s: float = 0.1, **size: int) -> SegmentationStatus:
         """`ask` for a good image."""
