@@ -88,7 +88,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         try:
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
-            settings = Settings(self._params["overlay_alpha"], ego_mask)
+            settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
         except Exception as err:  # rclpy swallows what a transition raises: whatever it is, say it
             self.get_logger().error(f"cannot configure: {one_line(err)}")
@@ -195,8 +195,8 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             if not self._restoring and not self._loader.busy:
                 self._wanted = value
                 self._loader.start(lambda: load_segmenter(self._params, value))
-        elif name == "overlay_alpha":
-            self._settings.overlay_alpha = value
+        elif name in ("overlay_alpha", "jpeg_quality"):
+            setattr(self._settings, name, value)
         elif name in LIVE:
             with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
                 # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.

@@ -125,6 +125,7 @@ PARAMETERS = (
         allowed=UPSAMPLING,
     ),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
+    Param("jpeg_quality", 80, "Of the compressed overlay and colours, 100 = best.", 1, 100, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
     Param(
         "ego_mask",

@@ -30,6 +30,7 @@ class Settings:
     """What can change while the worker runs."""
 
     overlay_alpha: float = 0.5
+    jpeg_quality: int = 80
     ego_mask: np.ndarray | None = None
 
 
@@ -179,7 +180,8 @@ class Worker:
             mask,
             result.confidence,
             segmenter.labels,
-            self._settings.overlay_alpha,
+            alpha=self._settings.overlay_alpha,
+            jpeg_quality=self._settings.jpeg_quality,
         )
         done = time.monotonic()
         self._slots.count(pending.camera, "processed")

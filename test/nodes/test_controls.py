@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a user asks of a running segmenter besides the mask: jpeg topics, rate, classes, single images."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from conftest import wait_until
+from nodes.encoders import image_message, picture, stamped
+from nodes.setting import Setting, pixels
+from sensor_msgs.msg import CompressedImage
+from vtseg_ros.msg import SegmentationStatus
+
+from vtseg_ros.image_ops import colorize, overlay
+from vtseg_ros.label_set import STREET
+
+
+@pytest.fixture(scope="module")
+def setting(harness, start_node, tiny_checkpoint):
+    node = start_node(
+        "segmenter",
+        "-r",
+        "__ns:=/asked",
+        "-p",
+        f"checkpoint:={tiny_checkpoint}",
+        "-p",
+        "autostart:=true",
+        "-p",
+        "input_qos:=reliable",
+        "-p",
+        "max_gap:=5.0",
+    )
+    node.wait_for("window 4")
+    made = Setting(harness, node, tiny_checkpoint, "/asked")
+    made.matched(made.images)
+    return made
+
+
+def mask_of(setting: Setting, rgb: np.ndarray, gap_s: float = 0.1) -> np.ndarray:
+    """Publish one image and return its mask."""
+    status = setting.answer(setting.images, image_message(rgb, "rgb8", setting.next_stamp(gap_s)))
+    assert status.event == SegmentationStatus.PROCESSED, status.reason
+    wait_until(lambda: setting.masks and setting.masks[-1].header.stamp == status.header.stamp, 5)
+    return pixels(setting.masks[-1])
+
+
+def decoded(message: CompressedImage) -> np.ndarray:
+    return cv2.cvtColor(
+        cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+    )
+
+
+def test_jpegs_of_overlay_and_colours(setting):
+    """Only the compressed topics are subscribed to here: they are made without the raw ones."""
+    names = ("overlay", "color")
+    jpegs = {
+        name: setting.harness.collect(CompressedImage, f"/asked/segmentation/{name}/compressed")
+        for name in names
+    }
+    talk = setting.harness.node
+    wait_until(
+        lambda: all(talk.count_publishers(f"/asked/segmentation/{name}/compressed") for name in names), 20
+    )
+    assert setting.set("jpeg_quality", integer_value=100).successful
+    rgb = picture(4)
+    wait_until(lambda: mask_of(setting, rgb) is not None and all(jpegs.values()), 20)
+    for made in jpegs.values():
+        made.clear()
+    message = stamped(image_message(rgb, "rgb8", 0), setting.next_stamp(), "front_optical")
+    setting.answer(setting.images, message)
+    wait_until(lambda: all(jpegs.values()), 10)
+    mask = pixels(setting.masks[-1])
+    expected = {"overlay": overlay(rgb, mask, STREET, 0.5), "color": colorize(mask, STREET)}
+    for name, made in jpegs.items():
+        assert made[0].header == message.header, name
+        assert made[0].format == "rgb8; jpeg compressed bgr8"
+        difference = np.abs(decoded(made[0]).astype(int) - expected[name])
+        # Chroma subsampling moves colours at the edges of classes; the planes agree.
+        assert np.median(difference) <= 3 and difference.mean() < 12, name
+    assert setting.set("jpeg_quality", integer_value=10).successful
+    setting.answer(setting.images, image_message(rgb, "rgb8", setting.next_stamp()))
+    wait_until(lambda: all(len(made) == 2 for made in jpegs.values()), 10)
+    assert all(len(small.data) < len(large.data) / 2 for large, small in jpegs.values())
+    assert not setting.set("jpeg_quality", integer_value=0).successful
