@@ -58,6 +58,7 @@ class Setting:
             "string_value": ParameterType.PARAMETER_STRING,
             "double_value": ParameterType.PARAMETER_DOUBLE,
             "integer_value": ParameterType.PARAMETER_INTEGER,
+            "string_array_value": ParameterType.PARAMETER_STRING_ARRAY,
         }[next(iter(value))]
         request = SetParameters.Request(
             parameters=[Parameter(name=name, value=ParameterValue(type=kind, **value))]

@@ -10,14 +10,14 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from conftest import wait_until
+from conftest import make_checkpoint, wait_until
 from nodes.encoders import image_message, picture, stamped
 from nodes.setting import Setting, pixels
 from sensor_msgs.msg import CompressedImage
 from vtseg_ros.msg import SegmentationStatus
 
 from vtseg_ros.image_ops import colorize, overlay
-from vtseg_ros.label_set import STREET
+from vtseg_ros.label_set import STREET, LabelSet
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,48 @@ def test_jpegs_of_overlay_and_colours(setting):
     wait_until(lambda: all(len(made) == 2 for made in jpegs.values()), 10)
     assert all(len(small.data) < len(large.data) / 2 for large, small in jpegs.values())
     assert not setting.set("jpeg_quality", integer_value=0).successful
+
+
+def test_a_limited_rate_counts_what_it_leaves_out(setting):
+    assert not setting.set("max_rate", double_value=-1.0).successful
+    assert setting.set("max_rate", double_value=5.0).successful
+    statuses = [
+        setting.answer(setting.images, image_message(picture(5), "rgb8", setting.next_stamp(0.05)))
+        for _ in range(9)
+    ]
+    assert [status.event == SegmentationStatus.PROCESSED for status in statuses] == (
+        [True] + 3 * [False]
+    ) * 2 + [True]
+    dropped = [status for status in statuses if status.event == SegmentationStatus.DROPPED]
+    assert {status.reason for status in dropped} == {"above max_rate 5 Hz"} and len(dropped) == 6
+    first, last = statuses[0], statuses[-1]
+    assert last.frames_received - first.frames_received == 8
+    assert last.frames_dropped - first.frames_dropped == 6
+    assert setting.set("max_rate", double_value=0.0).successful
+    mask_of(setting, picture(5), 0.05)
+
+
+def test_classes_to_publish(setting, tmp_path):
+    rgb = picture(6)
+    setting.reset()
+    every = mask_of(setting, rgb)
+    kept = [STREET.names[index] for index in np.unique(every)[:2]]
+    assert len(np.unique(every)) > 2
+    refused = setting.set("classes", string_array_value=["rod"])
+    assert not refused.successful
+    assert refused.reason.startswith("classes: unknown class; expected some of terrain, sky")
+    assert refused.reason.endswith("got rod")
+    assert setting.set("classes", string_array_value=kept).successful
+    setting.reset()
+    some = mask_of(setting, rgb)
+    assert np.array_equal(some, np.where(np.isin(every, np.unique(every)[:2]), every, 255))
+    other = make_checkpoint(tmp_path / "other.safetensors", labels=LabelSet.from_names(["here", "there"]))
+    assert setting.set("checkpoint", string_value=str(other)).successful
+    setting.node.wait_for(
+        "the checkpoint was not changed: classes: unknown class; expected some of here, there"
+    )
+    setting.reset()
+    assert np.array_equal(mask_of(setting, rgb), some)
+    assert setting.set("classes", string_value="").successful
+    setting.reset()
+    assert np.array_equal(mask_of(setting, rgb), every)

@@ -166,8 +166,9 @@ def test_the_shipped_parameter_file_is_the_declaration():
     text = (ROOT / "config" / "segmenter.yaml").read_text()
     written = yaml.safe_load(text)["/**/segmenter"]["ros__parameters"]
     declared = {param.name: param.default for param in PARAMETERS}
-    # YAML for ROS has no empty list of strings: the parameter is shown as a comment.
-    assert declared.pop("cameras") == [] and "    # cameras: [" in text
+    # YAML for ROS has no empty list of strings: such parameters are shown as comments.
+    for name in ("cameras", "classes"):
+        assert declared.pop(name) == [] and f"    # {name}: [" in text
     assert written == declared
     assert {name: type(value) for name, value in written.items()} == {n: type(v) for n, v in declared.items()}
     lines = text.splitlines()

@@ -103,6 +103,14 @@ PARAMETERS = (
         convert=_zero_size,
     ),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
+    Param(
+        "max_rate",
+        0.0,
+        "Images above this mean rate by their stamps are dropped, Hz; 0 = unlimited.",
+        0.0,
+        1000.0,
+        live=True,
+    ),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
     Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
     Param(
@@ -127,6 +135,7 @@ PARAMETERS = (
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
     Param("jpeg_quality", 80, "Of the compressed overlay and colours, 100 = best.", 1, 100, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
+    Param("classes", [], "Names of the classes to publish, the others become 255; empty = all.", live=True),
     Param(
         "ego_mask",
         "",

@@ -26,16 +26,17 @@ class Counters:
 
 @dataclass(frozen=True)
 class Pending:
-    """A message that waits, and when it came (steady clock, s)."""
+    """A message that waits, and when it came (steady clock, s); of a dropped one, why if not for a newer one."""
 
     camera: str
     message: Any
     received_s: float
+    reason: str = ""
 
 
 @dataclass
 class Taken:
-    """What the worker got: at most one frame per camera, and the frames that they replaced."""
+    """What the worker got: at most one frame per camera, and the frames that were dropped, in their order."""
 
     frames: list[Pending] = field(default_factory=list)
     dropped: list[Pending] = field(default_factory=list)
@@ -66,17 +67,27 @@ class Slots:
             counters.received += 1
             old = self._newest.get(camera)
             if old is not None:
-                counters.dropped += 1
-                if len(self._dropped) < self.MAX_DROPPED:
-                    self._dropped.append(old)
-                    _free_pixels(old.message)
+                self._drop(old)
             self._newest[camera] = Pending(camera, message, time.monotonic())
             self._condition.notify()
+
+    def skip(self, camera: str, message: Any, reason: str) -> None:
+        """Count a camera's message that is not to be segmented as dropped; what waits stays."""
+        with self._condition:
+            self.counters[camera].received += 1
+            self._drop(Pending(camera, message, time.monotonic(), reason))
+            self._condition.notify()
+
+    def _drop(self, pending: Pending) -> None:
+        self.counters[pending.camera].dropped += 1
+        if len(self._dropped) < self.MAX_DROPPED:
+            self._dropped.append(pending)
+            _free_pixels(pending.message)
 
     def take(self, timeout_s: float) -> Taken | None:
         """What waits, oldest first; an empty `Taken` after the timeout, None when closed and all is told."""
         with self._condition:
-            if not self._newest and not self._closed:
+            if not self._newest and not self._dropped and not self._closed:
                 self._condition.wait(timeout_s)
             if not self._newest and not self._dropped:
                 return None if self._closed else Taken()

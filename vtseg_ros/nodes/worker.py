@@ -92,15 +92,27 @@ class Worker:
             if taken is None:
                 return
             self._switch()
+            # Every camera's statuses in the order of its frames: what was skipped after the newest one comes later.
+            newest_s = {pending.camera: pending.received_s for pending in taken.frames}
+            later = []
             for pending in taken.dropped:
-                self._debug(f"dropped {_name(pending)}: a newer frame came before the model was free")
-                self._status(pending, SegmentationStatus.DROPPED)
+                if pending.received_s > newest_s.get(pending.camera, pending.received_s):
+                    later.append(pending)
+                else:
+                    self._report_dropped(pending)
             if taken.frames:
                 self._active, last = True, time.monotonic()
                 self._process(taken.frames)
                 last = time.monotonic()
+                for pending in later:
+                    self._report_dropped(pending)
             elif self._active and time.monotonic() - last > IDLE_AFTER_S:
                 self._publish_idle()
+
+    def _report_dropped(self, pending: Pending) -> None:
+        why = pending.reason or "a newer frame came before the model was free"
+        self._debug(f"dropped {_name(pending)}: {why}")
+        self._status(pending, SegmentationStatus.DROPPED, reason=pending.reason)
 
     def _switch(self) -> None:
         with self.lock:
