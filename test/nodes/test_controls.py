@@ -12,9 +12,11 @@ pytest.importorskip("rclpy")
 
 from conftest import make_checkpoint, wait_until
 from nodes.encoders import image_message, picture, stamped
-from nodes.setting import Setting, pixels
-from sensor_msgs.msg import CompressedImage
+from nodes.setting import Setting, expected_mask, pixels
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import SetBool
 from vtseg_ros.msg import SegmentationStatus
+from vtseg_ros.srv import Segment
 
 from vtseg_ros.image_ops import colorize, overlay
 from vtseg_ros.label_set import STREET, LabelSet
@@ -132,3 +134,49 @@ def test_classes_to_publish(setting, tmp_path):
     assert setting.set("classes", string_value="").successful
     setting.reset()
     assert np.array_equal(mask_of(setting, rgb), every)
+
+
+def ask(setting: Setting, image: Image) -> Segment.Response:
+    return setting.harness.call(Segment, "/asked/segmenter/segment", Segment.Request(image=image))
+
+
+def test_a_single_image_between_those_of_the_stream(setting):
+    frames, other = [picture(seed) for seed in range(5)], picture(9, height=32, width=48)
+    alone = expected_mask(setting.checkpoint, [other])
+    message = stamped(image_message(other, "bgr8", 0), 7_000_000_001, "gripper")
+    setting.reset()
+    for frame in frames[:3]:
+        mask_of(setting, frame)
+    counted = setting.status[-1].frames_received
+    answer = ask(setting, message)
+    assert answer.success and not answer.message
+    assert np.array_equal(pixels(answer.mask), alone.mask)
+    assert np.array_equal(pixels(answer.confidence), alone.confidence)
+    assert answer.mask.header == answer.confidence.header == message.header
+    assert [entry.name for entry in answer.label_map.labels] == list(STREET.names)
+    for frame in frames[3:]:
+        last = mask_of(setting, frame)
+    assert np.array_equal(last, expected_mask(setting.checkpoint, frames).mask)
+    processed = [status for status in setting.status if status.event == SegmentationStatus.PROCESSED]
+    assert processed[-1].frames_in_window == 4
+    assert processed[-1].frames_received == counted + 2  # a single image is no frame of a camera
+    # Paused, it still answers.
+    enable = "/asked/segmenter/enable"
+    assert setting.harness.call(SetBool, enable, SetBool.Request(data=False)).success
+    assert np.array_equal(pixels(ask(setting, message).mask), alone.mask)
+    assert setting.harness.call(SetBool, enable, SetBool.Request(data=True)).success
+
+
+def test_bad_single_images_are_answered_with_the_reason(setting):
+    good = image_message(picture(9), "rgb8", 1)
+    for change, words in (
+        (dict(encoding="rgb12"), "image: unknown encoding"),
+        (dict(height=0), "empty"),
+        (dict(height=4800), "data is too short"),
+    ):
+        message = image_message(picture(9), "rgb8", 1)
+        for field, value in change.items():
+            setattr(message, field, value)
+        answer = ask(setting, message)
+        assert not answer.success and words in answer.message and not answer.mask.data, answer.message
+    assert ask(setting, good).success

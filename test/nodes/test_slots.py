@@ -48,6 +48,16 @@ def test_a_skipped_message_leaves_what_waits():
     assert slots.counters["a"] == Counters(received=2, dropped=1)
 
 
+def test_requests_one_at_a_time_and_not_too_many():
+    slots = Slots(["a"])
+    assert [slots.ask(number) for number in range(Slots.MAX_ASKED + 1)] == [True] * Slots.MAX_ASKED + [False]
+    slots.put("a", 1)
+    first, second = slots.take(0.0), slots.take(0.0)
+    assert (first.asked, len(first.frames), second.asked, second.frames) == (0, 1, 1, [])
+    assert slots.close() == list(range(2, Slots.MAX_ASKED))
+    assert slots.take(0.0) is None and not slots.ask(99)
+
+
 def test_counts_from_two_threads_add_up():
     slots, rounds = Slots(["a"]), 20_000
 

@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
@@ -28,10 +29,12 @@ from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.nodes.rate_limit import RateLimit
+from vtseg_ros.nodes.segment_service import Alone, refusal
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
+from vtseg_ros.srv import Segment
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
@@ -66,6 +69,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Segment, "~/segment", self._on_segment)
         # On the steady clock: sim time must not stall it.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if self._params["autostart"]:
@@ -324,6 +328,20 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._worker.enabled = request.data
             response.message = "running" if request.data else "paused"
         return response
+
+    async def _on_segment(self, request: Segment.Request, _: Segment.Response) -> Segment.Response:
+        # A coroutine: the executor goes on with the images while the worker has the request.
+        answer: Future = Future()
+
+        def done(response: Segment.Response) -> None:
+            answer.set_result(response)
+            self.executor.wake()
+
+        if self._worker is None:
+            return refusal("the node is not active. Activate it and ask again")
+        if not self._worker.segment_alone(Alone(request.image, done)):
+            return refusal(f"{Slots.MAX_ASKED} requests wait already. Ask again when one was answered")
+        return await answer
 
     def _warn(self, key: str, text: str) -> None:
         now = time.monotonic()

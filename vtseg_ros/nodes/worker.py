@@ -20,6 +20,7 @@ from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.diagnostics import Health
 from vtseg_ros.nodes.outputs import Outputs
+from vtseg_ros.nodes.segment_service import Alone, refusal, segment_alone
 from vtseg_ros.nodes.slots import Pending, Slots
 
 IDLE_AFTER_S = 0.5
@@ -79,9 +80,14 @@ class Worker:
         with self.lock:
             self._next = segmenter
 
+    def segment_alone(self, request: Alone) -> bool:
+        """Segment an image that is no camera's; returns False when too many wait. See `segment_service`."""
+        return self._slots.ask(request)
+
     def stop(self) -> None:
         """Finish the frame in work, drop what waits and say so, tell the final counts."""
-        self._slots.close()
+        for request in self._slots.close():
+            request.done(refusal("the node is being deactivated. Activate it and ask again"))
         self._thread.join()
         self._publish_idle()
 
@@ -106,8 +112,15 @@ class Worker:
                 last = time.monotonic()
                 for pending in later:
                     self._report_dropped(pending)
-            elif self._active and time.monotonic() - last > IDLE_AFTER_S:
+            elif taken.asked is None and self._active and time.monotonic() - last > IDLE_AFTER_S:
                 self._publish_idle()
+
+            if taken.asked is not None:
+                with self.lock:
+                    answer = segment_alone(
+                        taken.asked.message, self._segmenter, self._decode, self._settings.ego_mask
+                    )
+                taken.asked.done(answer)
 
     def _report_dropped(self, pending: Pending) -> None:
         why = pending.reason or "a newer frame came before the model was free"
