@@ -14,6 +14,7 @@ from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.nodes.parameters import Param
+from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size, size_from_text
 
 
@@ -51,6 +52,11 @@ def _check_input_size(text: str) -> None:
     width, height = size_from_text(text)
     if width or height:
         check_size(height, width)
+
+
+def _check_resize_mode(mode: str) -> None:
+    if mode and mode not in RESIZE_MODES:
+        raise ConfigError(f"unknown mode; expected one of {', '.join(RESIZE_MODES)}, or empty, got {mode!r}")
 
 
 def _zero_size(text: str) -> str:
@@ -101,6 +107,13 @@ PARAMETERS = (
         "Network input, WIDTHxHEIGHT px, multiples of 32; 0x0 = the checkpoint's.",
         check=_check_input_size,
         convert=_zero_size,
+    ),
+    Param(
+        "resize_mode",
+        "",
+        "How images are brought to the input size: stretch, letterbox or crop, whose masks are 255 at the sides that "
+        "are cut off; empty = the checkpoint's.",
+        check=_check_resize_mode,
     ),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
     Param(
