@@ -49,6 +49,11 @@ def is_bag(path: Path) -> bool:
     return path.is_dir() or kind_of(path.name) is not None
 
 
+def holds_bag(folder: Path) -> bool:
+    """Return whether a folder has a storage file or a metadata.yaml."""
+    return any(entry.name == METADATA or kind_of(entry.name) for entry in folder.iterdir())
+
+
 def kind_of(name: str) -> str | None:
     """`mcap`, `sqlite3` or `rosbag1` by a file's name, compressed or not; None for other files."""
     name = name.lower()

@@ -290,7 +290,9 @@ class VideoPredictor:
         """Segment every frame of a sequence; its window is its own.
 
         Args:
-            source: a video file, a folder of images, a bag's folder or file, or images (H, W, 3) uint8 RGB.
+            source: a video file, a folder or glob of images, a bag's folder or file, the URL of a stream (`rtsp://...`),
+                a camera (`/dev/video0`), or images (H, W, 3) uint8 RGB. Of streams and cameras the newest frame is taken
+                when the predictor is free.
 
         Yields:
             one result per frame; a frame that cannot be decoded has an `error`.
