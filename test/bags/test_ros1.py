@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from bags.bagtools import CLASSES, START_NS, ids_of, picture
 from conftest import make_checkpoint
 from rosbags.rosbag1 import Writer
@@ -22,6 +23,7 @@ from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError
+from vtseg_ros.model import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = get_typestore(Stores.ROS1_NOETIC)
@@ -157,7 +159,7 @@ def test_two_readers_of_one_bag_in_turns(bag):
 
 
 def test_commands(bag, tmp_path, capsys):
-    """info, segment and evaluate; train reads bags with the same reader."""
+    """info, segment and evaluate."""
     assert main(["info", str(bag), "--json", str(tmp_path / "info.json")]) == 0
     found = json.loads((tmp_path / "info.json").read_text())
     assert found["image_topic"] == "/camera/image" and found["label_topic"] == "/camera/label/compressed"
@@ -170,6 +172,20 @@ def test_commands(bag, tmp_path, capsys):
     report = tmp_path / "report.json"
     assert main(["evaluate", str(bag), *common, "--json", str(report)]) == 0
     assert json.loads(report.read_text())["systems"][0]["frames"] == FRAMES
+
+
+def test_training(bag, tmp_path):
+    pytest.importorskip("lightning_fabric")
+    data = {"train": [str(bag)], "validation": [str(bag)], "size": [64, 32], "workers": 0}
+    values = {
+        "data": data,
+        "model": {"preset": "tiny", "overrides": {"window": 2}},
+        "stages": [{"name": "video", "steps": 1, "batch": 1}],
+        "device": "cpu",
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "run")]) == 0
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").labels == CLASSES
 
 
 def test_a_recorder_that_was_killed_and_a_cut_file(bag, tmp_path):
