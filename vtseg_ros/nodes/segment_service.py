@@ -50,6 +50,13 @@ def segment_alone(
     """
     try:
         result = segmenter.step(decode(message), camera=WINDOW)
+        mask = result.mask if ego_mask is None else apply_ego_mask(result.mask, ego_mask)
+        return Segment.Response(
+            success=True,
+            mask=to_image(mask, "mono8", message.header),
+            confidence=to_image(result.confidence, "mono8", message.header),
+            label_map=to_label_map(segmenter.labels, message.header),
+        )
     except ImageError as err:
         return refusal(f"image: {err}")
     except VTSegError as err:
@@ -58,10 +65,3 @@ def segment_alone(
         return refusal(f"inference failed: {type(err).__name__}: {err}")
     finally:
         segmenter.reset(WINDOW)
-    mask = result.mask if ego_mask is None else apply_ego_mask(result.mask, ego_mask)
-    return Segment.Response(
-        success=True,
-        mask=to_image(mask, "mono8", message.header),
-        confidence=to_image(result.confidence, "mono8", message.header),
-        label_map=to_label_map(segmenter.labels, message.header),
-    )
