@@ -38,6 +38,7 @@ ARGUMENTS = (
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
     ("output_size", "", "input, network or WIDTHxHEIGHT px; empty = the parameter file's."),
+    ("resize_mode", "", "stretch, letterbox or crop; empty = the parameter file's."),
     ("min_confidence", "", "0..1; pixels below it become 255; empty = the parameter file's."),
     (
         "class_map",
@@ -51,7 +52,7 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
-TYPED = ("checkpoint", "device", "window", "output_size", "min_confidence")
+TYPED = ("checkpoint", "device", "window", "output_size", "resize_mode", "min_confidence")
 # Writing the report of a long bag may take longer than launch's 5 s from SIGINT to SIGTERM, and again to SIGKILL.
 PATIENCE_S = "60"
 

@@ -30,6 +30,7 @@ ARGUMENTS = (
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
     ("output_size", "", "input, network or WIDTHxHEIGHT px; empty = the parameter file's."),
+    ("resize_mode", "", "stretch, letterbox or crop; empty = the parameter file's."),
     ("min_confidence", "", "0..1; pixels below it become 255; empty = the parameter file's."),
     ("cameras", "", "Comma-separated camera names (topics <camera>/image); empty = one camera, image_topic."),
     (
@@ -46,7 +47,7 @@ ARGUMENTS = (
     ("fixed_frame", "", "RViz's fixed frame; empty = segmentation_view, which is published with RViz."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
-TYPED = ("image_transport", "checkpoint", "device", "window", "output_size", "min_confidence")
+TYPED = ("image_transport", "checkpoint", "device", "window", "output_size", "resize_mode", "min_confidence")
 
 
 def _require_rviz():

@@ -17,7 +17,7 @@ kind=pypi
 [ -n "${ROS_DISTRO:-}" ] && [ -n "${AMENT_PREFIX_PATH:-}" ] && [ "${AMENT_PREFIX_PATH#"$root"}" = "$AMENT_PREFIX_PATH" ] && kind=ros
 
 wanted_packages=$(digest requirements/*.txt)-$kind-$want_test
-wanted_build=$(digest CMakeLists.txt package.xml msg/*.msg scripts/executable.in $(find launch config -type f | LC_ALL=C sort))-$kind
+wanted_build=$(digest CMakeLists.txt package.xml msg/*.msg srv/*.srv scripts/executable.in $(find launch config -type f | LC_ALL=C sort))-$kind
 have() { cat "$1" 2>/dev/null || true; }
 packages_done() {
   local found; found=$(have .venv/.vtseg_packages)
@@ -77,7 +77,7 @@ if [ "$(have install/.vtseg_build)" != "$wanted_build" ]; then
   # CMake refuses include folders inside the source folder, and .venv is: so it builds from a folder of links.
   rm -rf build/links
   mkdir -p build/links/vtseg_ros
-  for name in package.xml CMakeLists.txt msg vtseg_ros launch config scripts test; do
+  for name in package.xml CMakeLists.txt msg srv vtseg_ros launch config scripts test; do
     ln -s "$root/$name" "build/links/vtseg_ros/$name"
   done
   log=build/colcon.log

@@ -83,19 +83,20 @@ def street_flow_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_checkpoint(path: Path, prior: object = None, **overrides: object) -> Path:
-    """A tiny VTSeg with random weights, input 64x32, 14 street classes."""
+def make_checkpoint(path: Path, prior: object = None, labels: object = None, **overrides: object) -> Path:
+    """A tiny VTSeg with random weights, input 64x32, the 14 street classes if no others are given."""
     import torch
 
     from vtseg_ros.label_set import STREET
     from vtseg_ros.model import VTSeg, VTSegConfig, save_checkpoint
 
     torch.manual_seed(3)
-    config = VTSegConfig.preset("tiny", num_classes=len(STREET), **overrides)
+    labels = labels or STREET
+    config = VTSegConfig.preset("tiny", num_classes=len(labels), **overrides)
     model = VTSeg(config, static_prior=prior).eval()
     # Random weights leave nearly flat logits; larger ones make masks that differ from place to place.
     torch.nn.init.normal_(model.head.classify.weight, std=3.0)
-    save_checkpoint(path, model, labels=STREET, input_size=(64, 32))
+    save_checkpoint(path, model, labels=labels, input_size=(64, 32))
     return path
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train from bags",
     "preview-augmentation": "an image of the windows that a training run would see",
     "evaluate": "score checkpoints on a labelled bag, side by side",
-    "segment": "masks for every frame of a bag or video file",
+    "segment": "masks for the frames of a bag, video, images, stream or camera",
     "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, images, videos) into bags",
     "pseudolabel": "label a bag or a video with a teacher network",
     "ego-mask": "propose the mask of the robot's own body from many frames",

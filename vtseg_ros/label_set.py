@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,24 @@ class LabelSet:
             rgb = colorsys.hsv_to_rgb((0.07 + index * 0.618034) % 1.0, 0.65, 0.95 - 0.25 * (index % 3) / 2)
             colors.append(tuple(round(255 * channel) for channel in rgb))
         return cls(tuple(names), tuple(colors))
+
+    def ids_of(self, names: Iterable[str], where: str = "classes") -> frozenset[int]:
+        """Return the ids of some classes.
+
+        Args:
+            names: of the classes.
+            where: field for the error.
+
+        Raises:
+            ConfigError: if a name is not in the list.
+        """
+        wanted = list(names)
+        unknown = [name for name in wanted if name not in self.names]
+        if unknown:
+            raise ConfigError(
+                f"{where}: unknown class; expected some of {', '.join(self.names)}, got {', '.join(unknown)}"
+            )
+        return frozenset(self.names.index(name) for name in wanted)
 
     def palette(self) -> np.ndarray:
         """(256, 3) uint8 RGB: row i is the colour of id i; ids without a class are black."""

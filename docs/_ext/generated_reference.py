@@ -169,6 +169,9 @@ def messages() -> Iterator[str]:
         for line in path.read_text().splitlines():
             declaration, _, comment = line.partition("#")
             declaration, comment = declaration.strip(), comment.strip()
+            if declaration == "---":
+                rows.append(["", "", "response:"])
+                continue
             if not declaration:
                 if comment:
                     (pending if rows else intro).append(comment)

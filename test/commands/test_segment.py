@@ -165,3 +165,29 @@ def test_overlay_names(tmp_path, street_bag, tiny_checkpoint, monkeypatch, capsy
     for name in ("video", "video.xyz", ".mp4"):
         assert main([*command, name]) == 2
         assert "its suffix must be one of .mp4" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_images_and_a_bare_mcap_file(tiny_checkpoint, street_bag, tmp_path, rng, capsys):
+    for name in ("frame2.png", "frame10.png", "frame1.png"):
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    options = ["--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--window", "1"]
+
+    def masks(source: object, name: str, *more: str) -> list[tuple[int, np.ndarray]]:
+        assert main(["segment", str(source), "--out", str(tmp_path / name), *options, *more]) == 0
+        with BagReader(tmp_path / name) as bag:
+            return [
+                (stamp_of(m), decode_label(m)) for _, _, m in bag.messages(["/segmentation/mask/compressed"])
+            ]
+
+    found = masks(tmp_path, "folder", "--image-rate", "5", "--classes", "road, sky", "--resize-mode", "crop")
+    assert [stamp for stamp, _ in found] == [NS, NS + NS // 5, NS + 2 * NS // 5]
+    predictor = VideoPredictor(
+        tiny_checkpoint, device="cpu", window=1, classes=["road", "sky"], resize_mode="crop"
+    )
+    image = cv2.cvtColor(cv2.imread(str(tmp_path / "frame10.png")), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(found[2][1], predictor.step(image).mask)
+    assert len(masks(f"{tmp_path}/frame?.png", "glob")) == 2
+    (file,) = street_bag.glob("*.mcap")
+    assert len(masks(file, "bare", "--frames", "4")) == 4
+    assert main(["segment", f"{tmp_path}/none*.png", "--out", str(tmp_path / "none"), *options]) == 2
+    assert "none*.png: no image; expected files of" in capsys.readouterr().err

@@ -338,3 +338,14 @@ def test_masks_lie_on_their_image_in_each_resize_mode(tmp_path, mode, seen):
     assert result.confidence[32, 20] == round(255 / (1 + np.exp(-2)))
     if mode == "crop":
         assert result.confidence[0, 0] == 0
+
+
+def test_classes_to_keep(tiny_checkpoint):
+    image = images(1)[0]
+    every = VideoPredictor(tiny_checkpoint, device="cpu").step(image).mask
+    segmenter = VideoPredictor(tiny_checkpoint, device="cpu", classes=["road", "sky"])
+    kept = [STREET.names.index(name) for name in ("road", "sky")]
+    assert np.array_equal(segmenter.step(image).mask, np.where(np.isin(every, kept), every, 255))
+    with pytest.raises(ConfigError, match=r"^classes: unknown class; expected some of terrain, .*, got rod$"):
+        segmenter.classes = ["rod", "sky"]
+    assert segmenter.classes == ("road", "sky")

@@ -80,3 +80,16 @@ def test_an_overlay_by_hand(predictor):
     assert predictor.step(image).labels is predictor.labels
     with pytest.raises(ConfigError, match="expected a processed frame"):
         Result(EMPTY, EMPTY, 0, dropped="late").overlay()
+
+
+def test_a_glob_and_a_bare_storage_file(predictor, street_bag, tmp_path):
+    (tmp_path / "a").mkdir()
+    images = pictures(3)
+    for name, image in zip(("a/10.png", "a/9.png", "b.png"), images):
+        cv2.imwrite(str(tmp_path / name), image[..., ::-1])
+    shown = [result.image for result in predictor.stream(f"{tmp_path}/**/[0-9]*.png")]
+    assert all(np.array_equal(a, b) for a, b in zip(shown, (images[1], images[0]), strict=True))
+    with pytest.raises(ConfigError, match="no image; expected files of .png"):
+        list(predictor.stream(f"{tmp_path}/*.jpg"))
+    (file,) = street_bag.glob("*.mcap")
+    assert len(list(predictor.stream(file))) == 30

@@ -123,6 +123,7 @@ def pushed(watch, ros_environment, tiny_checkpoint, tmp_path):
         "autostart": "yes",
         "output_size": "0016x8",
         "min_confidence": "0",
+        "resize_mode": "letterbox",
     }
     return launched("vtseg", watch, ros_environment, arguments)
 
@@ -134,8 +135,9 @@ def test_a_pushed_namespace_and_topics_of_cameras(pushed, watch, ros_environment
     try:
         for topic in ("/a/image_raw", "/b/image_raw", "/a/camera_info"):
             wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1, 30)
-        request = GetParameters.Request(names=["output_size", "min_confidence"])
+        request = GetParameters.Request(names=["output_size", "min_confidence", "resize_mode"])
         answer = harness.call(GetParameters, "/robot1/segmenter/get_parameters", request)
         assert answer.values[0].string_value == "0016x8" and answer.values[1].double_value == 0.0
+        assert answer.values[2].string_value == "letterbox"
     finally:
         harness.close()

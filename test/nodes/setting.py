@@ -58,6 +58,7 @@ class Setting:
             "string_value": ParameterType.PARAMETER_STRING,
             "double_value": ParameterType.PARAMETER_DOUBLE,
             "integer_value": ParameterType.PARAMETER_INTEGER,
+            "string_array_value": ParameterType.PARAMETER_STRING_ARRAY,
         }[next(iter(value))]
         request = SetParameters.Request(
             parameters=[Parameter(name=name, value=ParameterValue(type=kind, **value))]
@@ -70,8 +71,8 @@ def pixels(message) -> np.ndarray:
     return np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
 
 
-def expected_mask(checkpoint, images: list[np.ndarray]):
-    segmenter = VideoPredictor(checkpoint, device="cpu")
+def expected_mask(checkpoint, images: list[np.ndarray], **options: object):
+    segmenter = VideoPredictor(checkpoint, device="cpu", **options)
     for index, image in enumerate(images, start=1):
         result = segmenter.step(image, index * NS // 10)
     return result

@@ -48,6 +48,7 @@ def told(counts: Counts, *, before: Counts = NONE, now: float = 100.0, enabled: 
             "stamps: repeated stamp 7.1 s",
         ),
         (Counts(20, 19, 1), Counts(10, 10), {}, OK, "running"),
+        (Counts(40, 10, 30, 0, 0, 30), Counts(), {}, OK, "running"),
         (Counts(10, 10), Counts(10, 10), {"inputs": [90.0]}, WARN, "no image for 10 s"),
         (Counts(10, 9, 0, 1), Counts(9, 9), {"last_rejection": "too short"}, WARN, "too short"),
         (Counts(3, 0, 0, 3), Counts(3, 0, 0, 3), {"last_rejection": "too short"}, ERROR, "every image"),

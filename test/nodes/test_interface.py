@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("rclpy")
 
 import vtseg_ros.msg as messages
+import vtseg_ros.srv as services
 from conftest import wait_until
 from nodes.harness import Harness
 from rcl_interfaces.msg import ParameterType
@@ -166,8 +167,9 @@ def test_the_shipped_parameter_file_is_the_declaration():
     text = (ROOT / "config" / "segmenter.yaml").read_text()
     written = yaml.safe_load(text)["/**/segmenter"]["ros__parameters"]
     declared = {param.name: param.default for param in PARAMETERS}
-    # YAML for ROS has no empty list of strings: the parameter is shown as a comment.
-    assert declared.pop("cameras") == [] and "    # cameras: [" in text
+    # YAML for ROS has no empty list of strings: such parameters are shown as comments.
+    for name in ("cameras", "classes"):
+        assert declared.pop(name) == [] and f"    # {name}: [" in text
     assert written == declared
     assert {name: type(value) for name, value in written.items()} == {n: type(v) for n, v in declared.items()}
     lines = text.splitlines()
@@ -187,6 +189,12 @@ def test_messages():
     assert rows.keys() == kinds == {path.stem for path in (ROOT / "msg").glob("*.msg")}
     for name, fields in rows.items():
         assert fields == list(getattr(messages, name).get_fields_and_field_types()), name
+    rows = {names_in(name)[0]: cells for name, *cells in tables("Messages")["service"]}
+    assert rows.keys() == {path.stem for path in (ROOT / "srv").glob("*.srv")}
+    for name, cells in rows.items():
+        for part, cell in zip(("Request", "Response"), cells):
+            kind = getattr(getattr(services, name), part)
+            assert names_in(cell) == list(kind.get_fields_and_field_types()), name
 
 
 def test_the_trainers_table():

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 from vtseg_ros.nodes.ledger import Ledger, Waiting
-from vtseg_ros.nodes.slots import Slots
+from vtseg_ros.nodes.slots import Counters, Slots
 
 
 def test_the_newest_of_every_camera_is_taken_oldest_first():
@@ -36,6 +36,26 @@ def test_what_waits_at_the_end_is_told_as_dropped():
     assert taken.frames == [] and sorted(p.message for p in taken.dropped) == [1, 2]
     assert slots.counters["a"].dropped == slots.counters["a"].received == 2
     assert slots.take(0.0) is None
+
+
+def test_a_skipped_message_leaves_what_waits():
+    slots = Slots(["a"])
+    slots.put("a", 1)
+    slots.skip("a", 2, "above max_rate")
+    taken = slots.take(0.0)
+    assert [p.message for p in taken.frames] == [1]
+    assert [(p.message, p.reason) for p in taken.dropped] == [(2, "above max_rate")]
+    assert slots.counters["a"] == Counters(received=2, dropped=1)
+
+
+def test_requests_one_at_a_time_and_not_too_many():
+    slots = Slots(["a"])
+    assert [slots.ask(number) for number in range(Slots.MAX_ASKED + 1)] == [True] * Slots.MAX_ASKED + [False]
+    slots.put("a", 1)
+    first, second = slots.take(0.0), slots.take(0.0)
+    assert (first.asked, len(first.frames), second.asked, second.frames) == (0, 1, 1, [])
+    assert slots.close() == list(range(2, Slots.MAX_ASKED))
+    assert slots.take(0.0) is None and not slots.ask(99)
 
 
 def test_counts_from_two_threads_add_up():

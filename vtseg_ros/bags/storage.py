@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The storage files of bags, mcap and sqlite3, in every layout that their formats allow.
+"""The storage files of bags, mcap and sqlite3, in every layout that their formats allow; ROS 1 bags are `ros1`'s.
 
 A storage file is read for what it holds: metadata.yaml is not needed. Connections are identified by topic and type.
 Records are parsed by the mcap package. Their framing is walked here, since the package's readers need a file that was
@@ -38,6 +38,7 @@ from vtseg_ros.errors import BagError
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 SQLITE_MAGIC = b"SQLite format 3\0"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ROS1_MAGIC = b"#ROSBAG V"
 LZ4_MAGIC = b"\x04\x22\x4d\x18"
 DEFINITION_ENCODINGS = ("ros2msg", "ros2idl", "omgidl", "")
 COPY_BYTES = 1 << 20
@@ -138,7 +139,7 @@ def open_storage(path: Path, scratch: Path) -> Storage:
     """Open a storage file, whatever its suffix.
 
     Args:
-        path: mcap or sqlite3 file, compressed as a whole or not.
+        path: mcap or sqlite3 file or ROS 1 bag, compressed as a whole or not.
         scratch: existing folder for what must be copied to be read.
 
     Raises:
@@ -153,11 +154,15 @@ def open_storage(path: Path, scratch: Path) -> Storage:
             return SqliteStorage(path, scratch)
         if magic.startswith(MCAP_MAGIC):
             return McapStorage(path)
+        if magic.startswith(ROS1_MAGIC):
+            from vtseg_ros.bags.ros1 import Ros1Storage  # which imports this module
+
+            return Ros1Storage(path)
     except OSError as err:
         raise BagError(f"it cannot be read: {err.strerror or err}") from err
     if not magic:
         raise BagError("it is empty")
-    raise BagError("it is neither an mcap nor a sqlite3 file")
+    raise BagError("it is neither an mcap nor a sqlite3 file, nor a ROS 1 bag")
 
 
 def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:

@@ -15,7 +15,7 @@ from vtseg_ros.bags.storage import line_of, normal_type, offered_qos
 from vtseg_ros.errors import BagError
 
 METADATA = "metadata.yaml"
-KINDS = {".mcap": "mcap", ".db3": "sqlite3"}
+KINDS = {".mcap": "mcap", ".db3": "sqlite3", ".bag": "rosbag1"}
 PACKED = (".zstd", ".zst", ".lz4")
 
 
@@ -49,8 +49,13 @@ def is_bag(path: Path) -> bool:
     return path.is_dir() or kind_of(path.name) is not None
 
 
+def holds_bag(folder: Path) -> bool:
+    """Return whether a folder has a storage file or a metadata.yaml."""
+    return any(entry.name == METADATA or kind_of(entry.name) for entry in folder.iterdir())
+
+
 def kind_of(name: str) -> str | None:
-    """`mcap` or `sqlite3` by a file's name, compressed or not; None for other files."""
+    """`mcap`, `sqlite3` or `rosbag1` by a file's name, compressed or not; None for other files."""
     name = name.lower()
     for suffix in PACKED:
         name = name.removesuffix(suffix)
@@ -94,12 +99,12 @@ def find_storage(path: Path) -> StorageFiles:
     if not present:
         what = f"{METADATA} and no" if listed or topics or notes else f"neither {METADATA} nor an"
         raise BagError(
-            f"{path} is not a bag: it has {what} mcap or sqlite3 file. Expected: the folder that `ros2 bag record` made, or "
+            f"{path} is not a bag: it has {what} mcap, sqlite3 or ROS 1 file. Expected: the folder that `ros2 bag record` made, or "
             "a storage file"
         )
     if len({kind_of(file.name) for file in present}) > 1:
         raise BagError(
-            f"bag {path}: it has mcap and sqlite3 files and no {METADATA} that names its own: "
+            f"bag {path}: it has files of several formats and no {METADATA} that names its own: "
             f"{', '.join(file.name for file in present)}. Name one of them"
         )
     if listed:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg segment`: masks for every frame of a bag or video file."""
+"""`vtseg segment`: masks for the frames of a bag, a video file, images, a stream or a camera."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +22,27 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
-from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.storage_files import holds_bag, is_bag
 from vtseg_ros.bags.topics import find_image_topic, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.importers.image_folder import SUFFIXES
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.inference.predictor import STREAMING
+from vtseg_ros.inference.sources import image_files, is_glob, read_image
 from vtseg_ros.label_set import LabelSet
+from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size
+from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
 
-HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
+HELP = "Masks for the frames of a bag, video, images, stream or camera: into a bag, an overlay mp4, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
+IMAGE_RATE_HZ = 10.0
 VIDEO_START_NS = 1_000_000_000
 """Stamp of a video's first frame: a stamp of zero would mean that there is none."""
 
@@ -46,38 +52,79 @@ class Source:
     """Frames to segment: their count, an iterator of (stamp in ns, frame_id, RGB or the error), and their rate.
 
     The rate is for videos alone and asked for when it is wanted, since a bag has to be read for it; None = unknown.
-    `missing` returns how many messages a bag claims to have and does not have, once its frames were read.
+    `missing` returns how many messages a bag claims to have and does not have, once its frames were read. A `live` source
+    has no end of its own: its total is 0.
     """
 
     total: int
     frames: Iterator[tuple[int, str, np.ndarray | ImageError]]
     rate_hz: Callable[[], float | None]
     missing: Callable[[], int] = lambda: 0
+    live: bool = False
 
 
-def open_source(path: Path, image_topic: str, stack: ExitStack, bad: list[str]) -> Source:
-    """Open a bag or a video.
+def source_argument(text: str) -> Path | str:
+    """Return a command's source: the URL of a stream, a device or a glob as it is, anything else as a path."""
+    return text if is_live(text) or is_glob(text) else Path(text)
+
+
+def require_source(source: Path | str) -> None:
+    """Raise BagError if a path does not exist."""
+    if isinstance(source, Path) and not source.exists():
+        raise BagError(f"no such bag or video: {source}")
+
+
+def open_source(
+    source: Path | str,
+    image_topic: str,
+    stack: ExitStack,
+    bad: list[str],
+    image_rate_hz: float = IMAGE_RATE_HZ,
+) -> Source:
+    """Open a bag, a video, images or a stream.
 
     Args:
-        path: of the bag or video file.
-        image_topic: of the bag; empty = the only one.
+        source: see `source_argument`.
+        image_topic: of a bag; empty = the only one.
         stack: closes the bag or the video.
-        bad: gets a line when a video is damaged.
+        bad: gets a line when a video is damaged or a stream breaks.
+        image_rate_hz: frames per second of image files, which have no times.
 
     Raises:
         BagError, ConfigError: if it cannot be read.
     """
-    if is_bag(path):
-        return _from_bag(stack.enter_context(BagReader(path)), image_topic)
-    return _from_video(stack.enter_context(VideoReader(path)), bad)
+    if isinstance(source, str) and is_live(source):
+        return _from_stream(stack.enter_context(LiveReader(source)), bad)
+    if isinstance(source, str) or (source.is_dir() and not holds_bag(source) and _has_images(source)):
+        return _from_images(image_files(source), image_rate_hz)
+    if is_bag(source):
+        return _from_bag(stack.enter_context(BagReader(source)), image_topic)
+    return _from_video(stack.enter_context(VideoReader(source)), bad)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument(
+        "input",
+        type=source_argument,
+        help="a bag's folder or file, a video file, a folder or quoted glob of images, a stream (rtsp://...) or a camera "
+        "(/dev/video0); of the last two the newest frame is taken, until Ctrl-C or --frames",
+    )
     parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
     parser.add_argument("--out", type=Path, metavar="BAG", help="bag to write the masks into")
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--frames", type=int, default=0, metavar="N", help="only the first N frames; 0 = all")
+    parser.add_argument(
+        "--image-rate",
+        type=float,
+        default=IMAGE_RATE_HZ,
+        metavar="HZ",
+        help=f"of image files, which have no times (default {IMAGE_RATE_HZ:g})",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the network (default auto)"
@@ -91,6 +138,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-confidence", type=float, default=0.0, help="below it, 0..1, a pixel becomes 255"
+    )
+    parser.add_argument(
+        "--classes",
+        default="",
+        metavar="NAMES",
+        help="comma-separated classes to keep; the others become 255",
+    )
+    parser.add_argument(
+        "--resize-mode",
+        choices=RESIZE_MODES,
+        help="how images are brought to the input size (default: the checkpoint's)",
     )
     parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
     parser.add_argument(
@@ -164,6 +222,28 @@ def _from_video(video: VideoReader, bad: list[str]) -> Source:
             bad.append(f"{video.path} is damaged: {video.damage}")
 
     return Source(video.frame_count, frames(), lambda: video.rate_hz)
+
+
+def _from_images(paths: list[Path], rate_hz: float) -> Source:
+    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
+        for number, path in enumerate(paths):
+            try:
+                pixels: np.ndarray | ImageError = read_image(path)
+            except ImageError as err:
+                pixels = err
+            yield VIDEO_START_NS + round(number * 1e9 / rate_hz), path.parent.name, pixels
+
+    return Source(len(paths), frames(), lambda: rate_hz)
+
+
+def _from_stream(stream: LiveReader, bad: list[str]) -> Source:
+    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
+        for frame in stream.frames():
+            yield frame.stamp_ns, "camera", frame.image
+        if stream.damage:
+            bad.append(f"{stream.source} broke off: {stream.damage}")
+
+    return Source(0, frames(), lambda: None, live=True)
 
 
 class _Output:
@@ -249,8 +329,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
         check_new_video(args.overlay)
     if args.out and not (args.resume and args.out.exists()):
         check_new_bag(args.out)
-    if not args.input.exists():
-        raise BagError(f"no such bag or video: {args.input}")
+    require_source(args.input)
+    if args.frames < 0:
+        raise ConfigError(f"--frames: expected a number of frames, or 0 for all, got {args.frames}")
+    if not args.image_rate > 0:
+        raise ConfigError(f"--image-rate: expected a rate above 0 Hz, got {args.image_rate:g}")
+    if args.resume and isinstance(args.input, str) and is_live(args.input):
+        raise ConfigError("--resume: a stream cannot be read again; expected a bag, a video or images")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -267,10 +352,16 @@ def run(args: argparse.Namespace) -> int:
         min_confidence=args.min_confidence,
         streaming=args.streaming,
         static_prior=args.static_prior,
+        classes=[name.strip() for name in args.classes.split(",") if name.strip()],
+        resize_mode=args.resize_mode,
     )
     bad: list[str] = []
     with ExitStack() as stack:
-        source = open_source(args.input, args.image_topic, stack, bad)
+        source = open_source(args.input, args.image_topic, stack, bad, args.image_rate)
+        if args.frames:
+            source = replace(
+                source, total=min(source.total, args.frames), frames=islice(source.frames, args.frames)
+            )
         output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
         video = None
         if args.overlay:
@@ -313,8 +404,10 @@ def _segment(
     """
     done = taken_over = 0
     older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
-    with interrupts.deferred() as stop, track(source.total, "segmenting") as advance:
+    with interrupts.deferred() as stop, track(source.total or None, "segmenting") as advance:
         for stamp_ns, frame_id, pixels in source.frames:
+            if stop and source.live:  # which ends in no other way
+                break
             if stop:
                 _stop(args, output, done, source.total)
             advance()

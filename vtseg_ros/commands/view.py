@@ -16,11 +16,11 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import stamp_of
-from vtseg_ros.bags.storage_files import is_bag
+from vtseg_ros.bags.storage_files import holds_bag, is_bag
 from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
-from vtseg_ros.commands.segment import open_source
+from vtseg_ros.commands.segment import open_source, require_source, source_argument
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.topic_names import is_of_segmenter
@@ -36,7 +36,11 @@ KINDS = {"mask": "mask", "mask/compressed": "mask", "confidence": "confidence", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "source", type=Path, nargs="?", metavar="SOURCE", help="a bag's folder or a video file"
+        "source",
+        type=source_argument,
+        nargs="?",
+        metavar="SOURCE",
+        help="a bag, a video, a folder or quoted glob of images, a stream (rtsp://...) or a camera (/dev/video0)",
     )
     parser.add_argument(
         "--topics",
@@ -89,11 +93,10 @@ def run(args: argparse.Namespace) -> int:
     if args.topics is not None:
         return _run_live(args)
     for path in filter(None, (args.source, args.masks)):
-        if not path.exists():
-            raise BagError(f"no such bag or video: {path}")
+        require_source(path)
     with ExitStack() as stack:
         recorded = None
-        if args.masks or (is_bag(args.source) and not args.checkpoint):
+        if args.masks or (isinstance(args.source, Path) and _is_bag(args.source) and not args.checkpoint):
             recorded = stack.enter_context(BagReader(args.masks or args.source))
             if not _segmenter_topics(recorded):
                 if args.masks:
@@ -117,6 +120,10 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         print(f"{args.save}: open it with: rerun {args.save}")
     return 0
+
+
+def _is_bag(path: Path) -> bool:
+    return holds_bag(path) if path.is_dir() else is_bag(path)
 
 
 def _report(recording: Recording, left_out: list[str]) -> None:
@@ -210,7 +217,7 @@ def _log_segmented(
     with ExitStack() as stack, interrupts.deferred() as stop:
         source = open_source(args.source, args.image_topic, stack, left_out)
         total = min(source.total or args.frames or 0, args.frames or source.total)
-        with track(total, "segmenting") as advance:
+        with track(total or None, "segmenting") as advance:
             for number, (stamp_ns, frame_id, pixels) in enumerate(source.frames):
                 if stop or number == args.frames:
                     break

@@ -125,6 +125,7 @@ class VideoPredictor:
             A network with nothing to keep (of single images, or with a Mix-FFN over time) runs `plain`.
         static_prior: an external static network (see `model.static_prior.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
+        classes: names of the classes to keep, the pixels of the others become 255; None or empty = all.
         compile: use torch.compile; the first full window then takes about a minute.
         resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
             the sides that the network does not see; None = the checkpoint's.
@@ -148,6 +149,7 @@ class VideoPredictor:
         streaming: str = "auto",
         static_prior: str | None = None,
         min_confidence: float = 0.0,
+        classes: Sequence[str] | None = None,
         compile: bool = False,
         resize_mode: str | None = None,
     ) -> None:
@@ -176,6 +178,7 @@ class VideoPredictor:
         self._windows: dict[str, FrameWindow] = {}
         self.window, self.max_gap_s = window, max_gap_s
         self.output_size, self.min_confidence = output_size, min_confidence
+        self.classes = classes or ()
 
     @property
     def device(self) -> torch.device:
@@ -258,6 +261,23 @@ class VideoPredictor:
             raise ConfigError(f"output_size must have sides of 1..16384 px. Got: {value}")
         self._output_size = value
 
+    def check_classes(self, names: Iterable[str]) -> None:
+        """Raise ConfigError for a class that the network does not know."""
+        self.labels.ids_of(names)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes to keep; empty = all."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Iterable[str]) -> None:
+        names = tuple(names)
+        kept = sorted(self.labels.ids_of(names))
+        table = np.full(256, IGNORE, np.uint8)
+        table[kept] = kept
+        self._classes, self._kept = names, table if names else None
+
     def reset(self, camera: str | None = None) -> None:
         """Forget the window of a camera, or of all."""
         if camera is None:
@@ -270,7 +290,9 @@ class VideoPredictor:
         """Segment every frame of a sequence; its window is its own.
 
         Args:
-            source: a video file, a folder of images, a bag's folder or file, or images (H, W, 3) uint8 RGB.
+            source: a video file, a folder or glob of images, a bag's folder or file, the URL of a stream (`rtsp://...`),
+                a camera (`/dev/video0`), or images (H, W, 3) uint8 RGB. Of streams and cameras the newest frame is taken
+                when the predictor is free.
 
         Yields:
             one result per frame; a frame that cannot be decoded has an `error`.
@@ -399,6 +421,7 @@ class VideoPredictor:
         answers = []
         for row, one in enumerate(group):
             mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
+            mask = mask if self._kept is None else self._kept[mask]
             answers.append((mask, confidence, time.monotonic() - started))
         # Only when all went well: a group that is tried again must find its windows as they were.
         self.backend.commit([one.frame.camera for one in group])

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences of frames that the video predictor reads: bags, folders of images, video files, arrays."""
+"""Sequences of frames that the video predictor reads: bags, images, video files, streams and cameras, arrays."""
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder, decode_file
 from vtseg_ros.bags.messages import stamp_of
-from vtseg_ros.bags.storage_files import kind_of
+from vtseg_ros.bags.storage_files import holds_bag, kind_of
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
-from vtseg_ros.importers.dataset_frames import read_bytes
+from vtseg_ros.importers.dataset_frames import natural_key, read_bytes
 from vtseg_ros.importers.exif import orientation_of, turned
-from vtseg_ros.importers.image_folder import find_frames
+from vtseg_ros.importers.image_folder import SUFFIXES, find_frames
+from vtseg_ros.topic_names import is_hidden
+from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.reader import VideoReader
 
 FIRST_STAMP_NS = 1_000_000_000
@@ -47,22 +50,59 @@ def frames_of(source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator
     """Read a sequence.
 
     Args:
-        source: a bag's folder or file (its only image topic), a folder of png and jpeg files (in the order of their
-            names), a video file, or images (H, W, 3) uint8 RGB.
+        source: a bag's folder or file (its only image topic), a folder or a glob (`run1/*.png`) of png and jpeg files
+            in the order of their names, a video file, a stream's URL or a camera's device (see `video.live`, which skips
+            frames that come too fast), or images (H, W, 3) uint8 RGB.
 
     Raises:
         BagError, ConfigError: if it cannot be read.
     """
     if not isinstance(source, (str, os.PathLike)):
         return (SourceFrame(image) for image in source)
+    if is_live(os.fspath(source)):
+        return _live_frames(os.fspath(source))
+    if is_glob(source):
+        return _image_frames(image_files(source))
     path = Path(source)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; expected a video, a folder of images or a bag")
     if not path.is_dir():
         return _bag_frames(path) if kind_of(path.name) else _video_frames(path)
-    names = [entry.name for entry in path.iterdir()]
-    is_bag = "metadata.yaml" in names or any(kind_of(name) for name in names)
-    return _bag_frames(path) if is_bag else _folder_frames(path)
+    return _bag_frames(path) if holds_bag(path) else _image_frames(image_files(path))
+
+
+def is_glob(source: str | os.PathLike[str]) -> bool:
+    """Return whether a source is a pattern for files, and not a path that exists."""
+    return glob.has_magic(os.fspath(source)) and not Path(source).exists()
+
+
+def image_files(source: str | os.PathLike[str]) -> list[Path]:
+    """Return the png and jpeg files of a folder or a glob, sorted by the numbers in their names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if not is_glob(source):
+        return [frame.image for frame in find_frames(Path(source), rate_hz=1.0, frame_id="")]
+    found = (Path(name) for name in glob.glob(os.fspath(source), recursive=True))
+    images = [path for path in found if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)]
+    if not images:
+        raise ConfigError(f"{source}: no image; expected files of {', '.join(SUFFIXES)}, got none")
+    return sorted(images, key=natural_key)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return the pixels of a png or jpeg file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        ImageError: if it cannot be decoded.
+    """
+    try:
+        data = np.frombuffer(read_bytes(path), np.uint8)
+        rgb = decode_file(data, read_container(data, max_pixels=MAX_PIXELS))
+        return np.ascontiguousarray(turned(rgb, orientation_of(data)))
+    except ImageError as err:
+        raise ImageError(f"{path}: {err}") from err
 
 
 def _bag_frames(path: Path) -> Iterator[SourceFrame]:
@@ -83,14 +123,21 @@ def _bag_frames(path: Path) -> Iterator[SourceFrame]:
         yield from (SourceFrame(None, error=error) for error in corrupt)
 
 
-def _folder_frames(path: Path) -> Iterator[SourceFrame]:
-    for frame in find_frames(path, rate_hz=1.0, frame_id=""):
+def _image_frames(paths: list[Path]) -> Iterator[SourceFrame]:
+    for path in paths:
         try:
-            data = np.frombuffer(read_bytes(frame.image), np.uint8)
-            rgb = decode_file(data, read_container(data, max_pixels=MAX_PIXELS))
-            yield SourceFrame(np.ascontiguousarray(turned(rgb, orientation_of(data))))
+            frame = SourceFrame(read_image(path))
         except ImageError as err:
-            yield SourceFrame(None, error=ImageError(f"{frame.image}: {err}"))
+            frame = SourceFrame(None, error=err)
+        yield frame
+
+
+def _live_frames(source: str) -> Iterator[SourceFrame]:
+    with LiveReader(source) as stream:
+        for frame in stream.frames():
+            yield SourceFrame(frame.image, frame.stamp_ns)
+        if stream.damage:
+            yield SourceFrame(None, error=ImageError(f"{source}: {stream.damage}"))
 
 
 def _video_frames(path: Path) -> Iterator[SourceFrame]:

@@ -285,12 +285,7 @@ class CloudNode(Node):
             return None
         if self._labels is None:
             raise ConfigError("classes: no label map yet; expected one on segmentation/label_map, got none")
-        unknown = [name for name in names if name not in self._labels.names]
-        if unknown:
-            raise ConfigError(
-                f"classes: unknown class; expected some of {', '.join(self._labels.names)}, got {', '.join(unknown)}"
-            )
-        return frozenset(self._labels.names.index(name) for name in names)
+        return self._labels.ids_of(names)
 
     def _calibration(self, width: int, height: int) -> Camera:
         """Return the camera at a size in px; binning and region of interest are applied."""

@@ -47,6 +47,21 @@ def to_png(pixels: np.ndarray, header: Header) -> CompressedImage:
     return message
 
 
+def to_jpeg(rgb: np.ndarray, quality: int, header: Header) -> CompressedImage:
+    """(H, W, 3) uint8 RGB as a jpeg, in the form that image_transport's compressed publisher gives it.
+
+    Args:
+        rgb: the image.
+        quality: 1 (smallest) to 100.
+        header: of the message.
+    """
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    payload = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    message = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
+    message.data = _octets(payload)
+    return message
+
+
 def to_label_map(labels: LabelSet, header: Header) -> LabelMap:
     """The class list."""
     entries = [

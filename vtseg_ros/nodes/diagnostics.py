@@ -30,6 +30,8 @@ class Health:
     last_rejection: str = ""
     bad_stamps: int = 0
     """Frames dropped for a repeated or late stamp; part of the dropped ones."""
+    over_rate: int = 0
+    """Frames dropped since they exceed `max_rate`; part of the dropped ones."""
     last_bad_stamp: str = ""
     last_error: str = ""
 
@@ -59,6 +61,8 @@ class Counts:
     rejected: int = 0
     bad_stamps: int = 0
     """Part of `dropped`: repeated or late stamps, not a model that is too slow."""
+    over_rate: int = 0
+    """Part of `dropped`: above the rate that the user set."""
 
 
 def status(
@@ -88,6 +92,7 @@ def status(
     """
     dropped, rejected = counts.dropped - before.dropped, counts.rejected - before.rejected
     bad_stamps = counts.bad_stamps - before.bad_stamps
+    too_fast = dropped - bad_stamps - (counts.over_rate - before.over_rate)
     message, level = "running", DiagnosticStatus.OK
     if not enabled:
         message = "paused by ~/enable"
@@ -105,8 +110,8 @@ def status(
     elif bad_stamps:
         message = f"{bad_stamps} images dropped in the last second for their stamps: {health.last_bad_stamp}"
         level = DiagnosticStatus.WARN
-    elif dropped > DROP_SHARE * max(counts.received - before.received, 1):
-        message = f"{dropped} images dropped in the last second: they come faster than the model runs"
+    elif too_fast > DROP_SHARE * max(counts.received - before.received, 1):
+        message = f"{too_fast} images dropped in the last second: they come faster than the model runs"
         level = DiagnosticStatus.WARN
     latency = sum(health.latencies) / len(health.latencies) if health.latencies else float("nan")
     values = {
@@ -117,6 +122,7 @@ def status(
         "processed": str(counts.processed),
         "dropped": str(counts.dropped),
         "dropped for their stamps": str(counts.bad_stamps),
+        "dropped above max_rate": str(counts.over_rate),
         "rejected": str(counts.rejected),
         "last bad stamp": health.last_bad_stamp,
         "last rejection": health.last_rejection,

@@ -33,6 +33,7 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
         output_size=parse_output_size(parameters["output_size"]),
         upsampling=parameters["upsampling"],
         static_prior=parameters["static_prior"] or None,
+        resize_mode=parameters["resize_mode"] or None,
         min_confidence=parameters["min_confidence"],
     )
     blank = np.zeros((segmenter.input_size[1], segmenter.input_size[0], 3), np.uint8)

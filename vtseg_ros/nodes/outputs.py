@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from vtseg_ros.image_ops import colorize, overlay
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap, SegmentationStatus
-from vtseg_ros.nodes.conversions import scale_camera_info, to_image, to_label_map, to_png
+from vtseg_ros.nodes.conversions import scale_camera_info, to_image, to_jpeg, to_label_map, to_png
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
@@ -46,7 +46,9 @@ class Outputs:
         self.png = publisher(CompressedImage, "mask/compressed")
         self.confidence = publisher(Image, "confidence")
         self.color = publisher(Image, "color")
+        self.color_jpeg = publisher(CompressedImage, "color/compressed")
         self.overlay = publisher(Image, "overlay")
+        self.overlay_jpeg = publisher(CompressedImage, "overlay/compressed")
         self.camera_info = publisher(CameraInfo, "camera_info")
         self.status = publisher(SegmentationStatus, "status", STATUS)
         self.label_map = publisher(LabelMap, "label_map", LATCHED)
@@ -70,7 +72,9 @@ class Outputs:
         mask: np.ndarray,
         confidence: np.ndarray,
         labels: LabelSet,
+        *,
         alpha: float,
+        jpeg_quality: int,
     ) -> None:
         """One frame's outputs, all with its header.
 
@@ -80,6 +84,7 @@ class Outputs:
             mask, confidence: (h, w) uint8.
             labels: class list.
             alpha: share of the colour in the overlay.
+            jpeg_quality: 1..100, of the compressed overlay and colours.
         """
         # First what every consumer waits for.
         self.mask.publish(to_image(mask, "mono8", header))
@@ -88,10 +93,16 @@ class Outputs:
             self.camera_info.publish(scale_camera_info(self.latest_info, size, header))
         if _wanted(self.confidence):
             self.confidence.publish(to_image(confidence, "mono8", header))
-        if _wanted(self.color):
-            self.color.publish(to_image(colorize(mask, labels), "rgb8", header))
-        if _wanted(self.overlay):
-            self.overlay.publish(to_image(overlay(image, mask, labels, alpha), "rgb8", header))
+        for raw, jpeg, paint in (
+            (self.color, self.color_jpeg, lambda: colorize(mask, labels)),
+            (self.overlay, self.overlay_jpeg, lambda: overlay(image, mask, labels, alpha)),
+        ):
+            wanted = _wanted(raw), _wanted(jpeg)
+            rgb = paint() if any(wanted) else None
+            if wanted[0]:
+                raw.publish(to_image(rgb, "rgb8", header))
+            if wanted[1]:
+                jpeg.publish(to_jpeg(rgb, jpeg_quality, header))
         if _wanted(self.png):
             self.png.publish(to_png(mask, header))
 

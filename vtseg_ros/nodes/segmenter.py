@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
@@ -21,19 +22,23 @@ from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
+from vtseg_ros.nodes.conversions import NS, stamp_ns
 from vtseg_ros.nodes.inputs import explain_silence, image_topic, subscribe
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
 from vtseg_ros.nodes.process import run_node
+from vtseg_ros.nodes.rate_limit import RateLimit
+from vtseg_ros.nodes.segment_service import Alone, refusal
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
+from vtseg_ros.srv import Segment
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
-LIVE = ("window", "max_gap", "output_size")
+LIVE = ("window", "max_gap", "output_size", "classes")
 """Parameters of the segmenter that runs."""
 
 
@@ -47,6 +52,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
         self._slots: Slots | None = None
+        self._limits: dict[str, RateLimit] = {}
         self._inputs: list = []
         self._decode: Decode = decode_any
         self._settings = Settings()
@@ -63,6 +69,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Segment, "~/segment", self._on_segment)
         # On the steady clock: sim time must not stall it.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
         if self._params["autostart"]:
@@ -88,8 +95,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         try:
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
-            settings = Settings(self._params["overlay_alpha"], ego_mask)
+            settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
+            segmenter.classes = self._params["classes"]
         except Exception as err:  # rclpy swallows what a transition raises: whatever it is, say it
             self.get_logger().error(f"cannot configure: {one_line(err)}")
             return TransitionCallbackReturn.FAILURE
@@ -113,6 +121,8 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         activated = super().on_activate(state)  # publishers first: the worker publishes
         self._slots = Slots(list(self._outputs))
+        self._limits = {camera: RateLimit(self._params["max_rate"]) for camera in self._outputs}
+        self._compare_rate_and_gap(self._params["max_rate"], self._params["max_gap"])
         self._segmenter.reset()
         self._worker = Worker(
             slots=self._slots,
@@ -195,8 +205,12 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             if not self._restoring and not self._loader.busy:
                 self._wanted = value
                 self._loader.start(lambda: load_segmenter(self._params, value))
-        elif name == "overlay_alpha":
-            self._settings.overlay_alpha = value
+        elif name in ("overlay_alpha", "jpeg_quality"):
+            setattr(self._settings, name, value)
+        elif name == "max_rate":
+            for limit in self._limits.values():
+                limit.rate_hz = value
+            self._compare_rate_and_gap(value, self._params["max_gap"])
         elif name in LIVE:
             with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
                 # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.
@@ -208,13 +222,25 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             asked = [values.get(name, self._params[name]) for name in ("precision", "device")]
             if problem := check_precision_on_device(*asked):
                 return problem
-        if self._segmenter is None or "window" not in values or "checkpoint" in values:
+        if self._segmenter is None or "checkpoint" in values:
             return ""
         try:
-            self._segmenter.check_window(values["window"] or None)
+            if "window" in values:
+                self._segmenter.check_window(values["window"] or None)
         except ConfigError as err:
             return f"window: {err}"
+        try:
+            self._segmenter.check_classes(values.get("classes", ()))
+        except ConfigError as err:
+            return str(err)
         return ""
+
+    def _compare_rate_and_gap(self, rate_hz: float, gap_s: float) -> None:
+        if rate_hz and 1 / rate_hz > gap_s:
+            self.get_logger().warning(
+                f"max_rate {rate_hz:g} Hz leaves images {1 / rate_hz:g} s apart, more than max_gap {gap_s:g} s: "
+                "every window has one frame"
+            )
 
     def _locked(self, param: Param) -> str:
         if self._segmenter is None:
@@ -255,6 +281,11 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._segmenter.check_window(self._params["window"] or None)
         except ConfigError:
             changes.append(Parameter("window", Parameter.Type.INTEGER, self._segmenter.window))
+        try:
+            self._segmenter.check_classes(self._params["classes"])
+        except ConfigError:
+            kept = list(self._segmenter.classes)
+            changes.append(Parameter("classes", Parameter.Type.STRING_ARRAY, kept))
         self._restoring = True
         for result in self.set_parameters(changes):
             if not result.successful:  # its file may be gone; what is loaded of it runs on
@@ -273,8 +304,14 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     def _on_image(self, camera: str, message: Any) -> None:
         worker = self._worker
         if worker is not None and worker.enabled:
-            worker.health[camera].inputs.append(time.monotonic())
-            self._slots.put(camera, message)
+            now = time.monotonic()
+            worker.health[camera].inputs.append(now)
+            # Without a stamp, the time of arrival.
+            if self._limits[camera].admit(stamp_ns(message.header) or round(now * NS)):
+                self._slots.put(camera, message)
+            else:
+                worker.health[camera].over_rate += 1
+                self._slots.skip(camera, message, f"above max_rate {self._limits[camera].rate_hz:g} Hz")
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self._segmenter is not None
@@ -291,6 +328,20 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._worker.enabled = request.data
             response.message = "running" if request.data else "paused"
         return response
+
+    async def _on_segment(self, request: Segment.Request, _: Segment.Response) -> Segment.Response:
+        # A coroutine: the executor goes on with the images while the worker has the request.
+        answer: Future = Future()
+
+        def done(response: Segment.Response) -> None:
+            answer.set_result(response)
+            self.executor.wake()
+
+        if self._worker is None:
+            return refusal("the node is not active. Activate it and ask again")
+        if not self._worker.segment_alone(Alone(request.image, done)):
+            return refusal(f"{Slots.MAX_ASKED} requests wait already. Ask again when one was answered")
+        return await answer
 
     def _warn(self, key: str, text: str) -> None:
         now = time.monotonic()
@@ -336,7 +387,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         array.header.stamp = self.get_clock().now().to_msg()
         for camera, counters in self._slots.counters.items():
             health = self._worker.health[camera]
-            counts = diagnostics.Counts(**vars(counters), bad_stamps=health.bad_stamps)
+            counts = diagnostics.Counts(
+                **vars(counters), bad_stamps=health.bad_stamps, over_rate=health.over_rate
+            )
             array.status.append(
                 diagnostics.status(
                     name=f"{self.get_fully_qualified_name().lstrip('/')}: {camera or 'camera'}",

@@ -14,6 +14,7 @@ from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.nodes.parameters import Param
+from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size, size_from_text
 
 
@@ -51,6 +52,11 @@ def _check_input_size(text: str) -> None:
     width, height = size_from_text(text)
     if width or height:
         check_size(height, width)
+
+
+def _check_resize_mode(mode: str) -> None:
+    if mode and mode not in RESIZE_MODES:
+        raise ConfigError(f"unknown mode; expected one of {', '.join(RESIZE_MODES)}, or empty, got {mode!r}")
 
 
 def _zero_size(text: str) -> str:
@@ -102,7 +108,22 @@ PARAMETERS = (
         check=_check_input_size,
         convert=_zero_size,
     ),
+    Param(
+        "resize_mode",
+        "",
+        "How images are brought to the input size: stretch, letterbox or crop, whose masks are 255 at the sides that "
+        "are cut off; empty = the checkpoint's.",
+        check=_check_resize_mode,
+    ),
     Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
+    Param(
+        "max_rate",
+        0.0,
+        "Images above this mean rate by their stamps are dropped, Hz; 0 = unlimited.",
+        0.0,
+        1000.0,
+        live=True,
+    ),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
     Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
     Param(
@@ -125,7 +146,9 @@ PARAMETERS = (
         allowed=UPSAMPLING,
     ),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
+    Param("jpeg_quality", 80, "Of the compressed overlay and colours, 100 = best.", 1, 100, live=True),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
+    Param("classes", [], "Names of the classes to publish, the others become 255; empty = all.", live=True),
     Param(
         "ego_mask",
         "",

@@ -20,6 +20,7 @@ from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.diagnostics import Health
 from vtseg_ros.nodes.outputs import Outputs
+from vtseg_ros.nodes.segment_service import Alone, refusal, segment_alone
 from vtseg_ros.nodes.slots import Pending, Slots
 
 IDLE_AFTER_S = 0.5
@@ -30,6 +31,7 @@ class Settings:
     """What can change while the worker runs."""
 
     overlay_alpha: float = 0.5
+    jpeg_quality: int = 80
     ego_mask: np.ndarray | None = None
 
 
@@ -78,9 +80,14 @@ class Worker:
         with self.lock:
             self._next = segmenter
 
+    def segment_alone(self, request: Alone) -> bool:
+        """Segment an image that is no camera's; returns False when too many wait. See `segment_service`."""
+        return self._slots.ask(request)
+
     def stop(self) -> None:
         """Finish the frame in work, drop what waits and say so, tell the final counts."""
-        self._slots.close()
+        for request in self._slots.close():
+            request.done(refusal("the node is being deactivated. Activate it and ask again"))
         self._thread.join()
         self._publish_idle()
 
@@ -91,15 +98,34 @@ class Worker:
             if taken is None:
                 return
             self._switch()
+            # Every camera's statuses in the order of its frames: what was skipped after the newest one comes later.
+            newest_s = {pending.camera: pending.received_s for pending in taken.frames}
+            later = []
             for pending in taken.dropped:
-                self._debug(f"dropped {_name(pending)}: a newer frame came before the model was free")
-                self._status(pending, SegmentationStatus.DROPPED)
+                if pending.received_s > newest_s.get(pending.camera, pending.received_s):
+                    later.append(pending)
+                else:
+                    self._report_dropped(pending)
             if taken.frames:
                 self._active, last = True, time.monotonic()
                 self._process(taken.frames)
                 last = time.monotonic()
-            elif self._active and time.monotonic() - last > IDLE_AFTER_S:
+                for pending in later:
+                    self._report_dropped(pending)
+            elif taken.asked is None and self._active and time.monotonic() - last > IDLE_AFTER_S:
                 self._publish_idle()
+
+            if taken.asked is not None:
+                with self.lock:
+                    answer = segment_alone(
+                        taken.asked.message, self._segmenter, self._decode, self._settings.ego_mask
+                    )
+                taken.asked.done(answer)
+
+    def _report_dropped(self, pending: Pending) -> None:
+        why = pending.reason or "a newer frame came before the model was free"
+        self._debug(f"dropped {_name(pending)}: {why}")
+        self._status(pending, SegmentationStatus.DROPPED, reason=pending.reason)
 
     def _switch(self) -> None:
         with self.lock:
@@ -179,7 +205,8 @@ class Worker:
             mask,
             result.confidence,
             segmenter.labels,
-            self._settings.overlay_alpha,
+            alpha=self._settings.overlay_alpha,
+            jpeg_quality=self._settings.jpeg_quality,
         )
         done = time.monotonic()
         self._slots.count(pending.camera, "processed")
