@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
@@ -24,8 +26,16 @@ from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, read_label_set
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.fleet_job import (
+    absolute_checkpoint,
+    add_ray_arguments,
+    exit_code,
+    run_job,
+    write_outcomes,
+)
+from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.fleet import expand_inputs, plan_tasks
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.postprocess import UPSAMPLING
@@ -35,7 +45,7 @@ from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
 
-HELP = "Masks for every frame of a bag or video file: into a bag, an overlay mp4, or both."
+HELP = "Masks for every frame of bags or video files: into bags, an overlay mp4, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
 VIDEO_START_NS = 1_000_000_000
 """Stamp of a video's first frame: a stamp of zero would mean that there is none."""
@@ -73,9 +83,15 @@ def open_source(path: Path, image_topic: str, stack: ExitStack, bad: list[str]) 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        help="a bag's folder or a video file; several, globs or a .txt list of paths make a job",
+    )
     parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
-    parser.add_argument("--out", type=Path, metavar="BAG", help="bag to write the masks into")
+    parser.add_argument(
+        "--out", type=Path, metavar="BAG", help="bag to write the masks into; of a job: its folder"
+    )
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
     parser.add_argument("--device", default="auto")
@@ -100,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the masks in --out after an interrupted run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_ray_arguments(parser)
 
 
 def _from_bag(bag: BagReader, topic: str) -> Source:
@@ -254,8 +271,27 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    sources = expand_inputs(args.input)
+    if args.ray or [str(source) for source in sources] != [str(Path(args.input[0]))]:
+        return _run_job(args, sources)
+    args.input = sources[0]
     _check_arguments(args)
-    segmenter = VideoPredictor(
+    found = _segment_input(args, _open_predictor(args), track)
+    before = f" ({found['resumed']} of them from before)" if found["resumed"] else ""
+    bad = found["left_out"]
+    print(
+        f"{found['frames']} masks{before}, {found['frames_per_s']:.1f} frames/s"
+        + (f", {len(bad)} frames left out" if bad else "")
+    )
+    for line in bad[:5]:
+        print(f"  {line}")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _open_predictor(args: argparse.Namespace) -> VideoPredictor:
+    return VideoPredictor(
         args.checkpoint,
         device=args.device,
         backend=args.backend,
@@ -268,6 +304,72 @@ def run(args: argparse.Namespace) -> int:
         streaming=args.streaming,
         static_prior=args.static_prior,
     )
+
+
+SETTINGS = (
+    "image_topic",
+    "device",
+    "backend",
+    "precision",
+    "window",
+    "streaming",
+    "output_size",
+    "upsampling",
+    "min_confidence",
+    "max_gap",
+    "static_prior",
+)
+"""Options that decide the masks."""
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """Masks of bags or videos, each in a bag `masks`.
+
+    Args:
+        args: of `vtseg segment`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return [self.args.checkpoint]
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in SETTINGS}
+
+    def load(self, threads: int) -> VideoPredictor:
+        if threads:
+            torch.set_num_threads(threads)
+        return _open_predictor(self.args)
+
+    def process(
+        self, loaded: VideoPredictor, source: Path, folder: Path, on_frame: Callable[[], None]
+    ) -> dict[str, Any]:
+        of_bag = {"input": source, "out": folder / "masks", "overlay": None, "resume": False}
+        args = argparse.Namespace(**{**vars(self.args), **of_bag})
+        _check_arguments(args)
+        loaded.reset()
+        return _segment_input(args, loaded, reporting_to(on_frame))
+
+
+def _run_job(args: argparse.Namespace, sources: list[Path]) -> int:
+    if not args.out or args.overlay or args.resume:
+        raise ConfigError(
+            "segment: a job over several inputs writes into a folder; expected --out DIR and neither --overlay nor "
+            "--resume. A second run skips what is complete"
+        )
+    parse_output_size(args.output_size)
+    args.checkpoint = absolute_checkpoint(args.checkpoint)
+    outcomes = run_job(SegmentJob(args), plan_tasks(sources, args.out, args.image_topic), args)
+    if args.json:
+        write_outcomes(args.json, outcomes)
+    return exit_code(outcomes)
+
+
+def _segment_input(args: argparse.Namespace, segmenter: VideoPredictor, tracker: Tracker) -> dict[str, Any]:
+    """Segment one bag or video; returns plain values for a report."""
     bad: list[str] = []
     with ExitStack() as stack:
         source = open_source(args.input, args.image_topic, stack, bad)
@@ -277,7 +379,7 @@ def run(args: argparse.Namespace) -> int:
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
             video = stack.enter_context(overlay_video(args.overlay, segmenter.labels, source.rate_hz()))
         began = time.monotonic()
-        done, taken_over = _segment(args, segmenter, source, output, video, bad)
+        done, taken_over = _segment(args, segmenter, source, output, video, bad, tracker)
         missing = source.missing()
         if done + len(bad) < source.total:
             missing = max(missing, source.total - done - len(bad))
@@ -288,14 +390,13 @@ def run(args: argparse.Namespace) -> int:
             )
         output.finish()
         rate = (done - taken_over) / max(time.monotonic() - began, 1e-9)
-    before = f" ({taken_over} of them from before)" if taken_over else ""
-    print(f"{done} masks{before}, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
-    for line in bad[:5]:
-        print(f"  {line}")
-    if args.json:
-        found = {"frames": done, "left_out": bad, "frames_per_s": rate, "messages_missing": missing}
-        args.json.write_text(json.dumps({**found, "resumed": taken_over}, indent=2) + "\n")
-    return 0
+    return {
+        "frames": done,
+        "left_out": bad,
+        "frames_per_s": rate,
+        "messages_missing": missing,
+        "resumed": taken_over,
+    }
 
 
 def _segment(
@@ -305,6 +406,7 @@ def _segment(
     output: _Output,
     video: OverlayVideo | None,
     bad: list[str],
+    tracker: Tracker,
 ) -> tuple[int, int]:
     """Write the masks of all frames; returns how many there are and how many of them were there before.
 
@@ -313,7 +415,7 @@ def _segment(
     """
     done = taken_over = 0
     older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
-    with interrupts.deferred() as stop, track(source.total, "segmenting") as advance:
+    with interrupts.deferred() as stop, tracker(source.total, "segmenting") as advance:
         for stamp_ns, frame_id, pixels in source.frames:
             if stop:
                 _stop(args, output, done, source.total)
