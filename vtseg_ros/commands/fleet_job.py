@@ -20,11 +20,17 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.fleet import Job, Outcome, RayOptions, Task, Watch, run_here, run_on_ray
 
+NO_CLUSTER = "none"
+
 
 def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of jobs."""
     group = parser.add_argument_group("jobs on a Ray cluster")
-    group.add_argument("--ray", metavar="ADDRESS", help="HOST:PORT of the head node, or local")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="HOST:PORT of the head node; local starts a cluster on this machine; none runs the job in this process",
+    )
     group.add_argument("--cpus", type=int, default=1, help="cores of each worker (default 1)")
     group.add_argument("--gpus", type=float, default=0.0, help="GPUs of each worker (default 0)")
     group.add_argument("--workers", type=int, help="most workers (default: as many as there is room for)")
@@ -52,7 +58,7 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
     """
     began, outcomes, complete = time.monotonic(), [], 0
     options = None
-    if args.ray:
+    if args.ray and args.ray != NO_CLUSTER:
         options = RayOptions(address=args.ray, cpus=args.cpus, gpus=args.gpus, workers=args.workers)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -55,8 +55,8 @@ class Worker:
             try:
                 if identity_of(self._job) != self._identity:
                     raise ConfigError(
-                        f"checkpoint {', '.join(self._job.checkpoints)}: expected the same file on all hosts, got "
-                        "another one on this worker. Copy it again"
+                        f"checkpoint {', '.join(self._job.checkpoints)}: expected it and the files of other options to be "
+                        "the same on all hosts, got others on this worker. Copy them again"
                     )
                 self._loaded = self._job.load(self._threads)
             except Exception as err:

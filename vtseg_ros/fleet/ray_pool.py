@@ -58,7 +58,7 @@ class RayOptions:
         host, _, port = self.address.rpartition(":")
         if self.address != "local" and not (host and port.isdigit() and 0 < int(port) < 65536):
             raise ConfigError(
-                f"--ray: not an address; expected local or HOST:PORT, got {self.address}. Correct it"
+                f"--ray: not an address; expected HOST:PORT, local or none, got {self.address}. Correct it"
             )
 
 
