@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
@@ -48,6 +49,15 @@ def ray_processes() -> list[str]:
         if "ray::" in line or "/ray/" in line:
             found.append(line)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As a worker with one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from vtseg_ros.evaluation.robustness import (
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.evaluation.systems import System
 from vtseg_ros.files import write_atomically
-from vtseg_ros.fleet import expand_inputs, plan_tasks
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
 
@@ -261,15 +261,15 @@ class EvaluateJob:
         return []
 
     def process(
-        self, loaded: list[System], source: Path, folder: Path, on_frame: Callable[[], None]
+        self, loaded: list[System], task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
-        index = _index(self.args, [source])
+        index = _index(self.args, [task.source])
         if not loaded or any(system.info.flow for system in loaded):  # flow is of one bag
             loaded[:] = open_systems(_selection(self.args), index)
         owner = f"checkpoint {loaded[0].info.checkpoint}"
         if self.args.class_map:
             owner = f"class map {self.args.class_map}"
-        named = _check_classes(source, loaded[0].labels, owner)
+        named = _check_classes(task.source, loaded[0].labels, owner)
         for system in loaded:
             system.problems.clear()  # of the bag before
         outcome = evaluate(FrameStore(index), loaded, pictures=0, on_frame=on_frame)

@@ -18,13 +18,13 @@ from rich.table import Table
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.files import write_atomically
-from vtseg_ros.fleet import Job, Outcome, RayOptions, Task, Watch, run_here, run_on_ray
+from vtseg_ros.fleet import Job, Outcome, RayOptions, Task, Watch, run_here, run_in_parts, run_on_ray
 
 NO_CLUSTER = "none"
 
 
-def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of jobs."""
+def add_ray_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options of jobs; returns their group."""
     group = parser.add_argument_group("jobs on a Ray cluster")
     group.add_argument(
         "--ray",
@@ -34,6 +34,12 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cpus", type=int, default=1, help="cores of each worker (default 1)")
     group.add_argument("--gpus", type=float, default=0.0, help="GPUs of each worker (default 0)")
     group.add_argument("--workers", type=int, help="most workers (default: as many as there is room for)")
+    return group
+
+
+def is_on_cluster(args: argparse.Namespace) -> bool:
+    """Return whether a job runs on Ray."""
+    return bool(args.ray) and args.ray != NO_CLUSTER
 
 
 def absolute_checkpoint(name: str) -> str:
@@ -57,31 +63,38 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
         KeyboardInterrupt: after a signal, with what is complete.
     """
     began, outcomes, complete = time.monotonic(), [], 0
-    options = None
-    if args.ray and args.ray != NO_CLUSTER:
+    shown: list[str] = []
+    options: RayOptions | None = None
+    if is_on_cluster(args):
         options = RayOptions(address=args.ray, cpus=args.cpus, gpus=args.gpus, workers=args.workers)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("frames", total=sum(task.frames for task in tasks) or None)
 
+        def show_failure(outcome: Outcome) -> None:
+            line = f"{outcome.task}: {outcome.reason}"
+            if outcome.state == "failed" and outcome.reason not in shown:
+                console.print(f"failed: {line}", markup=False, soft_wrap=True)
+                shown.append(line)
+
         def on_outcome(outcome: Outcome) -> None:
             nonlocal complete
             complete += outcome.state != "failed"
-            if outcome.state == "failed":
-                console.print(
-                    f"failed: {outcome.task.source}: {outcome.reason}", markup=False, soft_wrap=True
-                )
+            show_failure(outcome)
 
-        watch = Watch(on_outcome, lambda frames: progress.update(bar, completed=frames))
+        def run(planned: Sequence[Task]) -> list[Outcome]:
+            watch = Watch(on_outcome, lambda frames: progress.update(bar, completed=frames))
+            return run_on_ray(job, planned, watch, options) if options else run_here(job, planned, watch)
+
         try:
-            if options:
-                outcomes = run_on_ray(job, tasks, watch, options)
-            else:
-                outcomes = run_here(job, tasks, watch)
+            outcomes = run_in_parts(job, tasks, run)
+            for outcome in outcomes:
+                if outcome.task.parts:
+                    show_failure(outcome)  # unless it is that of a part
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
-                f"{complete} of {len(tasks)} results are complete; the same command goes on with the others"
+                f"{complete} results are complete; the same command goes on with the others"
             ) from stop
     _print_summary(outcomes, time.monotonic() - began)
     return outcomes

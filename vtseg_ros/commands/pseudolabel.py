@@ -30,7 +30,7 @@ from vtseg_ros.commands.fleet_job import (
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
-from vtseg_ros.fleet import expand_inputs, plan_tasks
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.importers.video_files import import_videos
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.pseudolabels import (
@@ -257,10 +257,10 @@ class PseudolabelJob:
         return _prepare(self.args)
 
     def process(
-        self, loaded: Prepared, source: Path, folder: Path, on_frame: Callable[[], None]
+        self, loaded: Prepared, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
-        _check_input(source)
-        args = argparse.Namespace(**{**vars(self.args), "input": source, "out": folder / "labelled"})
+        _check_input(task.source)
+        args = argparse.Namespace(**{**vars(self.args), "input": task.source, "out": folder / "labelled"})
         done = _label_input(args, loaded, reporting_to(on_frame))
         if done is None:
             raise KeyboardInterrupt

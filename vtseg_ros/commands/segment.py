@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, header_stamp, stamp_of
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, read_label_set
 from vtseg_ros.commands import interrupts
@@ -30,12 +30,14 @@ from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
     add_ray_arguments,
     exit_code,
+    is_on_cluster,
     run_job,
     write_outcomes,
 )
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.fleet import expand_inputs, plan_tasks
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet.parts import Span, warm_up_start
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.postprocess import UPSAMPLING
@@ -47,6 +49,9 @@ from vtseg_ros.video.reader import VideoReader
 
 HELP = "Masks for every frame of bags or video files: into bags, an overlay mp4, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
+MASKS_BAG = "masks"
+WHOLE = (None, None)
+PART_FRAMES = 2000
 VIDEO_START_NS = 1_000_000_000
 """Stamp of a video's first frame: a stamp of zero would mean that there is none."""
 
@@ -80,6 +85,21 @@ def open_source(path: Path, image_topic: str, stack: ExitStack, bad: list[str]) 
     if is_bag(path):
         return _from_bag(stack.enter_context(BagReader(path)), image_topic)
     return _from_video(stack.enter_context(VideoReader(path)), bad)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a bag.
+
+    Attributes:
+        span: bag times (ns), the first included, the second not; None = the bag's begin or end.
+        begin_ns: bag time where reading begins; None = the bag's begin.
+        warm_up: called with (stamp in ns, frame_id, RGB) of the frames before the part that can be decoded.
+    """
+
+    span: Span
+    begin_ns: int | None
+    warm_up: Callable[[int, str, np.ndarray], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,10 +136,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the masks in --out after an interrupted run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    add_ray_arguments(parser)
+    add_ray_arguments(parser).add_argument(
+        "--part-frames",
+        type=int,
+        metavar="N",
+        help=f"of a job: split longer bags into parts of N frames; 0 = never (default {PART_FRAMES} on a cluster, else 0)",
+    )
 
 
-def _from_bag(bag: BagReader, topic: str) -> Source:
+def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
     topic = topic or find_image_topic(bag)
     bag.require(topic)
     total = bag.topics[topic].count
@@ -132,11 +157,25 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     def on_corrupt(_: str, time_ns: int, reason: str) -> None:
         corrupt.append((time_ns, "", ImageError(reason)))
 
+    start_ns, stop_ns = part.span if part else (None, None)
+    if part:
+        times = bag.times([topic])
+        edges = (0 if start_ns is None else start_ns, times[-1] + 1 if stop_ns is None else stop_ns)
+        first, last = np.searchsorted(times, edges)
+        total = int(last - first)
+
+    def is_before(time_ns: int) -> bool:
+        return start_ns is not None and time_ns < start_ns
+
+    def flush() -> Iterator[tuple[int, str, ImageError]]:
+        yield from (one for one in corrupt if not is_before(one[0]))
+        corrupt.clear()
+
     def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
         unstamped, delay_ns = False, 0
-        for _, time_ns, message in bag.messages([topic], on_corrupt=on_corrupt):
-            yield from corrupt
-            corrupt.clear()
+        messages = bag.messages([topic], part.begin_ns if part else None, stop_ns, on_corrupt=on_corrupt)
+        for _, time_ns, message in messages:
+            yield from flush()
             stamp_ns = stamp_of(message)
             if stamp_ns:
                 delay_ns = time_ns - stamp_ns
@@ -155,8 +194,12 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
                 pixels: np.ndarray | ImageError = decode(message)
             except ImageError as err:
                 pixels = err
+            if is_before(time_ns):
+                if not isinstance(pixels, ImageError):
+                    part.warm_up(stamp_ns, message.header.frame_id, pixels)
+                continue
             yield stamp_ns, message.header.frame_id, pixels
-        yield from corrupt
+        yield from flush()
 
     return Source(total, frames(), lambda: bag.rate_hz(topic), lambda: sum(bag.missing.values()))
 
@@ -345,13 +388,32 @@ class SegmentJob:
         return _open_predictor(self.args)
 
     def process(
-        self, loaded: VideoPredictor, source: Path, folder: Path, on_frame: Callable[[], None]
+        self, loaded: VideoPredictor, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
-        of_bag = {"input": source, "out": folder / "masks", "overlay": None, "resume": False}
+        of_bag = {"input": task.source, "out": folder / MASKS_BAG, "overlay": None, "resume": False}
         args = argparse.Namespace(**{**vars(self.args), **of_bag})
         _check_arguments(args)
         loaded.reset()
-        return _segment_input(args, loaded, reporting_to(on_frame))
+        return _segment_input(args, loaded, reporting_to(on_frame), task.span)
+
+    def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        began = False
+        with BagWriter(folder / MASKS_BAG) as joined:
+            for part in task.parts:
+                with BagReader(part.output / MASKS_BAG) as bag:
+                    for topic, msgtype, time_ns, data in bag.raw():
+                        if topic == MASKS or not began:
+                            joined.write_raw(topic, msgtype, data, time_ns)
+                            began = True
+        found = {
+            "frames": sum(result["frames"] for result in results),
+            "left_out": [line for result in results for line in result["left_out"]],
+            "messages_missing": sum(result["messages_missing"] for result in results),
+            "parts": len(results),
+        }
+        if not found["frames"]:
+            raise BagError(f"{task.source} has no frame that could be segmented: {found['left_out'][:1]}")
+        return found
 
 
 def _run_job(args: argparse.Namespace, sources: list[Path]) -> int:
@@ -360,19 +422,49 @@ def _run_job(args: argparse.Namespace, sources: list[Path]) -> int:
             "segment: a job over several inputs writes into a folder; expected --out DIR and neither --overlay nor "
             "--resume. A second run skips what is complete"
         )
+    if args.part_frames is not None and args.part_frames < 0:
+        raise ConfigError(
+            f"--part-frames: out of range; expected at least 0, got {args.part_frames}. Correct it"
+        )
     parse_output_size(args.output_size)
     args.checkpoint = absolute_checkpoint(args.checkpoint)
-    outcomes = run_job(SegmentJob(args), plan_tasks(sources, args.out, args.image_topic), args)
+    part_frames = args.part_frames
+    if part_frames is None:
+        part_frames = PART_FRAMES if is_on_cluster(args) else 0
+    tasks = plan_tasks(sources, args.out, args.image_topic, part_frames=part_frames)
+    outcomes = run_job(SegmentJob(args), tasks, args)
     if args.json:
         write_outcomes(args.json, outcomes)
     return exit_code(outcomes)
 
 
-def _segment_input(args: argparse.Namespace, segmenter: VideoPredictor, tracker: Tracker) -> dict[str, Any]:
-    """Segment one bag or video; returns plain values for a report."""
+def _open_part(path: Path, topic: str, stack: ExitStack, segmenter: VideoPredictor, span: Span) -> Source:
+    """Open a part of a bag, whose masks become those of an unsplit run."""
+    bag = stack.enter_context(BagReader(path))
+    topic = topic or find_image_topic(bag)
+    begin_ns = None
+    if span[0] is not None:
+        # One more window: with short windows the network may run another way than with full ones.
+        frames = segmenter.history + segmenter.window - 1
+        max_gap_ns = round(segmenter.max_gap_s * NS)
+        begin_ns = warm_up_start(bag, topic, span[0], frames=frames, max_gap_ns=max_gap_ns)
+
+    def warm_up(stamp_ns: int, frame_id: str, image: np.ndarray) -> None:
+        segmenter.step(image, stamp_ns, frame_id)
+
+    return _from_bag(bag, topic, Part(span, begin_ns, warm_up))
+
+
+def _segment_input(
+    args: argparse.Namespace, segmenter: VideoPredictor, tracker: Tracker, span: Span = WHOLE
+) -> dict[str, Any]:
+    """Segment one bag, a part of it, or a video; returns plain values for a report."""
     bad: list[str] = []
     with ExitStack() as stack:
-        source = open_source(args.input, args.image_topic, stack, bad)
+        if span == WHOLE:
+            source = open_source(args.input, args.image_topic, stack, bad)
+        else:
+            source = _open_part(args.input, args.image_topic, stack, segmenter, span)
         output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
         video = None
         if args.overlay:
@@ -384,7 +476,7 @@ def _segment_input(args: argparse.Namespace, segmenter: VideoPredictor, tracker:
         if done + len(bad) < source.total:
             missing = max(missing, source.total - done - len(bad))
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
-        if not done:
+        if not done and span == WHOLE:
             raise BagError(
                 f"{args.input} has no frame that could be segmented" + (f": {bad[0]}" if bad else "")
             )

@@ -20,7 +20,7 @@ from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import absolute_checkpoint, add_ray_arguments, exit_code, run_job
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
-from vtseg_ros.fleet import expand_inputs, plan_tasks
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.inference.devices import resolve_device
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
@@ -133,12 +133,12 @@ class SelectJob:
         return FrameScorer(load_checkpoint(self.args.checkpoint, device=resolve_device(self.args.device)))
 
     def process(
-        self, loaded: FrameScorer, source: Path, folder: Path, on_frame: Callable[[], None]
+        self, loaded: FrameScorer, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
-        found = _score_bag(self.args, loaded, source, reporting_to(on_frame))
+        found = _score_bag(self.args, loaded, task.source, reporting_to(on_frame))
         if not found.frames:
             raise BagError(
-                f"{source}: no frame could be scored" + "".join(f": {one}" for one in found.left_out[:1])
+                f"{task.source}: no frame could be scored" + "".join(f": {one}" for one in found.left_out[:1])
             )
         (folder / SCORES_FILE).write_text(json.dumps({"frames": found.frames, "left_out": found.left_out}))
         np.save(folder / FEATURES_FILE, np.stack(found.features))

@@ -7,12 +7,13 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vtseg_ros.errors import ConfigError, VTSegError
-from vtseg_ros.fleet.jobs import Job, Outcome, Task, Watch
+from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
 from vtseg_ros.fleet.results import complete_task, identity_of
 
 ATTEMPTS = 3
@@ -109,6 +110,57 @@ def run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> list[Outcome]:
             outcomes.append(outcome)
             watch.on_outcome(outcome)
     return outcomes
+
+
+def run_in_parts(
+    job: Job, tasks: Sequence[Task], run: Callable[[Sequence[Task]], list[Outcome]]
+) -> list[Outcome]:
+    """Run the parts of tasks that have some and join their results; run the other tasks as they are.
+
+    Args:
+        job: the job; a `SplitJob` where tasks have parts.
+        tasks: its tasks.
+        run: runs tasks without parts, and returns their outcomes in the same order.
+
+    Returns:
+        Outcomes in the order of the tasks.
+    """
+    found: dict[Task, Outcome] = {}
+    started = [task for task in tasks if not (task.parts and task.output.exists())]
+    planned = [part for task in started for part in task.parts or (task,)]
+    of_parts = dict(zip(planned, run(planned), strict=True)) if planned else {}
+    for task in tasks:
+        if not task.parts:
+            found[task] = of_parts[task]
+            continue
+        parts = [of_parts[part] for part in task.parts] if task in started else []
+        failed = next((one for one in parts if one.state == "failed"), None)
+        if failed is not None:
+            found[task] = replace(failed, task=task, reason=f"{failed.task}: {failed.reason}")
+            continue
+        joining = _Joining(job, [one.result for one in parts])
+        outcome = run_here(joining, [task], Watch())[0]
+        attempts = max((one.attempts for one in parts), default=1)
+        found[task] = replace(outcome, attempts=max(outcome.attempts, attempts))
+        if outcome.state != "failed":
+            shutil.rmtree(task.parts[0].output.parent, ignore_errors=True)
+            with suppress(OSError):  # other bags still have parts there
+                task.parts[0].output.parent.parent.rmdir()
+    return [found[task] for task in tasks]
+
+
+class _Joining:
+    """The job that joins the results of one task's parts."""
+
+    def __init__(self, job: SplitJob, results: Sequence[dict[str, Any]]) -> None:
+        self._job, self._results = job, results
+        self.checkpoints, self.settings = job.checkpoints, job.settings
+
+    def load(self, threads: int) -> bool:
+        return True
+
+    def process(self, loaded: bool, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
+        return self._job.join(task, self._results, folder)
 
 
 @contextmanager

@@ -17,12 +17,22 @@ class Task:
     Attributes:
         source: the bag or video.
         output: folder that the result is renamed to when it is complete.
-        frames: images in the source; 0 = unknown.
+        frames: images in the source or the span; 0 = unknown.
+        span: bag times (ns) of a part of the source, the first included, the second not; None = begin or end.
+        parts: tasks whose results are joined to this one's; empty = the source is processed at once.
     """
 
     source: Path
     output: Path
     frames: int = 0
+    span: tuple[int | None, int | None] = (None, None)
+    parts: tuple[Task, ...] = ()
+
+    def __str__(self) -> str:
+        start, stop = self.span
+        if self.span == (None, None):
+            return str(self.source)
+        return f"{self.source} from {start or 'its begin'} to {stop or 'its end'} ns"
 
 
 @dataclass(frozen=True)
@@ -69,17 +79,31 @@ class Job(Protocol):
     def load(self, threads: int) -> Any:
         """Return what a worker keeps for all its tasks, such as a model; `threads` 0 = as they are."""
 
-    def process(
-        self, loaded: Any, source: Path, folder: Path, on_frame: Callable[[], None]
-    ) -> dict[str, Any]:
-        """Process a bag.
+    def process(self, loaded: Any, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
+        """Process a bag, or a part of it.
 
         Args:
             loaded: from `load`.
-            source: the bag or video.
+            task: its source and span; parts are given only to jobs that can be split.
             folder: exists and is empty; the result is written into it.
             on_frame: to be called after each frame.
 
         Returns:
             Plain JSON values, among them `frames`.
+        """
+
+
+class SplitJob(Job, Protocol):
+    """A job that can process parts of bags."""
+
+    def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """Join the results of `task.parts`, in their outputs, into a folder.
+
+        Args:
+            task: with its parts.
+            results: of the parts, from `process`.
+            folder: exists and is empty.
+
+        Returns:
+            As `process`.
         """

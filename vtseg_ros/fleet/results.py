@@ -40,6 +40,16 @@ def digest_of(path: Path) -> str:
     return total.hexdigest()
 
 
+def _listing_of(path: Path) -> str:
+    """Digest of the names, sizes and times of change of a bag's files: parts do not read the whole bag."""
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        listed = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    except OSError as err:
+        raise BagError(f"{path}: cannot be read ({err.strerror or err}); expected a bag") from err
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
 def identity_of(job: Job) -> dict[str, str]:
     """Return the digests of a job's checkpoints and settings.
 
@@ -96,7 +106,8 @@ def complete_task(
     Raises:
         VTSegError, OSError: as the job does.
     """
-    identity = {"input": digest_of(task.source), **identity}
+    whole = task.span == (None, None)
+    identity = {"input": digest_of(task.source) if whole else _listing_of(task.source), **identity}
     known = read_complete(task, identity)
     if known is not None:
         return Outcome(task, "skipped", known)
@@ -106,10 +117,10 @@ def complete_task(
     try:
         made = scratch / task.output.name
         made.mkdir()
-        result = job.process(loaded, task.source, made, on_frame)
+        result = job.process(loaded, task, made, on_frame)
         record = {
             "sha256": identity,
-            "input": str(task.source),
+            "input": str(task),
             "settings": job.settings(),
             "vtseg_ros": __version__,
             "result": result,

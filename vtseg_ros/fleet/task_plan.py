@@ -13,6 +13,10 @@ from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.fleet.jobs import Task
+from vtseg_ros.fleet.parts import plan_spans
+
+PARTS = ".parts"
+"""Folder of the results of parts, next to the results."""
 
 
 def expand_inputs(inputs: Iterable[str]) -> list[Path]:
@@ -49,13 +53,16 @@ def expand_inputs(inputs: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def plan_tasks(sources: Sequence[Path], out: Path, image_topic: str = "") -> list[Task]:
+def plan_tasks(
+    sources: Sequence[Path], out: Path, image_topic: str = "", *, part_frames: int = 0
+) -> list[Task]:
     """Return one task per source; a source that cannot be read becomes a task that fails.
 
     Args:
         sources: bags or videos.
         out: folder of the results, one folder per source.
         image_topic: whose messages are counted; empty = the only image topic.
+        part_frames: bags with more frames are split into parts of so many; 0 = no bag is.
 
     Raises:
         ConfigError: if two sources have the same name.
@@ -68,15 +75,27 @@ def plan_tasks(sources: Sequence[Path], out: Path, image_topic: str = "") -> lis
                 f"input: {tasks[name].source} and {source} have the same name; expected different names, since both "
                 f"results would be {out / name}. Rename one"
             )
-        tasks[name] = Task(source.absolute(), out.absolute() / name, _frames(source, image_topic))
+        tasks[name] = _plan(source.absolute(), out.absolute() / name, image_topic, part_frames)
     return list(tasks.values())
 
 
-def _frames(source: Path, image_topic: str) -> int:
+def _plan(source: Path, output: Path, image_topic: str, part_frames: int) -> Task:
     try:
         if not is_bag(source):
-            return 0
+            return Task(source, output)
         with BagReader(source) as bag:
-            return bag.topics[image_topic or find_image_topic(bag)].count
+            topic = image_topic or find_image_topic(bag)
+            frames = bag.topics[topic].count
+            spans = plan_spans(bag, topic, part_frames) if 0 < part_frames < frames else []
     except (VTSegError, OSError, KeyError):
-        return 0  # the task reports it
+        return Task(source, output)  # the task reports it
+    if len(spans) < 2:
+        return Task(source, output, frames)
+    folder = output.parent / PARTS / output.name
+    counts = [part_frames] * (len(spans) - 1)
+    counts.append(max(frames - sum(counts), 0))
+    parts = [
+        Task(source, folder / f"{start or 'begin'}_{stop or 'end'}", count, (start, stop))
+        for (start, stop), count in zip(spans, counts, strict=True)
+    ]
+    return Task(source, output, frames, parts=tuple(parts))
