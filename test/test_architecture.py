@@ -72,6 +72,7 @@ def test_the_play_command_says_what_is_missing() -> None:
         "bags",
         "dataset",
         "evaluation",
+        "fleet",
         "importers",
         "inference",
         "labelling",

@@ -20,6 +20,7 @@ MARKS_OF_PATH = {
     "faults": "fault",
     "commands": "slow",
     "evaluation": "slow",
+    "fleet": "slow",
     "training": "slow",
     "published": "slow",
     "inference/test_bench.py": "slow",

@@ -7,15 +7,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
+from vtseg_ros.commands.fleet_job import absolute_checkpoint, add_ray_arguments, exit_code, run_job
 from vtseg_ros.commands.progress import track
 from vtseg_ros.dataset.corrupted_store import PARTS
 from vtseg_ros.dataset.corruptions import KINDS
@@ -23,6 +27,7 @@ from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
+from vtseg_ros.evaluation.merging import merge, to_counts
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.robustness import (
     CorruptedScores,
@@ -31,7 +36,9 @@ from vtseg_ros.evaluation.robustness import (
     parse_corruptions,
 )
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
+from vtseg_ros.evaluation.systems import System
 from vtseg_ros.files import write_atomically
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
 
@@ -41,7 +48,9 @@ FILE_WIDTH = 240
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "bag", type=Path, nargs="+", help="bags with images and labels of equal header stamps"
+        "bag",
+        nargs="+",
+        help="bags with images and labels of equal header stamps; also globs and .txt lists of paths",
     )
     parser.add_argument(
         "--checkpoint",
@@ -132,16 +141,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json and report.html")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--html", type=Path, metavar="FILE")
+    add_ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    args.bag = expand_inputs(args.bag)
     for name in ("every", "stride"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
     corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
-    selection = Selection(
+    if args.ray:
+        return run_evaluate_job(args)
+    selection = _selection(args)
+    index = _index(args, args.bag)
+    store = FrameStore(index)
+    systems = open_systems(selection, store.index)
+    owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
+    named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
+    with (
+        interrupts.unwritten("the report"),
+        track(len(index.labelled(args.every)) * (1 + len(corruptions)), "evaluating") as advance,
+    ):
+        outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
+        corrupted = evaluate_corrupted(index, systems, corruptions, every=args.every, on_frame=advance)
+    facts = _facts(args, args.bag, len(store), len(index.sequences), outcome.labelled)
+    _report(args, outcome, corrupted, facts, all(named), sum(index.missing.values()))
+    return 0
+
+
+def _selection(args: argparse.Namespace) -> Selection:
+    return Selection(
         args.checkpoint,
         models=args.model,
         windows=args.window,
@@ -154,32 +185,140 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         class_map=load_class_map(args.class_map) if args.class_map else None,
     )
-    sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in args.bag]
-    index = FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
-    store = FrameStore(index)
-    systems = open_systems(selection, store.index)
-    owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
-    named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
-    with (
-        interrupts.unwritten("the report"),
-        track(len(index.labelled(args.every)) * (1 + len(corruptions)), "evaluating") as advance,
-    ):
-        outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
-        corrupted = evaluate_corrupted(index, systems, corruptions, every=args.every, on_frame=advance)
-    facts = _facts(args, store, outcome)
+
+
+def _index(args: argparse.Namespace, bags: list[Path]) -> FrameIndex:
+    sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in bags]
+    return FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
+
+
+def _report(
+    args: argparse.Namespace,
+    outcome: Outcome,
+    corrupted: list[CorruptedScores],
+    facts: dict[str, str],
+    named: bool,
+    missing: int,
+) -> None:
+    """Print and write the scores; `named` = all bags name their classes, `missing` = lost messages."""
     whose = "class map's" if args.class_map else "checkpoint's"
-    if not all(named):
+    if not named:
         facts["classes"] = f"the {whose}; the bag names none"
     _print(outcome, corrupted)
-    if not all(named):
+    if not named:
         print(f"The bag has no label map: its class ids were taken for the {whose}.")
-    missing = sum(store.index.missing.values())
     if missing:
         facts["missing"] = f"{missing} messages that the bags promise are not there"
     _write(args, outcome, corrupted, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
-    return 0
+
+
+SETTINGS = (
+    "model",
+    "window",
+    "flow",
+    "name",
+    "static_prior",
+    "image_topic",
+    "label_topic",
+    "start",
+    "end",
+    "stride",
+    "max_gap",
+    "device",
+    "backend",
+    "precision",
+)
+"""Options that decide the scores."""
+COUNTS = "counts.json"
+MOST_NAMES = 20
+"""More bags are counted, not named."""
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Scores of bags, each by itself, as counts that can be added.
+
+    Args:
+        args: of `vtseg evaluate`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return self.args.checkpoint
+
+    def settings(self) -> dict[str, Any]:
+        class_map = self.args.class_map.read_text() if self.args.class_map else None
+        return {**{name: getattr(self.args, name) for name in SETTINGS}, "class_map": class_map}
+
+    def load(self, threads: int) -> list[System]:
+        if threads:
+            torch.set_num_threads(threads)
+        _selection(self.args)  # refuses what does not fit together
+        return []
+
+    def process(
+        self, loaded: list[System], task: Task, folder: Path, on_frame: Callable[[], None]
+    ) -> dict[str, Any]:
+        index = _index(self.args, [task.source])
+        if not loaded or any(system.info.flow for system in loaded):  # flow is of one bag
+            loaded[:] = open_systems(_selection(self.args), index)
+        owner = f"checkpoint {loaded[0].info.checkpoint}"
+        if self.args.class_map:
+            owner = f"class map {self.args.class_map}"
+        named = _check_classes(task.source, loaded[0].labels, owner)
+        for system in loaded:
+            system.problems.clear()  # of the bag before
+        outcome = evaluate(FrameStore(index), loaded, pictures=0, on_frame=on_frame)
+        (folder / COUNTS).write_text(json.dumps(to_counts(outcome)) + "\n")
+        return {
+            "frames": len(index.frames),
+            "sequences": len(index.sequences),
+            "named": named,
+            "missing": sum(index.missing.values()),
+        }
+
+
+def run_evaluate_job(args: argparse.Namespace) -> int:
+    """Score each bag in a task of its own and report the sum.
+
+    Returns:
+        The exit code: 0 = all bags are scored, 1 = some failed.
+
+    Raises:
+        BagError: if no bag could be scored.
+        ConfigError: if an option does not fit a job.
+    """
+    if not args.out or args.every != 1 or args.corrupt:
+        raise ConfigError(
+            "evaluate: a job keeps the scores of each bag in a folder; expected --out DIR and neither --every nor "
+            "--corrupt. Leave them out, or leave --ray out"
+        )
+    args.checkpoint = [absolute_checkpoint(name) for name in args.checkpoint]
+    if args.class_map:
+        load_class_map(args.class_map)  # refused before the cluster starts
+        args.class_map = args.class_map.absolute()
+    outcomes = run_job(EvaluateJob(args), plan_tasks(args.bag, args.out, args.image_topic), args)
+    complete = [one for one in outcomes if one.state != "failed"]
+    if not complete:
+        raise BagError(f"no bag could be scored: {outcomes[0].reason}")
+    parts = [one.result for one in complete]
+    total = merge(json.loads((one.task.output / COUNTS).read_text()) for one in complete)
+    facts = _facts(
+        args,
+        [one.task.source for one in complete],
+        sum(part["frames"] for part in parts),
+        sum(part["sequences"] for part in parts),
+        total.labelled,
+    )
+    if len(complete) < len(outcomes):
+        facts["failed"] = f"{len(outcomes) - len(complete)} more bags could not be scored"
+    named = all(part["named"] for part in parts)
+    _report(args, total, [], facts, named, sum(part["missing"] for part in parts))
+    return exit_code(outcomes)
 
 
 def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
@@ -194,12 +333,14 @@ def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
     return own is not None
 
 
-def _facts(args: argparse.Namespace, store: FrameStore, outcome: Outcome) -> dict[str, str]:
+def _facts(
+    args: argparse.Namespace, bags: list[Path], frames: int, sequences: int, labelled: int
+) -> dict[str, str]:
     facts = {
-        "bag": ", ".join(bag.name for bag in args.bag),
-        "frames": str(len(store)),
-        "labelled": str(outcome.labelled),
-        "sequences": str(len(store.index.sequences)),
+        "bag": ", ".join(bag.name for bag in bags) if len(bags) <= MOST_NAMES else f"{len(bags)} bags",
+        "frames": str(frames),
+        "labelled": str(labelled),
+        "sequences": str(sequences),
     }
     if args.start or args.end:
         facts["part"] = f"{args.start:g} s to {f'{args.end:g} s' if args.end else 'the end'}"

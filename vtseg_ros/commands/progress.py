@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Tracker = Callable[[int | None, str], AbstractContextManager[Callable[[], None]]]
+"""`track`, or what takes its place."""
 
 
 @contextmanager
@@ -18,3 +21,13 @@ def track(total: int | None, what: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+def reporting_to(on_frame: Callable[[], None]) -> Tracker:
+    """Return a tracker without a bar, which calls a function for each unit of work."""
+
+    @contextmanager
+    def tracker(_: int | None, __: str) -> Iterator[Callable[[], None]]:
+        yield on_frame
+
+    return tracker

@@ -7,22 +7,36 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from vtseg_ros.bags.bag import BagReader, check_new_bag
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, image_topics
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.fleet_job import (
+    absolute_checkpoint,
+    add_ray_arguments,
+    exit_code,
+    run_job,
+    write_outcomes,
+)
+from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.importers.video_files import import_videos
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.pseudolabels import (
     SHEET,
     Acceptance,
+    Labelled,
     WorkFolder,
     file_digest,
     groups_of,
@@ -38,11 +52,17 @@ HELP = "Label a bag or a video with a teacher network; the result is a bag to tr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, help="a bag's folder or a video file")
+    parser.add_argument(
+        "input",
+        nargs="+",
+        help="a bag's folder or a video file; several, globs or a .txt list of paths make a job",
+    )
     parser.add_argument(
         "--checkpoint", required=True, metavar="TEACHER", help="a file, or shipped weights by name"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="BAG", help="bag to make; of a job: its folder"
+    )
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
     parser.add_argument(
         "--size",
@@ -106,62 +126,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was labelled")
+    add_ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_new_bag(args.out)
     if args.every < 1:
         raise ConfigError(f"--every: expected at least 1, got {args.every}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap: expected more than 0 s, got {args.max_gap:g}")
-    if not args.input.exists():
-        raise BagError(f"{args.input}: no such file; expected a bag or a video. Correct the path")
-    checkpoint = load_checkpoint(args.checkpoint)
-    class_map = load_class_map(args.class_map) if args.class_map else None
-    labels, groups = groups_of(checkpoint.labels, class_map)
-    acceptance = Acceptance(
-        labels,
-        groups,
-        args.min_confidence,
-        _class_confidence(args.class_confidence),
-        open_ego_mask(args.ego_mask) if args.ego_mask else None,
-    )
-    averaging = Averaging(args.size or checkpoint.input_size, tuple(args.scales), args.flip, args.neighbours)
-    teacher = Teacher(checkpoint, averaging, device=args.device, precision=args.precision)
-    work = WorkFolder(args.out, _settings(args, labels, groups, averaging))
-    with ExitStack() as stack:
-        bag = stack.enter_context(BagReader(_as_bag(args, work)))
-        topic = args.image_topic or find_image_topic(bag)
-        bag.require(topic)
-        if topic not in image_topics(bag):
-            raise ConfigError(
-                f"--image-topic: {topic} is of type {bag.topics[topic].msgtype}; expected images"
-            )
-        total = bag.topics[topic].count
-        stop = stack.enter_context(interrupts.deferred())
-        advance = stack.enter_context(track(total, "labelling"))
-        try:
-            done = pseudolabel(
-                bag,
-                topic,
-                args.out,
-                teacher,
-                acceptance,
-                work,
-                every=args.every,
-                max_gap_s=args.max_gap,
-                storage=args.storage,
-                on_frame=advance,
-                stopped=lambda: bool(stop),
-            )
-        except ConfigError:
-            work.remove_if_new()
-            raise
+    sources = expand_inputs(args.input)
+    if args.ray or [str(source) for source in sources] != [str(Path(args.input[0]))]:
+        return _run_job(args, sources)
+    args.input = sources[0]
+    check_new_bag(args.out)
+    _check_input(args.input)
+    prepared = _prepare(args)
+    done = _label_input(args, prepared, track)
     if done is None:
         raise KeyboardInterrupt(
-            f"{args.out} was not written; the labels so far are in {work.path}, the same command goes on with them"
+            f"{args.out} was not written; the labels so far are in {prepared.work_folder(args).path}, the same command "
+            "goes on with them"
         )
-    summary = done.summary(labels)
+    summary = done.summary(prepared.labels)
     print(
         f"{args.out}: {done.images} images, {done.labels} of them labelled"
         + (f" ({done.resumed} from before)" if done.resumed else "")
@@ -178,6 +164,120 @@ def run(args: argparse.Namespace) -> int:
         made = {"bag": str(args.out), "sheet": str(args.out / SHEET), **summary}
         args.json.write_text(json.dumps(made, indent=2) + "\n")
     return 0
+
+
+def _check_input(path: Path) -> None:
+    if not path.exists():
+        raise BagError(f"{path}: no such file; expected a bag or a video. Correct the path")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What labels the frames of any input: classes, groups of the teacher's classes, and the teacher."""
+
+    labels: LabelSet
+    groups: np.ndarray
+    acceptance: Acceptance
+    teacher: Teacher
+
+    def work_folder(self, args: argparse.Namespace) -> WorkFolder:
+        """Return the folder of unfinished labels."""
+        return WorkFolder(args.out, _settings(args, self.labels, self.groups, self.teacher.averaging))
+
+
+def _prepare(args: argparse.Namespace) -> Prepared:
+    checkpoint = load_checkpoint(args.checkpoint)
+    class_map = load_class_map(args.class_map) if args.class_map else None
+    labels, groups = groups_of(checkpoint.labels, class_map)
+    acceptance = Acceptance(
+        labels,
+        groups,
+        args.min_confidence,
+        _class_confidence(args.class_confidence),
+        open_ego_mask(args.ego_mask) if args.ego_mask else None,
+    )
+    averaging = Averaging(args.size or checkpoint.input_size, tuple(args.scales), args.flip, args.neighbours)
+    teacher = Teacher(checkpoint, averaging, device=args.device, precision=args.precision)
+    return Prepared(labels, groups, acceptance, teacher)
+
+
+def _label_input(args: argparse.Namespace, prepared: Prepared, tracker: Tracker) -> Labelled | None:
+    """Label one bag or video; None if a signal ended it."""
+    work = prepared.work_folder(args)
+    with ExitStack() as stack:
+        bag = stack.enter_context(BagReader(_as_bag(args, work)))
+        topic = args.image_topic or find_image_topic(bag)
+        bag.require(topic)
+        if topic not in image_topics(bag):
+            raise ConfigError(
+                f"--image-topic: {topic} is of type {bag.topics[topic].msgtype}; expected images"
+            )
+        stop = stack.enter_context(interrupts.deferred())
+        advance = stack.enter_context(tracker(bag.topics[topic].count, "labelling"))
+        try:
+            return pseudolabel(
+                bag,
+                topic,
+                args.out,
+                prepared.teacher,
+                prepared.acceptance,
+                work,
+                every=args.every,
+                max_gap_s=args.max_gap,
+                storage=args.storage,
+                on_frame=advance,
+                stopped=lambda: bool(stop),
+            )
+        except ConfigError:
+            work.remove_if_new()
+            raise
+
+
+@dataclass(frozen=True)
+class PseudolabelJob:
+    """Labelled copies of bags or videos, each in a bag `labelled`.
+
+    Args:
+        args: of `vtseg pseudolabel`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return [self.args.checkpoint]
+
+    def settings(self) -> dict[str, Any]:
+        class_map = self.args.class_map.read_text() if self.args.class_map else None
+        return {**_options(self.args), "class_map": class_map, "storage": self.args.storage}
+
+    def load(self, threads: int) -> Prepared:
+        if threads:
+            torch.set_num_threads(threads)
+        return _prepare(self.args)
+
+    def process(
+        self, loaded: Prepared, task: Task, folder: Path, on_frame: Callable[[], None]
+    ) -> dict[str, Any]:
+        _check_input(task.source)
+        args = argparse.Namespace(**{**vars(self.args), "input": task.source, "out": folder / "labelled"})
+        done = _label_input(args, loaded, reporting_to(on_frame))
+        if done is None:
+            raise KeyboardInterrupt
+        return {"frames": done.images, **done.summary(loaded.labels)}
+
+
+def _run_job(args: argparse.Namespace, sources: list[Path]) -> int:
+    args.checkpoint = absolute_checkpoint(args.checkpoint)
+    for name, check in (("class_map", load_class_map), ("ego_mask", open_ego_mask)):
+        path = getattr(args, name)
+        if path:
+            check(path)  # refused before the cluster starts
+            setattr(args, name, path.absolute())
+    outcomes = run_job(PseudolabelJob(args), plan_tasks(sources, args.out, args.image_topic), args)
+    if args.json:
+        write_outcomes(args.json, outcomes)
+    return exit_code(outcomes)
 
 
 def _class_confidence(texts: list[str]) -> dict[str, float]:
@@ -198,7 +298,7 @@ def _class_confidence(texts: list[str]) -> dict[str, float]:
 def _settings(
     args: argparse.Namespace, labels: LabelSet, groups: Any, averaging: Averaging
 ) -> dict[str, Any]:
-    """Everything that decides what the labels are, as plain values."""
+    """Everything that decides what the labels are of one input, as plain values."""
     files = (
         [args.input]
         if args.input.is_file()
@@ -209,10 +309,18 @@ def _settings(
         "checkpoint": file_digest(resolve_checkpoint(args.checkpoint)),
         "classes": list(labels.names),
         "groups": groups.astype(int).tolist(),
+        **_options(args),
         "size": list(averaging.size),
-        "scales": list(averaging.scales),
-        "flip": averaging.flip,
-        "neighbours": averaging.neighbours,
+    }
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options that decide the labels, as plain values."""
+    return {
+        "size": list(args.size) if args.size else None,
+        "scales": list(args.scales),
+        "flip": args.flip,
+        "neighbours": args.neighbours,
         "min_confidence": args.min_confidence,
         "class_confidence": sorted(args.class_confidence),
         "ego_mask": file_digest(args.ego_mask) if args.ego_mask else "",

@@ -11,22 +11,34 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, header_stamp, stamp_of
 from vtseg_ros.bags.storage_files import holds_bag, is_bag
 from vtseg_ros.bags.topics import find_image_topic, read_label_set
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.fleet_job import (
+    absolute_checkpoint,
+    add_ray_arguments,
+    exit_code,
+    is_on_cluster,
+    run_job,
+    write_outcomes,
+)
+from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet.parts import Span, warm_up_start
 from vtseg_ros.importers.image_folder import SUFFIXES
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.backends import BACKEND_NAMES
@@ -40,8 +52,13 @@ from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
 
-HELP = "Masks for the frames of a bag, video, images, stream or camera: into a bag, an overlay mp4, or both."
+HELP = (
+    "Masks for the frames of bags, videos, images, a stream or a camera: into bags, an overlay mp4, or both."
+)
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
+MASKS_BAG = "masks"
+WHOLE = (None, None)
+PART_FRAMES = 2000
 IMAGE_RATE_HZ = 10.0
 VIDEO_START_NS = 1_000_000_000
 """Stamp of a video's first frame: a stamp of zero would mean that there is none."""
@@ -106,15 +123,33 @@ def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a bag.
+
+    Attributes:
+        span: bag times (ns), the first included, the second not; None = the bag's begin or end.
+        begin_ns: bag time where reading begins; None = the bag's begin.
+        warm_up: called with (stamp in ns, frame_id, RGB) of the frames before the part that can be decoded.
+    """
+
+    span: Span
+    begin_ns: int | None
+    warm_up: Callable[[int, str, np.ndarray], None]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
-        type=source_argument,
+        nargs="+",
         help="a bag's folder or file, a video file, a folder or quoted glob of images, a stream (rtsp://...) or a camera "
-        "(/dev/video0); of the last two the newest frame is taken, until Ctrl-C or --frames",
+        "(/dev/video0); of the last two the newest frame is taken, until Ctrl-C or --frames. Several bags or videos, a "
+        "quoted glob of them or a .txt list of paths make a job",
     )
     parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
-    parser.add_argument("--out", type=Path, metavar="BAG", help="bag to write the masks into")
+    parser.add_argument(
+        "--out", type=Path, metavar="BAG", help="bag to write the masks into; of a job: its folder"
+    )
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
     parser.add_argument("--image-topic", default="", help="needed when the bag has several")
     parser.add_argument("--frames", type=int, default=0, metavar="N", help="only the first N frames; 0 = all")
@@ -158,9 +193,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the masks in --out after an interrupted run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_ray_arguments(parser).add_argument(
+        "--part-frames",
+        type=int,
+        metavar="N",
+        help=f"of a job: split longer bags into parts of N frames; 0 = never (default {PART_FRAMES} on a cluster, else 0)",
+    )
 
 
-def _from_bag(bag: BagReader, topic: str) -> Source:
+def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
     topic = topic or find_image_topic(bag)
     bag.require(topic)
     total = bag.topics[topic].count
@@ -173,11 +214,25 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
     def on_corrupt(_: str, time_ns: int, reason: str) -> None:
         corrupt.append((time_ns, "", ImageError(reason)))
 
+    start_ns, stop_ns = part.span if part else (None, None)
+    if part:
+        times = bag.times([topic])
+        edges = (0 if start_ns is None else start_ns, times[-1] + 1 if stop_ns is None else stop_ns)
+        first, last = np.searchsorted(times, edges)
+        total = int(last - first)
+
+    def is_before(time_ns: int) -> bool:
+        return start_ns is not None and time_ns < start_ns
+
+    def flush() -> Iterator[tuple[int, str, ImageError]]:
+        yield from (one for one in corrupt if not is_before(one[0]))
+        corrupt.clear()
+
     def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
         unstamped, delay_ns = False, 0
-        for _, time_ns, message in bag.messages([topic], on_corrupt=on_corrupt):
-            yield from corrupt
-            corrupt.clear()
+        messages = bag.messages([topic], part.begin_ns if part else None, stop_ns, on_corrupt=on_corrupt)
+        for _, time_ns, message in messages:
+            yield from flush()
             stamp_ns = stamp_of(message)
             if stamp_ns:
                 delay_ns = time_ns - stamp_ns
@@ -196,8 +251,12 @@ def _from_bag(bag: BagReader, topic: str) -> Source:
                 pixels: np.ndarray | ImageError = decode(message)
             except ImageError as err:
                 pixels = err
+            if is_before(time_ns):
+                if not isinstance(pixels, ImageError):
+                    part.warm_up(stamp_ns, message.header.frame_id, pixels)
+                continue
             yield stamp_ns, message.header.frame_id, pixels
-        yield from corrupt
+        yield from flush()
 
     return Source(total, frames(), lambda: bag.rate_hz(topic), lambda: sum(bag.missing.values()))
 
@@ -339,8 +398,39 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    source = None if args.ray else _only_source(args.input)
+    if source is None:
+        return _run_job(args)
+    args.input = source
     _check_arguments(args)
-    segmenter = VideoPredictor(
+    found = _segment_input(args, _open_predictor(args), track)
+    before = f" ({found['resumed']} of them from before)" if found["resumed"] else ""
+    bad = found["left_out"]
+    print(
+        f"{found['frames']} masks{before}, {found['frames_per_s']:.1f} frames/s"
+        + (f", {len(bad)} frames left out" if bad else "")
+    )
+    for line in bad[:5]:
+        print(f"  {line}")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _only_source(inputs: list[str]) -> Path | str | None:
+    """Return what one bag, video, stream or set of images is opened by; None for several bags or videos."""
+    if len(inputs) > 1:
+        return None
+    source = source_argument(inputs[0])
+    if isinstance(source, Path):
+        return None if source.suffix == ".txt" and source.is_file() else source
+    if is_live(source) or any(path.suffix.lower() in SUFFIXES for path in expand_inputs(inputs)):
+        return source
+    return None
+
+
+def _open_predictor(args: argparse.Namespace) -> VideoPredictor:
+    return VideoPredictor(
         args.checkpoint,
         device=args.device,
         backend=args.backend,
@@ -355,9 +445,134 @@ def run(args: argparse.Namespace) -> int:
         classes=[name.strip() for name in args.classes.split(",") if name.strip()],
         resize_mode=args.resize_mode,
     )
+
+
+SETTINGS = (
+    "image_topic",
+    "device",
+    "backend",
+    "precision",
+    "window",
+    "streaming",
+    "output_size",
+    "upsampling",
+    "min_confidence",
+    "max_gap",
+    "static_prior",
+    "classes",
+    "resize_mode",
+    "image_rate",
+)
+"""Options that decide the masks."""
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """Masks of bags or videos, each in a bag `masks`.
+
+    Args:
+        args: of `vtseg segment`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return [self.args.checkpoint]
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in SETTINGS}
+
+    def load(self, threads: int) -> VideoPredictor:
+        if threads:
+            torch.set_num_threads(threads)
+        return _open_predictor(self.args)
+
+    def process(
+        self, loaded: VideoPredictor, task: Task, folder: Path, on_frame: Callable[[], None]
+    ) -> dict[str, Any]:
+        of_bag = {"input": task.source, "out": folder / MASKS_BAG, "overlay": None, "resume": False}
+        args = argparse.Namespace(**{**vars(self.args), **of_bag})
+        _check_arguments(args)
+        loaded.reset()
+        return _segment_input(args, loaded, reporting_to(on_frame), task.span)
+
+    def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        began = False
+        with BagWriter(folder / MASKS_BAG) as joined:
+            for part in task.parts:
+                with BagReader(part.output / MASKS_BAG) as bag:
+                    for topic, msgtype, time_ns, data in bag.raw():
+                        if topic == MASKS or not began:
+                            joined.write_raw(topic, msgtype, data, time_ns)
+                            began = True
+        found = {
+            "frames": sum(result["frames"] for result in results),
+            "left_out": [line for result in results for line in result["left_out"]],
+            "messages_missing": sum(result["messages_missing"] for result in results),
+            "parts": len(results),
+        }
+        if not found["frames"]:
+            raise BagError(f"{task.source} has no frame that could be segmented: {found['left_out'][:1]}")
+        return found
+
+
+def _run_job(args: argparse.Namespace) -> int:
+    live = [text for text in args.input if is_live(text)]
+    if live or args.frames:
+        raise ConfigError(
+            f"segment: a job reads bags and videos to their end; expected neither streams nor --frames, got "
+            f"{live[0] if live else f'--frames {args.frames}'}. Leave it out"
+        )
+    sources = expand_inputs(args.input)
+    if not args.out or args.overlay or args.resume:
+        raise ConfigError(
+            "segment: a job over several inputs writes into a folder; expected --out DIR and neither --overlay nor "
+            "--resume. A second run skips what is complete"
+        )
+    if args.part_frames is not None and args.part_frames < 0:
+        raise ConfigError(
+            f"--part-frames: out of range; expected at least 0, got {args.part_frames}. Correct it"
+        )
+    parse_output_size(args.output_size)
+    args.checkpoint = absolute_checkpoint(args.checkpoint)
+    part_frames = args.part_frames
+    if part_frames is None:
+        part_frames = PART_FRAMES if is_on_cluster(args) else 0
+    tasks = plan_tasks(sources, args.out, args.image_topic, part_frames=part_frames)
+    outcomes = run_job(SegmentJob(args), tasks, args)
+    if args.json:
+        write_outcomes(args.json, outcomes)
+    return exit_code(outcomes)
+
+
+def _open_part(path: Path, topic: str, stack: ExitStack, segmenter: VideoPredictor, span: Span) -> Source:
+    """Open a part of a bag, whose masks become those of an unsplit run."""
+    bag = stack.enter_context(BagReader(path))
+    topic = topic or find_image_topic(bag)
+    begin_ns = None
+    if span[0] is not None:
+        # One more window: with short windows the network may run another way than with full ones.
+        frames = segmenter.history + segmenter.window - 1
+        max_gap_ns = round(segmenter.max_gap_s * NS)
+        begin_ns = warm_up_start(bag, topic, span[0], frames=frames, max_gap_ns=max_gap_ns)
+
+    def warm_up(stamp_ns: int, frame_id: str, image: np.ndarray) -> None:
+        segmenter.step(image, stamp_ns, frame_id)
+
+    return _from_bag(bag, topic, Part(span, begin_ns, warm_up))
+
+
+def _segment_input(
+    args: argparse.Namespace, segmenter: VideoPredictor, tracker: Tracker, span: Span = WHOLE
+) -> dict[str, Any]:
+    """Segment one bag, a part of it, or a video; returns plain values for a report."""
     bad: list[str] = []
     with ExitStack() as stack:
-        source = open_source(args.input, args.image_topic, stack, bad, args.image_rate)
+        if span == WHOLE:
+            source = open_source(args.input, args.image_topic, stack, bad, args.image_rate)
+        else:
+            source = _open_part(args.input, args.image_topic, stack, segmenter, span)
         if args.frames:
             source = replace(
                 source, total=min(source.total, args.frames), frames=islice(source.frames, args.frames)
@@ -368,25 +583,24 @@ def run(args: argparse.Namespace) -> int:
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
             video = stack.enter_context(overlay_video(args.overlay, segmenter.labels, source.rate_hz()))
         began = time.monotonic()
-        done, taken_over = _segment(args, segmenter, source, output, video, bad)
+        done, taken_over = _segment(args, segmenter, source, output, video, bad, tracker)
         missing = source.missing()
         if done + len(bad) < source.total:
             missing = max(missing, source.total - done - len(bad))
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
-        if not done:
+        if not done and span == WHOLE:
             raise BagError(
                 f"{args.input} has no frame that could be segmented" + (f": {bad[0]}" if bad else "")
             )
         output.finish()
         rate = (done - taken_over) / max(time.monotonic() - began, 1e-9)
-    before = f" ({taken_over} of them from before)" if taken_over else ""
-    print(f"{done} masks{before}, {rate:.1f} frames/s" + (f", {len(bad)} frames left out" if bad else ""))
-    for line in bad[:5]:
-        print(f"  {line}")
-    if args.json:
-        found = {"frames": done, "left_out": bad, "frames_per_s": rate, "messages_missing": missing}
-        args.json.write_text(json.dumps({**found, "resumed": taken_over}, indent=2) + "\n")
-    return 0
+    return {
+        "frames": done,
+        "left_out": bad,
+        "frames_per_s": rate,
+        "messages_missing": missing,
+        "resumed": taken_over,
+    }
 
 
 def _segment(
@@ -396,6 +610,7 @@ def _segment(
     output: _Output,
     video: OverlayVideo | None,
     bad: list[str],
+    tracker: Tracker,
 ) -> tuple[int, int]:
     """Write the masks of all frames; returns how many there are and how many of them were there before.
 
@@ -404,7 +619,7 @@ def _segment(
     """
     done = taken_over = 0
     older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
-    with interrupts.deferred() as stop, track(source.total or None, "segmenting") as advance:
+    with interrupts.deferred() as stop, tracker(source.total or None, "segmenting") as advance:
         for stamp_ns, frame_id, pixels in source.frames:
             if stop and source.live:  # which ends in no other way
                 break

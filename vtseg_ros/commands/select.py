@@ -6,16 +6,23 @@ import argparse
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.fleet_job import absolute_checkpoint, add_ray_arguments, exit_code, run_job
+from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.inference.devices import resolve_device
+from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
 from vtseg_ros.labelling.label_files import CLASS_LIST, frame_name
 from vtseg_ros.labelling.palette import format_palette
@@ -23,12 +30,13 @@ from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.selection import SCORES, FrameScorer, choose, combined_score
 
 HELP = "Choose the frames of unlabelled bags to label next: uncertain and diverse ones."
+SCORES_FILE, FEATURES_FILE = "scores.json", "features.npy"
 TILE = (240, 180)
 """Width and height of a contact sheet's images, px."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bags", type=Path, nargs="+", metavar="BAG")
+    parser.add_argument("bags", nargs="+", metavar="BAG", help="bags, globs or .txt lists of paths")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--count", type=int, default=50, help="frames to choose (default %(default)s)")
     parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
@@ -44,12 +52,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="score every N-th frame")
     parser.add_argument("--image-topic", default="", help="needed when a bag has several")
     parser.add_argument("--device", default="auto")
+    add_ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    args.bags = expand_inputs(args.bags)
+    if args.ray:
+        return _run_job(args)
     _check_arguments(args)
     scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
-    frames, features, left_out = _score_bags(args, scorer)
+    frames: list[dict] = []
+    features: list[np.ndarray] = []
+    left_out: list[str] = []
+    for number, path in enumerate(args.bags):
+        of_bag = _score_bag(args, scorer, path, track)
+        frames += [{"bag": number, **frame} for frame in of_bag.frames]
+        features += of_bag.features
+        left_out += of_bag.left_out
+    _select(args, scorer.checkpoint.labels, frames, features, left_out)
+    return 0
+
+
+def _select(
+    args: argparse.Namespace,
+    labels: LabelSet,
+    frames: list[dict],
+    features: list[np.ndarray],
+    left_out: list[str],
+) -> None:
+    """Choose among scored frames and write what is chosen into `args.out`."""
     if not frames:
         raise BagError(f"{args.bags[0]}: no frame could be scored" + (f": {left_out[0]}" if left_out else ""))
     for frame, value in zip(frames, combined_score([frame["scores"] for frame in frames]), strict=True):
@@ -70,14 +101,69 @@ def run(args: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory(prefix=".vtseg_select_", dir=args.out.parent) as scratch,
     ):
         made = Path(scratch) / "selection"  # a failure leaves nothing behind
-        _write_results(args, made, scorer, [frames[index] for index in chosen], frames, left_out)
+        _write_results(args, made, labels, [frames[index] for index in chosen], frames, left_out)
         made.rename(args.out)
     print(f"{len(chosen)} of {len(frames)} scored frames in {args.out}")
     if len(chosen) < args.count:
         print(f"  fewer than --count {args.count}: no other frame keeps --spacing {args.spacing:g} s")
     for line in left_out[:5]:
         print(f"  left out: {line}")
-    return 0
+
+
+@dataclass(frozen=True)
+class SelectJob:
+    """Scores and features of the frames of bags.
+
+    Args:
+        args: of `vtseg select`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return [self.args.checkpoint]
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in ("every", "image_topic", "device")}
+
+    def load(self, threads: int) -> FrameScorer:
+        if threads:
+            torch.set_num_threads(threads)
+        return FrameScorer(load_checkpoint(self.args.checkpoint, device=resolve_device(self.args.device)))
+
+    def process(
+        self, loaded: FrameScorer, task: Task, folder: Path, on_frame: Callable[[], None]
+    ) -> dict[str, Any]:
+        found = _score_bag(self.args, loaded, task.source, reporting_to(on_frame))
+        if not found.frames:
+            raise BagError(
+                f"{task.source}: no frame could be scored" + "".join(f": {one}" for one in found.left_out[:1])
+            )
+        (folder / SCORES_FILE).write_text(json.dumps({"frames": found.frames, "left_out": found.left_out}))
+        np.save(folder / FEATURES_FILE, np.stack(found.features))
+        return {"frames": len(found.frames)}
+
+
+def _run_job(args: argparse.Namespace) -> int:
+    """Score the bags in tasks, in `--out`/scores, and write what is chosen into `--out`/selection."""
+    folder, args.out = args.out, args.out / "selection"
+    _check_arguments(args)
+    args.checkpoint = absolute_checkpoint(args.checkpoint)
+    labels = load_checkpoint(args.checkpoint).labels
+    outcomes = run_job(SelectJob(args), plan_tasks(args.bags, folder / "scores", args.image_topic), args)
+    frames: list[dict] = []
+    features: list[np.ndarray] = []
+    left_out = [f"{one.task.source}: {one.reason}" for one in outcomes if one.state == "failed"]
+    complete = [one.task for one in outcomes if one.state != "failed"]
+    args.bags = [task.source for task in complete] or args.bags
+    for number, task in enumerate(complete):
+        scored = json.loads((task.output / SCORES_FILE).read_text())
+        frames += [{"bag": number, **frame} for frame in scored["frames"]]
+        features += list(np.load(task.output / FEATURES_FILE))
+        left_out += scored["left_out"]
+    _select(args, labels, frames, features, left_out)
+    return exit_code(outcomes)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -96,36 +182,38 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
 
 
-def _score_bags(
-    args: argparse.Namespace, scorer: FrameScorer
-) -> tuple[list[dict], list[np.ndarray], list[str]]:
-    frames: list[dict] = []
-    features: list[np.ndarray] = []
-    left_out: list[str] = []
-    for number, path in enumerate(args.bags):
-        scorer.reset()
-        with BagReader(path) as bag:
-            topic = require_image_topic(bag, args.image_topic)
-            total = bag.topics[topic].count
-            with track(total, f"scoring {path.name}") as advance:
-                for message, (stamp_ns, image) in enumerate(read_frames(bag, topic, range(total))):
-                    advance()
-                    if isinstance(image, str):
-                        left_out.append(f"{path}: frame at {stamp_ns} ns: {image}")
-                        continue
-                    scorer.add(image, stamp_ns)
-                    if message % args.every:
-                        continue
-                    scores, pooled = scorer.score()
-                    frames.append({"bag": number, "message": message, "stamp_ns": stamp_ns, "scores": scores})
-                    features.append(pooled)
-    return frames, features, left_out
+@dataclass
+class _ScoredBag:
+    frames: list[dict] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def _score_bag(args: argparse.Namespace, scorer: FrameScorer, path: Path, tracker: Tracker) -> _ScoredBag:
+    found = _ScoredBag()
+    scorer.reset()
+    with BagReader(path) as bag:
+        topic = require_image_topic(bag, args.image_topic)
+        total = bag.topics[topic].count
+        with tracker(total, f"scoring {path.name}") as advance:
+            for message, (stamp_ns, image) in enumerate(read_frames(bag, topic, range(total))):
+                advance()
+                if isinstance(image, str):
+                    found.left_out.append(f"{path}: frame at {stamp_ns} ns: {image}")
+                    continue
+                scorer.add(image, stamp_ns)
+                if message % args.every:
+                    continue
+                scores, pooled = scorer.score()
+                found.frames.append({"message": message, "stamp_ns": stamp_ns, "scores": scores})
+                found.features.append(pooled)
+    return found
 
 
 def _write_results(
     args: argparse.Namespace,
     out: Path,
-    scorer: FrameScorer,
+    labels: LabelSet,
     chosen: list[dict],
     frames: list[dict],
     left_out: list[str],
@@ -138,7 +226,7 @@ def _write_results(
             continue
         folder = out / path.resolve().stem
         folder.mkdir()
-        (folder / CLASS_LIST).write_text(format_palette(scorer.checkpoint.labels))
+        (folder / CLASS_LIST).write_text(format_palette(labels))
         with BagReader(path) as bag:
             topic = require_image_topic(bag, args.image_topic)
             for message, (stamp_ns, image) in zip(sorted(own), read_frames(bag, topic, own), strict=True):

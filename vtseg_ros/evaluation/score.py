@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -142,6 +143,25 @@ class Scores:
     def temporal_consistency(self) -> float:
         """mIoU between masks and flow-warped previous masks."""
         return self._warped.score()
+
+    def counts(self) -> dict[str, Any]:
+        """Return plain JSON values from which the scores are computed; `add` takes them."""
+        return {
+            "frames": self.frames,
+            "confusion": self.confusion.matrix.tolist(),
+            "confidences": self.confidences.counts.tolist(),
+            "warped": self._warped.confusion.matrix.tolist(),
+            "consistency": {str(n): one.shares for n, one in self._consistency.items()},
+        }
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Add what `counts` returned for other frames, whose sequences are apart from these."""
+        self.frames += counts["frames"]
+        self.confusion.matrix += np.array(counts["confusion"], np.int64)
+        self.confidences.counts += np.array(counts["confidences"], np.int64)
+        self._warped.confusion.matrix += np.array(counts["warped"], np.int64)
+        for n, one in self._consistency.items():
+            one.shares += counts["consistency"][str(n)]
 
     def as_system(self, *, name: str, model: str | None, checkpoint: str | None, window: int | None) -> dict:
         """The entry of a JSON report; absent is None."""

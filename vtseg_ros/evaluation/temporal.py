@@ -27,7 +27,8 @@ class VideoConsistency:
         self.frames = frames
         self._labels: deque[np.ndarray] = deque(maxlen=frames)
         self._right: deque[np.ndarray] = deque(maxlen=frames)
-        self._scores: list[float] = []
+        self.shares: list[float] = []
+        """Score of each run of n frames, 0 to 100."""
 
     def reset(self) -> None:
         """A new sequence begins."""
@@ -46,11 +47,11 @@ class VideoConsistency:
                 same &= later == self._labels[0]
             steady = same & np.logical_and.reduce(list(self._right))
             if same.any():
-                self._scores.append(100.0 * steady.sum() / same.sum())
+                self.shares.append(float(100.0 * steady.sum() / same.sum()))
 
     def score(self) -> float:
         """Mean over the runs; NaN if there was none."""
-        return float(np.mean(self._scores)) if self._scores else float("nan")
+        return float(np.mean(self.shares)) if self.shares else float("nan")
 
 
 class WarpedConsistency:
@@ -62,7 +63,8 @@ class WarpedConsistency:
     """
 
     def __init__(self, num_classes: int, width: int = 320) -> None:
-        self._matrix = ConfusionMatrix(num_classes)
+        self.confusion = ConfusionMatrix(num_classes)
+        """Warped previous masks as labels, masks as predictions."""
         self._width = width
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
@@ -87,9 +89,9 @@ class WarpedConsistency:
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=IGNORE,
             )
-            self._matrix.update(small, warped)
+            self.confusion.update(small, warped)
         self._previous = (gray, small)
 
     def score(self) -> float:
         """mIoU; NaN before the second frame."""
-        return self._matrix.miou()
+        return self.confusion.miou()

@@ -1,0 +1,113 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Bags for jobs, and a Ray cluster of three nodes on 127.0.0.1."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.messages import IMAGE, image_message, typestore
+from vtseg_ros.cli import main
+from vtseg_ros.commands.segment import MASKS
+from vtseg_ros.fleet.ray_pool import LOOPBACK, NO_USAGE_STATISTICS
+
+NS = 1_000_000_000
+BAGS, FRAMES = 12, 4
+
+
+def write_images(path: Path, rng: np.random.Generator, stamps_ns: list[int]) -> None:
+    """Write a bag of random images, 64x48."""
+    with BagWriter(path) as bag:
+        for stamp in stamps_ns:
+            image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            data = typestore().serialize_cdr(image_message(image, "rgb8", stamp, "camera"), IMAGE)
+            bag.write_raw("/camera/image", IMAGE, data, stamp)
+
+
+def masks_of(folder: Path) -> list[tuple[int, bytes]]:
+    """(bag time in ns, message) of the masks of a result."""
+    with BagReader(folder / "masks") as bag:
+        return [(time_ns, bytes(data)) for _, _, time_ns, data in bag.raw([MASKS])]
+
+
+def ray_processes() -> list[str]:
+    """Command lines of Ray's processes below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "ray::" in line or "/ray/" in line:
+            found.append(line)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As a worker with one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve bags of four images."""
+    folder, rng = tmp_path_factory.mktemp("fleet"), np.random.default_rng(3)
+    for number in range(BAGS):
+        write_images(folder / f"drive_{number}", rng, [NS + index * NS // 10 for index in range(FRAMES)])
+    return folder
+
+
+@pytest.fixture
+def broken(bags: Path, tmp_path: Path) -> Path:
+    """A folder with two good bags and an unreadable one between them."""
+    for number in (0, 2):
+        shutil.copytree(bags / f"drive_{number}", tmp_path / "in" / f"drive_{number}")
+    (tmp_path / "in" / "drive_1").mkdir()
+    (tmp_path / "in" / "drive_1" / "metadata.yaml").write_text("rosbag2_bagfile_information: {")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def segment(tiny_checkpoint: Path):
+    """Run `vtseg segment` with the tiny checkpoint; its exit code."""
+
+    def run(*arguments: object, checkpoint: Path = tiny_checkpoint) -> int:
+        return main(["segment", *map(str, arguments), "--checkpoint", str(checkpoint), "--device", "cpu"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """A Ray cluster of three nodes with one core each; nothing of it is left behind."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**LOOPBACK, **NO_USAGE_STATISTICS}.items():  # before the first import of Ray
+            patch.setenv(name, value)
+        pytest.importorskip("ray")
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+        made = Cluster(
+            head_node_args={**node, "_system_config": {"worker_niceness": 0}}, initialize_head=True
+        )
+        try:
+            for _ in range(2):
+                made.add_node(**node)
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
+    gone, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
+    assert not ray_processes(), (gone, left)

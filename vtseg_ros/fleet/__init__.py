@@ -1,0 +1,22 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs over many bags, in this process or on a Ray cluster."""
+
+from vtseg_ros.fleet.driver import run_here, run_in_parts
+from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
+from vtseg_ros.fleet.ray_pool import RayOptions, run_on_ray
+from vtseg_ros.fleet.task_plan import expand_inputs, plan_tasks
+
+__all__ = [
+    "Job",
+    "Outcome",
+    "RayOptions",
+    "SplitJob",
+    "Task",
+    "Watch",
+    "expand_inputs",
+    "plan_tasks",
+    "run_here",
+    "run_in_parts",
+    "run_on_ray",
+]

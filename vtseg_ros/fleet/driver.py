@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Run tasks one after the other; one unreadable bag does not end the job."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
+from vtseg_ros.fleet.results import complete_task, identity_of
+
+ATTEMPTS = 3
+"""A task that fails so often is given up."""
+
+
+class LoadError(Exception):
+    """A worker cannot load what the job needs; it concerns all its tasks."""
+
+
+class Worker:
+    """Hold what the job loads, and run one task at a time.
+
+    Args:
+        job: the job.
+        identity: of the job where it was started, see `identity_of`.
+        mark: see `complete_task`.
+        threads: for the job; 0 = as they are.
+    """
+
+    def __init__(self, job: Job, identity: dict[str, str], mark: str, threads: int = 0) -> None:
+        self._job, self._identity, self._mark, self._threads = job, identity, mark, threads
+        self._loaded: Any = None
+
+    def run(self, task: Task, on_frame: Callable[[], None]) -> Outcome:
+        """Return how a task ended.
+
+        Raises:
+            LoadError: if the job cannot be loaded here.
+        """
+        try:
+            return complete_task(self._job, self._load, task, self._identity, self._mark, on_frame)
+        except LoadError:
+            raise
+        except Exception as err:  # one bag must not stop the others
+            return Outcome(task, "failed", reason=_line(err))
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            try:
+                if identity_of(self._job) != self._identity:
+                    raise ConfigError(
+                        f"checkpoint {', '.join(self._job.checkpoints)}: expected it and the files of other options to be "
+                        "the same on all hosts, got others on this worker. Copy them again"
+                    )
+                self._loaded = self._job.load(self._threads)
+            except Exception as err:
+                raise LoadError(_line(err)) from err
+        return self._loaded
+
+
+def _line(err: Exception) -> str:
+    text = str(err) if isinstance(err, VTSegError) else f"{type(err).__name__}: {err}"
+    return " ".join(text.split())
+
+
+def run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> list[Outcome]:
+    """Run the tasks one after the other in this process.
+
+    Args:
+        job: the job.
+        tasks: its tasks.
+        watch: is told of frames and outcomes.
+
+    Returns:
+        Outcomes in the order of the tasks.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ConfigError: if the job cannot be loaded.
+    """
+    outcomes: list[Outcome] = []
+    frames = 0
+
+    def on_frame() -> None:
+        nonlocal frames
+        frames += 1
+        watch.on_frames(frames)
+
+    with unfinished_removed(tasks) as mark:
+        worker = Worker(job, identity_of(job), mark)
+        for task in tasks:
+            before = frames
+            for attempt in range(1, ATTEMPTS + 1):
+                frames = before
+                try:
+                    outcome = replace(worker.run(task, on_frame), attempts=attempt)
+                except LoadError as err:
+                    raise ConfigError(str(err)) from err
+                if outcome.state != "failed":
+                    break
+            frames = before + task.frames
+            watch.on_frames(frames)
+            outcomes.append(outcome)
+            watch.on_outcome(outcome)
+    return outcomes
+
+
+def run_in_parts(
+    job: Job, tasks: Sequence[Task], run: Callable[[Sequence[Task]], list[Outcome]]
+) -> list[Outcome]:
+    """Run the parts of tasks that have some and join their results; run the other tasks as they are.
+
+    Args:
+        job: the job; a `SplitJob` where tasks have parts.
+        tasks: its tasks.
+        run: runs tasks without parts, and returns their outcomes in the same order.
+
+    Returns:
+        Outcomes in the order of the tasks.
+    """
+    found: dict[Task, Outcome] = {}
+    started = [task for task in tasks if not (task.parts and task.output.exists())]
+    planned = [part for task in started for part in task.parts or (task,)]
+    of_parts = dict(zip(planned, run(planned), strict=True)) if planned else {}
+    for task in tasks:
+        if not task.parts:
+            found[task] = of_parts[task]
+            continue
+        parts = [of_parts[part] for part in task.parts] if task in started else []
+        failed = next((one for one in parts if one.state == "failed"), None)
+        if failed is not None:
+            found[task] = replace(failed, task=task, reason=f"{failed.task}: {failed.reason}")
+            continue
+        joining = _Joining(job, [one.result for one in parts])
+        outcome = run_here(joining, [task], Watch())[0]
+        attempts = max((one.attempts for one in parts), default=1)
+        found[task] = replace(outcome, attempts=max(outcome.attempts, attempts))
+        if outcome.state != "failed":
+            shutil.rmtree(task.parts[0].output.parent, ignore_errors=True)
+            with suppress(OSError):  # other bags still have parts there
+                task.parts[0].output.parent.parent.rmdir()
+    return [found[task] for task in tasks]
+
+
+class _Joining:
+    """The job that joins the results of one task's parts."""
+
+    def __init__(self, job: SplitJob, results: Sequence[dict[str, Any]]) -> None:
+        self._job, self._results = job, results
+        self.checkpoints, self.settings = job.checkpoints, job.settings
+
+    def load(self, threads: int) -> bool:
+        return True
+
+    def process(self, loaded: bool, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
+        return self._job.join(task, self._results, folder)
+
+
+@contextmanager
+def unfinished_removed(tasks: Sequence[Task]) -> Iterator[str]:
+    """Yield the start of the names of unfinished folders; remove those that killed workers left."""
+    mark = f".vtseg_{uuid.uuid4().hex[:12]}_"
+    try:
+        yield mark
+    finally:
+        for folder in {task.output.parent for task in tasks}:
+            for orphan in folder.glob(f"{mark}*"):
+                shutil.rmtree(orphan, ignore_errors=True)

@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a command declares to run over many bags, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Task:
+    """A bag to process.
+
+    Attributes:
+        source: the bag or video.
+        output: folder that the result is renamed to when it is complete.
+        frames: images in the source or the span; 0 = unknown.
+        span: bag times (ns) of a part of the source, the first included, the second not; None = begin or end.
+        parts: tasks whose results are joined to this one's; empty = the source is processed at once.
+    """
+
+    source: Path
+    output: Path
+    frames: int = 0
+    span: tuple[int | None, int | None] = (None, None)
+    parts: tuple[Task, ...] = ()
+
+    def __str__(self) -> str:
+        start, stop = self.span
+        if self.span == (None, None):
+            return str(self.source)
+        return f"{self.source} from {start or 'its begin'} to {stop or 'its end'} ns"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a task.
+
+    Attributes:
+        task: the task.
+        state: `done`, `skipped` (was complete before) or `failed`.
+        result: plain values from `Job.process`; of the earlier run for `skipped`.
+        reason: of a failure, one line.
+        attempts: how often the task was started.
+    """
+
+    task: Task
+    state: str
+    result: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Callbacks of a running job.
+
+    Args:
+        on_outcome: called with each final outcome.
+        on_frames: called with the number of frames processed so far, those of complete tasks included.
+    """
+
+    on_outcome: Callable[[Outcome], None] = lambda _: None
+    on_frames: Callable[[int], None] = lambda _: None
+
+
+class Job(Protocol):
+    """Work on single bags; sent to the workers by pickle."""
+
+    checkpoints: Sequence[str]
+    """Shipped weights by name, or files; part of a result's identity."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return plain JSON values that decide the result, the checkpoints aside."""
+
+    def load(self, threads: int) -> Any:
+        """Return what a worker keeps for all its tasks, such as a model; `threads` 0 = as they are."""
+
+    def process(self, loaded: Any, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
+        """Process a bag, or a part of it.
+
+        Args:
+            loaded: from `load`.
+            task: its source and span; parts are given only to jobs that can be split.
+            folder: exists and is empty; the result is written into it.
+            on_frame: to be called after each frame.
+
+        Returns:
+            Plain JSON values, among them `frames`.
+        """
+
+
+class SplitJob(Job, Protocol):
+    """A job that can process parts of bags."""
+
+    def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """Join the results of `task.parts`, in their outputs, into a folder.
+
+        Args:
+            task: with its parts.
+            results: of the parts, from `process`.
+            folder: exists and is empty.
+
+        Returns:
+            As `process`.
+        """
