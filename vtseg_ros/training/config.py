@@ -289,11 +289,13 @@ class TrainConfig:
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
                 raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
-        if stage.teacher and self.augmentation.occlusion:
-            raise ConfigError(
-                f"stage {stage.name}: a teacher sees nothing of use on covered frames; expected augmentation.occlusion "
-                f"0, got {self.augmentation.occlusion}. Leave it out, or train with covered frames in a run without teacher"
-            )
+        for name in ("occlusion", "corruption"):
+            share = getattr(self.augmentation, name)
+            if stage.teacher and share:
+                raise ConfigError(
+                    f"stage {stage.name}: a teacher sees nothing of use on covered or corrupted frames; expected "
+                    f"augmentation.{name} 0, got {share}. Leave it out, or train with such frames in a run without teacher"
+                )
 
     def _check_unused(self) -> None:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
