@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -20,13 +21,18 @@ from vtseg_ros.commands.progress import track
 from vtseg_ros.dataset.corrupted_store import PARTS
 from vtseg_ros.dataset.corruptions import KINDS
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
+from vtseg_ros.dataset.scene_cuts import with_cuts
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.behaviour import AppearanceLag, Drift, FrameScores, Observer
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.robustness import (
     CorruptedScores,
+    behaviour_rows,
+    check_cuts,
     evaluate_corrupted,
+    evaluate_cuts,
     mean_corrupted,
     parse_corruptions,
 )
@@ -123,6 +129,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="consecutive frames corrupted at a time, 1 to 3 (default 1)",
     )
+    parser.add_argument(
+        "--lag",
+        action="store_true",
+        help="measure the frames until newly appeared objects are segmented; needs labels on all frames",
+    )
+    parser.add_argument(
+        "--scene-cuts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score again with the frames reordered so that the scene changes every N frames, and measure the recovery",
+    )
+    parser.add_argument(
+        "--drift",
+        type=int,
+        nargs="?",
+        const=1000,
+        default=0,
+        metavar="N",
+        help="compare the last with the first tenth of N frames of each sequence (default 1000); needs labels on all frames",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks (default auto)"
@@ -140,6 +167,13 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+    for name in ("lag", "drift"):
+        if getattr(args, name) and args.every > 1:
+            raise ConfigError(
+                f"--{name}: needs every label; expected --every 1, got {args.every}. Leave --every out"
+            )
+    if args.scene_cuts < 0:
+        raise ConfigError(f"--scene-cuts: expected at least 1 frame between cuts, got {args.scene_cuts}")
     corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
     selection = Selection(
         args.checkpoint,
@@ -160,23 +194,56 @@ def run(args: argparse.Namespace) -> int:
     systems = open_systems(selection, store.index)
     owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
     named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
+    # Refused before the frames are scored.
+    lag = AppearanceLag(len(systems)) if args.lag else None
+    drift = None
+    if args.drift:
+        drift = Drift(index, args.drift, num_classes=len(systems[0].labels), systems=len(systems))
+    if args.scene_cuts:
+        check_cuts(systems)
+        with_cuts(index, args.scene_cuts)
     with (
         interrupts.unwritten("the report"),
-        track(len(index.labelled(args.every)) * (1 + len(corruptions)), "evaluating") as advance,
+        track(
+            len(index.labelled(args.every)) * (1 + len(corruptions))
+            + len(index.labelled()) * bool(args.scene_cuts),
+            "evaluating",
+        ) as advance,
     ):
-        outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
-        corrupted = evaluate_corrupted(index, systems, corruptions, every=args.every, on_frame=advance)
+        undisturbed = FrameScores(len(systems[0].labels))
+        observers: list[Observer] = [undisturbed] if corruptions or args.scene_cuts else []
+        observers += [measure for measure in (lag, drift) if measure]
+        outcome = evaluate(
+            store,
+            systems,
+            every=args.every,
+            pictures=max(args.pictures, 0),
+            observers=observers,
+            on_frame=advance,
+        )
+        corrupted = evaluate_corrupted(
+            index, systems, corruptions, every=args.every, undisturbed=undisturbed, on_frame=advance
+        )
+        behaviour: dict[str, Any] = {}
+        if lag:
+            behaviour["appearance"] = lag.to_dict(outcome.infos, systems[0].labels)
+        if args.scene_cuts:
+            behaviour["scene_cuts"] = evaluate_cuts(
+                index, systems, undisturbed, every=args.scene_cuts, on_frame=advance
+            )
+        if drift:
+            behaviour["drift"] = drift.to_dict(outcome.infos)
     facts = _facts(args, store, outcome)
     whose = "class map's" if args.class_map else "checkpoint's"
     if not all(named):
         facts["classes"] = f"the {whose}; the bag names none"
-    _print(outcome, corrupted)
+    _print(outcome, corrupted, behaviour)
     if not all(named):
         print(f"The bag has no label map: its class ids were taken for the {whose}.")
     missing = sum(store.index.missing.values())
     if missing:
         facts["missing"] = f"{missing} messages that the bags promise are not there"
-    _write(args, outcome, corrupted, facts, missing)
+    _write(args, outcome, corrupted, behaviour, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
     return 0
@@ -216,7 +283,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
+def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[str, Any]) -> None:
     # A file or pipe has no width: eighty columns would cut a table of many systems.
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console, systems = Console(markup=False, width=width), entries(outcome)
@@ -244,6 +311,17 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
         console.print(_sweep_table(swept))
     if corrupted:
         console.print(_corruption_table(corrupted))
+    rows = behaviour_rows(behaviour, corrupted)
+    if rows:
+        table = Table(title="Behaviour over time")
+        table.add_column("measure")
+        for info in outcome.infos:
+            table.add_column(info.name, justify="right")
+        for title, values in rows:
+            table.add_row(title, *values)
+        console.print(table)
+    if not np.isnan(outcome.label_consistency):
+        console.print(f"temporal consistency of the labels: {outcome.label_consistency:.2f}")
     console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
     if outcome.unmatched:
         console.print(f"{outcome.unmatched} more labels have the header stamp of no image")
@@ -284,10 +362,11 @@ def _write(
     args: argparse.Namespace,
     outcome: Outcome,
     corrupted: list[CorruptedScores],
+    behaviour: dict[str, Any],
     facts: dict[str, str],
     missing: int,
 ) -> None:
-    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing}
+    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing, **behaviour}
     if corrupted:
         content["corruptions"] = [scores.to_dict() for scores in corrupted]
     pages = [args.html] if args.html else []
@@ -301,7 +380,8 @@ def _write(
         for path in files:
             write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         if pages:
-            page = render_html(outcome, "Evaluation", facts, corrupted).encode()
+            rows = behaviour_rows(behaviour, corrupted)
+            page = render_html(outcome, "Evaluation", facts, corrupted, rows).encode()
             for path in pages:
                 write_atomically(path, page)
     except OSError as err:
