@@ -51,6 +51,33 @@ def test_files_of_windows(tmp_path, codec):
         ({"data": {**GOOD["data"], "size": [64, 33]}}, "multiples of 32"),
         ({"data": {**GOOD["data"], "workers": "two"}}, "data.workers must be of type int"),
         ({"data": {"train": ["a"]}}, "data.size is missing"),
+        (
+            {"data": {**GOOD["data"], "random_strides": [1, 0]}},
+            "data.random_strides must be at least 1. Got: 0",
+        ),
+        (
+            {"data": {**GOOD["data"], "random_strides": [1, 2]}, "model": {"architecture": "erfnet"}},
+            "data.random_strides has no effect on erfnet",
+        ),
+        (
+            {"augmentation": {"corruption": 0.5, "corruption_kinds": ["mud"]}},
+            "augmentation.corruption_kinds: unknown kind; expected some of shot_noise, .*, got 'mud'",
+        ),
+        (
+            {"augmentation": {"corruption": 0.5, "corruption_severity": [3, 6]}},
+            r"augmentation.corruption_severity: expected \[lowest, highest\] within 1 to 5, got \[3, 6\]",
+        ),
+        (
+            {"augmentation": {"corruption_severity": [2, 4]}},
+            "augmentation.corruption_severity has no effect without corruption",
+        ),
+        (
+            {
+                "augmentation": {"corruption": 0.5},
+                "stages": [{"name": "video", "steps": 1, "teacher": "t.safetensors"}],
+            },
+            "expected augmentation.corruption 0, got 0.5",
+        ),
         ({"data": {"train": ["a"], "size": [64, 32]}}, "either data.validation or data.validation_share"),
         (
             {"data": {**GOOD["data"], "validation_share": 0.2}},

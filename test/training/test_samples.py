@@ -10,7 +10,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from bags.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png
+from bags.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png, write_bag
 
 from vtseg_ros.bags.bag import BagWriter
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, compressed_message
@@ -53,6 +53,29 @@ def test_a_class_id_outside_the_list(street_bag):
     assert isinstance(error, ConfigError)
     highest = int(np.where((label := store.label(1)) == IGNORE, 0, label).max())
     assert str(street_bag) in str(error) and f"class id {highest}" in str(error) and "0..10" in str(error)
+
+
+def test_windows_draw_their_stride(tmp_path):
+    """Two sequences of 10 frames; windows of 3 that end at frames 4 and 11, with strides 1 and 3."""
+    stamps = [n / 10 for n in range(10)] + [5 + n / 10 for n in range(10)]
+    store = FrameStore(FrameIndex([BagSource(write_bag(tmp_path / "bag", stamps))]), size=(64, 32))
+    options = dict(length=3, augmentation=None, seed=0, stage=0, num_classes=20, labelled=set(range(20)))
+    samples = Samples(store, [[2, 3, 4], [10, 11]], strides=(1, 3), **options)
+    seen = set()
+    for position in range(24):
+        video, labels = (tensor.numpy() for tensor in samples[position])
+        numbers = tuple(video[:, 0, 0, 0].tolist())  # red says which frame it is
+        known = [label[8, 0] for label in labels]
+        seen.add((numbers, tuple(map(int, known))))
+        again = samples[position]
+        assert np.array_equal(again[0].numpy(), video)
+    # The oldest frame is repeated, without its label, where the sequence began too late.
+    assert seen == {
+        ((2, 3, 4), (2, 3, 4)),
+        ((1, 1, 4), (255, 1, 4)),
+        ((10, 10, 11), (255, 10, 11)),
+        ((11, 11, 11), (255, 255, 11)),
+    }
 
 
 def test_workers_start_after_opencv_used_its_threads(street_bag):

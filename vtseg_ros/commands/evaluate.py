@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -24,14 +25,19 @@ from vtseg_ros.commands.progress import track
 from vtseg_ros.dataset.corrupted_store import PARTS
 from vtseg_ros.dataset.corruptions import KINDS
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
+from vtseg_ros.dataset.scene_cuts import with_cuts
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.evaluation.behaviour import AppearanceLag, Drift, FrameScores, Observer
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.merging import merge, to_counts
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.robustness import (
     CorruptedScores,
+    behaviour_rows,
+    check_cuts,
     evaluate_corrupted,
+    evaluate_cuts,
     mean_corrupted,
     parse_corruptions,
 )
@@ -132,6 +138,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="consecutive frames corrupted at a time, 1 to 3 (default 1)",
     )
+    parser.add_argument(
+        "--lag",
+        action="store_true",
+        help="measure the frames until newly appeared objects are segmented; needs labels on all frames",
+    )
+    parser.add_argument(
+        "--scene-cuts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score again with the frames reordered so that the scene changes every N frames, and measure the recovery",
+    )
+    parser.add_argument(
+        "--drift",
+        type=int,
+        nargs="?",
+        const=1000,
+        default=0,
+        metavar="N",
+        help="compare the last with the first tenth of N frames of each sequence (default 1000); needs labels on all frames",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks (default auto)"
@@ -151,6 +178,13 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+    for name in ("lag", "drift"):
+        if getattr(args, name) and args.every > 1:
+            raise ConfigError(
+                f"--{name}: needs every label; expected --every 1, got {args.every}. Leave --every out"
+            )
+    if args.scene_cuts < 0:
+        raise ConfigError(f"--scene-cuts: expected at least 1 frame between cuts, got {args.scene_cuts}")
     corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
     if args.ray:
         return run_evaluate_job(args)
@@ -160,14 +194,47 @@ def run(args: argparse.Namespace) -> int:
     systems = open_systems(selection, store.index)
     owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
     named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
+    # Refused before the frames are scored.
+    lag = AppearanceLag(len(systems)) if args.lag else None
+    drift = None
+    if args.drift:
+        drift = Drift(index, args.drift, num_classes=len(systems[0].labels), systems=len(systems))
+    if args.scene_cuts:
+        check_cuts(systems)
+        with_cuts(index, args.scene_cuts)
     with (
         interrupts.unwritten("the report"),
-        track(len(index.labelled(args.every)) * (1 + len(corruptions)), "evaluating") as advance,
+        track(
+            len(index.labelled(args.every)) * (1 + len(corruptions))
+            + len(index.labelled()) * bool(args.scene_cuts),
+            "evaluating",
+        ) as advance,
     ):
-        outcome = evaluate(store, systems, every=args.every, pictures=max(args.pictures, 0), on_frame=advance)
-        corrupted = evaluate_corrupted(index, systems, corruptions, every=args.every, on_frame=advance)
+        undisturbed = FrameScores(len(systems[0].labels))
+        observers: list[Observer] = [undisturbed] if corruptions or args.scene_cuts else []
+        observers += [measure for measure in (lag, drift) if measure]
+        outcome = evaluate(
+            store,
+            systems,
+            every=args.every,
+            pictures=max(args.pictures, 0),
+            observers=observers,
+            on_frame=advance,
+        )
+        corrupted = evaluate_corrupted(
+            index, systems, corruptions, every=args.every, undisturbed=undisturbed, on_frame=advance
+        )
+        behaviour: dict[str, Any] = {}
+        if lag:
+            behaviour["appearance"] = lag.to_dict(outcome.infos, systems[0].labels)
+        if args.scene_cuts:
+            behaviour["scene_cuts"] = evaluate_cuts(
+                index, systems, undisturbed, every=args.scene_cuts, on_frame=advance
+            )
+        if drift:
+            behaviour["drift"] = drift.to_dict(outcome.infos)
     facts = _facts(args, args.bag, len(store), len(index.sequences), outcome.labelled)
-    _report(args, outcome, corrupted, facts, all(named), sum(index.missing.values()))
+    _report(args, outcome, corrupted, behaviour, facts, all(named), sum(index.missing.values()))
     return 0
 
 
@@ -196,6 +263,7 @@ def _report(
     args: argparse.Namespace,
     outcome: Outcome,
     corrupted: list[CorruptedScores],
+    behaviour: dict[str, Any],
     facts: dict[str, str],
     named: bool,
     missing: int,
@@ -204,12 +272,12 @@ def _report(
     whose = "class map's" if args.class_map else "checkpoint's"
     if not named:
         facts["classes"] = f"the {whose}; the bag names none"
-    _print(outcome, corrupted)
+    _print(outcome, corrupted, behaviour)
     if not named:
         print(f"The bag has no label map: its class ids were taken for the {whose}.")
     if missing:
         facts["missing"] = f"{missing} messages that the bags promise are not there"
-    _write(args, outcome, corrupted, facts, missing)
+    _write(args, outcome, corrupted, behaviour, facts, missing)
     if outcome.labelled == outcome.unscored:
         raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
 
@@ -292,10 +360,10 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
         BagError: if no bag could be scored.
         ConfigError: if an option does not fit a job.
     """
-    if not args.out or args.every != 1 or args.corrupt:
+    if not args.out or args.every != 1 or args.corrupt or args.lag or args.drift or args.scene_cuts:
         raise ConfigError(
-            "evaluate: a job keeps the scores of each bag in a folder; expected --out DIR and neither --every nor "
-            "--corrupt. Leave them out, or leave --ray out"
+            "evaluate: a job keeps the scores of each bag in a folder; expected --out DIR and none of --every, "
+            "--corrupt, --lag, --drift and --scene-cuts. Leave them out, or leave --ray out"
         )
     args.checkpoint = [absolute_checkpoint(name) for name in args.checkpoint]
     if args.class_map:
@@ -317,7 +385,7 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
     if len(complete) < len(outcomes):
         facts["failed"] = f"{len(outcomes) - len(complete)} more bags could not be scored"
     named = all(part["named"] for part in parts)
-    _report(args, total, [], facts, named, sum(part["missing"] for part in parts))
+    _report(args, total, [], {}, facts, named, sum(part["missing"] for part in parts))
     return exit_code(outcomes)
 
 
@@ -357,7 +425,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
+def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[str, Any]) -> None:
     # A file or pipe has no width: eighty columns would cut a table of many systems.
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console, systems = Console(markup=False, width=width), entries(outcome)
@@ -385,6 +453,17 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores]) -> None:
         console.print(_sweep_table(swept))
     if corrupted:
         console.print(_corruption_table(corrupted))
+    rows = behaviour_rows(behaviour, corrupted)
+    if rows:
+        table = Table(title="Behaviour over time")
+        table.add_column("measure")
+        for info in outcome.infos:
+            table.add_column(info.name, justify="right")
+        for title, values in rows:
+            table.add_row(title, *values)
+        console.print(table)
+    if not np.isnan(outcome.label_consistency):
+        console.print(f"temporal consistency of the labels: {outcome.label_consistency:.2f}")
     console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
     if outcome.unmatched:
         console.print(f"{outcome.unmatched} more labels have the header stamp of no image")
@@ -425,10 +504,11 @@ def _write(
     args: argparse.Namespace,
     outcome: Outcome,
     corrupted: list[CorruptedScores],
+    behaviour: dict[str, Any],
     facts: dict[str, str],
     missing: int,
 ) -> None:
-    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing}
+    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing, **behaviour}
     if corrupted:
         content["corruptions"] = [scores.to_dict() for scores in corrupted]
     pages = [args.html] if args.html else []
@@ -442,7 +522,8 @@ def _write(
         for path in files:
             write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
         if pages:
-            page = render_html(outcome, "Evaluation", facts, corrupted).encode()
+            rows = behaviour_rows(behaviour, corrupted)
+            page = render_html(outcome, "Evaluation", facts, corrupted, rows).encode()
             for path in pages:
                 write_atomically(path, page)
     except OSError as err:

@@ -70,18 +70,22 @@ def contact_sheet(
     config: TrainConfig, store: FrameStore, labels: LabelSet, count: int, length: int, seed: int
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB: windows below each other, frames above frames with their labels."""
-    windows = [store.index.window(newest, first, length) for newest, first in _chosen(config, store)]
+    chosen = _chosen(config, store)
     labelled = {number for number, _ in store.index.labelled(config.data.label_stride)}
     rng = np.random.default_rng(seed)
     augmentation = Augmentation(config.augmentation)
     parts = []
-    for place in rng.permutation(len(windows))[:count]:
-        video, ids = store.window(windows[place], length)
-        for age, number in enumerate(reversed(windows[place])):
+    for place in rng.permutation(len(chosen))[:count]:
+        newest, first = chosen[place]
+        strides = config.data.random_strides
+        stride = int(rng.choice(strides)) if strides else None
+        window = store.index.window(newest, first, length, stride)
+        video, ids = store.window(window, length)
+        for age, number in enumerate(reversed(window)):
             if number not in labelled:
                 ids[-1 - age] = IGNORE  # as in training
         draw = augmentation.draw(length, config.data.size, rng)
-        parts += _window(*draw.apply(video, ids), labels, _title(draw, store, windows[place][-1]))
+        parts += _window(*draw.apply(video, ids), labels, _title(draw, store, newest))
     return np.concatenate(parts[:-1])
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from vtseg_ros.dataset.corrupted_frames import CorruptedFrame, check_kinds, draw_corrupted_frames
 from vtseg_ros.dataset.occlusion import Cover, check_share, draw_covers
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE
@@ -34,6 +35,11 @@ class AugmentationConfig:
         path_zoom, path_shift, path_rotation_deg: largest change along a pseudo-clip's path: zoom (relative),
             translation (share of the image's side) and turn.
         occlusion: share of the frames that are covered in part, each in places of its own (ours).
+        corruption: share of the windows that have corrupted frames (ours).
+        corruption_newest: share of those windows whose newest frame is corrupted, with clean older frames; in the
+            others all older frames are corrupted, and the newest one is clean.
+        corruption_kinds: kinds of `dataset.corruptions.KINDS`; empty = all.
+        corruption_severity: (lowest, highest), 1 to 5.
     """
 
     pseudo_clips: float = 0.8
@@ -48,10 +54,28 @@ class AugmentationConfig:
     path_shift: float = 0.06
     path_rotation_deg: float = 1.5
     occlusion: float = 0.0
+    corruption: float = 0.0
+    corruption_newest: float = 0.7
+    corruption_kinds: tuple[str, ...] = ()
+    corruption_severity: tuple[int, int] = (1, 5)
 
     def __post_init__(self) -> None:
         check_share(self.occlusion, "augmentation.occlusion")
-        for name in ("pseudo_clips", "flip", "blur", "brightness", "saturation"):
+        problem = check_kinds(self.corruption_kinds, self.corruption_severity)
+        if problem:
+            raise ConfigError(f"augmentation.{problem}")
+        for name in ("corruption_newest", "corruption_kinds", "corruption_severity"):
+            if not self.corruption and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"augmentation.{name} has no effect without corruption: leave it out")
+        for name in (
+            "pseudo_clips",
+            "flip",
+            "blur",
+            "brightness",
+            "saturation",
+            "corruption",
+            "corruption_newest",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
@@ -75,12 +99,14 @@ class Draw:
         pseudo_clip: whether every frame is made of the newest one.
         photometric: (H, W, 3) uint8 -> the same, for every frame.
         covers: what then lies on the frames.
+        corrupted: frames that are corrupted at last.
     """
 
     transforms: np.ndarray
     pseudo_clip: bool
     photometric: Callable[[np.ndarray], np.ndarray]
     covers: tuple[Cover, ...] = ()
+    corrupted: tuple[CorruptedFrame, ...] = ()
 
     def apply(
         self, video: np.ndarray, labels: np.ndarray, *, outside: int = IGNORE
@@ -113,6 +139,8 @@ class Draw:
             )
         for cover in self.covers:
             cover.apply(out_video)
+        for corrupted in self.corrupted:
+            corrupted.apply(out_video)
         return out_video, out_labels
 
 
@@ -133,9 +161,16 @@ class Augmentation:
         if pseudo_clip:
             transforms = self._path(frames, *size, rng) @ transforms
         photometric = self._photometric(rng)
-        return Draw(
-            transforms, pseudo_clip, photometric, draw_covers(frames, size, self.config.occlusion, rng)
+        covers = draw_covers(frames, size, self.config.occlusion, rng)
+        corrupted = draw_corrupted_frames(
+            frames,
+            share=self.config.corruption,
+            newest=self.config.corruption_newest,
+            kinds=self.config.corruption_kinds,
+            severity=self.config.corruption_severity,
+            rng=rng,
         )
+        return Draw(transforms, pseudo_clip, photometric, covers, corrupted)
 
     def __call__(
         self, video: np.ndarray, labels: np.ndarray, rng: np.random.Generator

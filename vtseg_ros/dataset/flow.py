@@ -180,7 +180,7 @@ class WindowFlow:
             build_provider(source)  # a wrong name is told now, and not by a worker process later
         elif stride != 1:
             raise ConfigError(
-                f"flow of topic {source} reaches one recorded frame back: data.stride must be 1"
+                f"flow of topic {source} reaches one recorded frame back: data.stride must be 1, without random_strides"
             )
         else:
             self._topic = FlowTopic(index, source)

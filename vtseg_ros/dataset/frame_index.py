@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -223,9 +224,20 @@ class FrameIndex:
                 count[source] += 1
         return found
 
-    def window(self, newest: int, first: int, length: int) -> list[int]:
-        """Frame numbers of a window, newest last; fewer than `length` where its sequence, from `first`, began late."""
-        return list(range(newest, first - 1, -self.stride))[:length][::-1]
+    def window(self, newest: int, first: int, length: int, stride: int | None = None) -> list[int]:
+        """Return the frame numbers of a window, newest last.
+
+        Args:
+            newest: number of its newest frame.
+            first: number of the first frame of its sequence.
+            length: frames k; there are fewer where the sequence began late.
+            stride: distance between its frames; None = the index's.
+        """
+        return list(range(newest, first - 1, -(stride or self.stride)))[:length][::-1]
+
+    def sequence_start(self, number: int) -> int:
+        """Return the number of the first frame of the sequence that a frame belongs to."""
+        return self.sequences[bisect_right(self.sequences, number, key=lambda span: span[0]) - 1][0]
 
     def windows(self, length: int, *, label_stride: int = 1) -> list[list[int]]:
         """Windows whose newest frame has a label.

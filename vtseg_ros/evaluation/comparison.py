@@ -11,6 +11,7 @@ from typing import Any
 from vtseg_ros.evaluation.protocol import Outcome
 from vtseg_ros.evaluation.report import class_items, confusion_rows, picture_source, render
 from vtseg_ros.evaluation.robustness import CorruptedScores, mean_corrupted
+from vtseg_ros.evaluation.score import or_none
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.image_ops import colorize
 
@@ -45,6 +46,7 @@ def as_json(outcome: Outcome, facts: dict[str, str]) -> dict[str, Any]:
     """The content of the JSON file."""
     return {
         "systems": entries(outcome),
+        "label_temporal_consistency": or_none(outcome.label_consistency),
         "labelled_frames": outcome.labelled,
         "scored_frames": outcome.labelled - outcome.unscored,
         "unscored_frames": outcome.unscored,
@@ -76,7 +78,11 @@ def sweep(systems: list[dict[str, Any]]) -> Sweep | None:
 
 
 def render_html(
-    outcome: Outcome, title: str, facts: dict[str, str], corrupted: Sequence[CorruptedScores] = ()
+    outcome: Outcome,
+    title: str,
+    facts: dict[str, str],
+    corrupted: Sequence[CorruptedScores] = (),
+    behaviour: Sequence[tuple[str, list[str]]] = (),
 ) -> str:
     """Return one HTML page without outside references.
 
@@ -85,6 +91,7 @@ def render_html(
         title: heading of the page.
         facts: what was evaluated, shown below the heading.
         corrupted: scores under corruptions, shown in a table of their own.
+        behaviour: rows of the table of measures over time, see `robustness.behaviour_rows`.
     """
     systems, labels = entries(outcome), outcome.scores[0].labels
     shown = widest(outcome.infos)
@@ -111,6 +118,8 @@ def render_html(
         sweep=sweep(systems),
         corruptions=[scores.to_dict() for scores in corrupted],
         corrupted_mean=mean_corrupted(corrupted),
+        behaviour=behaviour,
+        label_consistency=or_none(outcome.label_consistency),
         rows=rows,
         all_systems=systems,
         confusions=[(systems[i]["name"], confusion_rows(outcome.scores[i])) for i in shown],

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import Outcome
 from vtseg_ros.evaluation.score import Scores
 from vtseg_ros.evaluation.systems import SystemInfo
@@ -27,6 +30,7 @@ def to_counts(outcome: Outcome) -> dict[str, Any]:
         "unscored": outcome.unscored,
         "unmatched": outcome.unmatched,
         "corrupt": [list(one) for one in outcome.corrupt],
+        "warped_labels": outcome.warped_labels.matrix.tolist() if outcome.warped_labels else None,
     }
 
 
@@ -48,10 +52,13 @@ def merge(parts: Iterable[dict[str, Any]]) -> Outcome:
                 SystemInfo(**{**info, "input_size": tuple(info["input_size"])}) for info in part["systems"]
             ]
             outcome = Outcome(infos, [Scores(labels, keep=0) for _ in infos])
+            outcome.warped_labels = ConfusionMatrix(len(labels))
         if any(part[name] != first[name] for name in ("classes", "systems")):
             raise ConfigError("scores: of different systems or classes; expected equal ones. Evaluate again")
         for scores, counts in zip(outcome.scores, part["scores"], strict=True):
             scores.add(counts)
+        if part["warped_labels"] is not None:
+            outcome.warped_labels.matrix += np.array(part["warped_labels"], np.int64)
         outcome.labelled += part["labelled"]
         outcome.unscored += part["unscored"]
         outcome.unmatched += part["unmatched"]

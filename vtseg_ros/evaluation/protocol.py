@@ -16,9 +16,11 @@ import numpy as np
 
 from vtseg_ros.dataset.frame_store import FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.evaluation.behaviour import Observer
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores
 from vtseg_ros.evaluation.systems import System, SystemInfo
+from vtseg_ros.evaluation.temporal import WarpedConsistency
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Outcome:
         unscored: labelled frames without image or label; labelled = scored + unscored.
         unmatched: labels whose stamp is no image's; not among `labelled`.
         parts: by name of a part of the frames, one confusion matrix per system.
+        warped_labels: counts of each label image against the one before, warped by optical flow.
     """
 
     infos: list[SystemInfo]
@@ -54,6 +57,15 @@ class Outcome:
     unscored: int = 0
     unmatched: int = 0
     parts: dict[str, list[ConfusionMatrix]] = field(default_factory=dict)
+    warped_labels: ConfusionMatrix | None = None
+
+    @property
+    def label_consistency(self) -> float:
+        """Temporal consistency of the labels in place of a system's masks, 0 to 100, which a perfect system has.
+
+        NaN without labels of consecutive frames.
+        """
+        return float("nan") if self.warped_labels is None else self.warped_labels.miou()
 
 
 class _Images:
@@ -109,6 +121,7 @@ def evaluate(
     every: int = 1,
     pictures: int = 6,
     part_of: Callable[[int], str] | None = None,
+    observers: Sequence[Observer] = (),
     on_frame: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Score all systems on the same frames.
@@ -119,6 +132,7 @@ def evaluate(
         every: score every n-th labelled frame; temporal scores need 1.
         pictures: rows of pictures to keep, evenly spaced.
         part_of: from a frame's number to the name of the part whose scores it counts in as well; None = no parts.
+        observers: see each scored frame.
         on_frame: called after each labelled frame.
 
     Raises:
@@ -135,6 +149,7 @@ def evaluate(
     outcome.corrupt += [(c.time_ns, f"{c.topic}: {c.reason}") for c in index.corrupt]
     images = _Images(store, max(s.info.window for s in systems) * index.stride, outcome.corrupt)
     feeds = [_Feed(system, index) for system in systems]
+    label_consistency = WarpedConsistency(len(labels), skip_unlabelled=True)
     last = -1
     for number, first in chosen:
         label = _label(store, number, outcome)
@@ -146,11 +161,15 @@ def evaluate(
         if number != last + 1 or number == first:
             for scores in outcome.scores:
                 scores.new_sequence()
+            label_consistency.reset()
         last, stamp_ns = number, index.frames[number].stamp_ns
         size = (label.shape[1], label.shape[0])
         masks = [feed.mask(images, number, first, size) for feed in feeds]
         for system, scores, mask in zip(systems, outcome.scores, masks):
             _score(scores, stamp_ns, mask, label, image, system.confidence)
+        label_consistency.update(image, label)
+        for observer in observers:
+            observer.update(number, first, label, masks)
         if part_of is not None:
             part = outcome.parts.setdefault(part_of(number), [ConfusionMatrix(len(labels)) for _ in systems])
             for matrix, mask in zip(part, masks):
@@ -158,6 +177,7 @@ def evaluate(
         if number in shown:
             outcome.rows.append(_row(stamp_ns, image, label, masks))
         on_frame()
+    outcome.warped_labels = label_consistency.confusion
     for system in systems:
         for number, reason in system.problems:
             outcome.corrupt.append((index.frames[number].stamp_ns, f"{system.info.name}, {reason}"))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores on corrupted frames: what a system loses when some of its frames are damaged, and what older frames recover."""
+"""Scores on corrupted frames and at scene cuts: what a system loses, and how fast it recovers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import numpy as np
 
 from vtseg_ros.dataset.corrupted_store import PARTS, CorruptedStore
 from vtseg_ros.dataset.corruptions import KINDS, Corruption
-from vtseg_ros.dataset.frame_store import FrameIndex
+from vtseg_ros.dataset.flow import is_topic
+from vtseg_ros.dataset.frame_store import FrameIndex, FrameStore
+from vtseg_ros.dataset.scene_cuts import with_cuts
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.evaluation.behaviour import After, FrameScores, after_corruption, recovery
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.score import or_none
@@ -45,12 +49,14 @@ class CorruptedScores:
         infos: of the systems, in order.
         parts: by part of the frames (see `CorruptedStore.part`), one confusion matrix per system.
         outcome: everything else that the evaluation found.
+        recovery: of each system after corrupted frames, see `behaviour.recovery`; empty = not measured.
     """
 
     corruption: Corruption
     infos: list[SystemInfo]
     parts: dict[str, list[ConfusionMatrix]]
     outcome: Outcome
+    recovery: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; scores 0 to 100, absent is None."""
@@ -63,7 +69,10 @@ class CorruptedScores:
                 }
                 for part in PARTS
             }
-            systems.append({"name": info.name, "window": info.window, "family": info.family, **scores})
+            entry = {"name": info.name, "window": info.window, "family": info.family, **scores}
+            if self.recovery:
+                entry["recovery"] = self.recovery[place]
+            systems.append(entry)
         return {
             "corruption": str(self.corruption),
             "kind": self.corruption.kind,
@@ -80,6 +89,7 @@ def evaluate_corrupted(
     corruptions: Sequence[Corruption],
     *,
     every: int = 1,
+    undisturbed: FrameScores | None = None,
     on_frame: Callable[[], None] = lambda: None,
 ) -> list[CorruptedScores]:
     """Score all systems under each corruption in turn.
@@ -89,6 +99,7 @@ def evaluate_corrupted(
         systems: of one class list.
         corruptions: what is done to the frames, one after the other.
         every: score every n-th labelled frame.
+        undisturbed: scores of the same systems without corruption, from which recovery is measured; None = it is not.
         on_frame: called after each labelled frame of each corruption.
 
     Raises:
@@ -97,13 +108,75 @@ def evaluate_corrupted(
     found = []
     for corruption in corruptions:
         store = CorruptedStore(index, corruption)
-        outcome = evaluate(store, systems, every=every, pictures=0, part_of=store.part, on_frame=on_frame)
+        frames = FrameScores(len(systems[0].labels))
+        outcome = evaluate(
+            store,
+            systems,
+            every=every,
+            pictures=0,
+            part_of=store.part,
+            observers=[frames] if undisturbed else [],
+            on_frame=on_frame,
+        )
         parts = {
             part: outcome.parts.get(part) or [ConfusionMatrix(len(systems[0].labels)) for _ in systems]
             for part in PARTS
         }
-        found.append(CorruptedScores(corruption, outcome.infos, parts, outcome))
+        after = recovery(after_corruption(store), frames, undisturbed, len(systems)) if undisturbed else []
+        found.append(CorruptedScores(corruption, outcome.infos, parts, outcome, after))
     return found
+
+
+def check_cuts(systems: Sequence[System]) -> None:
+    """Raise ConfigError for a system that cannot run on frames in another order."""
+    for system in systems:
+        if system.info.flow and is_topic(system.info.flow):
+            raise ConfigError(
+                f"--scene-cuts: {system.info.name} takes optical flow from a topic, which has none across a cut; "
+                "expected an estimator. Add --flow dis"
+            )
+
+
+def evaluate_cuts(
+    index: FrameIndex,
+    systems: Sequence[System],
+    undisturbed: FrameScores,
+    *,
+    every: int,
+    on_frame: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Score all systems on the frames with a scene cut every n frames (see `with_cuts`).
+
+    Args:
+        index: frames of the bags.
+        systems: of one class list.
+        undisturbed: scores of the same systems on the frames as they were recorded.
+        every: n.
+        on_frame: called after each labelled frame.
+
+    Returns:
+        Plain JSON values: for each system `behaviour.recovery` after the cuts.
+
+    Raises:
+        ConfigError: if there are too few frames, or a system takes flow from a topic.
+    """
+    check_cuts(systems)
+    cut, pieces = with_cuts(index, every)
+    frames = FrameScores(len(systems[0].labels))
+    evaluate(FrameStore(cut), systems, pictures=0, observers=[frames], on_frame=on_frame)
+    events, start = [], 0
+    for piece in pieces:
+        if start:  # the first piece follows no cut
+            events.append([After(age, start + age, number) for age, number in enumerate(piece)])
+        start += len(piece)
+    found = recovery(events, frames, undisturbed, len(systems))
+    return {
+        "every": every,
+        "systems": [
+            {"name": system.info.name, "window": system.info.window, **one}
+            for system, one in zip(systems, found)
+        ],
+    }
 
 
 def mean_corrupted(scores: Sequence[CorruptedScores]) -> list[float | None]:
@@ -112,3 +185,61 @@ def mean_corrupted(scores: Sequence[CorruptedScores]) -> list[float | None]:
         return []
     rows = np.array([[matrix.miou() for matrix in one.parts["corrupted"]] for one in scores])
     return [or_none(float(column.mean())) for column in rows.T]
+
+
+def behaviour_rows(
+    behaviour: dict[str, Any], corrupted: Sequence[CorruptedScores]
+) -> list[tuple[str, list[str]]]:
+    """Return the measures over time as rows of a table.
+
+    Args:
+        behaviour: the JSON values of `appearance`, `scene_cuts` and `drift`, those that were measured.
+        corrupted: scores under corruptions, with their recovery.
+
+    Returns:
+        Title and one text per system of each row.
+    """
+    rows = []
+    if "appearance" in behaviour:
+        systems = behaviour["appearance"]["systems"]
+        rows.append(
+            ("new objects: mean frames until segmented", [_text(one["mean_frames"]) for one in systems])
+        )
+        rows.append(
+            ("new objects: segmented of appeared", [f"{s['segmented']}/{s['appeared']}" for s in systems])
+        )
+        over = [one["over_window_1"] for one in systems]
+        if any(over):
+            rows.append(
+                (
+                    "new objects: frames more than with window 1",
+                    [_text(one["mean_frames"]) if one else "–" for one in over],
+                )
+            )
+    for scores in corrupted:
+        if scores.recovery:
+            rows.append(_recovery_row(f"after {scores.corruption}", scores.recovery))
+    if "scene_cuts" in behaviour:
+        rows.append(_recovery_row("after scene cuts", behaviour["scene_cuts"]["systems"]))
+    if "drift" in behaviour:
+        drift = behaviour["drift"]
+        rows += [
+            (f"drift over {drift['frames']} frames: {title}", [_text(one[key]) for one in drift["systems"]])
+            for title, key in (
+                (f"mIoU of the first {drift['span']}", "first"),
+                (f"mIoU of the last {drift['span']}", "last"),
+                ("change beyond that with window 1", "change_over_window_1"),
+            )
+        ]
+    return rows
+
+
+def _recovery_row(title: str, systems: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+    return (
+        f"{title}: mean frames until the score is back, recovered of all",
+        [f"{_text(one['mean_frames'])}, {one['recovered']}/{one['events']}" for one in systems],
+    )
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -60,12 +60,14 @@ class WarpedConsistency:
     Args:
         num_classes: C.
         width: images and masks are scaled to this width, px, before flow is estimated.
+        skip_unlabelled: leave out pixels that are 255 in the newer mask, for labels in place of masks; otherwise they
+            count as wrong.
     """
 
-    def __init__(self, num_classes: int, width: int = 320) -> None:
+    def __init__(self, num_classes: int, width: int = 320, *, skip_unlabelled: bool = False) -> None:
         self.confusion = ConfusionMatrix(num_classes)
         """Warped previous masks as labels, masks as predictions."""
-        self._width = width
+        self._width, self._skip_unlabelled = width, skip_unlabelled
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -89,6 +91,8 @@ class WarpedConsistency:
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=IGNORE,
             )
+            if self._skip_unlabelled:
+                warped[small == IGNORE] = IGNORE
             self.confusion.update(small, warped)
         self._previous = (gray, small)
 

@@ -58,6 +58,8 @@ class DataConfig:
         class_names: class list, where there is no label map and no such name.
         label_stride: use every n-th label in training.
         stride: frames of a window are this far apart, counted back from the labelled one.
+        random_strides: distances one of which each training window draws instead of `stride`, since robots' frame rates
+            differ (ours); empty = `stride`. Validation keeps `stride`.
         max_gap_s: a longer pause starts a new sequence.
         validation_every: score every n-th labelled frame of the validation bags.
         cache_dir: folder for decoded frames; empty = decode each time.
@@ -75,6 +77,7 @@ class DataConfig:
     class_names: tuple[str, ...] = ()
     label_stride: int = 1
     stride: int = 1
+    random_strides: tuple[int, ...] = ()
     max_gap_s: float = 1.0
     validation_every: int = 1
     cache_dir: str = ""
@@ -242,6 +245,12 @@ class TrainConfig:
             raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
         for name, least in (("label_stride", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
             _at_least(f"data.{name}", getattr(self.data, name), least)
+        for stride in self.data.random_strides:
+            _at_least("data.random_strides", stride, 1)
+        if self.data.random_strides and not self._kind.video:
+            raise ConfigError(
+                f"data.random_strides has no effect on {self.model.architecture}, an image network: leave it out"
+            )
         for part in ("train", "validation"):
             for number, source in enumerate(getattr(self.data, part)):
                 _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
@@ -289,11 +298,13 @@ class TrainConfig:
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
                 raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
-        if stage.teacher and self.augmentation.occlusion:
-            raise ConfigError(
-                f"stage {stage.name}: a teacher sees nothing of use on covered frames; expected augmentation.occlusion "
-                f"0, got {self.augmentation.occlusion}. Leave it out, or train with covered frames in a run without teacher"
-            )
+        for name in ("occlusion", "corruption"):
+            share = getattr(self.augmentation, name)
+            if stage.teacher and share:
+                raise ConfigError(
+                    f"stage {stage.name}: a teacher sees nothing of use on covered or corrupted frames; expected "
+                    f"augmentation.{name} 0, got {share}. Leave it out, or train with such frames in a run without teacher"
+                )
 
     def _check_unused(self) -> None:
         """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ class Samples(Dataset):
         num_classes: number of label ids; a label with an id from there on is a ConfigError.
         mark_outside: give pixels that are not of the image the label id 254 (`OUTSIDE`) instead of 255.
         flow: where optical flow comes from, for networks that need it.
+        strides: distances between the frames of a window, one of which each window draws; empty = as in `windows`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Samples(Dataset):
         flow: WindowFlow | None = None,
         labelled: set[int] | None = None,
         mark_outside: bool = False,
+        strides: Sequence[int] = (),
     ) -> None:
-        self.store, self.windows, self.length = store, windows, length
+        self.store, self.windows, self.length, self.strides = store, windows, length, strides
         self.augmentation, self.seed, self.stage, self.flow = augmentation, seed, stage, flow
         self.num_classes = num_classes
         self._labelled = {window[-1] for window in windows} if labelled is None else labelled
@@ -72,6 +74,11 @@ class Samples(Dataset):
         epoch, place = divmod(position, len(self.windows))
         order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
         numbers = self.windows[order[place]]
+        if self.strides:
+            rng = np.random.default_rng([self.seed, self.stage, position, 2])
+            index, newest = self.store.index, numbers[-1]
+            stride = self.strides[rng.integers(len(self.strides))]
+            numbers = index.window(newest, index.sequence_start(newest), self.length, stride)
         video, labels = self.store.window(numbers, self.length)
         for age, number in enumerate(reversed(numbers)):
             if number not in self._labelled:

@@ -82,9 +82,10 @@ class TrainingData:
         )
         self.train_flow = self.validation_flow = None
         if needs_flow:
-            flow = dict(source=config.model.flow, stride=config.data.stride)
-            self.train_flow = WindowFlow(index=self.train_store.index, **flow)
-            self.validation_flow = WindowFlow(index=self.validation_store.index, **flow)
+            source, stride = config.model.flow, config.data.stride
+            widest = max((stride, *config.data.random_strides))
+            self.train_flow = WindowFlow(source, self.train_store.index, stride=widest)
+            self.validation_flow = WindowFlow(source, self.validation_store.index, stride=stride)
 
     def _list_windows(self, soft: bool) -> list[list[int]]:
         index, sources = self.train_store.index, self.config.data.train
@@ -127,6 +128,7 @@ class TrainingData:
             flow=self.train_flow if length > 1 else None,
             labelled=self.labelled,
             mark_outside=bool(stage.teacher),
+            strides=config.data.random_strides,
         )
         positions = Positions(
             first=start * stage.accumulate,
