@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -197,7 +197,7 @@ class Training:
         clock = Clock()
         for step in range(start, steps):
             began = time.monotonic()
-            chunk = [self._next(batches) for _ in range(stage.accumulate)]
+            chunk = [next(batches) for _ in range(stage.accumulate)]
             ready = time.monotonic()
             # Dropout depends on the step alone, so that a resumed run draws what the first one would have.
             torch.manual_seed(
@@ -242,13 +242,6 @@ class Training:
                 100 * clock.share(),
             )
         return True
-
-    @staticmethod
-    def _next(batches) -> list[Tensor]:
-        batch = next(batches)
-        if isinstance(batch, VTSegError):  # what a worker found; raised there it would come with a traceback
-            raise batch
-        return batch
 
     def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> bool:
         """Validate and record it; False = stopped before its end."""

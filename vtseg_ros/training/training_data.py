@@ -23,7 +23,7 @@ from vtseg_ros.dataset.splits import require_apart, split_by_time
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import LABEL_SETS, LabelSet
 from vtseg_ros.training.config import DataConfig, StageConfig, TrainConfig
-from vtseg_ros.training.samples import Positions, Samples, build_loader
+from vtseg_ros.training.samples import Positions, Samples, build_loader, load_batches
 from vtseg_ros.training.validation import ScoredClasses, Validator
 
 log = logging.getLogger("vtseg_ros.training")
@@ -105,7 +105,7 @@ class TrainingData:
         """Return the classes of each group of classes, (G, C) bool; None = there are no groups."""
         return torch.from_numpy(self.groups.members()).to(device) if self.groups.groups else None
 
-    def batches(self, number: int, *, steps: int, start: int, fabric: Fabric) -> Iterator:
+    def batches(self, number: int, *, steps: int, start: int, fabric: Fabric) -> Iterator[list[Tensor]]:
         """Batches of this process for a stage; `accumulate` of them per update.
 
         Args:
@@ -136,7 +136,7 @@ class TrainingData:
             world=fabric.world_size,
         )
         pin_memory = fabric.device.type == "cuda"
-        return iter(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
+        return load_batches(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
 
     def validator(self, stage: StageConfig, *, fabric: Fabric, should_stop: Callable[[], bool]) -> Validator:
         """What scores the network of a stage."""
