@@ -19,7 +19,6 @@ from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.label_set import IGNORE, OUTSIDE
 
-
 Sample = tuple[torch.Tensor, ...]
 
 
