@@ -324,6 +324,6 @@ class TestWriter:
     @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
     @pytest.mark.parametrize("name", ["b" * 251, "\udcff"])
     def test_names_that_cannot_be_served(self, tmp_path, storage, name):
-        with pytest.raises(BagError, match="name of a bag") as refused:
+        with pytest.raises(BagError, match="the name of (a|the) bag") as refused:
             BagWriter(tmp_path / name, storage)
         assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())

@@ -620,7 +620,8 @@ class TestLabels:
     def test_channels_that_differ_are_refused(self, rng):
         rows = rng.integers(0, 256, (5, 7, 4), dtype=np.uint8)
         with pytest.raises(
-            ImageError, match="3 channels of bgra8 that differ. Publish the class ids as mono8"
+            ImageError,
+            match="channels of the label differ; .*got 3 channels of bgra8. Publish the class ids as mono8",
         ):
             decode_label(message(rows, "bgra8", 7, 5))
 

@@ -177,8 +177,8 @@ def _pixels(message: Message, height: int, width: int, channels: int, kind: str)
     size = np.dtype(kind).itemsize
     rows = np.ascontiguousarray(_rows(message, width * channels * size, height))
     values = rows.view(np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<"))
-    values = values.astype(kind, copy=False)
-    return values if channels == 1 else values.reshape(height, width, channels)
+    native: np.ndarray = values.astype(kind, copy=False)
+    return native if channels == 1 else native.reshape(height, width, channels)
 
 
 def _to_8_bits(values: np.ndarray, note: Note) -> np.ndarray:

@@ -72,6 +72,6 @@ def _pixels(file: bytes, closely: bool) -> bytes | None:
         with PIL.Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
             if not closely:  # which needs no more than the blocks' means
                 image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            return image.tobytes()
+            return bytes(image.tobytes())
     except (OSError, SyntaxError, ValueError):
         return None

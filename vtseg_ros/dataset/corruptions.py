@@ -124,7 +124,7 @@ def wiper(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     foot, angle = rng.uniform(0.2, 0.8) * width, rng.uniform(-1.0, 1.0)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     across = np.abs((columns - foot) * np.cos(angle) - (height - rows) * np.sin(angle))
-    out = image.copy()
+    out: np.ndarray = image.copy()
     out[across < share * width / 2] = (18, 18, 20)
     return out
 
@@ -136,7 +136,7 @@ def lost_rows(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     band = max(1, height // 18)
     starts = np.arange(0, height, band)
     lost = rng.choice(starts, size=max(1, round(share * len(starts))), replace=False)
-    out = image.copy()
+    out: np.ndarray = image.copy()
     for start in lost:
         out[start : start + band] = 128
     return out

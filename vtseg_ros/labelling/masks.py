@@ -185,7 +185,7 @@ class MaskReader:
                 lines.append(
                     f"{what.format(count)} masks are taken as class ids: none of their colours is that of a class"
                 )
-        present = sum(fact.present for fact in facts)
+        present = np.sum([fact.present for fact in facts], axis=0)
         total, strange = int(present.sum()), sum(fact.strange for fact in facts)
         if strange:
             lines.append(
