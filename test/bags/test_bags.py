@@ -158,7 +158,7 @@ def test_label_ids_with_holes_are_refused(tmp_path):
         bag.write("/map", "vtseg_ros/msg/LabelMap", message, START_NS)
     with (
         BagReader(tmp_path / "bag") as bag,
-        pytest.raises(BagError, match="topic /map: a label map has the ids 0 to 18, each once"),
+        pytest.raises(BagError, match="topic /map: label map: wrong ids; expected 0 to 18, each once"),
     ):
         read_label_set(bag)
 
@@ -283,7 +283,7 @@ class TestWriter:
         assert storage_file(path).read_bytes() == before
 
     def test_unknown_storage(self, tmp_path):
-        with pytest.raises(BagError, match="mcap, sqlite3. Got: 'db'"):
+        with pytest.raises(BagError, match="expected one of mcap, sqlite3, got 'db'"):
             BagWriter(tmp_path / "bag", "db")
         assert not (tmp_path / "bag").exists()
 
@@ -324,6 +324,6 @@ class TestWriter:
     @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
     @pytest.mark.parametrize("name", ["b" * 251, "\udcff"])
     def test_names_that_cannot_be_served(self, tmp_path, storage, name):
-        with pytest.raises(BagError, match="name of a bag") as refused:
+        with pytest.raises(BagError, match="the name of (a|the) bag") as refused:
             BagWriter(tmp_path / name, storage)
         assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())

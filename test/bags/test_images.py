@@ -208,7 +208,7 @@ def test_lies_of_every_encoding_are_refused(encoding):
         ({"height": 0}, "empty"),
         ({"width": 0}, "empty"),
         ({"height": 2**31, "width": 2**31}, "at most"),
-        ({"encoding": "32FC1"}, "unknown encoding '32FC1'. Known: rgb8"),
+        ({"encoding": "32FC1"}, "unknown encoding '32FC1'; expected rgb8"),
         ({"encoding": ""}, "unknown encoding"),
         ({"encoding": "x" * 10_000}, "x" * 38),
     ):
@@ -279,7 +279,7 @@ def test_a_giant_picture_in_a_small_file_is_refused_before_it_is_decoded(rng):
     png = bytearray(cv2.imencode(".png", picture(rng))[1].tobytes())
     png[16:24] = (60_000).to_bytes(4, "big") * 2
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
-    with pytest.raises(ImageError, match=f"claims 60000x60000 px. Expected: at most {MAX_PIXELS}"):
+    with pytest.raises(ImageError, match=f"claims 60000x60000 px; expected at most {MAX_PIXELS}"):
         decode_compressed(compressed(bytes(png)))
     jpeg = bytearray(cv2.imencode(".jpg", picture(rng))[1].tobytes())
     frame = jpeg.index(b"\xff\xc0")
@@ -392,13 +392,13 @@ def test_labels(rng):
         payload = cv2.imencode(".png", pixels)[1].tobytes()
         np.testing.assert_array_equal(decode_label(compressed(payload, "png")), ids)
     deep[2, 3] = 300
-    with pytest.raises(ImageError, match="class ids are 0..255. Got: 300"):
+    with pytest.raises(ImageError, match="class id out of range; expected 0..255, got 300"):
         decode_label(message(deep, "mono16", 7, 5))
-    with pytest.raises(ImageError, match="mono8 or mono16. Got: 'yuyv'"):
+    with pytest.raises(ImageError, match="mono8 or mono16, got 'yuyv'"):
         decode_label(message(np.zeros((5, 16), np.uint8), "yuyv", 8, 5))
-    with pytest.raises(ImageError, match="one channel of class ids. Got: 3"):
+    with pytest.raises(ImageError, match="one channel of class ids, got 3"):
         decode_label(compressed(cv2.imencode(".png", picture(rng))[1].tobytes(), "png"))
-    with pytest.raises(ImageError, match="jpeg changes class ids"):
+    with pytest.raises(ImageError, match="jpeg, which changes class ids"):
         decode_label(compressed(cv2.imencode(".jpg", ids)[1].tobytes()))
 
 
@@ -410,7 +410,7 @@ def test_depth_and_flow(rng, big):
     depth = flow[..., 0]
     rows = depth.astype(">f4" if big else "<f4")
     np.testing.assert_array_equal(decode_float(message(rows, "32FC1", 6, 5, big=big), 1), depth)
-    with pytest.raises(ImageError, match="32FC2. Got: '32FC1'"):
+    with pytest.raises(ImageError, match="32FC2, got '32FC1'"):
         decode_float(message(rows, "32FC1", 6, 5), 2)
 
 
@@ -620,7 +620,8 @@ class TestLabels:
     def test_channels_that_differ_are_refused(self, rng):
         rows = rng.integers(0, 256, (5, 7, 4), dtype=np.uint8)
         with pytest.raises(
-            ImageError, match="3 channels of bgra8 that differ. Publish the class ids as mono8"
+            ImageError,
+            match="channels of the label differ; .*got 3 channels of bgra8. Publish the class ids as mono8",
         ):
             decode_label(message(rows, "bgra8", 7, 5))
 
@@ -639,7 +640,7 @@ class TestLabels:
         rows = self.ids.astype(f"{'>' if big else '<'}{kind}")
         np.testing.assert_array_equal(decode_label(message(rows, encoding, 7, 5, big=big)), self.ids)
         rows[0, 0] = 256 if kind == "u2" else -1
-        with pytest.raises(ImageError, match="class ids are 0..255. Got: "):
+        with pytest.raises(ImageError, match="class id out of range; expected 0..255, got "):
             decode_label(message(rows, encoding, 7, 5, big=big))
 
     @pytest.mark.parametrize("interlaced", [False, True])

@@ -312,7 +312,7 @@ class TestDamage:
         data = bytearray(file.read_bytes())
         data[data.index(bytes([7]) * 96) + 50] ^= 1
         file.write_bytes(data)
-        with pytest.raises(BagError, match="wrong check sum"):
+        with pytest.raises(BagError, match="wrong checksum"):
             read(file)
 
     def test_messages_of_no_topic(self, tmp_path, caplog):
@@ -322,7 +322,7 @@ class TestDamage:
         database.commit()
         database.close()
         assert read(file) == in_time(IMAGES)
-        assert "4 messages are of no topic and are left out" in caplog.text
+        assert "4 messages belong to no topic and are left out" in caplog.text
 
 
 def test_lines_come_once(tmp_path, caplog):

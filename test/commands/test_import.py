@@ -116,7 +116,7 @@ class TestCityscapes:
 
     def test_mistakes_name_the_file(self, cityscapes, tmp_path, capsys):
         assert run("cityscapes", cityscapes, "--split", "val", "--out", tmp_path / "bag") == 2
-        assert "val is not a folder. Expected: leftImg8bit_sequence/SPLIT/CITY" in one_line(capsys)
+        assert "val is not a folder; expected leftImg8bit_sequence/SPLIT/CITY" in one_line(capsys)
         label = next(cityscapes.rglob("bochum*labelIds.png"))
         save(label, np.zeros((5, 5)))
         assert run("cityscapes", cityscapes, "--out", tmp_path / "bag") == 2
@@ -226,7 +226,7 @@ class TestVirtualKitti:
         assert run("vkitti2", tmp_path, "--out", tmp_path / "bag") == 2
         assert "lacks Scene06, Scene18, Scene20" in one_line(capsys)
         assert run("vkitti2", vkitti, "--camera", 1, "--out", tmp_path / "bag") == 2
-        assert "Camera_1 is not a folder. Expected: frames/rgb/Camera_N" in one_line(capsys)
+        assert "Camera_1 is not a folder; expected frames/rgb/Camera_N" in one_line(capsys)
         label = vkitti / "Scene02/fog/frames/classSegmentation/Camera_0/classgt_00003.png"
         whole = label.read_bytes()
         save(label, np.full((16, 24, 3), 5))
@@ -299,7 +299,7 @@ class TestCamVid:
         assert "0016E5_00390_L.png: no class has the colour 9,9,9" in one_line(capsys)
         save(label, np.full((16, 24), 77))
         assert run("camvid", camvid_tree, "--out", tmp_path / "bag") == 2
-        assert "0016E5_00390_L.png: class ids are 0..11 and 255. Got: 77" in one_line(capsys)
+        assert "0016E5_00390_L.png: class id out of range; expected 0..11 or 255, got 77" in one_line(capsys)
         save(camvid_tree / "701_StillsRaw_full/holiday.png", picture(1))
         assert run("camvid", camvid_tree, "--out", tmp_path / "bag") == 2
         assert "holiday.png: expected SEQUENCE_FRAME.png" in one_line(capsys)
@@ -440,7 +440,7 @@ class TestImages:
             (["--masks", "masks"], "--masks need their class list"),
             (
                 ["--masks", "masks", "--labels", "camvid"],
-                "masks is not a folder. Expected: a folder of labels",
+                "masks is not a folder; expected a folder of labels",
             ),
             (["--masks", "in", "--labels", "camvid"], "0.png: no class has the colour 255,0,0"),
         ],
@@ -454,6 +454,6 @@ class TestImages:
     def test_no_images_and_nothing_overwritten(self, tmp_path, capsys):
         (tmp_path / "in").mkdir()
         assert run("images", tmp_path / "in", "--out", tmp_path / "bag") == 2
-        assert "in holds no image (.png, .jpg, .jpeg)" in one_line(capsys)
+        assert "in contains no image (.png, .jpg, .jpeg)" in one_line(capsys)
         assert run("images", tmp_path / "in", "--out", tmp_path / "in") == 2
         assert "nothing is overwritten" in one_line(capsys)

@@ -88,7 +88,7 @@ class TestExtract:
         assert self.extract(tmp_path / "bag", tmp_path / "out", "--every", 1) == 0
         out = capsys.readouterr().out
         assert "2 frames" in out and out.count("left out") == 3
-        assert "no stamp" in out and "same stamp" in out and "unknown encoding '8UC5'" in out
+        assert "stamp is zero" in out and "same stamp" in out and "unknown encoding '8UC5'" in out
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -221,7 +221,7 @@ class TestMerge:
             name_of(3): "no class has the colour 7,8,7",
             name_of(400): "the bag has no image with the stamp",
             "frame_12.png": "no stamp of 19 digits",
-            name_of(5): "class ids are 0..255. Got: 256",
+            name_of(5): "class id out of range; expected 0..255, got 256",
             name_of(6): "not a png",
             name_of(7): "truncated",
         }.items():
@@ -250,7 +250,7 @@ class TestMerge:
         ("make", "words"),
         [
             (lambda masks: None, "no labels at"),
-            (lambda masks: masks.mkdir(), "holds no .png file"),
+            (lambda masks: masks.mkdir(), "contains no .png file"),
             (lambda masks: masks.write_text("x"), "neither a folder nor a zip archive"),
             (lambda masks: save(masks / "a.png", ids_of(0)), "1 of 1 files"),
         ],
@@ -313,7 +313,7 @@ class TestMasksOfTheField:
         expected = ids_of(7)
         expected[20, 30] = 255
         np.testing.assert_array_equal(labels_in(tmp_path / "out")[7], expected)
-        assert "1 pixels (0.049 %) show no class or are transparent in part" in capsys.readouterr().out
+        assert "1 pixels (0.049 %) have no class or are transparent in part" in capsys.readouterr().out
 
     @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16"])
     @pytest.mark.parametrize("zipped", [False, True])
@@ -432,7 +432,7 @@ class TestLabelStudio:
         save(masks / "task-32-annotation-99-by-2-tag-class2-0.png", whole)
         assert merge(bag, masks, tmp_path / "out") == 2
         err = capsys.readouterr().err
-        assert "no .json export beside it says which frame task 77 is" in err
+        assert "no .json export next to it contains the frame of task 77" in err
         assert "its name ends in none of the class names" in err
         assert err.count("its task has 2 annotations (37, 99): keep one") == 4
 

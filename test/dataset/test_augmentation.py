@@ -185,14 +185,14 @@ def test_the_same_draw_gives_the_same_window(rng):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pseudo_clips": 1.2}, "augmentation.pseudo_clips must be in 0..1. Got: 1.2"),
+        ({"pseudo_clips": 1.2}, "augmentation.pseudo_clips: out of range; expected 0..1, got 1.2"),
         ({"flip": -0.1}, "augmentation.flip"),
         ({"blur": float("nan")}, "augmentation.blur"),
         ({"brightness": 1.5}, "augmentation.brightness"),
-        ({"scale": (0.0, 1.0)}, "augmentation.scale must be lowest <= highest, above 0"),
+        ({"scale": (0.0, 1.0)}, "augmentation.scale: out of range; expected lowest <= highest, above 0"),
         ({"scale": (2.0, 1.0)}, "augmentation.scale"),
         ({"path_zoom": 1.0}, "augmentation.path_zoom"),
-        ({"rotation_deg": -1.0}, "augmentation.rotation_deg must be at least 0"),
+        ({"rotation_deg": -1.0}, "augmentation.rotation_deg: out of range; expected at least 0"),
     ],
 )
 def test_ranges_that_make_no_sense_are_refused(change, words):

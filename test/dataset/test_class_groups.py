@@ -54,7 +54,7 @@ def test_ids_without_a_label_map_leave_the_others_out():
         ({"a": ["road", "road"]}, None, "different ones"),
         ({"a": []}, None, r"\[\]"),
         ({"a": 3}, None, "got 3"),
-        ({"a": "road", "b": "sky"}, ["a"], "'b' is no class of the bag"),
+        ({"a": "road", "b": "sky"}, ["a"], "'b' is not a class of the bag"),
         ({"a": "road"}, ["a", "b"], "got none for b"),
         ({"a": "road", 0: "road"}, ["a"], "twice"),
         ({"a": "road", 1: "road"}, None, "all of them or none"),
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_named(groups, own, named):
 
 def test_a_bag_for_validation_needs_disjoint_groups():
     groups = parse_class_groups({"a": ["road", "sky"], "b": ["sky", "car"]}, None, NETWORK, "x")
-    with pytest.raises(ConfigError, match="a and b stand for one class"):
+    with pytest.raises(ConfigError, match="a and b correspond to one class"):
         groups.own_masks(6)
 
 

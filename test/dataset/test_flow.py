@@ -139,7 +139,7 @@ def test_estimators_by_name(store, monkeypatch):
     monkeypatch.syspath_prepend(__file__.rpartition("/")[0])
     assert not WindowFlow("test_flow:Still", store.index).window([3, 4], video).any()
     for name, words in (
-        ("vcn", "Known: dis"),
+        ("vcn", "expected dis"),
         ("no_such_module:f", "cannot import"),
         ("os:nothing", "cannot import"),
     ):
@@ -152,7 +152,7 @@ def test_mistakes(store, street_flow_bag, street_bag, tmp_path):
         WindowFlow(TOPIC, FrameIndex([BagSource(street_bag)]))
     with pytest.raises(ConfigError, match="data.stride must be 1"):
         WindowFlow(TOPIC, store.index, stride=2)
-    with pytest.raises(ConfigError, match="must be sensor_msgs/msg/Image"):
+    with pytest.raises(ConfigError, match="expected sensor_msgs/msg/Image"):
         WindowFlow("/camera/camera_info", store.index)
     with BagReader(street_flow_bag) as bag, BagWriter(tmp_path / "gap") as out:
         flows = 0

@@ -44,16 +44,16 @@ def test_an_end_beyond_the_bags(bag):
 
 
 def test_a_bag_that_is_too_short(bag):
-    with pytest.raises(ConfigError, match="its 10.0 s cannot be split with a guard of 30 s"):
+    with pytest.raises(ConfigError, match="its 10.0 s cannot be split with a gap of 30 s"):
         split_by_time([BagSource(bag)], 0.2, 30.0)
 
 
 @pytest.mark.parametrize(
     ("one", "other", "words"),
     [
-        ((0, 4), (5, 0), "0 s to 4 s.*5 s to the end.*are 1.0 s apart. Expected: at least 2 s"),
+        ((0, 4), (5, 0), "0 s to 4 s.*5 s to the end.*are 1.0 s apart; expected at least 2 s"),
         ((5, 0), (0, 4), "are 1.0 s apart"),
-        ((0, 0), (8, 0), "overlap. Expected"),
+        ((0, 0), (8, 0), "overlap; expected"),
         ((0, 5), (4, 8), "overlap"),
     ],
 )
@@ -61,7 +61,7 @@ def test_parts_that_are_too_near(bag, one, other, words, caplog):
     parts = [BagSource(bag, start_s=one[0], end_s=one[1])], [BagSource(bag, start_s=other[0], end_s=other[1])]
     with pytest.raises(ConfigError, match=words):
         require_apart(*parts, 2.0)
-    require_apart(*parts, 0.0)  # asked for no guard: told, not refused
+    require_apart(*parts, 0.0)  # no gap is asked for: logged, not refused
     assert ("overlap" in caplog.text) == ("overlap" in words)
 
 

@@ -164,7 +164,7 @@ class TestIndex:
     def test_a_topic_of_a_wrong_kind_is_refused(self, tmp_path):
         bag = write_bag(tmp_path / "bag", TENTHS)
         with pytest.raises(
-            BagError, match="first 5 messages on /camera/image: a label image has one channel"
+            BagError, match="first 5 messages on /camera/image: the channels of the label differ"
         ):
             index_of(BagSource(bag, "/camera/image", "/camera/image"))
         with BagWriter(tmp_path / "depth") as writer:

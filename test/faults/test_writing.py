@@ -127,7 +127,7 @@ def test_training_onto_a_full_disk(small_disk, tmp_path, street_bag, capsys):
     code = main(["train", str(config), "--out", str(run), "--resume"])
     err = capsys.readouterr().err
     assert code != 0 and "No space left on device" in err and "Traceback" not in err
-    assert "state.pt is as it was: --resume goes on from it" in err
+    assert "state.pt is unchanged: continue from it with --resume" in err
     for name in ("state.pt", "last.safetensors"):
         assert (run / name).read_bytes() == before[name]
     assert load_checkpoint(run / "last.safetensors").labels == STREET

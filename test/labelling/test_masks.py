@@ -148,7 +148,7 @@ class TestSoftEdges:
         reader = MaskReader(Palette(LABELS), "unlabelled")
         found = reader.ids("a", png_file(self.pixels, RGB))
         np.testing.assert_array_equal(found, [[0, 1, 2], [2, 255, 0]])
-        assert "1 pixels (16.7 %) show no class or are transparent in part: unlabelled" in reader.summary(
+        assert "1 pixels (16.7 %) have no class or are transparent in part: unlabelled" in reader.summary(
             ["a"]
         )
 

@@ -36,7 +36,7 @@ def test_cvats_own_list():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("road", "x.txt, line 1: expected name:red,green,blue::. Got: 'road'"),
+        ("road", "x.txt, line 1: expected name:red,green,blue::, got 'road'"),
         ("# c\n\nroad:1,2::", "line 3"),
         ("road:1,2,x::", "line 1"),
         (":1,2,3::", "line 1"),
@@ -63,7 +63,7 @@ def test_any_text_gives_a_list_or_a_config_error(text):
     try:
         parse_palette(text, "x")
     except ConfigError as err:
-        assert "\n" not in str(err).split("Got")[0]
+        assert "\n" not in str(err).split(", got")[0]
 
 
 def test_ids_of_colours(rng):
@@ -82,7 +82,7 @@ def test_a_black_class_is_a_class():
 
 def test_colours_that_two_classes_share_are_refused():
     labels = LabelSet(("bus", "car", "van"), ((1, 1, 1), (1, 1, 1), (2, 2, 2)))
-    with pytest.raises(ImageError, match="tell these classes apart: bus, car"):
+    with pytest.raises(ImageError, match="these classes have the same colour: bus, car"):
         Palette(labels).ids_of(np.ones((1, 1, 3), np.uint8))
 
 

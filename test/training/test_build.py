@@ -124,9 +124,9 @@ def test_warm_starts(tmp_path):
         assert torch.equal(start("tiny", preset="tiny")(image[None]), tiny.eval()(image[None]))
         as_prior = start("segformer", overrides={"static_prior": "segformer_b0"})
         assert torch.equal(as_prior.static_prior(image), segformer.eval()(image))
-    with pytest.raises(ConfigError, match="is a SegFormer. Expected: ERFNet"):
+    with pytest.raises(ConfigError, match="expected ERFNet, got SegFormer"):
         start("segformer")
-    with pytest.raises(ConfigError, match="is a VTSeg. Expected: ERFNet"):
+    with pytest.raises(ConfigError, match="expected ERFNet, got VTSeg"):
         start("tiny", architecture="erfnet")
     with pytest.raises(CheckpointError, match="tiny.safetensors"):
         start("tiny", preset="b0")
@@ -168,7 +168,10 @@ def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplo
 
     image = torch.rand(1, 3, 32, 64)
     model = build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"))
-    assert "taken over by name: sky, tree, building, road, pole, car; starting anew: terrain" in caplog.text
+    assert (
+        "weights taken over by name: sky, tree, building, road, pole, car; newly initialised: terrain"
+        in caplog.text
+    )
     with torch.no_grad():
         assert torch.equal(model.static_prior(image)[:, new], erfnet(image)[:, old])
     model = build(preset="tiny", warm_start=str(tmp_path / "tiny.safetensors"))
@@ -209,9 +212,9 @@ def test_the_encoder_of_a_trained_network(tmp_path):
         ours = started.encoder(started.normalization(image)[:, None])
         theirs = donors["segformer"].encoder(donors["segformer"].normalization(image)[:, None])
         assert torch.equal(ours[3], theirs[3])
-    with pytest.raises(ConfigError, match="is a ERFNet. Expected: a segformer or vtseg"):
+    with pytest.raises(ConfigError, match="expected a segformer or vtseg, got ERFNet"):
         start("erfnet")
-    with pytest.raises(ConfigError, match="is a VTSeg. Expected: a segformer$"):
+    with pytest.raises(ConfigError, match="expected a segformer, got VTSeg"):
         start("vtseg", architecture="segformer_b0")
     with pytest.raises(CheckpointError, match="init_encoder .*tiny.safetensors: .* has another shape"):
         start("tiny")

@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops(config, tmp_path):
 
 
 def test_mistakes(config, tmp_path, street_bag):
-    with pytest.raises(CheckpointError, match="no training to resume"):
+    with pytest.raises(CheckpointError, match="no training run to resume"):
         train(config, tmp_path / "empty", resume=True)
     lost = dataclasses.replace(config.data, train=(SourceConfig(str(tmp_path / "no_bag")),))
     with pytest.raises(BagError, match="no bag"):
@@ -155,7 +155,7 @@ def test_a_refused_command_leaves_the_folder_as_it_was(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["state.pt", "best.safetensors", "last.safetensors"])
 def test_a_run_is_not_overwritten(config, tmp_path, name):
     (tmp_path / name).write_bytes(b"hours of work")
-    with pytest.raises(ConfigError, match="holds a training: nothing is overwritten"):
+    with pytest.raises(ConfigError, match="contains a training run: nothing is overwritten"):
         train(config, tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == b"hours of work"
@@ -212,8 +212,8 @@ def test_what_a_resumed_run_must_share(config):
     check_plan({"stage": 0}, plan)  # saved before there were plans
     changed = dataclasses.replace(config, model=ModelConfig(preset="b0"))
     for stage, other, words in (
-        (1, plan_of(config, [3, 9], 1), "stages is not what"),
-        (0, plan_of(config, [3, 3], 2), "processes is not .* Expected: 1. Got: 2"),
+        (1, plan_of(config, [3, 9], 1), "stages is not that"),
+        (0, plan_of(config, [3, 3], 2), "processes is not .*; expected 1, got 2"),
         (0, plan_of(dataclasses.replace(config, seed=4), [3, 3], 1), "seed is not"),
         (0, plan_of(changed, [3, 3], 1), "model is not"),
     ):

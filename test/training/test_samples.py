@@ -17,7 +17,7 @@ from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, compressed_message
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE
-from vtseg_ros.training.samples import Samples
+from vtseg_ros.training.samples import Positions, Samples, build_loader, load_batches
 
 
 def test_labels_that_label_stride_leaves_out_stay_out(street_bag):
@@ -49,10 +49,34 @@ def test_a_class_id_outside_the_list(street_bag):
     """The street has ids up to 13; a list of 11 classes knows 0 to 10."""
     store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
     samples = Samples(store, [[0, 1]], length=2, augmentation=None, seed=1, stage=0, num_classes=11)
-    error = samples[0]  # handed on, not raised: a worker's traceback would hide it
-    assert isinstance(error, ConfigError)
+    with pytest.raises(ConfigError) as error:
+        samples[0]
     highest = int(np.where((label := store.label(1)) == IGNORE, 0, label).max())
-    assert str(street_bag) in str(error) and f"class id {highest}" in str(error) and "0..10" in str(error)
+    text = str(error.value)
+    assert str(street_bag) in text and f"class id {highest}" in text and "0..10" in text
+    positions = Positions(first=0, last=1, batch=1, rank=0, world=1)
+    with pytest.raises(ConfigError) as error:
+        next(load_batches(build_loader(samples, positions, 0, pin_memory=False)))
+    assert str(error.value) == text
+
+
+def test_each_epoch_has_its_own_order(street_bag):
+    """Every window once an epoch, in another order; a position has one sample, whatever was read before it."""
+    store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
+    windows = store.index.windows(1)
+    assert len(windows) == 30
+    samples = Samples(store, windows, length=1, augmentation=None, seed=1, stage=0, num_classes=14)
+    by_image = {store.image(number).tobytes(): number for (number,) in windows}
+    assert len(by_image) == 30
+
+    def number_of(position: int) -> int:
+        return by_image[samples[position][0][0].permute(1, 2, 0).contiguous().numpy().tobytes()]
+
+    epochs = [[number_of(epoch * 30 + place) for place in range(30)] for epoch in range(3)]
+    for epoch, order in enumerate(epochs):
+        assert sorted(order) == list(range(30))
+        assert order == np.random.default_rng([1, 0, epoch]).permutation(30).tolist()
+    assert number_of(31) == epochs[1][1] and number_of(2) == epochs[0][2]
 
 
 def test_windows_draw_their_stride(tmp_path):
@@ -84,7 +108,8 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
         import sys
         import cv2, numpy as np
         from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
-        from vtseg_ros.training.samples import Positions, Samples, build_loader
+        from vtseg_ros.errors import ConfigError
+        from vtseg_ros.training.samples import Positions, Samples, build_loader, load_batches
         cv2.setNumThreads(2)
         picture = np.zeros((1080, 1920, 3), np.uint8)
         store = FrameStore(FrameIndex([BagSource(sys.argv[1])]), size=(64, 32))
@@ -92,11 +117,19 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
         for _ in range(20):
             cv2.warpAffine(picture, np.eye(2, 3), (1920, 1080))
         loader = build_loader(samples, Positions(first=0, last=2, batch=2, rank=0, world=1), 1, pin_memory=False)
-        print(*(tuple(video.shape) for video, _ in loader))"""
+        print(*(tuple(video.shape) for video, _ in load_batches(loader)))
+        samples.num_classes = 11
+        try:
+            list(load_batches(loader))
+        except ConfigError as err:
+            print(err)"""
     run = subprocess.run(
         [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=100
     )
-    assert run.stdout.strip() == "(2, 2, 3, 32, 64) (2, 2, 3, 32, 64)", run.stderr
+    shapes, error = run.stdout.splitlines()
+    assert shapes == "(2, 2, 3, 32, 64) (2, 2, 3, 32, 64)", run.stderr
+    # The error of a worker has the message of the sample and not the traceback of the worker.
+    assert error.startswith(f"bag {street_bag}: a label of the window") and "0..10" in error
 
 
 def test_corrupt_frames_are_counted_by_the_training(tmp_path, caplog):

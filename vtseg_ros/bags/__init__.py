@@ -1,3 +1,38 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Bags without ROS: storage, messages, topics and the images in them; imports no torch."""
+"""Read and write bags without ROS: storage, messages, topics and images. Imports no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtseg_ros.bags.bag import BagReader, BagWriter, OpenBags, TopicInfo
+    from vtseg_ros.bags.image_messages import ImageDecoder, decode_any, decode_float, decode_label
+    from vtseg_ros.bags.topics import find_image_topic, find_label_topic, image_topics, read_label_set
+
+__all__ = [
+    "BagReader",
+    "BagWriter",
+    "ImageDecoder",
+    "OpenBags",
+    "TopicInfo",
+    "decode_any",
+    "decode_float",
+    "decode_label",
+    "find_image_topic",
+    "find_label_topic",
+    "image_topics",
+    "read_label_set",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first access: nodes decode images without the storage libraries."""
+    if name in __all__:
+        for module in ("image_messages", "topics", "bag"):
+            found = getattr(import_module(f"{__name__}.{module}"), name, None)
+            if found is not None:
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Bags in and out, without ROS: sqlite3 and mcap, split files and compression. rosbags writes and (de)serialises."""
+"""Read and write bags without ROS: sqlite3 and mcap, split files, compression. rosbags writes and (de)serialises."""
 
 from __future__ import annotations
 
@@ -14,17 +14,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
-from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
 from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Writer
 from zstandard import ZstdDecompressor
 
 from vtseg_ros.bags import messages
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, typestore
-from vtseg_ros.bags.storage import ZSTD_MAGIC, Storage, is_too_long, line_of, merge_in_time, open_storage
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, Message, typestore
+from vtseg_ros.bags.storage import (
+    ZSTD_MAGIC,
+    Messages,
+    Storage,
+    is_too_long,
+    line_of,
+    merge_in_time,
+    open_storage,
+)
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
 from vtseg_ros.errors import BagError
 from vtseg_ros.label_set import LabelSet
@@ -32,9 +49,10 @@ from vtseg_ros.label_set import LabelSet
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
-MAX_NAME_BYTES = 250  # a storage file adds its suffix, and names end at 255
+MAX_NAME_BYTES = 250  # a file name has at most 255 bytes, of which a storage file needs some for its suffix
 DAY_NS = 86_400 * messages.NS
 OnCorrupt = Callable[[str, int, str], None]
+"""Called with the topic, the bag time in ns and the reason."""
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
 LATCHED = Qos(
     QosHistory.KEEP_LAST,
@@ -47,44 +65,44 @@ LATCHED = Qos(
     _NEVER,
     False,
 )
-"""Of topics whose one message is for whoever comes later."""
+"""QoS of topics with a single message that late subscribers receive too."""
 
 log = logging.getLogger("vtseg_ros.bags")
 
 
 @dataclass(frozen=True)
 class TopicInfo:
-    """A topic of a bag: its message type and how many messages it has."""
+    """Message type of a topic of a bag, and number of its messages."""
 
     msgtype: str
     count: int
 
 
 class BagReader:
-    """A bag opened for reading; use it as a context manager.
+    """Read a bag; use it as a context manager.
 
-    What is in the storage files is read, whatever metadata.yaml says or whether there is one. Messages that are told of
-    but not there are logged, one line per topic, and counted in `missing`.
+    The content of the storage files is read, with or without metadata.yaml. Announced messages that are not in the
+    files are logged, one line per topic, and counted in `missing`.
 
     Args:
-        path: the bag's folder, or a storage file, which is then read by itself.
+        path: Folder of the bag, or one storage file of it.
 
     Attributes:
-        topics: by name, with the number of messages that the storage has.
-        definitions: message definition and type hash by type, of those that the bag carries.
-        qos: what the publishers of each topic offered when it was recorded; empty where the bag does not say.
-        left_out: reason by name, of topics that are in the storage and cannot be read.
-        missing: by topic, how many messages fewer there are than the storage or metadata.yaml says. Complete for a topic
-            once all its messages were read.
+        topics: Topics by name, with the number of messages in the storage files.
+        definitions: Message definition and type hash by type, for the types that the bag contains.
+        qos: QoS that the publishers of each topic offered when it was recorded; empty if not recorded.
+        left_out: Reason by topic, for topics in the storage files that cannot be read.
+        missing: Number of announced messages that are not in the files, by topic. Complete for a topic after all its
+            messages were read.
 
     Raises:
-        BagError: if there is no bag, or it cannot be read; says which.
+        BagError: If there is no bag, or it cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         files = find_storage(self.path)
-        self._tell(files.notes)
+        self._log(files.notes)
         self._stack = ExitStack()
         self._storages: list[Storage] = []
         self.missing: dict[str, int] = {}
@@ -105,15 +123,15 @@ class BagReader:
                 continue
             self._stack.callback(storage.close)
             self._storages.append(storage)
-            self._tell([f"{file.name}: {note}" for note in storage.notes])
+            self._log([f"{file.name}: {note}" for note in storage.notes])
         if not self._storages:
-            raise BagError(f"bag {self.path} cannot be read: {damaged[0]}")
-        self._tell([f"{text}. It is left out" for text in damaged])
+            raise BagError(f"bag {self.path}: cannot be read: {damaged[0]}")
+        self._log([f"{text}. The file is left out" for text in damaged])
         self._collect(files)
 
     def _collect(self, files: StorageFiles) -> None:
         found: dict[str, Counter[str]] = {}
-        told: dict[str, Counter[str]] = {}
+        announced: dict[str, Counter[str]] = {}
         self.left_out: dict[str, str] = {}
         self.definitions: dict[str, tuple[str, str]] = {}
         self.qos: dict[str, list[Qos]] = {}
@@ -129,7 +147,7 @@ class BagReader:
                     continue
                 ids[number] = (one.topic, msgtype)
                 found.setdefault(one.topic, Counter())[msgtype] += storage.count(number)
-                told.setdefault(one.topic, Counter())[msgtype] += storage.told[number]
+                announced.setdefault(one.topic, Counter())[msgtype] += storage.announced[number]
                 digest = one.digest or (hint.digest if hint else "") or NO_HASH
                 if one.definition:
                     self.definitions.setdefault(msgtype, (one.definition, digest))
@@ -137,34 +155,36 @@ class BagReader:
                     self.qos[one.topic] = list(one.qos or (hint.qos if hint else ()))
             self._ids.append(ids)
         self.topics: dict[str, TopicInfo] = {}
-        self._told: dict[str, int] = {}
+        self._announced: dict[str, int] = {}
         for topic, types in found.items():
             msgtype = max(types, key=lambda name: (types[name], name))
             self.topics[topic] = TopicInfo(msgtype, types[msgtype])
             hint = files.topics.get(topic)
             promised = hint.count if hint and hint.msgtype == msgtype else 0
-            self._told[topic] = max(told[topic][msgtype], promised)
+            self._announced[topic] = max(announced[topic][msgtype], promised)
             others = sorted(set(types) - {msgtype})
             if others:
-                self._tell([f"topic {topic} is of several types: {msgtype} is read, {', '.join(others)} not"])
+                self._log([f"topic {topic} has several types: {msgtype} is read, {', '.join(others)} not"])
         for topic, hint in files.topics.items():
             if topic not in self.topics and topic not in self.left_out:
                 self.topics[topic], self.qos[topic] = TopicInfo(hint.msgtype, 0), list(hint.qos)
-                self._told[topic] = hint.count
-        self._tell([f"topic {topic} is left out: {reason}" for topic, reason in self.left_out.items()])
+                self._announced[topic] = hint.count
+        self._log([f"topic {topic} is left out: {reason}" for topic, reason in self.left_out.items()])
         for topic, info in self.topics.items():
             self._compare(topic, info.count)
 
-    def _tell(self, lines: list[str]) -> None:
+    def _log(self, lines: list[str]) -> None:
         for line in lines:
             _warn_once(f"bag {self.path}: {line}")
 
     def _compare(self, topic: str, read: int) -> None:
-        """Log and remember when a topic has fewer messages than it should."""
-        lost = self._told[topic] - read
+        """Log and count messages of a topic that are announced and not in the files."""
+        lost = self._announced[topic] - read
         if lost > self.missing.get(topic, 0):
             self.missing[topic] = lost
-            self._tell([f"topic {topic} has {read} messages; expected {self._told[topic]}: {lost} missing"])
+            self._log(
+                [f"topic {topic} has {read} messages; expected {self._announced[topic]}: {lost} missing"]
+            )
 
     def __enter__(self) -> BagReader:
         return self
@@ -173,11 +193,16 @@ class BagReader:
         self.close()
 
     def close(self) -> None:
+        """Close the storage files and delete unpacked copies."""
         self._storages = []
         self._stack.close()
 
     def require(self, *topics: str) -> None:
-        """Raise BagError if a topic is not in the bag; lists those that are."""
+        """Check that topics are in the bag.
+
+        Raises:
+            BagError: For a topic that is not in the bag or cannot be read; lists the topics of the bag.
+        """
         for topic in topics:
             if topic in self.left_out:
                 raise BagError(f"bag {self.path}: topic {topic} cannot be read: {self.left_out[topic]}")
@@ -186,7 +211,7 @@ class BagReader:
                 raise BagError(f"bag {self.path} has no topic {topic}. It has: {known}")
 
     def _wanted(self, topics: Collection[str] | None) -> Iterator[tuple[Storage, dict[int, str]]]:
-        """The storage files, each with the connections of some topics: topic by id."""
+        """Yield the storage files that have some of the topics, each with the topic by connection id."""
         for storage, ids in zip(self._storages, self._ids):
             chosen = {
                 number: topic
@@ -197,10 +222,16 @@ class BagReader:
                 yield storage, chosen
 
     def times(self, topics: Collection[str] | None = None) -> np.ndarray:
-        """Bag times (ns, int64) of the messages of some topics, sorted; None = all topics.
+        """Return the bag times of the messages of some topics.
+
+        Args:
+            topics: Topics; None = all.
+
+        Returns:
+            Sorted bag times, (n,) int64, ns.
 
         Raises:
-            BagError: if there is no such topic, or the storage is damaged.
+            BagError: If there is no such topic, or the storage is damaged.
         """
         if topics is not None:
             self.require(*topics)
@@ -208,10 +239,16 @@ class BagReader:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def span(self, topics: Collection[str] | None = None) -> tuple[int, int]:
-        """Bag times (ns) of the first and the last message of some topics; (0, 0) without messages.
+        """Return the bag times of the first and the last message of some topics.
 
-        Messages that lie more than a day apart from most others do not count: some have the time zero, or that of a
-        clock that was not set yet.
+        Messages more than a day apart from most others are ignored: their time is zero, or comes from a clock that was
+        not set yet.
+
+        Args:
+            topics: Topics; None = all.
+
+        Returns:
+            Both bag times, ns; (0, 0) without messages.
         """
         if topics is None:
             firsts = [storage.start_ns for storage in self._storages if storage.end_ns]
@@ -227,19 +264,19 @@ class BagReader:
 
     @property
     def start_ns(self) -> int:
-        """Bag time of the first message; see `span`."""
+        """Bag time of the first message, ns; see `span`."""
         return self.span()[0]
 
     @property
     def end_ns(self) -> int:
-        """Bag time after the last message; see `span`."""
+        """Bag time of the last message plus 1, ns; see `span`."""
         return self.span()[1] + 1
 
     def rate_hz(self, topic: str) -> float | None:
-        """Messages per second by the median interval, so that pauses do not count; None = unknown.
+        """Return the messages per second of a topic, from the median interval; None = unknown.
 
         Raises:
-            BagError: if there is no such topic, or the storage is damaged.
+            BagError: If there is no such topic, or the storage is damaged.
         """
         times = self.times([topic])
         interval_ns = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -248,10 +285,15 @@ class BagReader:
     def raw(
         self, topics: list[str] | None = None, start_ns: int | None = None, stop_ns: int | None = None
     ) -> Iterator[tuple[str, str, int, bytes]]:
-        """Serialized messages in time order: (topic, type, bag time in ns, CDR bytes).
+        """Yield serialized messages in time order: (topic, type, bag time in ns, CDR bytes).
+
+        Args:
+            topics: Topics; None = all.
+            start_ns: First bag time.
+            stop_ns: Bag time to stop at, excluded.
 
         Raises:
-            BagError: if the storage is damaged.
+            BagError: If the storage is damaged.
         """
         if topics is not None:
             self.require(*topics)
@@ -264,7 +306,7 @@ class BagReader:
                 yield topic, self.topics[topic].msgtype, time_ns, data
         except GeneratorExit:
             raise
-        except Exception as err:  # lying lengths lead to struct, memory, value and sqlite errors
+        except Exception as err:  # wrong lengths lead to struct, memory, value and sqlite errors
             raise BagError(f"bag {self.path} is damaged: {line_of(err)}") from err
         if start_ns is None and stop_ns is None:
             for topic in self.topics if topics is None else topics:
@@ -273,17 +315,17 @@ class BagReader:
     def _in_time(
         self, topics: list[str] | None, start_ns: int | None, stop_ns: int | None
     ) -> Iterator[tuple[str, int, bytes]]:
-        parts, names = [], []
-        for place, (storage, chosen) in enumerate(self._wanted(topics)):
+        parts: list[tuple[int, Callable[[], Messages[str]]]] = []
 
-            def opened(storage: Storage = storage, chosen: dict[int, str] = chosen, place: int = place):
-                for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns):
-                    yield (place, number), time_ns, data
+        def opener(storage: Storage, chosen: dict[int, str]) -> Callable[[], Messages[str]]:
+            return lambda: (
+                (chosen[number], time_ns, data)
+                for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns)
+            )
 
-            parts.append((storage.start_ns, opened))
-            names.append(chosen)
-        for (place, number), time_ns, data in merge_in_time(parts):
-            yield names[place][number], time_ns, data
+        for storage, chosen in self._wanted(topics):
+            parts.append((storage.start_ns, opener(storage, chosen)))
+        yield from merge_in_time(parts)
 
     def messages(
         self,
@@ -292,24 +334,25 @@ class BagReader:
         stop_ns: int | None = None,
         *,
         on_corrupt: OnCorrupt | None = None,
-    ) -> Iterator[tuple[str, int, object]]:
-        """Messages in time order: (topic, bag time in ns, message).
+    ) -> Iterator[tuple[str, int, Message]]:
+        """Yield messages in time order: (topic, bag time in ns, message).
 
         Args:
-            topics: which; None = all.
-            start_ns, stop_ns: bag times, start included, stop not.
-            on_corrupt: called with (topic, bag time, reason) for a message that does not deserialize, which is
-                then left out; None = such a message raises.
+            topics: Topics; None = all.
+            start_ns: First bag time.
+            stop_ns: Bag time to stop at, excluded.
+            on_corrupt: Called for a message that cannot be deserialized, which is then left out; None = such a message
+                raises.
 
         Raises:
-            BagError: for a damaged storage, an unknown type or (without `on_corrupt`) a corrupt message.
+            BagError: For a damaged storage, an unknown type or (without `on_corrupt`) a corrupt message.
         """
         for topic, msgtype, time_ns, data in self.raw(topics, start_ns, stop_ns):
             if msgtype not in typestore().types:
                 raise BagError(f"bag {self.path}: topic {topic} has the unknown type {msgtype}")
             try:
                 message = typestore().deserialize_cdr(data, msgtype)
-            except Exception as err:  # whatever lying lengths lead to: struct, index, memory and value errors
+            except Exception as err:  # wrong lengths lead to struct, index, memory and value errors
                 reason = f"not a valid {msgtype}: {line_of(err)}"
                 if on_corrupt is None:
                     raise BagError(f"bag {self.path}, topic {topic}, time {time_ns} ns: {reason}") from err
@@ -317,14 +360,16 @@ class BagReader:
                 continue
             yield topic, time_ns, message
 
-    def read(self, topic: str, time_ns: int, stamp_ns: int | None = None):
-        """The message of a topic at a bag time, by seeking.
+    def read(self, topic: str, time_ns: int, stamp_ns: int | None = None) -> Message:
+        """Seek to a message and return it.
 
         Args:
-            stamp_ns: header stamp, which tells messages apart that were recorded at the same time; None = the first.
+            topic: Topic of the message.
+            time_ns: Bag time.
+            stamp_ns: Header stamp, which distinguishes messages with the same bag time; None = the first one.
 
         Raises:
-            BagError: if there is none, or the storage or the message is damaged.
+            BagError: If there is none, or the storage or the message is damaged.
         """
         for _, _, message in self.messages([topic], time_ns, time_ns + 1):
             if stamp_ns is None or messages.stamp_of(message) == stamp_ns:
@@ -333,18 +378,19 @@ class BagReader:
 
 
 class OpenBags:
-    """Bags opened when they are first asked for, anew in each process.
+    """Open bags on first access, again in each process.
 
-    A forked process shares file positions with its parent: what it reads from its parent's files is a matter of luck.
+    A forked process shares file positions with its parent, so it must not read from its parent's files.
 
     Args:
-        paths: one per bag.
+        paths: One per bag.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths, self._open, self._process = paths, {}, os.getpid()
+        self._paths, self._process = paths, os.getpid()
+        self._open: dict[int, BagReader] = {}
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
 
     def __getitem__(self, number: int) -> BagReader:
@@ -366,7 +412,7 @@ def _warn_once(text: str) -> None:
 
 
 class _SqliteWriter(Sqlite3Writer):
-    """rosbags' writer, for any name: it makes a URI of the path, in which `#`, `?` and `%` have a meaning."""
+    """rosbags' writer for any file name; the original puts the path into a URI without escaping `#`, `?` and `%`."""
 
     def __init__(self, path: Path, compression: CompressionMode) -> None:
         self.path = path / f"{path.name}.db3"
@@ -382,39 +428,43 @@ class _Writer(Writer):
 
 
 def check_new_bag(path: Path) -> None:
-    """Refuse a bag that exists, or a name that the files inside it or metadata.yaml cannot have.
+    """Check that a bag can be created at a path.
 
     Raises:
-        BagError: naming the problem.
+        BagError: If the path exists, or its name is too long or not valid UTF-8.
     """
     name = path.name
     try:
         size = len(name.encode())
     except UnicodeEncodeError as err:
-        raise BagError(f"{path!r}: the name of a bag must be valid UTF-8, as metadata.yaml is") from err
+        raise BagError(
+            f"{path!r}: the name of a bag must be valid UTF-8, like metadata.yaml. Rename it"
+        ) from err
     if size > MAX_NAME_BYTES:
-        raise BagError(f"{path}: the name of a bag may have {MAX_NAME_BYTES} bytes. Got: {size}")
+        raise BagError(
+            f"{path}: the name of the bag is too long; expected at most {MAX_NAME_BYTES} bytes, got {size}"
+        )
     if path.exists():
         raise BagError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
 
 
 class BagWriter:
-    """A bag written message by message; use it as a context manager: an exception inside removes what was begun.
+    """Write a bag message by message; use it as a context manager. An exception inside it removes the bag.
 
     Args:
-        path: folder to make; must not exist.
+        path: Folder to create; must not exist.
         storage: `mcap` or `sqlite3`.
 
     Raises:
-        BagError: if the folder exists or cannot be made.
+        BagError: If the folder exists or cannot be created.
     """
 
     def __init__(self, path: str | Path, storage: str = "mcap") -> None:
         self.path = Path(path)
         check_new_bag(self.path)
         if storage not in STORAGES:
-            raise BagError(f"storage must be one of {', '.join(STORAGES)}. Got: {storage!r}")
-        with self._told():
+            raise BagError(f"storage: unknown; expected one of {', '.join(STORAGES)}, got {storage!r}")
+        with self._one_line_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Version 8 is what Humble writes and every newer release reads.
             self._writer = _Writer(self.path, version=8, storage_plugin=STORAGES[storage])
@@ -424,7 +474,7 @@ class BagWriter:
                 with suppress(OSError):  # made by the writer before it failed
                     self.path.rmdir()
                 raise
-        self._connections: dict[str, object] = {}
+        self._connections: dict[str, Connection] = {}
         self._closed = False
 
     def __enter__(self) -> BagWriter:
@@ -443,8 +493,12 @@ class BagWriter:
         self._remove()
 
     def close(self) -> None:
-        """Finish the bag; after this an exception inside the `with` leaves it as it is."""
-        with self._told():
+        """Finish the bag; after this an exception inside the `with` block leaves the bag in place.
+
+        Raises:
+            BagError: If the disk is full.
+        """
+        with self._one_line_errors():
             self._writer.close()
         self._closed = True
 
@@ -454,8 +508,8 @@ class BagWriter:
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Errors of the disk and of the storage in one line."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn errors of the disk and of the storage into a BagError of one line."""
         try:
             yield
         except Exception as err:  # sqlite's come in the class of whichever binding rosbags uses
@@ -465,7 +519,7 @@ class BagWriter:
         self,
         topic: str,
         msgtype: str,
-        data: bytes,
+        data: bytes | memoryview,
         time_ns: int,
         *,
         definition: tuple[str, str] | None = None,
@@ -474,18 +528,19 @@ class BagWriter:
         """Add a serialized message.
 
         Args:
-            topic, msgtype: whose.
+            topic: Topic of the message.
+            msgtype: Type of the message, such as `sensor_msgs/msg/Image`.
             data: CDR bytes.
-            time_ns: bag time.
-            definition: needed for types that this package does not know.
-            qos: what the topic's publishers offer, for players; taken from the topic's first message.
+            time_ns: Bag time.
+            definition: Message definition and type hash, for types that this package does not know.
+            qos: QoS that players offer for the topic; used when its first message is added.
 
         Raises:
-            BagError: if the disk is full, or the type is unknown.
+            BagError: If the disk is full, or the type is unknown.
         """
-        with self._told():
+        with self._one_line_errors():
             if topic not in self._connections:
-                kind: dict = {"typestore": typestore()}
+                kind: dict[str, Any] = {"typestore": typestore()}
                 if msgtype not in typestore().types and definition is not None:
                     kind = {"msgdef": definition[0], "rihs01": definition[1]}
                 self._connections[topic] = self._writer.add_connection(
@@ -493,14 +548,24 @@ class BagWriter:
                 )
             self._writer.write(self._connections[topic], time_ns, data)
 
-    def write(self, topic: str, msgtype: str, message, time_ns: int, *, qos: Sequence[Qos] = ()) -> None:
+    def write(
+        self, topic: str, msgtype: str, message: Message, time_ns: int, *, qos: Sequence[Qos] = ()
+    ) -> None:
         """Add a message at a bag time; see `write_raw`."""
         self.write_raw(topic, msgtype, typestore().serialize_cdr(message, msgtype), time_ns, qos=qos)
 
     def write_image(
         self, topic: str, rgb: np.ndarray, stamp_ns: int, frame_id: str, *, compressed: bool = False
     ) -> None:
-        """(H, W, 3) uint8 RGB as rgb8, or as jpeg."""
+        """Add an image.
+
+        Args:
+            topic: Topic of the image.
+            rgb: (H, W, 3) uint8 RGB.
+            stamp_ns: Header stamp and bag time.
+            frame_id: Frame of the camera.
+            compressed: Write a CompressedImage (jpeg) instead of an Image (rgb8).
+        """
         if compressed:
             bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
             payload = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
@@ -512,7 +577,15 @@ class BagWriter:
     def write_label(
         self, topic: str, ids: np.ndarray, stamp_ns: int, frame_id: str, *, compressed: bool = False
     ) -> None:
-        """(H, W) uint8 class ids as mono8, or as png."""
+        """Add a label.
+
+        Args:
+            topic: Topic of the label.
+            ids: (H, W) uint8 class ids.
+            stamp_ns: Header stamp and bag time.
+            frame_id: Frame of the camera.
+            compressed: Write a CompressedImage (png) instead of an Image (mono8).
+        """
         if compressed:
             message = messages.compressed_message(
                 cv2.imencode(".png", ids)[1], messages.PNG_LABEL, stamp_ns, frame_id
@@ -522,11 +595,18 @@ class BagWriter:
             self.write(topic, IMAGE, messages.image_message(ids, "mono8", stamp_ns, frame_id), stamp_ns)
 
     def write_float(self, topic: str, values: np.ndarray, stamp_ns: int, frame_id: str) -> None:
-        """(H, W) float32 as 32FC1 (depth, m) or (H, W, 2) as 32FC2 (flow, px)."""
+        """Add depth or flow, at a header stamp that is also the bag time.
+
+        Args:
+            topic: Topic of the image.
+            values: (H, W) float32, written as 32FC1 (depth, m), or (H, W, 2), written as 32FC2 (flow, px).
+            stamp_ns: Header stamp and bag time.
+            frame_id: Frame of the camera.
+        """
         encoding = "32FC1" if values.ndim == 2 else f"32FC{values.shape[2]}"
         self.write(topic, IMAGE, messages.image_message(values, encoding, stamp_ns, frame_id), stamp_ns)
 
     def write_label_map(self, topic: str, labels: LabelSet, stamp_ns: int) -> None:
-        """The class list, latched."""
+        """Add a class list, latched."""
         message = messages.label_map_message(labels, stamp_ns)
         self.write(topic, LABEL_MAP, message, stamp_ns, qos=[LATCHED])

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""JPEG and PNG files before they are decoded: their size, their channels, and where they end.
+"""Read the headers of JPEG and PNG files before they are decoded: size, channels and end of the image.
 
-Read before decoding, since a file of a few kB can claim an image of many GB or hours of work, and since the
-decoders paint what is missing grey and print what they dislike on standard error.
+A file of a few kB can claim an image of many GB or hours of work. Decoders also fill missing parts with grey, and print
+warnings on standard error.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vtseg_ros.errors import ImageError
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
 MAX_PIXELS = 64 * 1024 * 1024
-"""Images of more pixels are refused before anything is allocated for them."""
+"""Images with more pixels are refused before memory is allocated for them."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels by png colour type; 3 is indexed."""
 MAX_SCANS = 100
-"""Progressive files have about 10; every scan walks the whole picture, however short it is in the file."""
+"""Progressive files have about 10 scans; each costs a pass over the whole image, however short it is in the file."""
 # Start-of-frame markers carry the size; C4, C8 and CC are tables that share their range.
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START = b"\xff\xd8\xff"
@@ -42,10 +42,11 @@ class Container:
 
     Attributes:
         kind: `jpeg` or `png`.
-        width, height: px, above 0.
-        channels: of the stored pixels, 1..4; 1 for an indexed png.
-        depth: bits of a value.
-        end: bytes of the image; what follows is not part of it.
+        width: Width, px, above 0.
+        height: Height, px, above 0.
+        channels: Channels of the stored pixels, 1..4; 1 for an indexed png.
+        depth: Bits of a value.
+        end: Number of bytes of the image; what follows is not part of it.
     """
 
     kind: str
@@ -68,13 +69,13 @@ def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
 
     Args:
         data: (n,) uint8, the file.
-        max_pixels: largest image allowed.
+        max_pixels: Largest image allowed, px.
 
     Returns:
-        the header.
+        The header.
 
     Raises:
-        ImageError: if it is neither JPEG nor PNG, truncated, damaged, empty or above a limit.
+        ImageError: If it is neither JPEG nor PNG, truncated, damaged, empty or above a limit.
     """
     start = data[:8].tobytes()
     if start == PNG_MAGIC:
@@ -83,13 +84,14 @@ def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
         found = _read_jpeg(data)
     else:
         raise ImageError(
-            f"a compressed image is jpeg or png. Got: {data.size} bytes that start {start[:4].hex() or '-'}"
+            f"the compressed image has another format; expected jpeg or png, got {data.size} bytes that start with "
+            f"{start[:4].hex() or '-'}"
         )
     if found.width == 0 or found.height == 0:
         raise ImageError(f"the compressed image is empty: {found.width}x{found.height} px")
     if found.width * found.height > max_pixels:
         raise ImageError(
-            f"the compressed image claims {found.width}x{found.height} px. Expected: at most {max_pixels} px"
+            f"the compressed image claims {found.width}x{found.height} px; expected at most {max_pixels} px"
         )
     return found
 
@@ -97,10 +99,14 @@ def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
 def png_chunks(data: np.ndarray) -> list[tuple[bytes, memoryview]]:
     """Split a png file into its chunks (kind, content), the last being IEND.
 
+    Args:
+        data: (n,) uint8, the file.
+
     Raises:
-        ImageError: if it has no end, or a check sum is wrong.
+        ImageError: If it has no end, or a checksum is wrong.
     """
-    view, offset, kind, chunks = memoryview(data), 8, b"", []
+    view, offset, kind = memoryview(np.ascontiguousarray(data).data), 8, b""
+    chunks: list[tuple[bytes, memoryview]] = []
     while kind != b"IEND":
         if offset + 12 > data.size:
             raise ImageError(f"the png is truncated: no end after {data.size} bytes")
@@ -109,7 +115,7 @@ def png_chunks(data: np.ndarray) -> list[tuple[bytes, memoryview]]:
         if end + 4 > data.size:
             raise ImageError(f"the png is truncated: no end after {data.size} bytes")
         if zlib.crc32(view[offset + 4 : end]) != struct.unpack(">I", view[end : end + 4])[0]:
-            raise ImageError(f"the png is damaged: the check sum of its chunk {kind!r} is wrong")
+            raise ImageError(f"the png is damaged: the checksum of its chunk {kind!r} is wrong")
         chunks.append((kind, view[offset + 8 : end]))
         offset = end + 4
     return chunks
@@ -127,7 +133,7 @@ def _read_png(data: np.ndarray) -> Container:
 
 def _read_jpeg(data: np.ndarray) -> Container:
     """Walk the segments and scans up to the end marker: a thumbnail in the header has an end of its own."""
-    file = memoryview(np.ascontiguousarray(data))
+    file = memoryview(np.ascontiguousarray(data).data)
     frame, scans, offset = None, 0, 2
     while found := _MARKER.search(file, offset):
         offset, marker = found.start(), file[found.start() + 1]
@@ -138,7 +144,7 @@ def _read_jpeg(data: np.ndarray) -> Container:
             offset += 2
             continue
         if marker not in (_AFTER_SCAN if scans else _SEGMENTS):
-            break  # where this file was cut lies another file, or anything else
+            break  # the file was cut here, and another file or anything else follows
         length = int.from_bytes(file[offset + 2 : offset + 4], "big")
         content, segment = file[offset + 4 : offset + 2 + length], file[offset + 2 : offset + 4 + length]
         offset += 2 + length
@@ -151,12 +157,14 @@ def _read_jpeg(data: np.ndarray) -> Container:
         elif marker == _SOS:
             scans += 1
             if scans > MAX_SCANS:
-                raise ImageError(f"the jpeg has too many scans. Expected: at most {MAX_SCANS}")
+                raise ImageError(f"the jpeg has too many scans; expected at most {MAX_SCANS}")
     if frame is None:
         raise ImageError("the jpeg has no frame header")
     raise ImageError(f"the jpeg is truncated: no end after {data.size} bytes")
 
 
 def _is_plain(marker: int, content: memoryview) -> bool:
-    """Whether a segment holds no thumbnail, a file in the file, as application data and comments may."""
-    return not (0xE1 <= marker <= 0xEF or marker == 0xFE or (marker == 0xE0 and content[:4] == b"JFXX"))
+    """Return whether a segment cannot contain a thumbnail (a file in the file), as application data and comments may."""
+    return not (
+        0xE1 <= marker <= 0xEF or marker == 0xFE or (marker == 0xE0 and bytes(content[:4]) == b"JFXX")
+    )

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages to arrays: the encodings that drivers publish, each refused with a reason when it lies.
+"""Decode image messages into arrays, in all encodings that drivers publish; invalid messages are refused with a reason.
 
-Messages are taken by their fields, so that rclpy's and a bag's both do.
+Messages are read by their fields, so both those of rclpy and those of a bag work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ from vtseg_ros.bags.jpeg import require_complete
 from vtseg_ros.bags.png import read_png
 from vtseg_ros.errors import ImageError
 from vtseg_ros.label_set import IGNORE
+
+if TYPE_CHECKING:
+    from vtseg_ros.bags.messages import Message
 
 __all__ = [
     "ENCODINGS",
@@ -34,10 +38,10 @@ __all__ = [
 log = logging.getLogger("vtseg_ros.bags")
 
 Note = Callable[[str, str], None]
-"""Takes a kind of doubt and a text about it: a guess that was made, or something that was lost."""
+"""Called with a kind of note and its text, for an assumption about a message or for lost information."""
 
 COLOR_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-"""A camera's pixels like its raw images: labels and intrinsics know nothing of EXIF."""
+"""Pixels as the camera stores them, without EXIF rotation: labels and intrinsics refer to them."""
 
 # Channels, bits, and OpenCV's conversion to RGB (None = it is RGB).
 _PLAIN = {
@@ -67,7 +71,7 @@ _PACKED_YUV = {
     "yuyv": cv2.COLOR_YUV2RGB_YUYV,
 }
 _PLANAR_YUV = {"nv21": cv2.COLOR_YUV2RGB_NV21, "nv12": cv2.COLOR_YUV2RGB_NV12}
-# Names of OpenCV types say nothing of colours: what cv_bridge and OpenCV programs mean by them.
+# Names of OpenCV types do not contain the colours; these are what cv_bridge and OpenCV programs mean.
 _MEANT = {
     "8uc1": "mono8",
     "8uc3": "bgr8",
@@ -78,7 +82,7 @@ _MEANT = {
 }
 
 ENCODINGS = (*_PLAIN, *_BAYER, *_PACKED_YUV, *_PLANAR_YUV, "nv24")
-"""Encodings of sensor_msgs/Image that are understood; OpenCV's types (`8UC1`, ...) are taken with a warning."""
+"""Supported encodings of sensor_msgs/Image; OpenCV types (`8UC1`, ...) are accepted with a warning."""
 _KNOWN = (
     "rgb8, bgr8, rgba8, bgra8, mono8 (also with 16), bayer_rggb8, bggr8, gbrg8, grbg8 (also with 16), yuv422 (uyvy), "
     "yuv422_yuy2 (yuyv), nv12, nv21, nv24"
@@ -86,28 +90,28 @@ _KNOWN = (
 _BAYER_FORMAT = re.compile(r"\s*(bayer_(?:rggb|bggr|gbrg|grbg)(?:8|16))\s*;")
 
 LOW_RANGE = 0.125
-"""A 16-bit image whose values span less than this share of the range is nearly of one shade in 8 bits."""
+"""A 16-bit image whose values span less than this share of the range has little contrast in 8 bits."""
 DARK = 16384
-"""A 16-bit image without a value from here on is dark in 8 bits: cameras of 10 to 14 bits fill the lower ones."""
+"""A 16-bit image with all values below this is dark in 8 bits: cameras of 10 to 14 bits use the lower bits."""
 
 
 class ImageDecoder:
-    """Decode the messages of one topic and report each kind of guess or loss once.
+    """Decode the messages of one topic, and warn once of each kind of assumption or loss.
 
     Args:
-        topic: as it is named in warnings; empty = not at all.
-        warn: called with each warning; None = the log.
+        topic: Name of the topic in warnings; empty = not named.
+        warn: Called with each warning; None = the log.
     """
 
     def __init__(self, topic: str = "", warn: Callable[[str], None] | None = None) -> None:
         self._topic, self._warn = topic, warn or log.warning
         self._noted: set[str] = set()
 
-    def __call__(self, message) -> np.ndarray:
+    def __call__(self, message: Message) -> np.ndarray:
         """Return an image as (H, W, 3) uint8 RGB; see `decode_any`."""
         return decode_any(message, self._note)
 
-    def label(self, message) -> np.ndarray:
+    def label(self, message: Message) -> np.ndarray:
         """Return a label as (H, W) uint8 class ids; see `decode_label`."""
         return decode_label(message, self._note)
 
@@ -118,67 +122,67 @@ class ImageDecoder:
 
 
 def _quiet(kind: str, text: str) -> None:
-    """Take no note."""
+    """Ignore a note."""
 
 
-def _bytes(data) -> np.ndarray:
-    """(n,) uint8 view of a message's data, without a copy."""
+def _bytes(data: Any) -> np.ndarray:
+    """Return an (n,) uint8 view of a message's data, without a copy."""
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
 
 
-def _rows(message, row_bytes: int, rows: int) -> np.ndarray:
-    """(rows, row_bytes) uint8 view of the pixels; padding at the end of each row is left out."""
+def _rows(message: Message, row_bytes: int, rows: int) -> np.ndarray:
+    """Return a (rows, row_bytes) uint8 view of the pixels, without the padding at the end of each row."""
     height, step, data = int(message.height), int(message.step), _bytes(message.data)
     # The last row may end without its padding.
     if step < row_bytes or data.size < step * (rows - 1) + row_bytes:
         step = _meant_step(message, row_bytes, rows, data.size)
     if step < row_bytes:
         raise ImageError(
-            f"step is too small for {message.width} px of {message.encoding}. Expected: at least {row_bytes} bytes. "
-            f"Got: {step}"
+            f"step is too small for {message.width} px of {message.encoding}; expected at least {row_bytes} bytes, "
+            f"got {step}"
         )
     if data.size < step * (rows - 1) + row_bytes:
         expected = f"{step * rows} bytes"
         if data.size >= row_bytes * rows:
             expected += f", or a step of {row_bytes}"
         raise ImageError(
-            f"data is too short for {message.width}x{height} {message.encoding} with step {step}. "
-            f"Expected: {expected}. Got: {data.size}"
+            f"data is too short for {message.width}x{height} {message.encoding} with step {step}; "
+            f"expected {expected}, got {data.size} bytes"
         )
     return np.lib.stride_tricks.as_strided(data, (rows, row_bytes), (step, 1), writeable=False)
 
 
-def _meant_step(message, row_bytes: int, rows: int, size: int) -> int:
-    """The step that a driver means whose own cannot be: unset, in pixels, or all bytes divided by the height.
+def _meant_step(message: Message, row_bytes: int, rows: int, size: int) -> int:
+    """Correct the step of drivers that leave it unset, give it in pixels, or divide all bytes by the height.
 
-    Only where the data has exactly the bytes that the other reading needs; else the step as it is.
+    It is only changed if the data has exactly the number of bytes that the corrected step needs.
     """
     step = int(message.step)
     if rows != message.height and step * message.height == size and size % rows == 0:
-        return size // rows  # planes of half the height are rows too
+        return size // rows  # colour planes of half the height count as rows too
     return row_bytes if step in (0, message.width) and size == row_bytes * rows else step
 
 
-def _check_size(message) -> tuple[int, int]:
+def _check_size(message: Message) -> tuple[int, int]:
     height, width = int(message.height), int(message.width)
     if height == 0 or width == 0:
         raise ImageError(f"the image is empty: {width}x{height} px")
     if height * width > MAX_PIXELS:
-        raise ImageError(f"the image claims {width}x{height} px. Expected: at most {MAX_PIXELS} px")
+        raise ImageError(f"the image claims {width}x{height} px; expected at most {MAX_PIXELS} px")
     return height, width
 
 
-def _pixels(message, height: int, width: int, channels: int, kind: str) -> np.ndarray:
-    """(H, W) or (H, W, channels) of a NumPy type such as `u2`, in the machine's byte order."""
+def _pixels(message: Message, height: int, width: int, channels: int, kind: str) -> np.ndarray:
+    """Return (H, W) or (H, W, channels) of a NumPy type such as `u2`, in the machine's byte order."""
     size = np.dtype(kind).itemsize
     rows = np.ascontiguousarray(_rows(message, width * channels * size, height))
     values = rows.view(np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<"))
-    values = values.astype(kind, copy=False)
-    return values if channels == 1 else values.reshape(height, width, channels)
+    native: np.ndarray = values.astype(kind, copy=False)
+    return native if channels == 1 else native.reshape(height, width, channels)
 
 
 def _to_8_bits(values: np.ndarray, note: Note) -> np.ndarray:
-    """uint16 -> uint8, divided by 257 and rounded; a range that is hardly used is noted."""
+    """Return uint16 values as uint8, divided by 257 and rounded; note a range that is hardly used."""
     if note is not _quiet:
         low, high = int(values.min()), int(values.max())
         if high - low < LOW_RANGE * 65535 or high < DARK:
@@ -191,7 +195,7 @@ def _to_8_bits(values: np.ndarray, note: Note) -> np.ndarray:
 
 
 def _encoding(name: str, note: Note) -> str:
-    """The encoding that is meant."""
+    """Return the encoding that a name stands for."""
     known = name.strip().lower()
     if known in _MEANT:
         meant = _MEANT[known]
@@ -203,26 +207,26 @@ def _encoding(name: str, note: Note) -> str:
         return meant
     if known not in ENCODINGS:
         raise ImageError(
-            f"unknown encoding {name[:40]!r}. Known: {_KNOWN}. Set one of them where the image is published"
+            f"unknown encoding {name[:40]!r}; expected {_KNOWN}. Set one of them where the image is published"
         )
     return known
 
 
-def decode_image(message, note: Note = _quiet) -> np.ndarray:
+def decode_image(message: Message, note: Note = _quiet) -> np.ndarray:
     """Decode a sensor_msgs/Image.
 
-    Bytes after the image's end are ignored, as RViz and cv_bridge do. A step that drivers leave unset, give in pixels
-    or compute from all planes is understood where the data fits no other reading.
+    Bytes after the end of the image are ignored, as in RViz and cv_bridge. A step that drivers leave unset, give in
+    pixels or compute from all planes is corrected if the number of bytes allows only one interpretation.
 
     Args:
-        message: fields height, width, encoding, is_bigendian, step, data.
-        note: told about guesses and losses.
+        message: Message with the fields height, width, encoding, is_bigendian, step and data.
+        note: Called with assumptions and losses.
 
     Returns:
-        (H, W, 3) uint8 RGB; 16 bits are divided by 257.
+        (H, W, 3) uint8 RGB; 16-bit values are divided by 257.
 
     Raises:
-        ImageError: for an unknown encoding, an empty or too large image, a step or data too small.
+        ImageError: For an unknown encoding, an empty or too large image, a step or data that is too small.
     """
     encoding = _encoding(message.encoding, note)
     height, width = _check_size(message)
@@ -239,7 +243,8 @@ def decode_image(message, note: Note = _quiet) -> np.ndarray:
         return _from_nv24(_rows(message, width, height * 3), height, width)
     if width % 2 or (encoding in _PLANAR_YUV and height % 2):
         raise ImageError(
-            f"{encoding} shares its colours between neighbours: sides must be even. Got: {width}x{height}"
+            f"the {encoding} image has odd sides; expected even sides, since two pixels share a colour, "
+            f"got {width}x{height}"
         )
     if encoding in _PACKED_YUV:
         pairs = np.ascontiguousarray(_rows(message, width * 2, height)).reshape(height, width, 2)
@@ -251,38 +256,40 @@ def decode_image(message, note: Note = _quiet) -> np.ndarray:
 def _demosaic(mosaic: np.ndarray, encoding: str, note: Note) -> np.ndarray:
     height, width = mosaic.shape
     if height % 2 or width % 2 or min(height, width) < 4:
-        raise ImageError(f"a Bayer image has even sides of at least 4 px. Got: {width}x{height}")
+        raise ImageError(
+            f"the Bayer image has wrong sides; expected even sides of at least 4 px, got {width}x{height}"
+        )
     rgb = cv2.cvtColor(mosaic, _BAYER[encoding][1])
     return _to_8_bits(rgb, note) if rgb.dtype == np.uint16 else rgb
 
 
 def _from_nv24(rows: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(3 H, W) uint8 of luma rows, then rows of interleaved U and V twice as long -> (H, W, 3) uint8 RGB."""
+    """Convert (3 H, W) uint8, luma rows and then rows of interleaved U and V twice as long, to (H, W, 3) uint8 RGB."""
     luma, step = rows[:height], rows.strides[0]
     chroma = np.lib.stride_tricks.as_strided(
         rows[height:], (height, 2 * width), (2 * step, 1), writeable=False
     )
     u, v = cv2.split(np.ascontiguousarray(chroma).reshape(height, width, 2))
     luma = np.ascontiguousarray(luma)
-    # As YUYV with each pixel twice, which has a conversion of the same arithmetic as the other encodings'.
+    # As YUYV with each pixel twice: its conversion has the same arithmetic as the other encodings.
     pairs = cv2.merge([luma, u, luma, v]).reshape(height, 2 * width, 2)
     twice = cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUYV)
     return cv2.resize(twice, (width, height), interpolation=cv2.INTER_NEAREST)  # every other pixel
 
 
 def decode_file(data: np.ndarray, header: Container, fmt: str = "") -> np.ndarray:
-    """Decode an image file as its pixels are stored, whatever EXIF says.
+    """Decode an image file without applying EXIF rotation.
 
     Args:
         data: (n,) uint8, the file; bytes after its end are ignored.
-        header: what `read_container` said of it.
-        fmt: name of the format for errors.
+        header: Header that `read_container` returned for it.
+        fmt: Name of the format in errors.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: if it cannot be decoded, or is cut.
+        ImageError: If it cannot be decoded, or is truncated.
     """
     return cv2.cvtColor(_decode_file(data, header, COLOR_AS_STORED, fmt), cv2.COLOR_BGR2RGB)
 
@@ -299,21 +306,21 @@ def _decode_file(data: np.ndarray, header: Container, flags: int, fmt: str) -> n
     return image
 
 
-def decode_compressed(message, note: Note = _quiet) -> np.ndarray:
+def decode_compressed(message: Message, note: Note = _quiet) -> np.ndarray:
     """Decode a sensor_msgs/CompressedImage (jpeg or png).
 
-    The size is read from the file's header first, so that a small file cannot claim a giant image. A Bayer mosaic and
-    16-bit grey values, which `format` and the file name, are treated as in raw images.
+    The size is read from the header of the file first: a small file must not cause a huge allocation. A Bayer mosaic
+    (named by `format`) and 16-bit grey values are treated as in raw images.
 
     Args:
-        message: fields format and data.
-        note: told about guesses and losses.
+        message: Message with the fields format and data.
+        note: Called with assumptions and losses.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ImageError: if it is neither jpeg nor png, truncated, too large or undecodable.
+        ImageError: If it is neither jpeg nor png, truncated, too large or damaged.
     """
     data = _bytes(message.data)
     header = read_container(data, max_pixels=MAX_PIXELS)
@@ -335,8 +342,8 @@ def decode_compressed(message, note: Note = _quiet) -> np.ndarray:
     return decode_file(data, header, message.format)
 
 
-def decode_any(message, note: Note = _quiet) -> np.ndarray:
-    """Call `decode_image` or `decode_compressed`, by the message's fields."""
+def decode_any(message: Message, note: Note = _quiet) -> np.ndarray:
+    """Decode an Image or a CompressedImage; see `decode_image` and `decode_compressed`."""
     return (decode_compressed if hasattr(message, "format") else decode_image)(message, note)
 
 
@@ -344,21 +351,21 @@ def decode_any(message, note: Note = _quiet) -> np.ndarray:
 _ID_KINDS = {"mono8": "u1", "8uc1": "u1", "mono16": "u2", "16uc1": "u2", "16sc1": "i2", "32sc1": "i4"}
 
 
-def decode_label(message, note: Note = _quiet) -> np.ndarray:
+def decode_label(message: Message, note: Note = _quiet) -> np.ndarray:
     """Decode a label or mask message.
 
-    Class ids are the values of one channel: of a grey image or png, the indices of an indexed png, or the one channel
-    of a colour image in which all others are zero or equal to it, as simulators publish them.
+    Class ids are the values of a grey image or png, the indices of an indexed png, or one channel of a colour image in
+    which all other channels are zero or equal to it, as simulators publish them.
 
     Args:
-        message: a sensor_msgs/Image or a CompressedImage that is a png.
-        note: told about guesses.
+        message: A sensor_msgs/Image, or a CompressedImage that contains a png.
+        note: Called with assumptions.
 
     Returns:
         (H, W) uint8 class ids.
 
     Raises:
-        ImageError: if it is of another kind, or an id is no number from 0 to 255.
+        ImageError: If it is of another kind, or an id is outside 0..255.
     """
     if hasattr(message, "format"):
         png = read_png(_label_file(message))
@@ -375,7 +382,8 @@ def decode_label(message, note: Note = _quiet) -> np.ndarray:
     channels, bits, _ = _PLAIN.get(encoding, (0, 0, None))
     if channels < 3 or bits != 8:
         raise ImageError(
-            f"a label image is mono8 or mono16. Got: {message.encoding[:40]!r}. Publish the class ids in one channel"
+            f"encoding: not one of a label image; expected mono8 or mono16, got {message.encoding[:40]!r}. Publish the "
+            "class ids in one channel"
         )
     pixels = _pixels(message, height, width, channels, "u1")
     rgb = pixels[..., :3] if encoding.startswith("rgb") else pixels[..., 2::-1]
@@ -385,47 +393,59 @@ def decode_label(message, note: Note = _quiet) -> np.ndarray:
     return _ids_of_one_channel(rgb, alpha, note, encoding)
 
 
-def _label_file(message) -> np.ndarray:
+def _label_file(message: Message) -> np.ndarray:
     data = _bytes(message.data)
     if data[:2].tobytes() == b"\xff\xd8":
-        raise ImageError("jpeg changes class ids. Expected: a label image as png")
+        raise ImageError(
+            "the label is a jpeg, which changes class ids; expected png, got jpeg. Publish it as png"
+        )
     return data
 
 
 def as_ids(values: np.ndarray) -> np.ndarray:
-    """Return values of one channel as uint8 class ids; ImageError where they are not from 0 to 255."""
+    """Return values of one channel as uint8 class ids.
+
+    Raises:
+        ImageError: If a value is outside 0..255.
+    """
     if values.dtype == np.uint8:
         return values
     if values.size and (int(values.max()) > 255 or int(values.min()) < 0):
         wrong = int(values.max()) if values.max() > 255 else int(values.min())
-        raise ImageError(f"class ids are 0..255. Got: {wrong}")
+        raise ImageError(f"class id out of range; expected 0..255, got {wrong}")
     return values.astype(np.uint8)
 
 
 def without_clear_pixels(ids: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """Return class ids that are unlabelled where the image is transparent.
+    """Return class ids with 255 (unlabelled) where the image is transparent.
+
+    Args:
+        ids: (H, W) uint8 class ids.
+        alpha: (H, W) uint8, 0 = transparent, 255 = opaque; None = all opaque.
 
     Raises:
-        ImageError: naming a pixel that is transparent in part.
+        ImageError: If a pixel is partly transparent; names it.
     """
     if alpha is None or alpha.min() == 255:
         return ids
     partly = (alpha > 0) & (alpha < 255)
     if partly.any():
         row, column = np.argwhere(partly)[0]
-        raise ImageError(f"a pixel is transparent in part (row {row}, column {column}): it has no class")
+        raise ImageError(
+            f"a pixel is transparent in part (row {row}, column {column}); expected opaque or transparent pixels"
+        )
     return np.where(alpha == 0, IGNORE, ids).astype(np.uint8)
 
 
 def _ids_of_one_channel(rgb: np.ndarray, alpha: np.ndarray | None, note: Note, what: str) -> np.ndarray:
-    """(H, W, 3) of which one channel holds the class ids, or all hold the same -> (H, W) uint8."""
+    """Return the class ids, (H, W) uint8, of (H, W, 3) in which one channel contains them, or all are equal."""
     planes = [np.ascontiguousarray(rgb[..., number]) for number in range(3)]
     if not all(np.array_equal(planes[0], plane) for plane in planes[1:]):
         used = [number for number, plane in enumerate(planes) if plane.any()]
         if len(used) != 1:
             raise ImageError(
-                f"a label image has one channel of class ids. Got: 3 channels of {what} that differ. Publish the class "
-                "ids as mono8"
+                f"the channels of the label differ; expected one channel of class ids, got 3 channels of {what}. Publish "
+                "the class ids as mono8"
             )
         name = ("red", "green", "blue")[used[0]]
         note("label", f"the class ids of the {what} labels are taken from the {name} channel")
@@ -433,15 +453,22 @@ def _ids_of_one_channel(rgb: np.ndarray, alpha: np.ndarray | None, note: Note, w
     return without_clear_pixels(as_ids(planes[0]), alpha)
 
 
-def decode_float(message, channels: int) -> np.ndarray:
-    """A 32FC1 or 32FC2 image (depth, flow): (H, W) or (H, W, channels) float32.
+def decode_float(message: Message, channels: int) -> np.ndarray:
+    """Decode a 32FC1 or 32FC2 image (depth, flow).
+
+    Args:
+        message: A sensor_msgs/Image.
+        channels: Expected number of channels.
+
+    Returns:
+        (H, W) or (H, W, channels) float32.
 
     Raises:
-        ImageError: for another encoding, a step or data too small.
+        ImageError: For another encoding, a step or data that is too small.
     """
     expected = f"32FC{channels}"
     if message.encoding != expected:
-        raise ImageError(f"we expect encoding {expected}. Got: {message.encoding[:40]!r}")
+        raise ImageError(f"encoding: wrong; expected {expected}, got {message.encoding[:40]!r}")
     height, width = _check_size(message)
     rows = np.ascontiguousarray(_rows(message, width * 4 * channels, height))
     values = rows.view(">f4" if message.is_bigendian else "<f4").astype(np.float32, copy=False)

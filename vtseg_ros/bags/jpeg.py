@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a jpeg's pixels go on to its last one: a cut file may have an end marker among what lies behind the cut."""
+"""Check that a jpeg contains all of its pixels: a truncated file may have an end marker in what follows the cut."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import PIL.Image
 from vtseg_ros.errors import ImageError
 
 NOISE = bytes((37 * number + 11) % 251 for number in range(2048))
-"""Bytes that a decoder takes for pixels; none is FF, which begins a marker."""
+"""Bytes that a decoder accepts as pixels; none is FF, which begins a marker."""
 SMALL = 32 * 1024
-"""Bytes of a file that is always looked at closely: decoding it takes about a millisecond."""
+"""Files of at most this many bytes are always checked: decoding one takes about a millisecond."""
 _PROGRESSIVE, _SCAN = b"\xff\xc2\x00", b"\xff\xda"
 
 
 def require_complete(data: np.ndarray, end: int, image: np.ndarray) -> None:
-    """Refuse a jpeg whose end marker is not its own.
+    """Refuse a truncated jpeg whose end marker belongs to other data.
 
-    Decoders take what follows a cut for pixels until they meet an end marker, and paint what is missing in one colour.
-    There is a doubt where other than zeros follow the end or the last pixels are of one colour, and in progressive and in
-    small files, where a little of something else replaces all that is missing.
+    Decoders read what follows a cut as pixels until they find an end marker, and fill the missing part with one colour.
+    A file is checked if non-zero bytes follow its end, if its last pixels have one colour, or if it is progressive or
+    small, since then a few foreign bytes can replace all missing pixels.
 
     Args:
         data: (n,) uint8, the file with what follows its end.
-        end: bytes up to and with its end marker.
+        end: Number of bytes up to and including its end marker.
         image: (H, W) or (H, W, C), the decoded file.
 
     Raises:
-        ImageError: if pixels are missing, or others lie among them.
+        ImageError: If pixels are missing, or foreign bytes were decoded as pixels.
     """
     doubtful = (
         data[end:].any() or end <= SMALL or _looks_filled(image) or _PROGRESSIVE in data[:end].tobytes()
@@ -41,16 +41,16 @@ def require_complete(data: np.ndarray, end: int, image: np.ndarray) -> None:
 
 
 def _looks_filled(image: np.ndarray) -> bool:
-    """Whether the last 8x8 block is of one colour."""
+    """Return whether the last 8x8 block has one colour."""
     height, width = image.shape[:2]
     block = image[(height - 1) // 8 * 8 :, (width - 1) // 8 * 8 :]
     return bool((block == block[-1, -1]).all())
 
 
 def _is_complete(file: bytes) -> bool:
-    """Whether more pixels before the end marker change nothing, and other ones something.
+    """Return whether additional data before the end marker changes no pixel, and replaced data changes some.
 
-    Pillow decodes here and not OpenCV, which prints what it dislikes on standard error.
+    Decodes with Pillow, since OpenCV prints warnings on standard error.
     """
     # The last of its pixels are needed in a whole file; a few bytes may be too many, since webcams leave some.
     closely = len(file) <= SMALL or _PROGRESSIVE in file
@@ -67,11 +67,11 @@ def _is_complete(file: bytes) -> bool:
 
 
 def _pixels(file: bytes, closely: bool) -> bytes | None:
-    """Pixels of a jpeg, of an eighth of its size unless closely; None if it is too broken."""
+    """Return the pixels of a jpeg, at an eighth of its size unless `closely`; None if it is too damaged."""
     try:
         with PIL.Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
             if not closely:  # which needs no more than the blocks' means
                 image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            return image.tobytes()
+            return bytes(image.tobytes())
     except (OSError, SyntaxError, ValueError):
         return None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Values of PNG files as they are stored: masks hold class ids, which no scaling or colour conversion may touch."""
+"""Read the stored values of PNG files: class ids of masks must not be scaled or colour-converted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class StoredPng:
     """Pixels of a png file.
 
     Attributes:
-        values: (H, W) grey values or indices, or (H, W, 3) RGB; uint8, or uint16 where `depth` is 16.
-        depth: bits of a value as stored: 1, 2, 4, 8 or 16.
-        alpha: (H, W) uint8, 0 = clear, 255 = opaque, anything between = partly; None = all opaque.
+        values: (H, W) grey values or indices, or (H, W, 3) RGB; uint8, or uint16 if `depth` is 16.
+        depth: Bits of a stored value: 1, 2, 4, 8 or 16.
+        alpha: (H, W) uint8, 0 = transparent, 255 = opaque, values between = partly; None = all opaque.
         palette: (n, 3) uint8 RGB of an indexed file; None = not indexed.
     """
 
@@ -40,20 +40,22 @@ class StoredPng:
         return self.values.ndim == 3
 
     def rgb(self) -> np.ndarray:
-        """Return the colours, (H, W, 3) uint8: RGB values, or the palette's.
+        """Return the colours, (H, W, 3) uint8: the RGB values, or those of the palette.
 
         Raises:
-            ImageError: for grey values, and for 16-bit colours that no 8-bit colour stands for.
+            ImageError: For grey values, and for 16-bit colours that have no equal 8-bit colour.
         """
         if self.palette is not None:
-            return self.palette[self.values]
+            return np.take(self.palette, self.values, axis=0)
         if not self.has_colors:
-            raise ImageError("we expect the colours of the classes. Got: one channel")
+            raise ImageError("the png has no colours; expected the colours of the classes, got one channel")
         if self.depth < 16:
             return self.values
         narrow, rest = np.divmod(self.values, 257)
         if rest.any():
-            raise ImageError("colours have 8 bits. Got: 16 bits a channel. Save the mask with 8 bits")
+            raise ImageError(
+                "the png has deep colours; expected 8 bits a channel, got 16. Save the mask with 8 bits"
+            )
         return narrow.astype(np.uint8)
 
 
@@ -61,13 +63,13 @@ def read_png(data: bytes | np.ndarray) -> StoredPng:
     """Decode a png file of any colour type and bit depth without changing a value.
 
     Args:
-        data: the file.
+        data: The file, bytes or (n,) uint8.
 
     Returns:
-        its pixels; grey values are not scaled, indices not looked up, transparency is kept apart.
+        Its pixels: grey values are not scaled, indices not looked up, and transparency is separate.
 
     Raises:
-        ImageError: if it is not a png file, damaged or too large.
+        ImageError: If it is not a png file, damaged or too large.
     """
     buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     if buffer[:8].tobytes() != PNG_MAGIC:
@@ -78,7 +80,7 @@ def read_png(data: bytes | np.ndarray) -> StoredPng:
     color_type, depth = first[9], first[8]
     found = {kind: bytes(content) for kind, content in chunks if kind in (b"PLTE", b"tRNS")}
     if color_type == INDEXED:
-        # The indices are stored like grey values, and as such the decoder leaves them alone.
+        # Indices are stored like grey values, which the decoder does not change.
         first = first[:9] + bytes([GREY]) + first[10:]
     values = _decode(first, [content for kind, content in chunks if kind == b"IDAT"])
     if values.shape[:2] != (header.height, header.width) or (values.dtype == np.uint16) != (depth == 16):
@@ -107,8 +109,12 @@ def read_png(data: bytes | np.ndarray) -> StoredPng:
 
 
 def _decode(header: bytes, content: list[memoryview]) -> np.ndarray:
-    """Decode the pixels by themselves: no gamma, no colour profile, no transparency, no rotation."""
-    parts = [(b"IHDR", header), *((b"IDAT", part) for part in content), (b"IEND", b"")]
+    """Decode only the pixels: no gamma, no colour profile, no transparency, no rotation."""
+    parts: list[tuple[bytes, bytes | memoryview]] = [
+        (b"IHDR", header),
+        *((b"IDAT", part) for part in content),
+        (b"IEND", b""),
+    ]
     file = PNG_MAGIC + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
         for kind, body in parts
@@ -123,10 +129,10 @@ def _decode(header: bytes, content: list[memoryview]) -> np.ndarray:
 
 
 def _narrow_alpha(alpha: np.ndarray) -> np.ndarray:
-    """8 bits of an alpha channel, in which clear stays clear, opaque opaque, and all else between them."""
+    """Return an alpha channel in 8 bits: only transparent pixels are 0, and only opaque ones 255."""
     if alpha.dtype == np.uint8:
         return np.ascontiguousarray(alpha)
-    narrow = np.clip(alpha >> 8, 1, 254).astype(np.uint8)
+    narrow: np.ndarray = np.clip(alpha >> 8, 1, 254).astype(np.uint8)
     narrow[alpha == 0], narrow[alpha == 65535] = 0, 255
     return narrow
 
@@ -135,13 +141,13 @@ def _palette(content: bytes, indices: np.ndarray) -> np.ndarray:
     palette = np.frombuffer(content[: len(content) // 3 * 3], np.uint8).reshape(-1, 3)
     if not len(palette) or int(indices.max()) >= len(palette):
         raise ImageError(
-            f"the png is damaged: it shows index {int(indices.max())} of a palette of {len(palette)} colours"
+            f"the png is damaged: it has index {int(indices.max())} of a palette of {len(palette)} colours"
         )
     return palette
 
 
 def _keyed(values: np.ndarray, content: bytes) -> np.ndarray:
-    """Alpha of a file that names one value or colour as transparent."""
+    """Return the alpha channel of a file that declares one value or colour as transparent."""
     channels = 3 if values.ndim == 3 else 1
     if len(content) < 2 * channels:
         raise ImageError("the png is damaged: its transparent colour is too short")

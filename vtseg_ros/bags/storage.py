@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The storage files of bags, mcap and sqlite3, in every layout that their formats allow; ROS 1 bags are `ros1`'s.
+"""Read the storage files of bags, mcap and sqlite3, in every layout that their formats allow; ROS 1 bags are `ros1`'s.
 
-A storage file is read for what it holds: metadata.yaml is not needed. Connections are identified by topic and type.
-Records are parsed by the mcap package. Their framing is walked here, since the package's readers need a file that was
-closed in order and take records that are cut for whole ones.
+metadata.yaml is not needed. Connections are identified by topic and type. The mcap package parses records; their framing
+is parsed here, since the readers of the package need a file that was closed properly and accept truncated records.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import lz4.frame
 import numpy as np
@@ -51,11 +51,12 @@ class Connection:
     """A topic of one type in a storage file.
 
     Attributes:
-        topic, msgtype: the type is empty where the storage does not name it.
-        definition: text of the message definition; empty = not in the storage.
-        digest: type hash; empty = not in the storage.
-        qos: what the publishers offered; empty where the storage does not say.
-        refused: why its messages are not read; empty if they are.
+        topic: Name of the topic.
+        msgtype: Message type; empty = not in the storage.
+        definition: Text of the message definition; empty = not in the storage.
+        digest: Type hash; empty = not in the storage.
+        qos: QoS that the publishers offered; empty = not in the storage.
+        refused: Reason why its messages cannot be read; empty if they can.
     """
 
     topic: str
@@ -66,61 +67,69 @@ class Connection:
     refused: str = ""
 
 
-Messages = Iterator[tuple[int, int, bytes]]
-"""(connection id, bag time in ns, data)."""
+Key = TypeVar("Key")
+Messages = Iterator[tuple[Key, int, bytes]]
+"""Messages as (connection id or topic, bag time in ns, data)."""
 
 
 class Storage(Protocol):
     """A storage file opened for reading.
 
     Attributes:
-        connections: by the id that messages carry.
-        told: messages per connection id as the file's own statistics say, or as counted where it has none.
-        notes: what is unusual about the file and costs messages, one line each.
-        start_ns, end_ns: bag times of the first and the last message; 0 without messages.
+        connections: Connections by their id in the file.
+        announced: Number of messages by connection id from the statistics of the file, or counted if it has none.
+        notes: Problems of the file that cost messages, one line each.
+        start_ns: Bag time of the first message; 0 without messages.
+        end_ns: Bag time of the last message; 0 without messages.
     """
 
     connections: dict[int, Connection]
-    told: Counter[int]
+    announced: Counter[int]
     notes: list[str]
     start_ns: int
     end_ns: int
 
     def count(self, number: int) -> int:
-        """Messages of a connection that are in the file."""
+        """Return the number of messages of a connection that are in the file."""
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
-        """Bag times (ns, int64) of the messages of some connections, sorted."""
+        """Return the sorted bag times of the messages of some connections, (n,) int64, ns."""
 
-    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
-        """Messages of some connections in time order; equal times in the order of the file."""
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
+        """Yield messages of some connections in time order; equal times in the order of the file.
+
+        Args:
+            wanted: Connection ids.
+            start_ns: First bag time; None = no limit.
+            stop_ns: Bag time to stop at, excluded; None = no limit.
+        """
 
     def close(self) -> None:
         """Close the file."""
 
 
-def offered_qos(value: object) -> tuple[Qos, ...]:
-    """QoS profiles as metadata.yaml or a storage file keeps them; empty if they cannot be read."""
-    with suppress(Exception):  # whatever a recorder or a person wrote there: a bag is read without it
+def offered_qos(value: Any) -> tuple[Qos, ...]:
+    """Parse QoS profiles of metadata.yaml or of a storage file; empty if they cannot be read."""
+    with suppress(Exception):  # recorders and people write anything here, and the bag can be read without it
         return tuple(parse_qos(value))
     return ()
 
 
 def normal_type(name: str) -> str:
-    """`package/msg/Name` of a type that may be written as `package/Name`."""
+    """Return a type as `package/msg/Name`, which may be written as `package/Name`."""
     return name if name.count("/") != 1 else name.replace("/", "/msg/")
 
 
-def merge_in_time(parts: list[tuple[int, Callable[[], Messages]]]) -> Messages:
-    """Messages of several sources in time order, each opened when its first message is due.
+def merge_in_time(parts: list[tuple[int, Callable[[], Messages[Key]]]]) -> Messages[Key]:
+    """Yield the messages of several sources in time order; a source is opened when its first message is due.
 
     Args:
-        parts: (bag time of the first message in ns, opens the source) of sources that are in time order.
+        parts: Bag time of the first message in ns, and function that opens the source, of sources in time order.
     """
     waiting = sorted(enumerate(parts), key=lambda item: (item[1][0], item[0]))[::-1]
-    due: list[tuple[int, int, tuple[int, int, bytes], Messages]] = []
+    due: list[tuple[int, int, tuple[Key, int, bytes], Messages[Key]]] = []
 
-    def advance(number: int, source: Messages) -> None:
+    def advance(number: int, source: Messages[Key]) -> None:
         message = next(source, None)
         if message is not None:
             heapq.heappush(due, (message[1], number, message, source))
@@ -136,14 +145,14 @@ def merge_in_time(parts: list[tuple[int, Callable[[], Messages]]]) -> Messages:
 
 
 def open_storage(path: Path, scratch: Path) -> Storage:
-    """Open a storage file, whatever its suffix.
+    """Open a storage file by its content; the suffix of its name is ignored.
 
     Args:
         path: mcap or sqlite3 file or ROS 1 bag, compressed as a whole or not.
-        scratch: existing folder for what must be copied to be read.
+        scratch: Existing folder for files that must be copied before they can be read.
 
     Raises:
-        BagError: if it is none, or holds nothing that can be read; the message does not name the file.
+        BagError: If it is not a storage file, or contains nothing that can be read; does not name the file.
     """
     try:
         with path.open("rb") as file:
@@ -169,7 +178,7 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
     whole = Path(tempfile.mkstemp(dir=scratch)[1])
     damage = ""
     with path.open("rb") as packed, whole.open("wb") as out:
-        # Not zstandard's copy_stream: it takes a file that is cut for a whole one.
+        # Not the copy_stream of zstandard, which accepts truncated files.
         unpack = (
             zstandard.ZstdDecompressor().decompressobj()
             if magic == ZSTD_MAGIC
@@ -190,9 +199,7 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
         storage = open_storage(whole, scratch)
     except BagError as err:
         raise BagError(f"{damage}; {err}" if damage else str(err)) from err
-    if damage and isinstance(
-        storage, SqliteStorage
-    ):  # its pages are in no order: what is left is no part of it
+    if damage and isinstance(storage, SqliteStorage):  # its pages are in no order: the rest cannot be read
         storage.close()
         raise BagError(damage)
     if damage:
@@ -201,14 +208,14 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
 
 
 def line_of(err: Exception) -> str:
-    """The first line of an exception's text, or its class."""
+    """Return the first line of the text of an exception, or its class."""
     text = str(err).strip().splitlines()
     return text[0] if text else type(err).__name__
 
 
 @dataclass
 class _Chunk:
-    """A chunk record: where its content starts, how long it is, and the bag times by channel."""
+    """Chunk record: start and length of its content in the file, and bag times by channel."""
 
     start: int
     length: int
@@ -219,8 +226,8 @@ class _Chunk:
 class McapStorage:
     """An mcap file; see `Storage`.
 
-    Chunks, indexes and summary are optional and may be missing in part. A file without footer was left by a recorder
-    that was killed: all records that are whole are read.
+    Chunks, indexes and summary are optional and may be incomplete. A file without a footer comes from a killed recorder:
+    all complete records are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -232,7 +239,7 @@ class McapStorage:
         except BagError:
             self.close()
             raise
-        except Exception as err:  # lying lengths lead to struct, unicode, memory and value errors
+        except Exception as err:  # wrong lengths lead to struct, unicode, memory and value errors
             self.close()
             raise BagError(f"it is damaged: {line_of(err)}") from err
 
@@ -254,22 +261,23 @@ class McapStorage:
         for chunk in self._chunks:
             if incomplete or not chunk.times:
                 self._scan(chunk)
-        self._loose = {channel: sorted(entries) for channel, entries in self._loose.items()}
+        for entries in self._loose.values():
+            entries.sort()
         self.connections = {number: self._connection(channel) for number, channel in self._channels.items()}
         self._counted = Counter({number: len(entries) for number, entries in self._loose.items()})
         for chunk in self._chunks:
             self._counted.update({number: times.size for number, times in chunk.times.items()})
-        self.told = Counter(self._statistics) if self._statistics else self._counted
+        self.announced = Counter(self._statistics) if self._statistics else self._counted
         lost = sum(count for number, count in self._counted.items() if number not in self.connections)
         if lost:
-            self.notes.append(f"{lost} messages are of no channel and are left out")
+            self.notes.append(f"{lost} messages belong to no channel and are left out")
         times = self.times(list(self.connections))
         self.start_ns, self.end_ns = (int(times[0]), int(times[-1])) if times.size else (0, 0)
         if end is not None and not times.size:
             raise BagError("it is cut: no whole message is in it")
 
     def _walk(self) -> int | None:
-        """Find records; returns where they end too early, None if the file is whole."""
+        """Find the records; return the position at which the file is truncated, None if it is complete."""
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
         self._chunks: list[_Chunk] = []
@@ -313,7 +321,7 @@ class McapStorage:
             position = end
 
     def _written(self) -> int:
-        """Bytes in front of the zeros that a power failure leaves at the end, in whole blocks of the disk."""
+        """Return the number of bytes before the zeros that a power failure leaves at the end, in whole disk blocks."""
         end = self._size
         while end > 0:
             start = max(0, end - COPY_BYTES)
@@ -324,7 +332,7 @@ class McapStorage:
         return 0
 
     def _forgive_end(self) -> None:
-        """Count again what the indexes of the last chunk may not say, and drop it if it is damaged."""
+        """Count the messages of the last chunk, whose indexes may be missing, and drop the chunk if it is damaged."""
         while self._chunks:
             last = self._chunks[-1]
             last.times.clear()
@@ -332,7 +340,7 @@ class McapStorage:
                 self._scan(last)
             if last.times:
                 return
-            # A chunk in front of a damaged one was indexed in full, unless it is damaged too.
+            # A chunk before a damaged one has complete indexes, unless it is damaged too.
             self._chunks.pop()
             if self._chunks and self._chunks[-1].times:
                 return
@@ -368,7 +376,7 @@ class McapStorage:
         )
 
     def _load(self, chunk: _Chunk) -> memoryview:
-        """The records in a chunk, as far as it goes if it is cut."""
+        """Return the records of a chunk; of a truncated one, those that are there."""
         body = self._read(chunk.start, chunk.length)
         size, checksum, name_length = struct.unpack_from("<QII", body, 16)
         name = body[32 : 32 + name_length].decode()
@@ -380,7 +388,7 @@ class McapStorage:
         if name == "":
             data = packed
         elif name == "zstd":
-            # Not in one call: the size may stand in neither the frame nor, truthfully, the chunk.
+            # Not in one call: the size may be missing in the frame and wrong in the chunk.
             data = memoryview(zstandard.ZstdDecompressor().decompressobj().decompress(packed))
         elif name == "lz4":
             data = memoryview(lz4.frame.LZ4FrameDecompressor().decompress(packed))
@@ -391,7 +399,7 @@ class McapStorage:
         if len(data) != size:
             raise BagError(f"the chunk at byte {chunk.start} has {len(data)} bytes; expected {size}")
         if checksum and zlib.crc32(data) != checksum:
-            raise BagError(f"the chunk at byte {chunk.start} has a wrong check sum")
+            raise BagError(f"the chunk at byte {chunk.start} has a wrong checksum")
         return data
 
     def _records(self, chunk: _Chunk) -> Iterator[tuple[int, memoryview]]:
@@ -408,7 +416,7 @@ class McapStorage:
             yield kind, data[start:position]
 
     def _scan(self, chunk: _Chunk) -> None:
-        """Take times and definitions from the content of a chunk."""
+        """Read times and definitions from the content of a chunk."""
         times: dict[int, list[int]] = {}
         try:
             for kind, body in self._records(chunk):
@@ -425,9 +433,11 @@ class McapStorage:
                 }
 
     def count(self, number: int) -> int:
+        """See `Storage.count`."""
         return self._counted[number]
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
+        """See `Storage.times`."""
         found = [chunk.times[number] for chunk in self._chunks for number in wanted if number in chunk.times]
         found += [
             np.array([entry[0] for entry in self._loose[number]], np.uint64).astype(np.int64)
@@ -436,12 +446,13 @@ class McapStorage:
         ]
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
-    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
+        """See `Storage.messages`."""
         wanted = frozenset(wanted)
         low = -(2**63) if start_ns is None else start_ns
         high = 2**64 if stop_ns is None else stop_ns
 
-        def from_chunk(chunk: _Chunk) -> Messages:
+        def from_chunk(chunk: _Chunk) -> Messages[int]:
             found = []
             for kind, body in self._records(chunk):
                 if kind == Opcode.MESSAGE:
@@ -451,17 +462,17 @@ class McapStorage:
             found.sort(key=lambda message: message[1])
             return ((channel, time_ns, bytes(data)) for channel, time_ns, data in found)
 
-        def loose() -> Messages:
+        def loose() -> Messages[int]:
             for (time_ns, start, length), channel in entries:
                 yield channel, time_ns, self._read(start, length)
 
-        parts: list[tuple[int, Callable[[], Messages]]] = []
+        parts: list[tuple[int, Callable[[], Messages[int]]]] = []
         for chunk in self._chunks:
             times = [chunk.times[number] for number in wanted & chunk.times.keys()]
-            firsts = [first_from(one, low, high) for one in times]
-            firsts = [first for first in firsts if first is not None]
+            found = [first_from(one, low, high) for one in times]
+            firsts = [first for first in found if first is not None]
             if firsts:
-                parts.append((min(firsts), lambda chunk=chunk: from_chunk(chunk)))
+                parts.append((min(firsts), partial(from_chunk, chunk)))
         entries = sorted(
             (entry, number)
             for number in wanted & self._loose.keys()
@@ -473,17 +484,18 @@ class McapStorage:
         return merge_in_time(parts)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def first_from(times: np.ndarray, low: int, high: int) -> int | None:
-    """The first of some sorted times in low..high, high excluded; None if there is none."""
+    """Return the first of some sorted times in low..high, high excluded; None if there is none."""
     place = int(np.searchsorted(times, max(low, -(2**63))))
     return int(times[place]) if place < times.size and times[place] < high else None
 
 
 def is_too_long(path: Path) -> bool:
-    """Whether sqlite3 cannot open a file of this path, or its journal: it takes paths of 512 bytes."""
+    """Return whether a path, or that of its journal, is too long for sqlite3, which allows 512 bytes."""
     names = (os.fsencode(f"{path.resolve()}-journal"), os.fsencode(f"{path.name}-journal"))
     return len(names[0]) > 500 or len(names[1]) > 255
 
@@ -491,7 +503,7 @@ def is_too_long(path: Path) -> bool:
 class SqliteStorage:
     """A sqlite3 file of any of rosbag2's schemas; see `Storage`.
 
-    What a killed recorder left in a journal beside the file belongs to it.
+    The journal that a killed recorder leaves next to the file is read too.
     """
 
     def __init__(self, path: Path, scratch: Path) -> None:
@@ -499,7 +511,7 @@ class SqliteStorage:
         journals = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
         journals = [file for file in journals if file.is_file() and file.stat().st_size]
         if journals or is_too_long(path):
-            # Reading a journal writes to the database and beside it: in a copy.
+            # Reading a journal writes to the database and its folder, so a copy is read.
             copy = Path(tempfile.mkdtemp(dir=scratch)) / "bag.db3"
             for file in (path, *journals):
                 target = copy.with_name(copy.name + file.name[len(path.name) :])
@@ -520,7 +532,7 @@ class SqliteStorage:
             self.close()
             raise
 
-    def _rows(self, query: str, *values: object) -> list[tuple]:
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with closing(self._database.execute(query, values)) as cursor:
             return cursor.fetchall()
 
@@ -530,7 +542,7 @@ class SqliteStorage:
     def _open(self) -> None:
         columns = self._columns("topics")
         if not columns or not self._columns("messages"):
-            raise BagError("its database has no tables `topics` and `messages`: it is no bag")
+            raise BagError("its database has no tables `topics` and `messages`: it is not a bag")
         optional = ("serialization_format", "offered_qos_profiles", "type_description_hash")
         chosen = ", ".join(name if name in columns else "''" for name in optional)
         definitions = {}
@@ -550,19 +562,23 @@ class SqliteStorage:
                 offered_qos(qos),
                 refused,
             )
-        self.told = Counter(dict(self._rows("SELECT topic_id, count(*) FROM messages GROUP BY topic_id")))
-        lost = sum(count for number, count in self.told.items() if number not in self.connections)
+        self.announced = Counter(
+            dict(self._rows("SELECT topic_id, count(*) FROM messages GROUP BY topic_id"))
+        )
+        lost = sum(count for number, count in self.announced.items() if number not in self.connections)
         if lost:
-            self.notes.append(f"{lost} messages are of no topic and are left out")
-        # Two queries: either is processed from the index.
+            self.notes.append(f"{lost} messages belong to no topic and are left out")
+        # Two queries: each of them uses the index.
         self.start_ns, self.end_ns = (
             int(self._rows(f"SELECT {which}(timestamp) FROM messages")[0][0] or 0) for which in ("min", "max")
         )
 
     def count(self, number: int) -> int:
-        return self.told[number]
+        """See `Storage.count`."""
+        return self.announced[number]
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
+        """See `Storage.times`."""
         ids = list(wanted)
         marks = ", ".join("?" * len(ids))
         try:
@@ -573,7 +589,8 @@ class SqliteStorage:
         except (sqlite3.Error, TypeError, ValueError, OverflowError) as err:
             raise BagError(f"its database is damaged: {line_of(err)}") from err
 
-    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
+        """See `Storage.messages`."""
         ids = list(wanted)
         query = (
             f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({', '.join('?' * len(ids))})"
@@ -588,5 +605,6 @@ class SqliteStorage:
                 yield number, time_ns, data
 
     def close(self) -> None:
+        """Close the database."""
         if hasattr(self, "_database"):
             self._database.close()

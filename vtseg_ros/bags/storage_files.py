@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which storage files make up a bag. metadata.yaml is a hint: it may be missing, damaged or out of date."""
+"""Find the storage files of a bag. metadata.yaml is only a hint: it may be missing, damaged or out of date."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKED = (".zstd", ".zst", ".lz4")
 
 @dataclass(frozen=True)
 class TopicHint:
-    """What metadata.yaml says about a topic."""
+    """Entry of a topic in metadata.yaml."""
 
     msgtype: str
     count: int
@@ -34,9 +34,9 @@ class StorageFiles:
     """The storage files of a bag.
 
     Attributes:
-        paths: storage files, in the order of their names.
-        topics: what metadata.yaml says, by topic; empty without one.
-        notes: what is unusual, one line each.
+        paths: Storage files, in the order of their names.
+        topics: Entries of metadata.yaml by topic; empty without one.
+        notes: Problems to log, one line each.
     """
 
     paths: list[Path]
@@ -45,7 +45,7 @@ class StorageFiles:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether a path is a folder or has the name of a storage file."""
+    """Return whether a path is a folder or has the name of a storage file."""
     return path.is_dir() or kind_of(path.name) is not None
 
 
@@ -55,7 +55,7 @@ def holds_bag(folder: Path) -> bool:
 
 
 def kind_of(name: str) -> str | None:
-    """`mcap`, `sqlite3` or `rosbag1` by a file's name, compressed or not; None for other files."""
+    """Return the storage of a file, `mcap`, `sqlite3` or `rosbag1`, by its name, compressed or not; None for others."""
     name = name.lower()
     for suffix in PACKED:
         name = name.removesuffix(suffix)
@@ -63,13 +63,13 @@ def kind_of(name: str) -> str | None:
 
 
 def find_storage(path: Path) -> StorageFiles:
-    """The storage files of a bag.
+    """Find the storage files of a bag.
 
     Args:
-        path: the bag's folder, or one storage file.
+        path: Folder of the bag, or one storage file.
 
     Raises:
-        BagError: if there is none, or one that metadata.yaml names is missing.
+        BagError: If there is none, or one that metadata.yaml lists is missing.
     """
     if path.is_file():
         return StorageFiles([path])
@@ -99,7 +99,7 @@ def find_storage(path: Path) -> StorageFiles:
     if not present:
         what = f"{METADATA} and no" if listed or topics or notes else f"neither {METADATA} nor an"
         raise BagError(
-            f"{path} is not a bag: it has {what} mcap, sqlite3 or ROS 1 file. Expected: the folder that `ros2 bag record` made, or "
+            f"{path} is not a bag: it has {what} mcap, sqlite3 or ROS 1 file; expected a folder written by `ros2 bag record`, or "
             "a storage file"
         )
     if len({kind_of(file.name) for file in present}) > 1:
@@ -113,13 +113,13 @@ def find_storage(path: Path) -> StorageFiles:
             if len(present) == 1
             else f"{METADATA} names files that are not there: {len(present)} others are read instead"
         )
-    # Of a file and its compressed form, which players leave beside each other, the compressed one is the original.
+    # Players leave the unpacked file next to the compressed one; the compressed one is the original.
     by_name = {_unpacked(file.name): file for file in sorted(present, key=lambda file: len(file.name))}
     return StorageFiles(sorted(by_name.values()), topics, notes)
 
 
 def _place(folder: Path, name: str) -> Path | None:
-    """A file that metadata.yaml names, or its compressed or unpacked form."""
+    """Return a file that metadata.yaml lists, or its compressed or unpacked form; None if there is none."""
     last = name if (folder / Path(name).name).is_file() else re.split(r"[\\/]", name)[-1]
     last = Path(last).name
     for candidate in (last, *(last + suffix for suffix in PACKED), _unpacked(last)):
@@ -133,7 +133,7 @@ def _unpacked(name: str) -> str:
 
 
 def _read_metadata(path: Path) -> tuple[list[str], dict[str, TopicHint], list[str]]:
-    """File names, topics and notes; nothing if there is no such file, a note if it cannot be read."""
+    """Return file names, topics and notes; empty if there is no such file, a note if it cannot be read."""
     if not path.is_file():
         return [], {}, []
     try:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which topics of a bag are what: the camera's images, their labels, and the classes of the labels."""
+"""Find the topics of a bag by their role: camera images, labels and the class list."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from vtseg_ros.label_set import LabelSet
 from vtseg_ros.topic_names import is_of_segmenter
 
 _TRANSPORTS = ("/compressed", "/compressedDepth", "/zstd", "/theora", "/ffmpeg")
-"""What image_transport puts behind a camera's topic."""
+"""Suffixes that image_transport appends to the topic of a camera."""
 _UNREADABLE = _TRANSPORTS[1:]
 
 
 def base_topic(topic: str) -> str:
-    """The topic of a camera of which `topic` may be a transport."""
+    """Return the topic without the suffix of its image transport."""
     return next((topic.removesuffix(one) for one in _TRANSPORTS if topic.endswith(one)), topic)
 
 
 def find_image_topic(bag: BagReader) -> str:
-    """The topic of the camera's images: none of labels, masks, confidences, depth, flow, overlays and a segmenter's.
+    """Find the topic of the camera images.
 
-    Topics without a message are left out. Of several transports of one camera the one with the most messages is taken,
-    of equal ones the raw images, since they have lost nothing.
+    Topics of labels, masks, confidences, depth, flow, overlays and of a segmenter, and topics without a message, are
+    ignored. Of several transports of one camera the one with the most messages is taken; with equal numbers the raw
+    images, which are not lossy.
 
     Raises:
-        BagError: if there is no camera or more than one; names them.
+        BagError: If there is no camera or more than one; lists them.
     """
     others = ("label", "mask", "confidence", "depth", "flow", "overlay")
     images = [
@@ -38,7 +39,7 @@ def find_image_topic(bag: BagReader) -> str:
     filled = [name for name in images if bag.topics[name].count]
     cameras = {base_topic(name) for name in filled}
     if len(cameras) > 1:
-        raise BagError(f"bag {bag.path} has several image topics: {', '.join(filled)}. Name one")
+        raise BagError(f"bag {bag.path} has several image topics: {', '.join(filled)}. Name one of them")
     if cameras:
         return min(filled, key=lambda name: (name.endswith(_UNREADABLE), -bag.topics[name].count, len(name)))
     if images:
@@ -53,13 +54,13 @@ def find_image_topic(bag: BagReader) -> str:
 
 
 def find_label_topic(bag: BagReader) -> str | None:
-    """The bag's image topic with `label` in its name, or None.
+    """Find the image topic with `label` in its name; None if there is none.
 
-    Topics without a message are left out. Two transports with equally many messages are one topic; others may hold
-    different labels.
+    Topics without a message are ignored. Two transports of one topic with equally many messages count as one; with
+    different numbers they may contain different labels.
 
     Raises:
-        BagError: if there are several; names them.
+        BagError: If there are several; lists them.
     """
     labels = [
         name
@@ -67,24 +68,24 @@ def find_label_topic(bag: BagReader) -> str | None:
         if "label" in name and not is_of_segmenter(name) and bag.topics[name].count
     ]
     if len({(base_topic(name), bag.topics[name].count) for name in labels}) > 1:
-        raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one")
+        raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one of them")
     return min(labels, key=len) if labels else None
 
 
 def image_topics(bag: BagReader) -> list[str]:
-    """Topics of images, raw or compressed, whatever they show."""
+    """Return the topics of raw or compressed images of any content."""
     return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
 
 
 def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:
-    """The class list of the labels in a bag, from its LabelMap topic; None when it has none.
+    """Read the class list of a bag from its LabelMap topic; None if it has none.
 
     Args:
-        bag: to read.
-        of_masks: of the masks that a segmenter published, which may know other classes than the labels.
+        bag: Bag to read.
+        of_masks: Read the class list of the masks that a segmenter published, which may differ from the labels' list.
 
     Raises:
-        BagError: if it is not a class list.
+        BagError: If the message is not a valid class list.
     """
     for name, info in bag.topics.items():
         if info.msgtype == LABEL_MAP and info.count and is_of_segmenter(name) == of_masks:

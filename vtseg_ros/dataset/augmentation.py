@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of training windows (paper, Section IV-B): one geometric draw for all frames of a window.
+"""Augmentation of training windows (paper, Section IV-B): the same random geometry for all frames of a window.
 
-A *pseudo-clip* is a window made of its labelled frame only, scaled and cropped along a smooth random camera path,
-so that every frame of it has a label.
+A *pseudo-clip* is a window generated from one labelled frame, scaled and cropped along a smooth random camera path, so
+all of its frames have labels.
 """
 
 from __future__ import annotations
@@ -22,24 +22,29 @@ from vtseg_ros.label_set import IGNORE
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Ranges of the random draws.
+    """Ranges of the random augmentation.
 
     Args:
-        pseudo_clips: share of windows generated from their labelled frame (paper: 0.8).
-        flip: probability of a horizontal flip.
-        scale: (lowest, highest) zoom about the crop's centre; 1 = the whole image.
-        rotation_deg: largest turn either way.
-        blur: probability of a Gaussian blur.
-        brightness, saturation: largest relative change either way.
-        hue_deg: largest shift either way, degrees of 360.
-        path_zoom, path_shift, path_rotation_deg: largest change along a pseudo-clip's path: zoom (relative),
-            translation (share of the image's side) and turn.
-        occlusion: share of the frames that are covered in part, each in places of its own (ours).
-        corruption: share of the windows that have corrupted frames (ours).
-        corruption_newest: share of those windows whose newest frame is corrupted, with clean older frames; in the
+        pseudo_clips: Share of windows generated from their labelled frame, 0..1 (paper: 0.8).
+        flip: Probability of a horizontal flip, 0..1.
+        scale: (lowest, highest) zoom about the centre of the crop, above 0; 1 = the whole image.
+        rotation_deg: Largest rotation in either direction, degrees.
+        blur: Probability of a Gaussian blur, 0..1.
+        brightness: Largest relative change in either direction, 0..1.
+        saturation: Largest relative change in either direction, 0..1.
+        hue_deg: Largest shift in either direction, degrees of 360.
+        path_zoom: Largest relative zoom along the path of a pseudo-clip, 0..0.5.
+        path_shift: Largest translation along that path, share of the side of the image, 0..0.5.
+        path_rotation_deg: Largest rotation along that path, degrees.
+        occlusion: Share of the frames that are partly covered, 0..1, each at its own places (not in the paper).
+        corruption: Share of the windows that have corrupted frames, 0..1 (not in the paper).
+        corruption_newest: Share of those windows whose newest frame is corrupted, with clean older frames, 0..1; in the
             others all older frames are corrupted, and the newest one is clean.
-        corruption_kinds: kinds of `dataset.corruptions.KINDS`; empty = all.
+        corruption_kinds: Kinds of `dataset.corruptions.KINDS`; empty = all.
         corruption_severity: (lowest, highest), 1 to 5.
+
+    Raises:
+        ConfigError: If a value is out of range.
     """
 
     pseudo_clips: float = 0.8
@@ -77,29 +82,35 @@ class AugmentationConfig:
             "corruption_newest",
         ):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augmentation.{name} must be in 0..1. Got: {getattr(self, name)}")
+                raise ConfigError(
+                    f"augmentation.{name}: out of range; expected 0..1, got {getattr(self, name)}"
+                )
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise ConfigError(
-                f"augmentation.scale must be lowest <= highest, above 0. Got: {list(self.scale)}"
+                f"augmentation.scale: out of range; expected lowest <= highest, above 0, got {list(self.scale)}"
             )
         for name in ("path_zoom", "path_shift"):
             if not 0 <= getattr(self, name) <= 0.5:
-                raise ConfigError(f"augmentation.{name} must be in 0..0.5. Got: {getattr(self, name)}")
+                raise ConfigError(
+                    f"augmentation.{name}: out of range; expected 0..0.5, got {getattr(self, name)}"
+                )
         for name in ("rotation_deg", "hue_deg", "path_rotation_deg"):
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"augmentation.{name} must be at least 0. Got: {getattr(self, name)}")
+                raise ConfigError(
+                    f"augmentation.{name}: out of range; expected at least 0, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of an augmentation.
+    """One random augmentation of a window.
 
     Attributes:
-        transforms: (k, 3, 3) affine, source to output px, per frame.
-        pseudo_clip: whether every frame is made of the newest one.
-        photometric: (H, W, 3) uint8 -> the same, for every frame.
-        covers: what then lies on the frames.
-        corrupted: frames that are corrupted at last.
+        transforms: (k, 3, 3) float64, affine transforms of the frames, source to output px.
+        pseudo_clip: Whether all frames are generated from the newest one.
+        photometric: Colour change of every frame, (H, W, 3) uint8 RGB to the same.
+        covers: Rectangles drawn on the frames.
+        corrupted: Frames that are corrupted last.
     """
 
     transforms: np.ndarray
@@ -114,12 +125,12 @@ class Draw:
         """Augment a window.
 
         Args:
-            video: (k, H, W, 3) uint8.
-            labels: (k, H, W) uint8.
-            outside: label id of pixels that lie outside the source image.
+            video: (k, H, W, 3) uint8 RGB.
+            labels: (k, H, W) uint8 class ids.
+            outside: Label id of pixels outside the source image.
 
         Returns:
-            arrays of the same shapes.
+            Arrays of the same shapes.
         """
         frames, height, width = labels.shape
         out_video, out_labels = np.empty_like(video), np.empty_like(labels)
@@ -145,17 +156,17 @@ class Draw:
 
 
 class Augmentation:
-    """Draws and applies augmentations.
+    """Draw and apply random augmentations.
 
     Args:
-        config: ranges.
+        config: Ranges.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
         self.config = config
 
     def draw(self, frames: int, size: tuple[int, int], rng: np.random.Generator) -> Draw:
-        """Draw what will be done to a window of k frames of (width, height) px."""
+        """Draw the augmentation of a window of k frames of (width, height) px."""
         transforms = np.repeat(self._crop(*size, rng)[None], frames, axis=0)
         pseudo_clip = frames > 1 and bool(rng.random() < self.config.pseudo_clips)
         if pseudo_clip:
@@ -179,20 +190,22 @@ class Augmentation:
 
         Args:
             video: (k, H, W, 3) uint8 RGB.
-            labels: (k, H, W) uint8; the newest frame's is used for pseudo-clips.
-            rng: source of the draws.
+            labels: (k, H, W) uint8; pseudo-clips use the newest one.
+            rng: Source of the random numbers.
 
         Returns:
-            arrays of the same shapes.
+            Arrays of the same shapes.
         """
         frames, height, width = labels.shape
         return self.draw(frames, (width, height), rng).apply(video, labels)
 
     def _crop(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-        """(3, 3) source-to-output: zoom into a random crop, turn, flip."""
+        """Return a (3, 3) transform, source to output: zoom into a random crop, rotation, flip."""
         config = self.config
         scale = np.exp(rng.uniform(*np.log(config.scale)))
-        slack = abs(1 - 1 / scale) / 2  # below 1 the picture is smaller than the frame, and moves within it
+        slack = (
+            abs(1 - 1 / scale) / 2
+        )  # below 1 the image is smaller than the frame, and is shifted within it
         slack_x, slack_y = slack * width, slack * height
         center = (width / 2 + rng.uniform(-slack_x, slack_x), height / 2 + rng.uniform(-slack_y, slack_y))
         angle = rng.uniform(-config.rotation_deg, config.rotation_deg)
@@ -202,12 +215,12 @@ class Augmentation:
         return matrix
 
     def _path(self, frames: int, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-        """(k, 3, 3) transforms along a smooth path that ends at the identity (the newest frame)."""
+        """Return (k, 3, 3) transforms along a smooth path that ends at the identity (the newest frame)."""
         config = self.config
         limits = np.array([config.path_zoom, config.path_shift, config.path_shift, config.path_rotation_deg])
         velocity, bend = rng.uniform(-1, 1, 4) * limits, rng.uniform(-1, 1, 4) * limits * 0.4
         age = np.linspace(1.0, 0.0, frames)[:, None]
-        # A camera that drives ahead saw things smaller before: zoom grows towards the newest frame.
+        # The camera drives forward, so objects grow: zoom increases towards the newest frame.
         velocity[0] = -abs(velocity[0])
         zoom, dx, dy, turn = (velocity * age + bend * age * (1 - age)).T
         middle = (width / 2, height / 2)
@@ -218,7 +231,7 @@ class Augmentation:
             ]
         )
 
-    def _photometric(self, rng: np.random.Generator):
+    def _photometric(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
         config = self.config
         gain = 1 + rng.uniform(-config.brightness, config.brightness)
         saturation = 1 + rng.uniform(-config.saturation, config.saturation)
@@ -226,7 +239,7 @@ class Augmentation:
         sigma = rng.uniform(0.3, 1.2) if rng.random() < config.blur else 0.0
 
         def apply(image: np.ndarray) -> np.ndarray:
-            if (hue, saturation, gain) != (0.0, 1.0, 1.0):  # the way through 8-bit HSV is not lossless
+            if (hue, saturation, gain) != (0.0, 1.0, 1.0):  # 8-bit HSV is lossy
                 hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
                 hsv = cv2.LUT(hsv, _tables(hue, saturation, gain))
                 image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -235,8 +248,10 @@ class Augmentation:
         return apply
 
 
-def _about(source, scale: float, angle_deg: float, target) -> np.ndarray:
-    """(3, 3): turn and zoom about `source`, which goes to `target`."""
+def _about(
+    source: tuple[float, float], scale: float, angle_deg: float, target: tuple[float, float]
+) -> np.ndarray:
+    """Return the (3, 3) transform that rotates and zooms about `source`, and moves it to `target`."""
     c, s = scale * np.cos(np.radians(angle_deg)), scale * np.sin(np.radians(angle_deg))
     linear = np.array([[c, s], [-s, c]])
     matrix = np.eye(3)
@@ -246,7 +261,7 @@ def _about(source, scale: float, angle_deg: float, target) -> np.ndarray:
 
 
 def _tables(hue: float, saturation: float, gain: float) -> np.ndarray:
-    """(1, 256, 3) uint8 look-up tables of hue, saturation and value."""
+    """Return (1, 256, 3) uint8 look-up tables of hue, saturation and value."""
     index = np.arange(256, dtype=np.float64)
     table = np.stack([(index + hue) % 256, index * saturation, index * gain], axis=1)
     return np.clip(np.floor(table), 0, 255).astype(np.uint8)[None]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of bags with another class list: each of their classes stands for a set of the network's classes."""
+"""Labels of bags with another class list: each of their classes corresponds to a set of classes of the network."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE, OUTSIDE, LabelSet
 
 IGNORED = "ignore"
-"""What a class maps to whose pixels are left out."""
+"""Target of a class whose pixels are left out."""
 
 
 @dataclass(frozen=True)
 class ClassGroups:
-    """The classes of a bag and what they stand for.
+    """The classes of a bag, and the classes of the network that each of them corresponds to.
 
     Attributes:
-        names: class list of the bag; the id of a class is its index.
-        members: for each of them the ids of the network's classes it stands for; empty = its pixels are left out.
+        names: Class list of the bag; the id of a class is its index.
+        members: For each class the ids of the corresponding classes of the network; empty = its pixels are left out.
     """
 
     names: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
 
     def own_labels(self) -> np.ndarray:
-        """(256,) uint8 table from the bag's label ids to the same ids, 255 where they are left out."""
+        """Return the (256,) uint8 table from the label ids of the bag to the same ids, 255 where they are left out."""
         table = np.full(256, UNKNOWN, np.uint8)
         for number, members in enumerate(self.members):
             table[number] = number if members else IGNORE
@@ -37,24 +37,30 @@ class ClassGroups:
         return table
 
     def own_masks(self, num_classes: int) -> np.ndarray:
-        """(256,) uint8 table from the network's class ids to the bag's; 255 = a class that no class of the bag has.
+        """Return the table from the class ids of the network to those of the bag.
+
+        Args:
+            num_classes: Number of classes of the network.
+
+        Returns:
+            (256,) uint8; 255 = a class that corresponds to no class of the bag.
 
         Raises:
-            ConfigError: if two classes of the bag share one of the network's, so that a mask has no one answer.
+            ConfigError: If two classes of the bag share a class of the network, which makes masks ambiguous.
         """
         table = np.full(256, IGNORE, np.uint8)
         for number, members in enumerate(self.members):
             for member in members:
                 if table[member] != IGNORE:
                     raise ConfigError(
-                        f"class_groups: {self.names[table[member]]} and {self.names[number]} stand for one class of "
+                        f"class_groups: {self.names[table[member]]} and {self.names[number]} correspond to one class of "
                         "the network; expected disjoint groups in bags for validation. Score the bag by one of them"
                     )
                 table[member] = number
         return table
 
     def shown(self) -> np.ndarray:
-        """(256,) uint8 table from the bag's class ids to a class of the network each, for its colour."""
+        """Return the (256,) uint8 table from class ids of the bag to one class of the network each, for its colour."""
         table = np.full(256, IGNORE, np.uint8)
         for number, members in enumerate(self.members):
             if members:
@@ -63,7 +69,7 @@ class ClassGroups:
 
 
 UNKNOWN = OUTSIDE
-"""What label ids become that the bag's class list does not have: no class, group or 255 has this id."""
+"""Replacement for label ids that the class list of the bag does not have; no class or group has this id."""
 
 
 def parse_class_groups(
@@ -72,13 +78,13 @@ def parse_class_groups(
     """Read a mapping from the classes of a bag to those of the network.
 
     Args:
-        groups: from a class name of the bag, or its id, to a class name of the network, a list of them, or `ignore`.
-        own: class list of the bag's label map; None = it has none, and names stand in the order of their ids.
-        labels: class list of the network.
-        where: what errors name.
+        groups: From a class name of the bag, or its id, to a class name of the network, a list of them, or `ignore`.
+        own: Class list of the label map in the bag; None = it has none, and names are in the order of their ids.
+        labels: Class list of the network.
+        where: Name of the field in errors.
 
     Raises:
-        ConfigError: for names that do not exist, and classes of the bag that are missing or given twice.
+        ConfigError: For names that do not exist, and classes of the bag that are missing or given twice.
     """
     if own is None and all(isinstance(key, str) for key in groups):
         own = LabelSet.from_names([str(key) for key in groups])
@@ -96,7 +102,7 @@ def parse_class_groups(
         number = own.names.index(key) if key in own.names else key
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(own):
             raise ConfigError(
-                f"{where}: {key!r} is no class of the bag; expected one of {', '.join(own.names)}, or its id"
+                f"{where}: {key!r} is not a class of the bag; expected one of {', '.join(own.names)}, or its id"
             )
         if number in members:
             raise ConfigError(f"{where}: the class {own.names[number]} is given twice, by name and by id")
@@ -124,10 +130,10 @@ def _members(value: object, labels: LabelSet, where: str) -> tuple[int, ...]:
 
 
 class GroupTable:
-    """Ids of all labels of a run: those of the network's classes, then one per group of several.
+    """Label ids of a training run: those of the classes of the network, then one per group of several classes.
 
     Args:
-        num_classes: C of the network.
+        num_classes: Number of classes C of the network.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -135,17 +141,21 @@ class GroupTable:
         self.groups: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
-        """Number of ids."""
+        """Return the number of ids."""
         return self.num_classes + len(self.groups)
 
     def add(self, groups: ClassGroups, where: str) -> np.ndarray:
-        """Give each group of a bag an id, equal groups the same.
+        """Give each group of a bag an id; equal groups get the same id.
+
+        Args:
+            groups: Classes of the bag.
+            where: Name of the field in errors.
 
         Returns:
-            (256,) uint8 table from the bag's label ids to those of the run.
+            (256,) uint8 table from the label ids of the bag to those of the run.
 
         Raises:
-            ConfigError: if there are more ids than uint8 labels can hold.
+            ConfigError: If there are more ids than uint8 labels can have.
         """
         table = np.full(256, UNKNOWN, np.uint8)
         table[IGNORE] = IGNORE
@@ -165,7 +175,7 @@ class GroupTable:
         return self.num_classes + self.groups.index(members)
 
     def members(self) -> np.ndarray:
-        """(G, C) bool: the classes of each group."""
+        """Return the classes of each group, (G, C) bool."""
         table = np.zeros((len(self.groups), self.num_classes), bool)
         for row, members in zip(table, self.groups):
             row[list(members)] = True

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of bags with a corruption applied to some of them, for robustness scores."""
+"""Frame store that corrupts some images, for robustness scores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PARTS = ("corrupted", "recovering", "clean")
 
 
 class CorruptedStore(FrameStore):
-    """Frame store in which some images are corrupted; labels are left as they are.
+    """Frame store in which some images are corrupted; labels are not changed.
 
-    The same frames are corrupted in the same way every time: draws are seeded with the stamp of a run's first frame,
-    so that dirt stays where it is during a run.
+    The same frames are corrupted in the same way every time. Random numbers are seeded with the stamp of the first frame
+    of a run, which keeps dirt in place during a run.
 
     Args:
-        index: the frames.
-        corruption: what is done to which frames of each sequence.
+        index: Frames.
+        corruption: Kind of corruption and schedule of corrupted frames in each sequence.
     """
 
     def __init__(self, index: FrameIndex, corruption: Corruption) -> None:
@@ -36,14 +36,14 @@ class CorruptedStore(FrameStore):
         return first, number - first
 
     def part(self, number: int) -> str:
-        """Return what a frame is: `corrupted`, `recovering` (the first clean frame after a run) or `clean`."""
+        """Return the part of a frame: `corrupted`, `recovering` (the first clean frame after a run) or `clean`."""
         position = self._position(number)[1]
         if self.corruption.affects(position):
             return "corrupted"
         return "recovering" if position and self.corruption.affects(position - 1) else "clean"
 
     def image(self, number: int) -> np.ndarray:
-        """Return the image, (H, W, 3) uint8 RGB, corrupted where the schedule says so."""
+        """Return the image, (H, W, 3) uint8 RGB, corrupted according to the schedule; see `FrameStore.image`."""
         first, position = self._position(number)
         if not self.corruption.affects(position):
             return super().image(number)

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Image corruptions that cameras on robots meet, deterministic, in five severities.
+"""Deterministic image corruptions as they occur on robots, in five severities.
 
 `shot_noise`, `motion_blur`, `defocus`, `jpeg` and `brightness` follow ImageNet-C (Hendrycks and Dietterich, "Benchmarking
 Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019); Cityscapes-C (Kamann and Rother,
 "Benchmarking the Robustness of Semantic Segmentation Models", CVPR 2020) applies the same parameters to driving
 images. Lengths that ImageNet-C gives for images of 224 px are scaled with the image's height. The other kinds have no
-definition there; their docstrings give ours.
+definition there; they are defined in their docstrings.
 """
 
 from __future__ import annotations
@@ -29,19 +29,25 @@ MAX_RUN = 3
 
 
 def _scale(image: np.ndarray) -> float:
-    return image.shape[0] / REFERENCE_HEIGHT
+    return float(image.shape[0] / REFERENCE_HEIGHT)
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Clip values to 0..255 and cut off their fractions."""
+    clipped: np.ndarray = np.clip(values, 0, 255)
+    return clipped.astype(np.uint8)
 
 
 def shot_noise(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Add Poisson noise as of a dark scene (ImageNet-C)."""
     photons = (60.0, 25.0, 12.0, 5.0, 3.0)[severity - 1]
-    return np.clip(rng.poisson(image / 255.0 * photons) / photons * 255.0, 0, 255).astype(np.uint8)
+    return _to_uint8(rng.poisson(image / 255.0 * photons) / photons * 255.0)
 
 
 def motion_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur along a random direction with a Gaussian line kernel (ImageNet-C's radii and deviations)."""
-    radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
-    radius, sigma = max(1, round(radius * _scale(image))), sigma * _scale(image)
+    length, deviation = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
+    radius, sigma = max(1, round(length * _scale(image))), deviation * _scale(image)
     angle = rng.uniform(-np.pi / 4, np.pi / 4)
     steps = np.arange(-radius, radius + 1)
     kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
@@ -53,8 +59,8 @@ def motion_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> n
 
 def defocus(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur with a disc, slightly smoothed (ImageNet-C)."""
-    radius, alias = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
-    radius = radius * _scale(image)
+    size, alias = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
+    radius = size * _scale(image)
     reach = max(1, int(np.ceil(radius)))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = (x**2 + y**2 <= max(radius, 1.0) ** 2).astype(np.float32)
@@ -66,7 +72,9 @@ def jpeg(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     """Compress as jpeg of low quality (ImageNet-C)."""
     quality = (25, 18, 15, 10, 7)[severity - 1]
     data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert bgr is not None  # just encoded
+    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def brightness(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +89,7 @@ def exposure_jump(image: np.ndarray, severity: int, rng: np.random.Generator) ->
     """Multiply all values by a gain or by its inverse, as when the exposure control jumps at a tunnel's end."""
     gain = (1.5, 2.0, 2.5, 3.0, 4.0)[severity - 1]
     gain = gain if rng.random() < 0.5 else 1 / gain
-    return np.clip(image.astype(np.float32) * gain, 0, 255).astype(np.uint8)
+    return _to_uint8(image.astype(np.float32) * gain)
 
 
 def glare(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -93,7 +101,7 @@ def glare(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     distance = np.hypot((columns - x), (rows - y)) / height
     light = strength * (np.exp(-((distance / 0.12) ** 2)) + 0.6 * np.exp(-distance / 0.45))
     color = np.array([255, 248, 225], np.float32)
-    return np.clip(image + light[..., None] * color, 0, 255).astype(np.uint8)
+    return _to_uint8(image + light[..., None] * color)
 
 
 def dirt(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -106,7 +114,7 @@ def dirt(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     threshold = np.quantile(smooth, 1 - share)
     alpha = cv2.GaussianBlur((smooth > threshold).astype(np.float32), (0, 0), max(0.5, 0.008 * height))
     color = np.array([80, 66, 50], np.float32) * rng.uniform(0.5, 1.4)
-    return np.clip(image * (1 - alpha[..., None]) + alpha[..., None] * color, 0, 255).astype(np.uint8)
+    return _to_uint8(image * (1 - alpha[..., None]) + alpha[..., None] * color)
 
 
 def wiper(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -116,7 +124,7 @@ def wiper(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     foot, angle = rng.uniform(0.2, 0.8) * width, rng.uniform(-1.0, 1.0)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     across = np.abs((columns - foot) * np.cos(angle) - (height - rows) * np.sin(angle))
-    out = image.copy()
+    out: np.ndarray = image.copy()
     out[across < share * width / 2] = (18, 18, 20)
     return out
 
@@ -128,7 +136,7 @@ def lost_rows(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     band = max(1, height // 18)
     starts = np.arange(0, height, band)
     lost = rng.choice(starts, size=max(1, round(share * len(starts))), replace=False)
-    out = image.copy()
+    out: np.ndarray = image.copy()
     for start in lost:
         out[start : start + band] = 128
     return out

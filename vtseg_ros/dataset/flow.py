@@ -1,14 +1,15 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Backward optical flow for windows of frames: estimated from the images, or read from a topic of the bag.
+"""Backward optical flow of windows, estimated from the images or read from a topic of the bag.
 
-Backward flow is (dx, dy) in px from a frame to the one before it in the window; NaN where it is not known.
+Backward flow is (dx, dy) in px from a frame to the one before it in the window; NaN where it is unknown.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,63 +22,70 @@ from vtseg_ros.dataset.frame_store import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError
 
 Provider = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(present, past), both (H, W, 3) uint8 RGB -> (H, W, 2) float32 backward flow, px."""
+"""Function of (present, past), both (H, W, 3) uint8 RGB, that returns (H, W, 2) float32 backward flow, px."""
 
 
 class DisFlow:
-    """OpenCV's DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016)."""
+    """Estimate flow with OpenCV's DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016)."""
 
     def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, present: np.ndarray, past: np.ndarray) -> np.ndarray:
+        """Return the backward flow; see `Provider`."""
         gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (present, past)]
-        return self._dis.calc(*gray, None)
+        # None = no initial flow, which the stub does not allow.
+        flow: np.ndarray = self._dis.calc(gray[0], gray[1], None)  # type: ignore[call-overload]
+        return flow
 
 
 PROVIDERS: dict[str, Callable[[], Provider]] = {"dis": DisFlow}
-"""Estimators by name: called without arguments, once in each process that needs flow."""
+"""Estimators by name; each is created without arguments, once in each process that needs flow."""
 
 
 def is_topic(source: str) -> bool:
-    """Whether a flow source is a topic of the bags, and not an estimator."""
+    """Return whether a flow source is a topic of the bags instead of an estimator."""
     return source.startswith("/")
 
 
 def build_provider(source: str) -> Provider:
-    """The estimator of a name in `PROVIDERS`, or of `package.module:factory`.
+    """Build an estimator.
 
-    A factory is a program: take the name from the user's own configuration, never from a checkpoint.
+    A factory executes code: use names from the configuration of the user, never from a checkpoint.
+
+    Args:
+        source: Name in `PROVIDERS`, or `package.module:factory`.
 
     Raises:
-        ConfigError: if there is no such estimator.
+        ConfigError: If there is no such estimator.
     """
     if source in PROVIDERS:
         return PROVIDERS[source]()
     module_name, colon, attribute = source.partition(":")
     if not colon:
         raise ConfigError(
-            f"there is no optical flow {source!r}. Known: {', '.join(PROVIDERS)}, a topic of the bags such as "
-            "/camera/flow_backward, or package.module:factory"
+            f"optical flow: unknown; expected {', '.join(PROVIDERS)}, a topic of the bags such as "
+            f"/camera/flow_backward, or package.module:factory, got {source!r}"
         )
     try:
-        return getattr(importlib.import_module(module_name), attribute)()
+        provider: Provider = getattr(importlib.import_module(module_name), attribute)()
     except (ImportError, AttributeError) as err:
         raise ConfigError(
-            f"optical flow {source}: cannot import it ({err}). Expected package.module:factory"
+            f"optical flow {source}: cannot import it ({err}); expected package.module:factory"
         ) from err
+    return provider
 
 
 class FlowTopic:
-    """Flow messages (32FC2) of indexed frames by random access; opens the bags anew in each process.
+    """Random access to the flow messages (32FC2) of indexed frames; each process opens the bags itself.
 
     Args:
-        index: the frames; neighbours in the bag must be neighbours in it (stride 1).
-        topic: backward flow with the header stamps of the images it belongs to.
+        index: Frames, with stride 1.
+        topic: Topic of backward flow with the header stamps of its images.
 
     Raises:
-        BagError: if a bag lacks the topic, or flow for a frame that has one before it.
-        ConfigError: if the topic is of another type.
+        BagError: If a bag lacks the topic, or flow for a frame with a predecessor.
+        ConfigError: If the topic has another type.
     """
 
     def __init__(self, index: FrameIndex, topic: str) -> None:
@@ -89,7 +97,7 @@ class FlowTopic:
                 if frame.stamp_ns not in self._times[frame.source]:
                     raise BagError(
                         f"bag {index.sources[frame.source].path}: no flow on {topic} has the header stamp "
-                        f"{frame.stamp_ns} ns of an image. Flow and images must have equal stamps"
+                        f"{frame.stamp_ns} ns of an image; expected flow and images with equal stamps"
                     )
 
     def _scan(self, source: int) -> dict[int, int]:
@@ -97,16 +105,24 @@ class FlowTopic:
             bag.require(self.topic)
             if bag.topics[self.topic].msgtype != IMAGE:
                 raise ConfigError(
-                    f"flow topic {self.topic} must be {IMAGE} with encoding 32FC2. "
-                    f"Got: {bag.topics[self.topic].msgtype}"
+                    f"flow topic {self.topic}: wrong type; expected {IMAGE} with encoding 32FC2, "
+                    f"got {bag.topics[self.topic].msgtype}"
                 )
             return {header_stamp(data): time_ns for _, _, time_ns, data in bag.raw([self.topic])}
 
     def read(self, number: int, size: tuple[int, int]) -> np.ndarray:
-        """Backward flow of a frame at (width, height) px: (height, width, 2) float32.
+        """Return the backward flow of a frame.
+
+        Args:
+            number: Frame number in the index.
+            size: (width, height) px of the result.
+
+        Returns:
+            (height, width, 2) float32, px.
 
         Raises:
-            ImageError, BagError: for a corrupt message.
+            ImageError: If the message is corrupt.
+            BagError: If the message cannot be read.
         """
         frame = self.index.frames[number]
         message = self._bags[frame.source].read(
@@ -116,27 +132,38 @@ class FlowTopic:
 
 
 def resize_flow(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Flow for a resized image: (H, W, 2) -> (height, width, 2), vectors scaled along; size is (width, height).
+    """Resize flow and scale its vectors.
 
-    The nearest vector is taken: a mean of two motions is neither.
+    Each pixel gets the nearest vector, since the mean of two motions is neither of them.
+
+    Args:
+        flow: (H, W, 2) float32, px.
+        size: (width, height) of the result, px.
+
+    Returns:
+        (height, width, 2) float32, px of the resized image.
     """
     height, width = flow.shape[:2]
     if (width, height) == size:
         return flow
     scale = np.array([size[0] / width, size[1] / height], np.float32)
-    return cv2.resize(flow, size, interpolation=cv2.INTER_NEAREST_EXACT) * scale
+    resized: np.ndarray = cv2.resize(flow, size, interpolation=cv2.INTER_NEAREST_EXACT) * scale
+    return resized
 
 
-def transform_flow(flow: np.ndarray | None, present: np.ndarray, past: np.ndarray, size) -> np.ndarray:
-    """Flow between two frames that were warped.
+def transform_flow(
+    flow: np.ndarray | None, present: np.ndarray, past: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Return the flow between two warped frames.
 
     Args:
-        flow: (H, W, 2) before the warp; None = both frames were made of one image (a pseudo-clip).
-        present, past: (3, 3) affine source-to-output transforms of the two frames.
+        flow: (H, W, 2) before the warp; None = both frames were generated from one image (a pseudo-clip).
+        present: (3, 3) affine transform of the newer frame, source to output px.
+        past: (3, 3) affine transform of the older frame, source to output px.
         size: (width, height) px.
 
     Returns:
-        (height, width, 2) float32; with `flow`, NaN where the source lies outside the image.
+        (height, width, 2) float32; with `flow`, NaN where the source is outside the image.
     """
     width, height = size
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
@@ -154,22 +181,24 @@ def transform_flow(flow: np.ndarray | None, present: np.ndarray, past: np.ndarra
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=nan,
         )
-    return (source @ past[:2, :2].T + past[:2, 2] - output).astype(np.float32)
+    moved: np.ndarray = source @ past[:2, :2].T + past[:2, 2] - output
+    return moved.astype(np.float32)
 
 
 class WindowFlow:
-    """Backward flow of windows, from a source that the user names.
+    """Backward flow of windows.
 
-    An estimator sees the frames that the network sees, augmented ones too, so that training knows its mistakes.
-    Flow from a topic is carried through the augmentation exactly.
+    An estimator gets the same augmented frames as the network, so training includes its errors. Flow from a topic is
+    transformed exactly as the augmentation transforms the frames.
 
     Args:
-        source: a name in `PROVIDERS`, a topic, or `package.module:factory`.
-        index: the frames of the windows.
-        stride: of the index; a topic's flow reaches to the previous recorded frame only.
+        source: Name in `PROVIDERS`, topic, or `package.module:factory`.
+        index: Frames of the windows.
+        stride: Stride of the index; must be 1 for a topic.
 
     Raises:
-        ConfigError, BagError: see `build_provider` and `FlowTopic`.
+        ConfigError: If there is no such estimator, or the topic has another type.
+        BagError: If a bag lacks flow.
     """
 
     def __init__(self, source: str, index: FrameIndex, *, stride: int = 1) -> None:
@@ -177,39 +206,44 @@ class WindowFlow:
         self._topic: FlowTopic | None = None
         self._provider: Provider | None = None
         if not is_topic(source):
-            build_provider(source)  # a wrong name is told now, and not by a worker process later
+            build_provider(source)  # an unknown name is an error now, instead of later in a worker process
         elif stride != 1:
             raise ConfigError(
-                f"flow of topic {source} reaches one recorded frame back: data.stride must be 1, without random_strides"
+                f"data.stride: topic {source} has flow to the previous recorded frame only; data.stride must be 1, without random_strides, "
+                f"got {stride}"
             )
         else:
             self._topic = FlowTopic(index, source)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_provider": None}
 
     def window(self, numbers: list[int], video: np.ndarray, draw: Draw | None = None) -> np.ndarray:
-        """Flow between the frames of a window.
+        """Return the flow between the frames of a window.
 
         Args:
-            numbers: frame numbers in the index; fewer than frames where the oldest one is repeated.
-            video: (k, H, W, 3) uint8, as the network gets it.
-            draw: the augmentation that made `video`; None = none.
+            numbers: Frame numbers in the index; fewer than k if the oldest frame is repeated.
+            video: (k, H, W, 3) uint8 RGB, the input of the network.
+            draw: Augmentation that `video` was made with; None = not augmented.
 
         Returns:
-            (k - 1, H, W, 2) float32; entry t leads from frame t + 1 to frame t.
+            (k - 1, H, W, 2) float32, px; entry t is the flow from frame t + 1 to frame t.
+
+        Raises:
+            ImageError: If a flow message is corrupt.
+            BagError: If a flow message cannot be read.
         """
         frames, height, width = video.shape[:3]
         size = (width, height)
         if self._topic is None:
             if self._provider is None:
                 self._provider = build_provider(self.source)
-            flow = [self._provider(video[t], video[t - 1]) for t in range(1, frames)]
-            return np.stack(flow).astype(np.float32, copy=False)
+            estimated = [self._provider(video[t], video[t - 1]) for t in range(1, frames)]
+            return np.stack(estimated).astype(np.float32, copy=False)
         numbers = [numbers[0]] * (frames - len(numbers)) + list(numbers)
         flows = []
         for t in range(1, frames):
-            flow = None
+            flow: np.ndarray | None = None
             if draw is None or not draw.pseudo_clip:
                 still = numbers[t] == numbers[t - 1]
                 flow = (
@@ -217,5 +251,6 @@ class WindowFlow:
                 )
             if draw is not None:
                 flow = transform_flow(flow, draw.transforms[t], draw.transforms[t - 1], size)
+            assert flow is not None  # only an augmentation makes pseudo-clips
             flows.append(flow)
         return np.stack(flows)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded frames on disk, made once and shared by all processes."""
+"""Cache of decoded frames on disk, written once and shared by all processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Decode = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
 def cache_key(index: FrameIndex, size: tuple[int, int], resize_mode: str = "stretch") -> str:
-    """Changes with the frames, the size, how they are resized, and whenever one of the bags' files does."""
+    """Return a key that changes with the frames, the size, the resize mode and the files of the bags."""
     digest = hashlib.sha256(repr((size, resize_mode, index.topics, index.frames)).encode())
     for source in index.sources:
         folder = source.path if source.path.is_dir() else source.path.parent
@@ -33,27 +33,27 @@ def cache_key(index: FrameIndex, size: tuple[int, int], resize_mode: str = "stre
 
 def open_cache(
     folder: Path, index: FrameIndex, size: tuple[int, int], decode: Decode, resize_mode: str = "stretch"
-) -> tuple[np.ndarray, dict[int, str]]:
-    """The cache of an index's frames, made when it is not there.
+) -> tuple[np.memmap, dict[int, str]]:
+    """Open the cache of the frames of an index; write it first if it does not exist.
 
     Args:
-        folder: made if missing.
-        index: the frames.
+        folder: Folder of the cache; created if missing.
+        index: Frames to cache.
         size: (width, height) px of all frames.
-        decode: number of a frame -> (H, W, 3) uint8 RGB and (H, W) uint8 class ids or None; it may raise ImageError
-            or BagError for a corrupt one.
-        resize_mode: how `decode` resizes.
+        decode: Function from a frame number to (H, W, 3) uint8 RGB and (H, W) uint8 class ids or None; it may raise
+            ImageError or BagError for a corrupt frame.
+        resize_mode: How `decode` resizes.
 
     Returns:
-        (n, H, W, 4) uint8 on disk: RGB and class id, 255 where there is none; and the reason per corrupt frame.
+        (n, H, W, 4) uint8 on disk, RGB and class id (255 where there is none); and the reason by corrupt frame.
 
     Raises:
-        ConfigError: if the disk is full or the folder cannot be written.
+        ConfigError: If the disk is full or the folder cannot be written.
     """
     path = folder / f"frames_{cache_key(index, size, resize_mode)}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # One process makes it, the others wait; the lock goes with its holder, also when that is killed.
+        # One process writes it, the others wait; the system releases the lock when its holder ends or is killed.
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.is_file():
@@ -74,7 +74,7 @@ def _make(path: Path, count: int, size: tuple[int, int], decode: Decode) -> None
     corrupt: dict[int, str] = {}
     try:
         pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        # A full disk is an error here, and not a SIGBUS at the page that finds no room.
+        # A full disk is an error here, instead of a SIGBUS when a page is written.
         with partial.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         for number in range(count):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames bags hold: found in one pass, without keeping a picture in memory."""
+"""Index of the frames in bags, built in one pass without keeping images in memory."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder
-from vtseg_ros.bags.messages import NS, stamp_of
+from vtseg_ros.bags.messages import NS, Message, stamp_of
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic
 from vtseg_ros.errors import BagError, ImageError
 
 PROBES = 5
-"""Messages of a topic that are decoded before it is given up: one may be corrupt, all of them are of a wrong kind."""
-Decode = Callable[[object], np.ndarray]
+"""Messages decoded before a topic is refused: a single one may be corrupt, but not all of them."""
+Decode = Callable[[Message], np.ndarray]
 
 log = logging.getLogger("vtseg_ros.dataset")
 
 
 @dataclass(frozen=True)
 class BagSource:
-    """Where frames come from.
+    """Source of frames: a bag, or a part of it.
+
+    Leave a gap between parts for different splits, so no scene is in both (see `require_apart`).
 
     Args:
-        path: a bag.
-        image_topic, label_topic: empty = found by type and name (see `data.topics.find_image_topic`).
-        start_s, end_s: part of the bag, seconds after its first image; end 0 = its end. Leave a guard interval
-            between parts that go into different splits, so that no scene is in both (see `require_apart`).
+        path: Folder or storage file of the bag.
+        image_topic: Topic of the images; empty = found by type and name (see `find_image_topic`).
+        label_topic: Topic of the labels; empty = found by type and name (see `find_label_topic`).
+        start_s: Start of the part, s after the first image of the bag.
+        end_s: End of the part, s after the first image; 0 = the end of the bag.
     """
 
     path: Path
@@ -48,7 +51,15 @@ class BagSource:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's place: header stamp, bag times of its image and (if any) label message, and (width, height) px."""
+    """Place of a frame in its bag.
+
+    Attributes:
+        source: Number of the source.
+        stamp_ns: Header stamp.
+        image_ns: Bag time of the image message.
+        label_ns: Bag time of the label message; None = no label.
+        size: (width, height) px; None = unknown.
+    """
 
     source: int
     stamp_ns: int
@@ -59,7 +70,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class CorruptMessage:
-    """A message that could not be used: its bag, topic, bag time in ns, and why."""
+    """A message that cannot be used.
+
+    Attributes:
+        bag: Path of the bag.
+        topic: Topic of the message.
+        time_ns: Bag time.
+        reason: Why it cannot be used.
+    """
 
     bag: str
     topic: str
@@ -71,24 +89,24 @@ class CorruptMessage:
 
 
 class FrameIndex:
-    """All frames of some bags in order, cut into sequences where time jumps.
+    """All frames of some bags in order, split into sequences where time jumps.
 
     Args:
-        sources: bags.
-        max_gap_s: a longer pause, or a stamp that does not grow, starts a new sequence.
-        stride: frames of a window are this far apart, counted back from its newest one; no label is lost by it.
-        need_labels: refuse bags without labels; labels that have no image are counted and told.
+        sources: Bags, or parts of them.
+        max_gap_s: A longer pause, or a stamp that does not increase, starts a new sequence, s.
+        stride: Distance between the frames of a window, counted back from its newest frame; no label is lost.
+        need_labels: Refuse bags without labels; labels without an image are counted and logged.
 
     Attributes:
-        frames: all frames; one whose image or label turns out to be corrupt when it is decoded is among them.
+        frames: All frames, including those whose image or label cannot be decoded.
         sequences: (start, stop) indices into `frames`.
         topics: (image topic, label topic or None) per source.
-        corrupt: messages so broken that they have no stamp, and hence no frame.
-        unmatched_labels: labels whose stamp is no image's, among or around the images.
-        missing: messages by topic that the bags promise and do not have.
+        corrupt: Messages without a readable stamp, which have no frame.
+        unmatched_labels: Number of labels without an image of the same stamp.
+        missing: Number of announced messages that are not in the bags, by topic.
 
     Raises:
-        BagError: for a bag without frames, with images and labels of different sizes, or without labels where they
+        BagError: For a bag without frames, with images and labels of different sizes, or without labels where they
             are needed.
     """
 
@@ -114,7 +132,7 @@ class FrameIndex:
             start = first + round(source.start_s * NS) if source.start_s else None
             stop = first + round(source.end_s * NS) if source.end_s else None
             images = self._places(bag, image, ImageDecoder(image), start, stop)
-            # Not only of this part: a label may have been recorded later than its image.
+            # Not only of this part: a label may be recorded later than its image.
             labels = self._places(bag, label, ImageDecoder(label).label, None, None) if label else {}
             self.missing.update(bag.missing)
         self.topics.append((image, label))
@@ -126,7 +144,7 @@ class FrameIndex:
             if size and label_size and label_size != size:
                 raise BagError(
                     f"bag {source.path}: the label at stamp {stamp} ns has {label_size[0]}x{label_size[1]} px, its "
-                    f"image {size[0]}x{size[1]}. They must be equal"
+                    f"image {size[0]}x{size[1]}; expected equal sizes"
                 )
             frames.append(Frame(index, stamp, time_ns, label_ns, size))
         if need_labels and not any(frame.label_ns is not None for frame in frames):
@@ -135,10 +153,10 @@ class FrameIndex:
                 + (" in the chosen part" if source.start_s or source.end_s else "")
                 + ". Labels and images must have equal stamps"
             )
-        self._tell_unmatched(source, (image, label), images, labels)
+        self._log_unmatched(source, (image, label), images, labels)
         return frames
 
-    def _tell_unmatched(
+    def _log_unmatched(
         self,
         source: BagSource,
         topics: tuple[str, str | None],
@@ -163,7 +181,7 @@ class FrameIndex:
     def _places(
         self, bag: BagReader, topic: str, decode: Decode, start: int | None, stop: int | None
     ) -> dict[int, tuple[int, tuple[int, int] | None]]:
-        """Header stamp -> (bag time in ns, (width, height) or None for a corrupt image) of a topic's messages."""
+        """Return (bag time in ns, (width, height) or None for a corrupt image) of a topic's messages by header stamp."""
 
         def note(topic: str, time_ns: int, reason: str) -> None:
             self.corrupt.append(CorruptMessage(str(bag.path), topic, time_ns, reason))
@@ -201,7 +219,7 @@ class FrameIndex:
         self.sequences.append((start, len(self.frames)))
 
     def labelled(self, every: int = 1) -> list[tuple[int, int]]:
-        """(frame number, first frame of its sequence) of every n-th labelled frame, counted over all sequences."""
+        """Return (frame number, first frame of its sequence) of every n-th labelled frame, counted over all sequences."""
         found = [
             (number, first)
             for first, stop in self.sequences
@@ -211,7 +229,15 @@ class FrameIndex:
         return found[::every]
 
     def others(self, taken: Collection[int], strides: list[int]) -> list[tuple[int, int]]:
-        """(frame number, first frame of its sequence) of every n-th frame of each source that is not taken; 0 = none."""
+        """Return frames that are not taken.
+
+        Args:
+            taken: Frame numbers to leave out.
+            strides: For each source, take every n-th frame; 0 = none.
+
+        Returns:
+            (frame number, first frame of its sequence) of each.
+        """
         found: list[tuple[int, int]] = []
         count = [0] * len(self.sources)
         for first, stop in self.sequences:
@@ -228,10 +254,10 @@ class FrameIndex:
         """Return the frame numbers of a window, newest last.
 
         Args:
-            newest: number of its newest frame.
-            first: number of the first frame of its sequence.
-            length: frames k; there are fewer where the sequence began late.
-            stride: distance between its frames; None = the index's.
+            newest: Newest frame.
+            first: First frame of its sequence.
+            length: Frames k of a window; fewer are returned near the start of the sequence.
+            stride: Distance between its frames; None = the index's.
         """
         return list(range(newest, first - 1, -(stride or self.stride)))[:length][::-1]
 
@@ -240,11 +266,11 @@ class FrameIndex:
         return self.sequences[bisect_right(self.sequences, number, key=lambda span: span[0]) - 1][0]
 
     def windows(self, length: int, *, label_stride: int = 1) -> list[list[int]]:
-        """Windows whose newest frame has a label.
+        """Return the windows whose newest frame has a label.
 
         Args:
-            length: frames k of a window.
-            label_stride: use only every n-th labelled frame, to see how few labels do.
+            length: Frames k of a window.
+            label_stride: Use only every n-th labelled frame.
         """
         return [self.window(newest, first, length) for newest, first in self.labelled(label_stride)]
 
@@ -256,8 +282,8 @@ def _topics(bag: BagReader, source: BagSource) -> tuple[str, str | None]:
     return image, label
 
 
-def _reason_against(message, decode: Decode) -> str:
-    """Why a message cannot be decoded; empty if it can."""
+def _reason_against(message: Message, decode: Decode) -> str:
+    """Return why a message cannot be decoded; empty if it can."""
     try:
         decode(message)
     except ImageError as err:
@@ -265,8 +291,8 @@ def _reason_against(message, decode: Decode) -> str:
     return ""
 
 
-def _size_of(message) -> tuple[int, int] | None:
-    """(width, height) px that an image message claims; None if it is corrupt, which decoding will say."""
+def _size_of(message: Message) -> tuple[int, int] | None:
+    """Return the (width, height) px in an image message; None if it is corrupt, which is reported when decoding."""
     if not hasattr(message, "format"):
         return int(message.width), int(message.height)
     try:

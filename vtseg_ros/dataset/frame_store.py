@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,17 +27,17 @@ log = logging.getLogger("vtseg_ros.dataset")
 
 
 class FrameStore:
-    """Pixels of indexed frames by random access; opens the bags anew in each process.
+    """Random access to the images and labels of indexed frames; each process opens the bags itself.
 
     Args:
-        index: the frames.
-        size: (width, height) that images and labels are resized to; None = as they are.
-        cache_dir: folder for decoded frames, shared by all processes; needs `size`. None = decode each time.
-        resize_mode: how they are resized, see `resize.place`.
-        label_tables: for each source a (256,) uint8 table that its label ids are replaced by, or None = as they are.
+        index: Frames.
+        size: (width, height) px that images and labels are resized to; None = not resized.
+        cache_dir: Folder for decoded frames, shared by all processes; needs `size`. None = decode each time.
+        label_tables: For each source a (256,) uint8 table that maps its label ids, or None = not mapped.
+        resize_mode: How frames are resized, see `resize.place`.
 
     Raises:
-        ConfigError: if the cache cannot be written.
+        ConfigError: If the cache cannot be written.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class FrameStore:
         self.index, self.size, self.resize_mode = index, size, resize_mode
         self.label_tables = label_tables or [None] * len(index.sources)
         self._bags = OpenBags([source.path for source in index.sources])
-        # Shared with data loader workers, so that the process that started them can count what they met.
-        self._corrupt = torch.zeros(len(index.frames), dtype=torch.uint8).share_memory_()
-        self._cache: np.ndarray | None = None
+        # Shared with data loader workers: the process that started them counts the corrupt frames that they find.
+        self._corrupt = torch.zeros(len(index.frames), dtype=torch.uint8)
+        self._corrupt.share_memory_()  # type: ignore[no-untyped-call]
+        self._cache: np.memmap | None = None
         if cache_dir is not None:
             if size is None:
                 raise ValueError("a cache needs one size for all frames")
@@ -61,37 +63,48 @@ class FrameStore:
             for number, reason in reasons.items():
                 self._report(number, reason)
 
-    def __getstate__(self) -> dict:
-        # A cache on disk is opened again: pickled, all of it would travel to each worker.
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers open the cache on disk again; pickled, all of it would be sent to each of them.
         return {**self.__dict__, "_cache": None if self._cache is None else str(self._cache.filename)}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._cache is not None:
-            self._cache = np.load(self._cache, mmap_mode="r")
+        if state["_cache"] is not None:
+            self._cache = np.load(state["_cache"], mmap_mode="r")
 
     def __len__(self) -> int:
+        """Return the number of frames."""
         return len(self.index.frames)
 
     def corrupt_count(self) -> int:
-        """Messages that were corrupt: those the index left out, and frames that failed to decode in any process."""
+        """Return the number of corrupt messages: those the index left out, and those that no process could decode."""
         return len(self.index.corrupt) + int(self._corrupt.sum())
 
     def image(self, number: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB. Raises ImageError or BagError for a corrupt message."""
+        """Return the image of a frame, (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: If the message is corrupt.
+            BagError: If the message cannot be read.
+        """
         if self._cache is not None:
             self._refuse_corrupt(number)
             return self._cache[number, ..., :3]
         return self._decode_image(number)
 
     def label(self, number: int) -> np.ndarray | None:
-        """(H, W) uint8 class ids, or None for a frame without a label. Raises as `image` does."""
+        """Return the label of a frame, (H, W) uint8 class ids; None for a frame without a label.
+
+        Raises:
+            ImageError: If the message is corrupt.
+            BagError: If the message cannot be read.
+        """
         ids = self.raw_label(number)
         table = self.label_tables[self.index.frames[number].source]
         return ids if ids is None or table is None else table[ids]
 
     def raw_label(self, number: int) -> np.ndarray | None:
-        """`label` with the ids that the bag has."""
+        """Return the label of a frame with the ids of its bag; see `label`."""
         if self.index.frames[number].label_ns is None:
             return None
         if self._cache is not None:
@@ -100,16 +113,21 @@ class FrameStore:
         return self._decode_label(number)
 
     def window(self, numbers: list[int], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames of a window; the oldest one is repeated where a sequence began too late, without its label.
+        """Return the frames of a window.
 
-        A corrupt frame is logged and counted (`corrupt_count`). It cuts older frames off as a gap would; a corrupt
-        newest frame leaves a black window without labels, which neither training nor scores take anything from.
+        A corrupt frame is logged and counted (`corrupt_count`), and ends the window like the start of a sequence. A
+        corrupt newest frame gives a black window without labels, which does not affect training and scores.
+
+        Args:
+            numbers: Frame numbers, newest last.
+            length: Frames k of the window; if there are fewer, the oldest one is repeated without its label.
 
         Returns:
-            video (length, H, W, 3) uint8 and labels (length, H, W) uint8, 255 where there is none.
+            Video (k, H, W, 3) uint8 RGB and labels (k, H, W) uint8, 255 where there is none.
 
         Raises:
-            ImageError, BagError: for a corrupt newest image when `size` is None.
+            ImageError: If the newest image is corrupt and `size` is None.
+            BagError: If the newest image cannot be read and `size` is None.
         """
         images: list[np.ndarray] = []
         labels: list[np.ndarray | None] = []
@@ -118,17 +136,17 @@ class FrameStore:
                 images.append(self.image(number))
             except (ImageError, BagError) as err:
                 self._report(number, str(err))
-                if not images and self.size is None:
-                    raise
+                if not images:
+                    if self.size is None:
+                        raise
+                    images.append(np.zeros((self.size[1], self.size[0], 3), np.uint8))
+                    labels.append(None)
                 break
             try:
                 labels.append(self.label(number))
             except (ImageError, BagError) as err:
                 self._report(number, str(err))
                 labels.append(None)
-        if not images:
-            images.append(np.zeros((self.size[1], self.size[0], 3), np.uint8))
-            labels.append(None)
         missing = length - len(images)
         empty = np.full(images[0].shape[:2], IGNORE, np.uint8)
         video = images + [images[-1]] * missing
@@ -148,13 +166,14 @@ class FrameStore:
     def _decode_label(self, number: int) -> np.ndarray:
         frame = self.index.frames[number]
         topic = self.index.topics[frame.source][1]
+        assert topic is not None and frame.label_ns is not None  # callers ask only for labelled frames
         ids = decode_label(self._bags[frame.source].read(topic, frame.label_ns, frame.stamp_ns))
         if self.size is None:
             return ids
         placement = place((ids.shape[1], ids.shape[0]), self.size, self.resize_mode)
         ids, target = placement.source.of(ids), placement.target
         if (ids.shape[1], ids.shape[0]) != (target.width, target.height):
-            # EXACT takes the pixel in the middle, where the image's resize has its weight too.
+            # EXACT takes the centre pixel, which the resize of the image is centred on too.
             ids = cv2.resize(ids, (target.width, target.height), interpolation=cv2.INTER_NEAREST_EXACT)
         if placement.fills:
             return ids

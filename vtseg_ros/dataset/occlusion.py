@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames covered in part, each in places of its own, as by spray, a wiper or a lost packet (beyond the paper).
+"""Frames that are partly covered, each at its own places, as by spray, a wiper or lost packets (not in the paper).
 
-What is covered in one frame is to be seen in the others: trained and tested so, a network shows what its window is worth.
+Other frames of the window show what is covered in one frame, so training and tests on them measure the use of the window.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from vtseg_ros.errors import ConfigError
 
-MOST = 3  # rectangles on a frame
-WIDTH, HEIGHT = (0.08, 0.3), (0.25, 0.7)  # of a rectangle, as shares of the picture's sides
+MOST = 3  # rectangles per frame
+WIDTH, HEIGHT = (0.08, 0.3), (0.25, 0.7)  # of a rectangle, as shares of the sides of the image
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,11 @@ class Cover:
     """A rectangle of one colour on one frame.
 
     Attributes:
-        frame: its place in the window, 0 = the oldest.
-        x, y, width, height: px.
+        frame: Position of the frame in the window, 0 = the oldest.
+        x: Left column, px.
+        y: Top row, px.
+        width: Width, px.
+        height: Height, px.
         colour: RGB, 0..255.
     """
 
@@ -40,15 +43,28 @@ class Cover:
 
 
 def check_share(share: float, name: str) -> None:
-    """ConfigError if a share of frames lies outside 0..1."""
+    """Check a share of frames.
+
+    Raises:
+        ConfigError: If it is outside 0..1.
+    """
     if not 0 <= share <= 1:
-        raise ConfigError(f"{name} is the share of frames that are covered in part, 0..1. Got: {share}")
+        raise ConfigError(
+            f"{name} is the share of frames that are partly covered; expected 0..1, got {share}"
+        )
 
 
 def draw_covers(
     frames: int, size: tuple[int, int], share: float, rng: np.random.Generator
 ) -> tuple[Cover, ...]:
-    """1 to 3 rectangles on each of k frames of (width, height) px, with the probability `share`."""
+    """Draw 1 to 3 rectangles on some frames of a window.
+
+    Args:
+        frames: Number of frames.
+        size: (width, height) of the frames, px.
+        share: Probability that a frame is covered, 0..1.
+        rng: Source of the random numbers.
+    """
     covers = []
     for frame in range(frames):
         if rng.random() >= share:
@@ -56,5 +72,6 @@ def draw_covers(
         for _ in range(rng.integers(1, MOST + 1)):
             width, height = (int(side * rng.uniform(*span)) for side, span in zip(size, (WIDTH, HEIGHT)))
             x, y = (int(rng.integers(0, side - own + 1)) for side, own in zip(size, (width, height)))
-            covers.append(Cover(frame, x, y, width, height, tuple(rng.integers(0, 256, 3).tolist())))
+            red, green, blue = rng.integers(0, 256, 3).tolist()
+            covers.append(Cover(frame, x, y, width, height, (red, green, blue)))
     return tuple(covers)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training and validation parts of bags, apart in time so that no scene is in both."""
+"""Split bags into training and validation parts that are separated in time, so no scene is in both."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ log = logging.getLogger("vtseg_ros.dataset")
 def split_by_time(
     sources: list[BagSource], share: float, split_gap_s: float
 ) -> tuple[list[BagSource], list[BagSource]]:
-    """The first part of every source for training, the last one for validation, a guard between them left out.
+    """Split every source into a first part for training and a last part for validation, with a gap between them.
 
     Args:
-        sources: bags, or parts of them.
-        share: of the time, for validation, 0..1.
-        split_gap_s: interval between the two, s.
+        sources: Bags, or parts of them.
+        share: Share of the time for validation, 0..1.
+        split_gap_s: Time left out between the two parts, s.
+
+    Returns:
+        Sources for training and for validation.
 
     Raises:
-        BagError: if a bag cannot be read.
-        ConfigError: if a source is too short.
+        BagError: If a bag cannot be read.
+        ConfigError: If a source is too short.
     """
     training, validation = [], []
     for source in sources:
@@ -40,8 +43,8 @@ def split_by_time(
         span = end_s - source.start_s - split_gap_s
         if span <= 0:
             raise ConfigError(
-                f"{source.path}: its {end_s - source.start_s:.1f} s cannot be split with a guard of {split_gap_s:g} s "
-                "(data.split_gap_s) between the parts"
+                f"{source.path}: its {end_s - source.start_s:.1f} s cannot be split with a gap of {split_gap_s:g} s "
+                "between the parts. Use a longer part or a smaller data.split_gap_s"
             )
         cut = source.start_s + span * (1 - share)
         training.append(dataclasses.replace(source, end_s=cut))
@@ -50,10 +53,15 @@ def split_by_time(
 
 
 def require_apart(training: list[BagSource], validation: list[BagSource], split_gap_s: float) -> None:
-    """Refuse parts of one bag that are nearer than the guard interval; without one, warn of those that overlap.
+    """Check that parts of one bag are separated by the split gap; without a gap, warn of parts that overlap.
+
+    Args:
+        training: Sources for training.
+        validation: Sources for validation.
+        split_gap_s: Least time between parts of one bag, s; 0 = only warn.
 
     Raises:
-        ConfigError: naming the bag and the parts.
+        ConfigError: If parts are too close; names the bag and the parts.
     """
     for one in training:
         for other in validation:
@@ -62,16 +70,16 @@ def require_apart(training: list[BagSource], validation: list[BagSource], split_
             pause = max(one.start_s - _end(other), other.start_s - _end(one))
             if pause >= split_gap_s - 1e-6:
                 continue
-            told = f"{one.path}: its parts for training ({_text(one)}) and validation ({_text(other)}) " + (
+            text = f"{one.path}: its parts for training ({_text(one)}) and validation ({_text(other)}) " + (
                 f"are {pause:.1f} s apart" if pause >= 0 else "overlap"
             )
             if split_gap_s > 0:
-                raise ConfigError(f"{told}. Expected: at least {split_gap_s:g} s (data.split_gap_s)")
-            log.warning("%s: validation scores say nothing of scenes that were not trained on", told)
+                raise ConfigError(f"{text}; expected at least {split_gap_s:g} s (data.split_gap_s)")
+            log.warning("%s: validation scores do not measure performance on new scenes", text)
 
 
 def _folder(source: BagSource) -> Path:
-    """Of the bag, which may be named by a file inside it."""
+    """Return the folder of a bag, which may be given as a file inside it."""
     path = source.path.resolve()
     return path.parent if path.is_file() else path
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""CamVid (Brostow et al., 2009): driving video at 30 Hz, a frame labelled every second, here with the usual 11 classes."""
+"""Import CamVid (Brostow et al., 2009): driving video at 30 Hz with one label a second, here with the usual 11 classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vtseg_ros.text import read_text
 from vtseg_ros.topic_names import is_hidden
 
 RATE_HZ = 30.0
-# The 32 classes as they were painted, by the 11 that are usually trained.
+# The 32 classes of the labels, by the 11 classes that are usually trained.
 GROUPS = {
     "sky": {"Sky": (128, 128, 128)},
     "building": {
@@ -57,39 +57,46 @@ _PAINTED = LabelSet(
 _GROUP_OF = np.full(256, IGNORE, np.uint8)
 _GROUP_OF[: len(_PAINTED)] = [CAMVID.names.index(name) for name, group in GROUPS.items() for _ in group]
 _NAME = re.compile(r"(\w+?)_f?(\d+)")
-_VOID = len(CAMVID)  # in labels of ids, as they go round
+_VOID = len(CAMVID)  # in the commonly shared labels of class ids
 
 
 def class_ids(path: Path) -> np.ndarray:
-    """(H, W) uint8 ids of `labels.CAMVID` of a painted label, or of one of ids in which 11 is void.
+    """Read a label of colours, or of ids in which 11 is void.
+
+    Args:
+        path: A png file.
+
+    Returns:
+        (H, W) uint8 ids of `label_set.CAMVID`.
 
     Raises:
-        ImageError: for a colour or an id of no class.
+        ImageError: For a colour or an id of no class.
     """
     png = read_png(read_bytes(path))
     if meaning_of(png, Palette(_PAINTED)) == COLORS or png.has_colors:
-        return _GROUP_OF[Palette(_PAINTED).ids_of(png.rgb())]
+        return np.take(_GROUP_OF, Palette(_PAINTED).ids_of(png.rgb()))
     ids = png.values
     if ids.max() > _VOID and not ((ids <= _VOID) | (ids == IGNORE)).all():
-        raise ImageError(f"class ids are 0..{_VOID} and {IGNORE}. Got: {int(ids.max())}")
+        raise ImageError(f"class id out of range; expected 0..{_VOID} or {IGNORE}, got {int(ids.max())}")
     return np.where(ids >= _VOID, IGNORE, ids).astype(np.uint8)
 
 
 def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
-    """Images below a folder with their labels.
+    """Find images below a folder and their labels.
 
     A label is `NAME_L.png` anywhere below, or `NAME.png` in a folder whose name ends in `annot`.
 
     Args:
-        root: e.g. a folder with `701_StillsRaw_full` and `LabeledApproved_full`.
-        names: text file that lists the image names of a split, one a line; None = all.
+        root: Folder, such as one with `701_StillsRaw_full` and `LabeledApproved_full`.
+        names: Text file that lists the image names of a split, one per line; None = all.
 
     Raises:
-        ConfigError: if there are no images, a name is not CamVid's, or a listed image is missing.
+        ConfigError: If there are no images, a name is not one of CamVid, or a listed image is missing.
     """
     files = sorted(require_folder(root, "CamVid's images and labels below it").rglob("*.png"))
     files = [path for path in files if not is_hidden(path.relative_to(root).as_posix())]
-    labels, images = {}, {}
+    labels: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in files:
         if path.stem.endswith("_L"):
             labels[path.stem[:-2]] = path
@@ -98,7 +105,8 @@ def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
         else:
             images[path.stem] = path
     chosen = _listed(names, images) if names else sorted(images)
-    found, sequences = [], {}
+    found: list[DataFrame] = []
+    sequences: dict[str, int] = {}
     for stem in chosen:
         name = _NAME.fullmatch(stem)
         if not name:
@@ -107,7 +115,7 @@ def find_frames(root: Path, *, names: Path | None = None) -> list[DataFrame]:
         stamp = stamp_of_frame(sequence, int(name[2]), RATE_HZ)
         found.append(DataFrame(images[stem], stamp, f"camvid_{name[1]}", labels.get(stem), class_ids))
     if not any(frame.label for frame in found):
-        raise ConfigError(f"{root} holds no image with a label: NAME.png and NAME_L.png")
+        raise ConfigError(f"{root} contains no image with a label; expected NAME.png and NAME_L.png")
     return found
 
 
@@ -116,7 +124,7 @@ def _listed(names: Path, images: dict[str, Path]) -> list[str]:
         lines = read_text(names).split()
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"the list {names} cannot be read: {err}") from err
-    # Lists go round with paths of images and of labels on a line; the frame is the same.
+    # Some shared lists have paths of an image and of its label on each line.
     stems = sorted({Path(line).stem.removesuffix("_L") for line in lines})
     for stem in stems:
         if stem not in images:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes (Cordts et al., 2016): snippets of 30 frames whose 20th has a label; 19 classes are trained."""
+"""Import Cityscapes (Cordts et al., 2016): clips of 30 frames with a label on the 20th; 19 classes are trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vtseg_ros.importers.dataset_frames import DataFrame, read_bytes, require_fo
 from vtseg_ros.label_set import IGNORE
 
 RATE_HZ = 17.0
-# Label id of the data set -> train id, the order of `labels.CITYSCAPES`; all others are not trained.
+# Train ids (the order of `label_set.CITYSCAPES`) by label id; other label ids are not trained.
 TRAIN_IDS = {
     7: 0,
     8: 1,
@@ -42,29 +42,40 @@ _NAME = re.compile(r"([a-z-]+)_(\d{6})_(\d{6})_leftImg8bit\.png")
 
 
 def train_ids(path: Path) -> np.ndarray:
-    """(H, W) uint8 train ids of a `_gtFine_labelIds.png`, 255 where nothing is trained; ImageError if it is none."""
+    """Read the train ids of a label.
+
+    Args:
+        path: A `_gtFine_labelIds.png`.
+
+    Returns:
+        (H, W) uint8 train ids, 255 where the class is not trained.
+
+    Raises:
+        ImageError: If it is not a png of label ids.
+    """
     table = np.full(65536, IGNORE, np.uint8)
     for label_id, train_id in TRAIN_IDS.items():
         table[label_id] = train_id
     png = read_png(read_bytes(path))
     if png.has_colors:
-        raise ImageError("we expect one channel of label ids (_gtFine_labelIds.png). Got: colours")
-    return table[png.values]
+        raise ImageError("wrong label; expected one channel of label ids (_gtFine_labelIds.png), got colours")
+    return np.take(table, png.values)
 
 
 def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> list[DataFrame]:
-    """The labelled frames of a split with their neighbours in time.
+    """Find the labelled frames of a split and their neighbours in time.
 
     Args:
-        root: folder with `leftImg8bit_sequence` (or `leftImg8bit`, which has the labelled frames alone) and `gtFine`.
+        root: Folder with `leftImg8bit_sequence` (or `leftImg8bit`, which has only the labelled frames) and `gtFine`.
         split: `train`, `val` or `test` (whose labels are not public).
-        before, after: neighbours of each labelled frame to keep.
+        before: Number of frames to keep before each labelled frame.
+        after: Number of frames to keep after each labelled frame.
 
     Raises:
-        ConfigError: if a folder is missing or holds no frames.
+        ConfigError: If a folder is missing or contains no frames.
     """
     if split not in SPLITS:
-        raise ConfigError(f"Cityscapes has the splits {', '.join(SPLITS)}. Got: {split!r}")
+        raise ConfigError(f"split: unknown; expected one of {', '.join(SPLITS)}, got {split!r}")
     videos = root / "leftImg8bit_sequence"
     folder = videos if videos.is_dir() else root / "leftImg8bit"
     require_folder(folder / split, "leftImg8bit_sequence/SPLIT/CITY/*_leftImg8bit.png")
@@ -75,7 +86,8 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
         if not name:
             raise ConfigError(f"{path}: expected CITY_SEQUENCE_FRAME_leftImg8bit.png")
         images.setdefault((name[1], int(name[2])), {})[int(name[3])] = path
-    found, used = [], set()
+    found: list[DataFrame] = []
+    used: set[Path | None] = set()
     for sequence, ((city, number), files) in enumerate(sorted(images.items())):
         labels = {frame: _label(truth, city, number, frame) for frame in files}
         for labelled in [frame for frame, label in labels.items() if label is not None]:
@@ -90,7 +102,7 @@ def find_frames(root: Path, split: str, *, before: int = 3, after: int = 0) -> l
     if lost:
         raise ConfigError(f"{lost[0]} and {len(lost) - 1} more labels have no image in {folder / split}")
     if not found:
-        raise ConfigError(f"{folder / split} holds no frame that has a label in {truth}")
+        raise ConfigError(f"{folder / split} contains no frame with a label in {truth}")
     return list(dict.fromkeys(found))
 
 

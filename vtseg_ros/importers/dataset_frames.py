@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a data set on disk, and their way into a bag."""
+"""Frames of a data set on disk, and writing them to a bag."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGE_TOPIC, LABEL_TOPIC = "/camera/image/compressed", "/camera/label/compressed
 LABEL_MAP_TOPIC = "/camera/label_map"
 START_NS = 1_000_000_000_000
 SEQUENCE_NS = 1_000_000_000_000
-"""Sequences start this far apart, so that no window reaches from one into another."""
+"""Distance between the starts of sequences, ns; no window extends over two of them."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class DataFrame:
     """A frame of a data set.
 
     Attributes:
-        image: png or jpeg file.
-        stamp_ns: when it was taken, ns.
-        frame_id: the sequence it belongs to.
-        label: file of its label; None = unlabelled.
-        ids: label file -> (H, W) uint8 class ids; raises ImageError.
-        upright: turn the image as its EXIF orientation says; a robot's camera sets none.
+        image: A png or jpeg file.
+        stamp_ns: Time of the frame, ns.
+        frame_id: Name of its sequence.
+        label: File of its label; None = unlabelled.
+        ids: Function from the label file to (H, W) uint8 class ids; raises ImageError. None = unlabelled.
+        upright: Rotate the image according to its EXIF orientation, which robot cameras do not set.
     """
 
     image: Path
@@ -50,20 +50,28 @@ class DataFrame:
 
 
 def require_folder(path: Path, what: str) -> Path:
-    """The path, when it is a folder; ConfigError saying what was expected otherwise."""
+    """Check that a path is a folder and return it.
+
+    Args:
+        path: Path to check.
+        what: Expected content, for the error.
+
+    Raises:
+        ConfigError: If it is not a folder.
+    """
     if not path.is_dir():
-        raise ConfigError(f"{path} is not a folder. Expected: {what}")
+        raise ConfigError(f"{path} is not a folder; expected {what}")
     return path
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts names by the numbers in them: frame2 before frame10."""
+    """Return a key that sorts names by the numbers in them: frame2 before frame10."""
     parts = re.split(r"(\d+)", path.as_posix())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def stamp_of_frame(sequence: int, number: int, rate_hz: float) -> int:
-    """ns of the number-th frame of the sequence-th sequence."""
+    """Return the stamp (ns) of a frame by the number of its sequence, its number in the sequence and the rate (Hz)."""
     return START_NS + sequence * SEQUENCE_NS + round(number * 1e9 / rate_hz)
 
 
@@ -79,21 +87,21 @@ def write_frames(
 ) -> None:
     """Write a bag of frames in the order of their stamps.
 
-    Image files go in as they are, byte by byte and without what follows their end, unless they are to be resized,
-    turned upright or stored as jpeg.
+    Image files are copied byte by byte, without what follows their end, unless they are resized, rotated or stored as
+    jpeg.
 
     Args:
-        out: folder to make.
-        frames: what to write.
-        labels: class list of the ids; None = there is none, and no label.
-        size: (width, height) px to resize images and labels to; None = as they are.
-        jpeg: store images as jpeg of quality 95.
+        out: Folder to create.
+        frames: Frames to write.
+        labels: Class list of the ids; None = no class list and no labels.
+        size: (width, height) px to resize images and labels to; None = not resized.
+        jpeg: Store images as jpeg of quality 95.
         storage: `mcap` or `sqlite3`.
-        on_frame: called after each frame.
+        on_frame: Called after each frame.
 
     Raises:
-        ConfigError: if there is nothing to write, or a file cannot be used; names it. Nothing is left then.
-        BagError: if the bag cannot be written.
+        ConfigError: If there is nothing to write, or a file cannot be used; names it. `out` is removed then.
+        BagError: If the bag cannot be written.
     """
     if not frames:
         raise ConfigError(f"there is no frame to write to {out}")
@@ -108,9 +116,9 @@ def write_frames(
             file = frame.image
             try:
                 written = _write_image(bag, frame, size, jpeg)
-                if frame.label is not None:
+                if frame.label is not None and frame.ids is not None and labels is not None:
                     file = frame.label
-                    _write_label(bag, frame, written, size, len(labels))
+                    _write_label(bag, frame, frame.ids(file), written, size, len(labels))
             except ImageError as err:
                 raise ConfigError(f"{file}: {err}") from err
             on_frame()
@@ -118,7 +126,7 @@ def write_frames(
 
 @dataclass(frozen=True)
 class _Written:
-    """An image file in the bag: (width, height) px as stored and as shown, before it was resized."""
+    """An image file in the bag: (width, height) px as stored and as displayed, before it was resized."""
 
     stored: tuple[int, int]
     shown: tuple[int, int]
@@ -144,14 +152,18 @@ def _write_image(bag: BagWriter, frame: DataFrame, size: tuple[int, int] | None,
 
 
 def _write_label(
-    bag: BagWriter, frame: DataFrame, image: _Written, size: tuple[int, int] | None, classes: int
+    bag: BagWriter,
+    frame: DataFrame,
+    ids: np.ndarray,
+    image: _Written,
+    size: tuple[int, int] | None,
+    classes: int,
 ) -> None:
-    ids = frame.ids(frame.label)
     own = (ids.shape[1], ids.shape[0])
     if own != image.shown:
         text = f"it has {own[0]}x{own[1]} px, its image {frame.image.name} {image.shown[0]}x{image.shown[1]}"
         if own == image.stored:
-            text += ", turned as its EXIF orientation says. Label photos as viewers show them, or remove the orientation"
+            text += ", rotated by its EXIF orientation. Label photos as viewers display them, or remove the orientation"
         raise ImageError(text)
     highest = int(ids[ids != 255].max(initial=0))
     if highest >= classes:
@@ -162,7 +174,11 @@ def _write_label(
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content; ImageError if it cannot be read."""
+    """Read a file.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as err:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""EXIF orientation of photos: how viewers and labelling tools turn an image before they show it (CIPA DC-008, 4.6.5)."""
+"""EXIF orientation of photos, by which viewers and labelling tools rotate an image (CIPA DC-008, 4.6.5)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def orientation_of(data: np.ndarray) -> int:
     """Read the orientation of a jpeg or png file.
 
     Args:
-        data: (n,) uint8, a file that `containers.read_container` passed.
+        data: (n,) uint8, a file that `containers.read_container` accepted.
 
     Returns:
-        1 to 8; 1 = as stored, also where there is none or it cannot be read.
+        1 to 8; 1 = as stored, also if there is no orientation or it cannot be read.
     """
     block = b""
     if data[:8].tobytes() == PNG_MAGIC:
@@ -34,10 +34,10 @@ def orientation_of(data: np.ndarray) -> int:
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image or mask, (H, W) or (H, W, C), as it is to be shown."""
+    """Rotate and mirror an image or mask, (H, W) or (H, W, C), by an EXIF orientation."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
-    # Mirrored from left to right, and upside down; both together are half a turn.
+    # Mirrored from left to right, and upside down; both together are a rotation by 180 degrees.
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -63,7 +63,7 @@ def _jpeg_block(data: np.ndarray) -> bytes:
 
 
 def _orientation(block: bytes) -> int:
-    """The value of tag 0112 in the first directory of a TIFF block."""
+    """Return the value of tag 0112 in the first directory of a TIFF block."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     try:
         (start,) = struct.unpack_from(f"{order}I", block, 4)
@@ -71,7 +71,7 @@ def _orientation(block: bytes) -> int:
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, entry)
             if tag == _ORIENTATION and kind == _SHORT:
-                return value if UPRIGHT <= value <= 8 else UPRIGHT
+                return int(value) if UPRIGHT <= value <= 8 else UPRIGHT
     except struct.error:
         pass
     return UPRIGHT

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of images, as a camera's frames in the order of their names."""
+"""Import a folder of images as frames of a camera, in the order of their names."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def find_frames(
     labels: Path | None = None,
     reader: MaskReader | None = None,
 ) -> list[DataFrame]:
-    """Images of a folder with their labels.
+    """Find the images of a folder and their labels.
 
     Args:
-        folder: png and jpeg files; names are sorted by the numbers in them.
-        rate_hz: frames per second.
-        frame_id: of all frames.
-        labels: folder of png files with the images' names; None = no labels.
-        reader: of the labels, with their class list.
+        folder: Folder of png and jpeg files; names are sorted by the numbers in them.
+        rate_hz: Frames per second, above 0.
+        frame_id: `frame_id` of all frames.
+        labels: Folder of png files with the names of the images; None = no labels.
+        reader: Reader of the labels, with their class list; needed with `labels`.
 
     Raises:
-        ConfigError: if there are no images, or a label has none.
+        ConfigError: If there are no images, or a label has no image.
     """
     if not rate_hz > 0:
-        raise ConfigError(f"the rate must be above 0 Hz. Got: {rate_hz}")
+        raise ConfigError(f"rate: out of range; expected above 0 Hz, got {rate_hz}")
     images = sorted(
         (
             path
@@ -54,8 +54,8 @@ def find_frames(
         key=natural_key,
     )
     if not images:
-        raise ConfigError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
-    given = {}
+        raise ConfigError(f"{folder} contains no image ({', '.join(SUFFIXES)})")
+    given: dict[str, Path] = {}
     if labels is not None:
         if reader is None:
             raise ConfigError("labels need a class list")
@@ -68,11 +68,12 @@ def find_frames(
         if lost:
             raise ConfigError(f"{given[lost[0]]} and {len(lost) - 1} more labels have no image in {folder}")
         if not given:
-            raise ConfigError(f"{labels} holds no .png file")
+            raise ConfigError(f"{labels} contains no .png file")
 
         reader.others = lambda: map(read_bytes, given.values())
 
     def ids(path: Path) -> np.ndarray:
+        assert reader is not None  # there are no labels without it
         data = read_bytes(path)
         found = reader.ids(path.name, data)
         return turned(found, orientation_of(np.frombuffer(data, np.uint8)))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Video files as a bag of jpeg images with the frames' own times."""
+"""Import video files as a bag of jpeg images with the times of the frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from vtseg_ros.video.reader import VideoReader
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image, px: ffmpeg's `width:height:x:y`."""
+    """A part of an image, written `width:height:x:y` as in ffmpeg.
+
+    Attributes:
+        width: Width, px.
+        height: Height, px.
+        x: Left column, px.
+        y: Top row, px.
+    """
 
     width: int
     height: int
@@ -34,7 +41,7 @@ class Crop:
         """Read `width:height:x:y`.
 
         Raises:
-            ConfigError: if the text has another form or the crop is empty.
+            ConfigError: If the text has another form or the crop is empty.
         """
         match = re.fullmatch(r"(\d{1,5}):(\d{1,5}):(\d{1,5}):(\d{1,5})", text.strip())
         if not match or 0 in (int(match[1]), int(match[2])):
@@ -42,15 +49,22 @@ class Crop:
         return cls(*map(int, match.groups()))
 
     def apply(self, image: np.ndarray, path: Path) -> np.ndarray:
-        """Return the part of an image (H, W, 3).
+        """Crop an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            path: File of the image, for errors.
+
+        Returns:
+            (height, width, 3) uint8 RGB, a view.
 
         Raises:
-            ConfigError: if it reaches out of the image.
+            ConfigError: If the crop extends beyond the image.
         """
         height, width = image.shape[:2]
         if self.x + self.width > width or self.y + self.height > height:
             raise ConfigError(
-                f"{path}: the crop {self.width}:{self.height}:{self.x}:{self.y} reaches out of the image; expected one "
+                f"{path}: the crop {self.width}:{self.height}:{self.x}:{self.y} extends beyond the image; expected one "
                 f"within {width}x{height} px"
             )
         return image[self.y : self.y + self.height, self.x : self.x + self.width]
@@ -58,7 +72,14 @@ class Crop:
 
 @dataclass(frozen=True)
 class ImportedVideo:
-    """What was read of a video: frames read and written, and why it ended early (empty = it did not)."""
+    """Result of the import of a video.
+
+    Attributes:
+        path: The video file.
+        read: Number of frames read.
+        written: Number of frames written.
+        damage: Why the video ended early; empty = it did not.
+    """
 
     path: Path
     read: int
@@ -81,22 +102,23 @@ def import_videos(
 ) -> list[ImportedVideo]:
     """Write a bag of the frames of videos.
 
-    Each video is a sequence of its own, 1000 s or more after the one before; `frame_id` is the file's stem.
+    Each video is a separate sequence, 1000 s or more after the one before; `frame_id` is the stem of the file.
 
     Args:
-        out: folder to make.
-        paths: video files.
-        every: write every n-th frame.
-        start_s, end_s: part of each video, s after its first frame; None = to its end.
-        crop: part of the images; None = whole images.
-        size: (width, height) px to resize to, after the crop; None = as they are.
-        quality: of the jpeg images, 1 to 100.
+        out: Folder to create.
+        paths: Video files.
+        every: Write every n-th frame.
+        start_s: Start of the part of each video, s after its first frame.
+        end_s: End of the part of each video, s after its first frame; None = the end of the video.
+        crop: Part of the images; None = whole images.
+        size: (width, height) px to resize to, after the crop; None = not resized.
+        quality: Quality of the jpeg images, 1 to 100.
         storage: `mcap` or `sqlite3`.
-        on_frame: called after each frame that was read.
+        on_frame: Called after each frame that was read.
 
     Raises:
-        ConfigError: if a file is no video or without a frame, or the crop does not fit. Nothing is left then.
-        BagError: if the bag cannot be written.
+        ConfigError: If a file is not a video or has no frame, or the crop does not fit. `out` is removed then.
+        BagError: If the bag cannot be written.
     """
     done = []
     begin_ns = START_NS

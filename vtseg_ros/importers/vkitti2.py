@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual KITTI 2 (Cabon et al., 2020): five scenes at 10 Hz, each in six variations here, every frame labelled."""
+"""Import Virtual KITTI 2 (Cabon et al., 2020): five scenes at 10 Hz in six variations each, every frame labelled."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from vtseg_ros.text import read_text
 RATE_HZ = 10.0
 SPLITS = ("train", "validation", "test")
 SCENES = {"train": ("Scene06", "Scene18", "Scene20"), "validation": ("Scene01",), "test": ("Scene02",)}
-"""Whole scenes: 68, 21 and 11 % of the frames, as near to the paper's 70/20/10 as whole scenes come (our choice)."""
+"""Whole scenes: 68, 21 and 11 % of the frames, as close to the 70/20/10 of the paper as possible (our choice)."""
 SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.9), "test": (0.9, 1.0)}
 GUARD = 20
-"""Frames left out on either side of a cut in time: what is seen there is seen on both sides of it."""
+"""Frames left out around a cut in time: they show the same objects as the frames on the other side."""
 
 
 def find_frames(root: Path, split: str, *, by: str = "scene", camera: int = 0) -> list[DataFrame]:
-    """The frames of a split, in all six variations.
+    """Find the frames of a split, in all six variations.
 
-    Variations of a scene show the same street and traffic: they are always in the same split.
+    Variations of a scene show the same street and traffic, so they are always in the same split.
 
     Args:
-        root: folder with `SceneNN/VARIATION/frames/{rgb,classSegmentation}/Camera_N` and `colors.txt`.
+        root: Folder with `SceneNN/VARIATION/frames/{rgb,classSegmentation}/Camera_N` and `colors.txt`.
         split: `train`, `validation` or `test`.
         by: `scene` (whole scenes) or `time` (70, 20 and 10 % of each scene, `GUARD` frames apart).
-        camera: 0 = left (the paper's), 1 = right.
+        camera: 0 = left (as in the paper), 1 = right.
 
     Raises:
-        ConfigError: if a folder or a label is missing.
+        ConfigError: If a folder or a label is missing.
     """
     if split not in SPLITS or by not in ("scene", "time"):
         raise ConfigError(
-            f"Virtual KITTI 2 is split into {', '.join(SPLITS)}, by scene or time. Got: {split!r}, {by!r}"
+            f"split: unknown; expected one of {', '.join(SPLITS)}, by scene or time, got {split!r}, {by!r}"
         )
     scenes = sorted(path for path in require_folder(root, "SceneNN folders").glob("Scene*") if path.is_dir())
     if by == "scene":
         missing = [name for name in SCENES[split] if not (root / name).is_dir()]
         if missing:
-            raise ConfigError(f"{root} lacks {', '.join(missing)}, which split {split} is made of")
+            raise ConfigError(f"{root} lacks {', '.join(missing)}, which split {split} consists of")
         scenes = [root / name for name in SCENES[split]]
     found = []
     for place, scene in enumerate(scenes):
@@ -61,12 +61,12 @@ def find_frames(root: Path, split: str, *, by: str = "scene", camera: int = 0) -
                 stamp = stamp_of_frame(place * len(VARIATIONS) + number, at, RATE_HZ)
                 found.append(DataFrame(image, stamp, f"{scene.name}_{variation}", label, ids))
     if not found:
-        raise ConfigError(f"{root} holds no frame for the split {split}")
+        raise ConfigError(f"{root} contains no frame of the split {split}")
     return found
 
 
 def _part(count: int, share: tuple[float, float]) -> tuple[int, int]:
-    """Frame numbers from and to of a share of a scene; guards are taken from both sides of an inner cut."""
+    """Return start and stop frame of a share of a scene; the gap is taken from both sides of an inner cut."""
     start, stop = round(share[0] * count), round(share[1] * count)
     start = start + GUARD // 2 if share[0] > 0 else start
     stop = stop - (GUARD - GUARD // 2) if share[1] < 1 else stop
@@ -93,7 +93,7 @@ def _files(variation: Path, camera: int) -> list[tuple[Path, Path]]:
 
 
 def _reader(colors: Path) -> Callable[[Path], np.ndarray]:
-    """A function label file -> class ids, through the scene's own colour table when it has one."""
+    """Return a function from a label file to class ids, with the colour table of the scene if it has one."""
     palette = Palette(_read_colors(colors) if colors.is_file() else STREET)
 
     def ids(path: Path) -> np.ndarray:
@@ -103,8 +103,8 @@ def _reader(colors: Path) -> Callable[[Path], np.ndarray]:
 
 
 def _read_colors(path: Path) -> LabelSet:
-    """The table `Category R G B`, in the order of `labels.STREET`."""
-    colors = {}
+    """Read the table `Category R G B`, in the order of `label_set.STREET`."""
+    colors: dict[str, tuple[int, int, int]] = {}
     try:
         lines = read_text(path).splitlines()
     except UnicodeDecodeError as err:
@@ -114,8 +114,9 @@ def _read_colors(path: Path) -> LabelSet:
         if number == 1 or not parts:
             continue
         if len(parts) != 4 or not all(part.isdecimal() and int(part) < 256 for part in parts[1:]):
-            raise ConfigError(f"{path}, line {number}: expected NAME R G B. Got: {line[:60]!r}")
-        colors[parts[0].lower().replace("-", "")] = tuple(map(int, parts[1:]))
+            raise ConfigError(f"{path}, line {number}: expected NAME R G B, got {line[:60]!r}")
+        red, green, blue = map(int, parts[1:])
+        colors[parts[0].lower().replace("-", "")] = (red, green, blue)
     missing = [name for name in STREET.names if name.replace("-", "") not in colors]
     if missing:
         raise ConfigError(f"{path} has no colour for {', '.join(missing)}")

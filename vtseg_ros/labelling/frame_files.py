@@ -1,4 +1,4 @@
-"""Frames of a bag as PNG files for labelling; their names carry the header stamps."""
+"""Frames of a bag as PNG files for labelling; their names contain the header stamps."""
 
 from __future__ import annotations
 
@@ -19,24 +19,35 @@ def require_image_topic(bag: BagReader, topic: str) -> str:
     """Return the image topic to read.
 
     Args:
-        bag: an open bag.
-        topic: name; empty = the bag's only one.
+        bag: Bag to read.
+        topic: Name of the topic; empty = the only image topic of the bag.
 
     Raises:
-        BagError: if the bag lacks the topic or has no message on it.
-        ConfigError: if the topic is of another type.
+        BagError: If the bag lacks the topic or has no message on it.
+        ConfigError: If the topic has another type.
     """
     topic = topic or find_image_topic(bag)
     bag.require(topic)
     if bag.topics[topic].msgtype not in (IMAGE, COMPRESSED_IMAGE):
-        raise ConfigError(f"{topic} is no image topic: it is of type {bag.topics[topic].msgtype}")
+        raise ConfigError(
+            f"{topic} is not an image topic; expected {IMAGE} or {COMPRESSED_IMAGE}, got {bag.topics[topic].msgtype}"
+        )
     if not bag.topics[topic].count:
         raise BagError(f"bag {bag.path} has no message on {topic}")
     return topic
 
 
 def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Yield (stamp in ns, (H, W, 3) uint8 RGB or the reason why there is none) for the chosen message numbers."""
+    """Read some images of a topic.
+
+    Args:
+        bag: Bag to read.
+        topic: Image topic.
+        chosen: Numbers of the messages to read, from 0.
+
+    Yields:
+        Header stamp (ns) and (H, W, 3) uint8 RGB; or bag time (ns) and the reason why the message cannot be used.
+    """
     seen: set[int] = set()
     decode = ImageDecoder(topic)
     for number, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
@@ -45,7 +56,7 @@ def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[
         try:
             stamp = header_stamp(data)
             if stamp == 0:
-                raise ImageError("it has no stamp (zero), by which its label would be found again")
+                raise ImageError("header stamp is zero; labels are matched by stamp")
             if stamp in seen:
                 raise ImageError("another frame has the same stamp")
             message = bag.read(topic, time_ns, stamp)
@@ -59,7 +70,15 @@ def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[
 
 
 def write_frame(path: Path, rgb: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB as a new PNG file; FileExistsError if it exists."""
+    """Write a new PNG file.
+
+    Args:
+        path: File to create.
+        rgb: (H, W, 3) uint8 RGB.
+
+    Raises:
+        FileExistsError: If the file exists.
+    """
     payload = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
     with path.open("xb") as file:
         file.write(payload)

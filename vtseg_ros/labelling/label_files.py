@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Label images as labelling tools give them back: plain PNG files, CVAT's and Label Studio's exports.
+"""Read label images that labelling tools export: plain PNG files, exports of CVAT and of Label Studio.
 
-Files are read where they are, in a folder or a zip archive, and nothing is written under a name found there.
+Files are read directly from a folder or a zip archive; no file is written under a name from the archive.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -33,33 +34,33 @@ CVAT_FOLDER, CLASS_LIST = "SegmentationClass", "labelmap.txt"
 
 
 def frame_name(stamp_ns: int) -> str:
-    """The file name of an extracted frame: `frame_` and its header stamp in ns."""
+    """Return the file name of an extracted frame: `frame_` and its header stamp in ns."""
     return f"frame_{stamp_ns:0{STAMP_DIGITS}d}.png"
 
 
 def stamp_in(name: str) -> int:
-    """The stamp (ns) in a file name that `frame_name` made and a tool may have changed around it.
+    """Return the stamp (ns) in a file name made by `frame_name`, to which tools may have added text.
 
     Raises:
-        ImageError: if there is none, or more than one.
+        ImageError: If the name contains no stamp, or more than one.
     """
     found = _STAMP.findall(PurePosixPath(name).name)
     if len(found) != 1:
         raise ImageError(
-            f"its name holds {'no' if not found else 'more than one'} stamp of {STAMP_DIGITS} digits: "
-            "keep the names that `vtseg labels extract` gave"
+            f"its name contains {'no' if not found else 'more than one'} stamp of {STAMP_DIGITS} digits. "
+            "Keep the names given by `vtseg labels extract`"
         )
     return int(found[0])
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label image, or several that make one.
+    """A label image, which may consist of several files.
 
     Attributes:
-        name: as the user sees it.
-        stamp_ns: of the frame it belongs to.
-        ids: reads it: (H, W) uint8 class ids; raises ImageError.
+        name: Name shown to the user.
+        stamp_ns: Header stamp of its frame.
+        ids: Function that reads it and returns (H, W) uint8 class ids; raises ImageError.
     """
 
     name: str
@@ -69,14 +70,14 @@ class LabelFile:
 
 @dataclass
 class LabelFiles:
-    """What was found in an export.
+    """Content of an export.
 
     Attributes:
-        files: label images, by stamp.
-        refused: (file name, reason) of those that cannot be used.
-        palette: the class list that ids refer to; None = there is none.
+        files: Label images, sorted by stamp.
+        refused: (file name, reason) of files that cannot be used.
+        palette: Class list that ids refer to; None = there is none.
         kind: `png`, `CVAT` or `Label Studio`.
-        reader: reads the masks, and counts what they show; not Label Studio's.
+        reader: Reads the masks and counts their content; not used for Label Studio.
     """
 
     files: list[LabelFile]
@@ -91,16 +92,16 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = None
+        self._zip: zipfile.ZipFile | None = None
         if path.is_dir():
-            names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
             self.names = sorted(name for name in names if not is_hidden(name))
             return
         try:
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as err:
             raise ConfigError(f"{path} is neither a folder nor a zip archive of labels: {err}") from err
-        names = (name for name in self._zip.namelist() if not name.endswith("/"))
+        names = [name for name in self._zip.namelist() if not name.endswith("/")]
         self.names = sorted(name for name in names if not is_hidden(name))
 
     def read(self, name: str) -> bytes:
@@ -124,17 +125,17 @@ class _Archive:
 def open_label_files(
     path: Path, named: Palette | None, bag: LabelSet | None, unknown: str = "refuse"
 ) -> Iterator[LabelFiles]:
-    """Label images in a folder or zip archive; they can be read inside the `with`.
+    """Open label images in a folder or zip archive; they can be read inside the `with` block.
 
     Args:
-        path: PNG files named as `vtseg labels extract` named the frames; a CVAT export "Segmentation mask 1.1"; or a
-            Label Studio export "Brush labels to PNG" with its JSON export beside the files, which tells images by task.
-        named: class list that the user named; None = the labelmap.txt among the files, or else the bag's.
-        bag: class list of the bag, which ids will refer to; None = it has none.
-        unknown: what becomes of pixels of no class; see `MaskReader`.
+        path: PNG files named by `vtseg labels extract`; a CVAT export "Segmentation mask 1.1"; or a Label Studio export
+            "Brush labels to PNG" together with its JSON export, which contains the image of each task.
+        named: Class list given by the user; None = the labelmap.txt among the files, or else that of the bag.
+        bag: Class list of the bag, which ids will refer to; None = it has none.
+        unknown: Treatment of pixels of no class; see `MaskReader`.
 
     Raises:
-        ConfigError: if there is nothing to read, or the class list is missing where it is needed or not the bag's.
+        ConfigError: If there is nothing to read, or a required class list is missing or differs from that of the bag.
     """
     if not path.exists():
         raise ConfigError(f"no labels at {path}: no such file or folder")
@@ -147,17 +148,16 @@ def open_label_files(
         cvat = [name for name in pngs if CVAT_FOLDER in PurePosixPath(name).parts[:-1]]
         studio = [name for name in pngs if _LABEL_STUDIO.fullmatch(PurePosixPath(name).name)]
         if not pngs:
-            raise ConfigError(f"{path} holds no .png file")
+            raise ConfigError(f"{path} contains no .png file")
         kind = "CVAT" if cvat else "Label Studio" if studio else "png"
         if palette is None and kind != "png":
             raise ConfigError(f"the {kind} export {path} has no {CLASS_LIST}. Name a class list (--labels)")
         names = cvat or pngs
         reader = MaskReader(palette, unknown, lambda: _contents(archive, names))
-        found = (
-            _label_studio(archive, studio, palette)
-            if kind == "Label Studio"
-            else _plain(archive, names, reader)
-        )
+        if kind == "Label Studio" and palette is not None:
+            found = _label_studio(archive, studio, palette)
+        else:
+            found = _plain(archive, names, reader)
         yield LabelFiles(*found, palette, kind, reader)
     finally:
         archive.close()
@@ -195,8 +195,12 @@ def _plain(
         except ImageError as err:
             refused.append((name, str(err)))
             continue
-        found[stamp] = LabelFile(name, stamp, lambda name=name: reader.ids(name, archive.read(name)))
+        found[stamp] = LabelFile(name, stamp, partial(_read_mask, archive, reader, name))
     return [found[stamp] for stamp in sorted(found)], refused
+
+
+def _read_mask(archive: _Archive, reader: MaskReader, name: str) -> np.ndarray:
+    return reader.ids(name, archive.read(name))
 
 
 def _label_studio(
@@ -206,16 +210,18 @@ def _label_studio(
     layers: dict[int, list[tuple[str, int, int]]] = {}  # by stamp: file, annotation, class id
     refused = []
     for name in names:
-        task, annotation, middle, _ = _LABEL_STUDIO.fullmatch(PurePosixPath(name).name).groups()
+        parts_of_name = _LABEL_STUDIO.fullmatch(PurePosixPath(name).name)
+        assert parts_of_name is not None  # names were chosen by it
+        task, annotation, middle, _ = parts_of_name.groups()
         classes = [
             n
             for n, known in enumerate(palette.labels.names)
             if middle.endswith("-" + known.replace("/", "-"))
         ]
-        # Of `sign` and `traffic-sign` the longer one is meant.
+        # Names such as `sign` and `traffic-sign` may both fit: the longest one is meant.
         classes.sort(key=lambda n: len(palette.labels.names[n]))
         if int(task) not in stamps:
-            refused.append((name, f"no .json export beside it says which frame task {task} is"))
+            refused.append((name, f"no .json export next to it contains the frame of task {task}"))
         elif not classes:
             refused.append((name, "its name ends in none of the class names"))
         else:
@@ -230,12 +236,12 @@ def _label_studio(
             refused += [(name, reason) for name, _, _ in parts]
             continue
         names_of = [(name, number) for name, _, number in parts]
-        files.append(LabelFile(names_of[0][0], stamp, lambda names_of=names_of: _stack(archive, names_of)))
+        files.append(LabelFile(names_of[0][0], stamp, partial(_stack, archive, names_of)))
     return files, refused
 
 
 def _task_stamps(archive: _Archive) -> dict[int, int]:
-    """Label Studio's task id -> stamp in the name of the task's image, from the JSON exports in the archive."""
+    """Return the stamp in the image name of each Label Studio task by task id, from the JSON exports in the archive."""
     stamps = {}
     for name in archive.names:
         if not name.lower().endswith(".json"):
@@ -256,14 +262,14 @@ def _task_stamps(archive: _Archive) -> dict[int, int]:
 
 
 def _stack(archive: _Archive, parts: list[tuple[str, int]]) -> np.ndarray:
-    """One label image of a binary mask per region; pixels that two classes claim stay unlabelled."""
-    ids, claimed = None, None
+    """Combine the binary masks of regions into one label image; pixels of two classes stay unlabelled."""
+    ids, claimed = np.zeros(0, np.uint8), np.zeros(0, bool)
     for name, number in parts:
         png = read_png(archive.read(name))
         mask = png.values
         if mask.ndim != 2:
-            raise ImageError(f"{name}: a region's mask has one channel. Got: {mask.shape[2]}")
-        if ids is None:
+            raise ImageError(f"{name}: wrong mask of a region; expected one channel, got {mask.shape[2]}")
+        if not ids.size:
             ids, claimed = np.full(mask.shape, IGNORE, np.uint8), np.zeros(mask.shape, bool)
         if mask.shape != ids.shape:
             raise ImageError(f"{name}: regions of one task differ in size")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Mask files as class ids: grey values, palettes and colours, transparency and smoothed edges."""
+"""Read class ids from mask files: grey values, palettes and colours, transparency and smoothed edges."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from vtseg_ros.labelling.palette import Palette
 
 COLORS, IDS = "colours", "ids"
 UNKNOWN = ("refuse", "unlabelled")
-"""What becomes of pixels that show no class: smoothed edges, half transparent ones, ids and colours of no class."""
+"""Treatment of pixels of no class: smoothed edges, partly transparent pixels, unknown ids and colours."""
 
 
 def meaning_of(png: StoredPng, palette: Palette | None) -> str | None:
-    """Tell whether a mask shows classes by their colours or by their ids.
+    """Return whether a mask contains the colours or the ids of classes.
 
-    Grey values are ids. Of an indexed file the palette decides: colours of the class list are colours, otherwise the
-    indices are ids. RGB values are colours, except where all are grey and none is a class's: then they are ids.
+    Grey values are ids. For an indexed file the palette decides: with colours of the class list, the mask contains
+    colours, otherwise its indices are ids. RGB values are colours, unless all are grey and none is the colour of a class:
+    then they are ids.
 
     Args:
-        png: the mask.
-        palette: class list; None = there is none.
+        png: Mask.
+        palette: Class list; None = there is none.
 
     Returns:
-        `colours` or `ids`; None where only black is shown, which fits both.
+        `colours` or `ids`; None for a black mask, which may be either.
     """
     if png.palette is None and not png.has_colors:
         return IDS
@@ -45,7 +46,7 @@ def meaning_of(png: StoredPng, palette: Palette | None) -> str | None:
         )
     else:
         shown = png.palette[np.unique(visible)]
-    known = set() if palette is None else set(palette.labels.colors)
+    known: set[tuple[int, ...]] = set() if palette is None else set(palette.labels.colors)
 
     def verdict(colors: np.ndarray) -> str | None:
         bright = [tuple(int(v) for v in color) for color in colors if color.any()]
@@ -64,15 +65,15 @@ def meaning_of(png: StoredPng, palette: Palette | None) -> str | None:
 
 @dataclass
 class MaskReader:
-    """Read the masks of one set, all in the same way, and count what they show.
+    """Read the masks of one set in the same way, and count their content.
 
     Args:
-        palette: class list; None = masks hold ids, which are not checked.
-        unknown: `refuse` masks with pixels of no class, or take these as `unlabelled`.
-        others: content of the set's masks, looked at only for a mask that does not tell by itself what it shows.
+        palette: Class list; None = masks contain ids, which are not checked.
+        unknown: `refuse` masks with pixels of no class, or treat these pixels as `unlabelled`.
+        others: Returns the content of all masks of the set, which is read if a mask by itself is ambiguous.
 
     Attributes:
-        read: by name of a mask: what was seen in it.
+        read: Content of each mask, by name.
     """
 
     palette: Palette | None
@@ -85,20 +86,20 @@ class MaskReader:
         """Read a mask.
 
         Args:
-            name: of the file.
-            data: its content, a png.
+            name: Name of the file.
+            data: Content of the file, a png.
 
         Returns:
             (H, W) uint8 class ids.
 
         Raises:
-            ImageError: if it is no png, shows what is no class, or means other values than the masks before it.
+            ImageError: If it is not a png, contains pixels of no class, or is of another kind than the masks before it.
         """
         png = read_png(data)
         meaning = self._meaning(name, png)
         if meaning == COLORS:
             if self.palette is None:
-                raise ImageError("it shows colours: a class list with colours is needed (--labels)")
+                raise ImageError("it contains colours. Name a class list with colours (--labels)")
             ids, known = self.palette.lookup(png.rgb())
         else:
             ids, known = self._plain_ids(png)
@@ -111,13 +112,15 @@ class MaskReader:
             ids = ids if png.alpha is None else np.where(png.alpha == 0, IGNORE, ids).astype(np.uint8)
         else:
             try:
-                if not known.all() and meaning == COLORS:
-                    self.palette.refuse_color(png.rgb(), known)
-                if not known.all():
+                if self.palette is not None and not known.all():
+                    if meaning == COLORS:
+                        self.palette.refuse_color(png.rgb(), known)
                     self.palette.checked(ids)
                 ids = without_clear_pixels(ids, png.alpha)
             except ImageError as err:
-                raise ImageError(f"{err}. Take such pixels as unlabelled with --unknown unlabelled") from None
+                raise ImageError(
+                    f"{err}. Treat such pixels as unlabelled with --unknown unlabelled"
+                ) from None
         kind = (
             ""
             if png.palette is None and not png.has_colors
@@ -130,7 +133,7 @@ class MaskReader:
         return ids
 
     def _plain_ids(self, png: StoredPng) -> tuple[np.ndarray, np.ndarray]:
-        """Ids as stored, and where they are in the class list; a transparent pixel's value is not looked at."""
+        """Return the stored ids, and where they are in the class list; values of transparent pixels are ignored."""
         values = png.values if not png.has_colors else png.rgb()[..., 0]
         if png.alpha is not None:
             values = np.where(png.alpha == 0, IGNORE, values)
@@ -148,29 +151,29 @@ class MaskReader:
             for data in self.others() if indexed not in self._meanings else ():
                 try:
                     other = read_png(data)
-                    told = meaning_of(other, self.palette)
+                    meaning = meaning_of(other, self.palette)
                 except ImageError:
                     continue
-                if told and (other.palette is not None, other.has_colors) == (indexed, png.has_colors):
-                    return told
+                if meaning and (other.palette is not None, other.has_colors) == (indexed, png.has_colors):
+                    return meaning
             if indexed in self._meanings:
                 return self._meanings[indexed][0]
             black = self.palette is not None and (0, 0, 0) in self.palette.labels.colors
             return COLORS if black or not indexed else IDS
         before, first = self._meanings.setdefault(indexed, (found, name))
         if before != found:
-            shown = {COLORS: "colours of the class list", IDS: "no colour of the class list, only values"}
+            content = {COLORS: "colours of the class list", IDS: "no colour of the class list, only values"}
             raise ImageError(
-                f"it shows {shown[found]}, and {first} {shown[before]}: the masks of a set mean the same. Save all as "
+                f"it contains {content[found]}, and {first} {content[before]}; expected one kind of mask. Save all as "
                 "grey class ids, or all in the colours of the class list"
             )
         return found
 
     def summary(self, names: Iterable[str]) -> list[str]:
-        """Say in lines what was taken how, how much is unlabelled and which classes never occur.
+        """Describe in lines how masks were read, how much is unlabelled and which classes never occur.
 
         Args:
-            names: of the masks that are used.
+            names: Names of the masks that are used.
         """
         facts = [self.read[name] for name in names if name in self.read]
         if not facts:
@@ -180,13 +183,13 @@ class MaskReader:
             count = sum(fact.ids_of == kind for fact in facts)
             if count:
                 lines.append(
-                    f"{what.format(count)} masks are taken as class ids: none of their colours is a class's"
+                    f"{what.format(count)} masks are taken as class ids: none of their colours is that of a class"
                 )
-        present = sum(fact.present for fact in facts)
+        present = np.sum([fact.present for fact in facts], axis=0)
         total, strange = int(present.sum()), sum(fact.strange for fact in facts)
         if strange:
             lines.append(
-                f"{strange} pixels ({_percent(strange, total)}) show no class or are transparent in part: unlabelled"
+                f"{strange} pixels ({_percent(strange, total)}) have no class or are transparent in part: unlabelled"
             )
         never = (
             []
@@ -207,12 +210,12 @@ class MaskReader:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What was seen in a mask.
+    """Content of a mask.
 
     Attributes:
-        ids_of: `indexed` or `RGB` where ids were taken from such a file; empty = nothing worth a word.
-        present: (256,) pixels by class id.
-        strange: pixels of no class that were taken as unlabelled.
+        ids_of: `indexed` or `RGB` if ids were read from such a file; empty otherwise.
+        present: (256,) number of pixels by class id.
+        strange: Number of pixels of no class that were treated as unlabelled.
     """
 
     ids_of: str
@@ -225,19 +228,19 @@ def _percent(part: int, total: int) -> str:
 
 
 def read_ego_mask(path: str | Path) -> np.ndarray:
-    """Read where a robot sees itself in its camera's images.
+    """Read the mask of the robot's own body in the images of its camera.
 
-    Where the file has transparency, what is not clear is the robot, whatever colour it has; otherwise every pixel that
+    In a file with transparency every pixel that is not fully transparent belongs to the robot, otherwise every pixel that
     is not black (an id above 0 in a grey file).
 
     Args:
-        path: a png file; other formats that OpenCV reads have no transparency here.
+        path: A png file, or another format that OpenCV reads, without transparency.
 
     Returns:
-        (h, w) bool, True where the robot is.
+        (H, W) bool, True on the robot.
 
     Raises:
-        ImageError: if it cannot be read.
+        ImageError: If it cannot be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -246,11 +249,11 @@ def read_ego_mask(path: str | Path) -> np.ndarray:
     if not data.startswith(PNG_MAGIC):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
         if pixels is None:
-            raise ImageError("it is no image file")
-        return pixels > 0
+            raise ImageError("it is not an image file")
+        return np.greater(pixels, 0)
     png = read_png(data)
     if png.alpha is not None and png.alpha.min() < 255:
-        return png.alpha > 0
+        return np.greater(png.alpha, 0)
     if png.palette is not None:
-        return png.palette.any(axis=1)[png.values]
-    return png.values.any(axis=2) if png.has_colors else png.values > 0
+        return np.take((png.palette > 0).any(axis=1), png.values)
+    return np.greater(png.values.max(axis=2) if png.has_colors else png.values, 0)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels into a copy of a bag, with the stamps, times and frame_ids of the images they belong to."""
+"""Copy a bag and add labels with the stamps, bag times and frame_ids of their images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ LABEL_MAP_TOPIC = "/camera/label_map"
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """An image of a bag: where it is, and its size (width, height) px or why it cannot be decoded."""
+    """An image of a bag.
+
+    Attributes:
+        time_ns: Bag time.
+        frame_id: Frame of the camera.
+        size: (width, height) px, or the reason why it cannot be decoded.
+    """
 
     time_ns: int
     frame_id: str
@@ -31,7 +37,7 @@ class ImagePlace:
 
 
 def place_images(bag: BagReader, topic: str, stamps: set[int]) -> dict[int, ImagePlace]:
-    """The images with certain header stamps (ns), by stamp."""
+    """Return the images with the given header stamps (ns), by stamp."""
     places: dict[int, ImagePlace] = {}
     for _, time_ns, message in bag.messages([topic], on_corrupt=lambda *_: None):
         stamp = stamp_of(message)
@@ -49,12 +55,15 @@ def place_images(bag: BagReader, topic: str, stamps: set[int]) -> dict[int, Imag
 def check_labels(
     files: list[LabelFile], places: dict[int, ImagePlace], taken: set[int]
 ) -> tuple[list[LabelFile], list[tuple[str, str]]]:
-    """Those that can be merged, and (name, reason) of the others.
+    """Check which label images can be merged.
 
     Args:
-        files: label images.
-        places: images of their stamps.
-        taken: stamps that already have a label in the bag.
+        files: Label images.
+        places: Images with their stamps.
+        taken: Stamps that already have a label in the bag.
+
+    Returns:
+        Label images that can be merged, and (name, reason) of the others.
     """
     good, refused = [], []
     for file in files:
@@ -76,7 +85,7 @@ def _check(file: LabelFile, place: ImagePlace | None, taken: bool) -> None:
     ids = file.ids()
     if (ids.shape[1], ids.shape[0]) != place.size:
         raise ImageError(
-            f"it has {ids.shape[1]}x{ids.shape[0]} px, its image {place.size[0]}x{place.size[1]}: they must be equal"
+            f"it has {ids.shape[1]}x{ids.shape[0]} px, its image {place.size[0]}x{place.size[1]}; expected equal sizes"
         )
 
 
@@ -91,23 +100,23 @@ def merge(
     storage: str,
     on_message: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Write a bag with all messages of another and a label after each labelled image.
+    """Write a bag with all messages of another one, and a label after each labelled image.
 
     Args:
-        bag: to copy.
-        out: folder to make.
-        files: label images that `check_labels` passed.
-        places: images of their stamps.
-        topic: of the labels, png (sensor_msgs/CompressedImage).
-        labels: class list to write; None = none.
+        bag: Bag to copy.
+        out: Folder to create.
+        files: Label images that `check_labels` accepted.
+        places: Images with their stamps.
+        topic: Topic of the labels, png (sensor_msgs/CompressedImage).
+        labels: Class list to write; None = none.
         storage: `mcap` or `sqlite3`.
-        on_message: called for each message copied.
+        on_message: Called for each copied message.
 
     Returns:
-        topics that could not be copied, since neither the bag nor this package knows their type's definition.
+        Topics that are not copied, since neither the bag nor this package has the definition of their type.
 
     Raises:
-        BagError: if the bag cannot be read or written; then nothing is left of `out`.
+        BagError: If the bag cannot be read or written; `out` is removed then.
     """
     lost = [
         name

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The mask of the robot's own body: what stays the same in the image while the robot moves."""
+"""Mask of the robot's own body: the part of the image that does not change while the robot moves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vtseg_ros.errors import ConfigError
 
 MIN_FRAMES = 10
 MAX_SIDE = 640
-"""Longer sides are reduced to it, px: noise of single pixels then hardly counts."""
+"""Larger images are reduced to this longer side, px, which averages the noise of single pixels."""
 BLACK = 16
 """Brightest value of a black border, 0..255; video codecs use 16 as black."""
 MIN_STEP = 3.0
-"""Mean absolute difference (0..255) that two frames need to count as different: a standing robot tells nothing."""
+"""Least mean absolute difference (0..255) of two frames to count as different: a standing robot gives no information."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class EgoMask:
     Attributes:
         mask: (H, W) bool, True on the robot's own body and black borders.
         deviation: (H, W) float32 standard deviation of the brightness over time, 0..255.
-        mean: (H, W, 3) uint8 mean image.
-        frames: how many frames were used.
-        still: how many were left out, since they show the same as the one before.
+        mean: (H, W, 3) uint8 RGB mean image.
+        frames: Number of frames used.
+        still: Number of frames left out because they equal the one before.
     """
 
     mask: np.ndarray
@@ -43,28 +43,29 @@ class EgoMask:
 def propose_ego_mask(
     images: Iterable[np.ndarray], *, threshold: float = 0.25, min_area: float = 0.002, top: bool = False
 ) -> EgoMask:
-    """Find what never changes: regions of low temporal variance that touch the border, and black borders.
+    """Find regions of low temporal variance that touch the border of the image, and black borders.
 
-    A clear sky is as static as a robot's roof, so that regions which touch the border in the upper half only do not
-    count unless asked for.
+    A clear sky is as static as the roof of a robot, so regions that touch the border only in the upper half are ignored
+    by default.
 
     Args:
-        images: frames of a moving camera, (H, W, 3) uint8 RGB of one size; a few hundred from a minute or more.
-        threshold: share of the image's median deviation below which a pixel counts as static, 0..1.
-        min_area: share of the image that a static region must have, 0..1.
-        top: take regions that touch the border in the upper half only, too.
+        images: Frames of a moving camera, (H, W, 3) uint8 RGB of one size; a few hundred from a minute or more.
+        threshold: Share of the median deviation of the image below which a pixel is static, 0..1.
+        min_area: Least share of the image of a static region, 0..1.
+        top: Include regions that touch the border only in the upper half.
 
     Raises:
-        ConfigError: if the images differ in size, or fewer than 10 of them differ in what they show.
+        ConfigError: If the images differ in size, or fewer than 10 of them are different.
     """
-    total = squares = brightest = color = last = None
+    total = squares = brightest = color = np.zeros(0)
+    last: np.ndarray | None = None
     used = still = 0
     full = (0, 0)
     for image in images:
         size = (image.shape[1], image.shape[0])
         if used and size != full:
             raise ConfigError(
-                f"images: sizes differ; expected {full[0]}x{full[1]} px as the first one, got {size[0]}x{size[1]}. "
+                f"images: sizes differ; expected {full[0]}x{full[1]} px like the first one, got {size[0]}x{size[1]}. "
                 "Use images of one camera"
             )
         small = _reduced(image)
@@ -84,18 +85,19 @@ def propose_ego_mask(
         used += 1
     if used < MIN_FRAMES:
         raise ConfigError(
-            f"images: too few that differ; expected at least {MIN_FRAMES}, got {used} ({still} more show the same as the "
-            "one before). Record while the robot drives"
+            f"images: too few that differ; expected at least {MIN_FRAMES}, got {used} ({still} more equal the one "
+            "before). Record while the robot drives"
         )
     mean = total / used
-    deviation = np.sqrt(np.maximum(squares / used - mean**2, 0)).astype(np.float32)
-    black = _touching_border(brightest <= BLACK)
+    variance: np.ndarray = np.maximum(squares / used - mean**2, 0)
+    deviation = np.sqrt(variance).astype(np.float32)
+    black = _touching_border(np.less_equal(brightest, BLACK))
     smooth = cv2.GaussianBlur(deviation, (0, 0), 1.5)
     seen = smooth[~black]
     static = (smooth < threshold * np.median(seen)) & ~black if seen.size else np.zeros_like(black)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
     static = cv2.morphologyEx(static.astype(np.uint8), cv2.MORPH_OPEN, kernel)
-    # Highlights that move on the body leave holes and notches.
+    # Moving highlights on the body leave holes and notches.
     static = cv2.morphologyEx(static, cv2.MORPH_CLOSE, kernel) > 0
     mask = black
     if seen.size:  # the image's border is where black borders end
@@ -107,7 +109,7 @@ def propose_ego_mask(
     return EgoMask(
         mask,
         cv2.resize(deviation, full, interpolation=cv2.INTER_LINEAR),
-        cv2.resize((color / used).round().astype(np.uint8), full, interpolation=cv2.INTER_LINEAR),
+        cv2.resize(np.round(color / used).astype(np.uint8), full, interpolation=cv2.INTER_LINEAR),
         used,
         still,
     )
@@ -132,7 +134,7 @@ def _reduced(image: np.ndarray) -> np.ndarray:
 
 
 def _touching_border(region: np.ndarray, first_row: int = 0) -> np.ndarray:
-    """Return the connected parts of (h, w) bool that reach the image's border in or below a row."""
+    """Return the connected parts of (h, w) bool that touch the border of the image in or below a row."""
     _, parts = cv2.connectedComponents(region.astype(np.uint8))
     border = [parts[-1], parts[first_row:, 0], parts[first_row:, -1]]
     if not first_row:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Class lists as text: CVAT's labelmap.txt, `name:red,green,blue::` a line, the class ids being the lines' order."""
+"""Class lists as text: the labelmap.txt of CVAT, `name:red,green,blue::` per line; class ids are the order of the lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
 from vtseg_ros.text import read_text
 
 BACKGROUND = "background"
-"""CVAT's name for what nobody labelled; when it is black it is no class here but unlabelled pixels."""
+"""Name that CVAT gives to unlabelled pixels; if its colour is black, it is not a class here."""
 
 _COUNTED = (
     "the class list has a background line, which ids may or may not count. Export colours, or delete that line when "
@@ -24,22 +24,24 @@ _COUNTED = (
 
 @dataclass(frozen=True)
 class Palette:
-    """Classes and how label images show them.
+    """Classes and their colours in label images.
 
     Args:
-        labels: class list.
-        ids_unclear: why an image of class ids could mean something else than an id's place in `labels`; empty = it
-            could not.
+        labels: Class list.
+        ids_unclear: Reason why ids in an image may differ from the index in `labels`; empty = they do not.
     """
 
     labels: LabelSet
     ids_unclear: str = ""
 
     def for_classes(self, labels: LabelSet) -> Palette:
-        """The same colours for a class list that holds these classes, maybe in another order, maybe more.
+        """Return the same colours for a class list that contains these classes, in any order.
+
+        Args:
+            labels: Class list.
 
         Raises:
-            ConfigError: naming classes that it does not hold.
+            ConfigError: If the class list lacks classes; names them.
         """
         strange = [name for name in self.labels.names if name not in labels.names]
         if strange:
@@ -57,20 +59,22 @@ class Palette:
         """Look colours up in the class list.
 
         Args:
-            rgb: (H, W, 3) uint8.
+            rgb: (H, W, 3) uint8 RGB.
 
         Returns:
             (H, W) uint8 class ids, 255 for black (unless a class is black) and for colours of no class; and (H, W)
-            bool, False for the latter.
+            bool, False for colours of no class.
 
         Raises:
-            ImageError: if two classes have the same colour.
+            ImageError: If two classes have the same colour.
         """
         key = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)  # (H, W)
         colors = np.array(self.labels.colors, np.uint32) @ np.array([65536, 256, 1], np.uint32)
         repeated = [n for n, c in zip(self.labels.names, colors) if (colors == c).sum() > 1]
         if repeated:
-            raise ImageError(f"colours do not tell these classes apart: {', '.join(repeated)}")
+            raise ImageError(
+                f"these classes have the same colour: {', '.join(repeated)}. Save the mask as class ids"
+            )
         ids = np.full(key.shape, IGNORE, np.uint8)
         known = key == 0
         for number, color in enumerate(colors):
@@ -82,7 +86,7 @@ class Palette:
         """Return the class ids of colours; see `lookup`.
 
         Raises:
-            ImageError: naming a colour that no class has, and where it is.
+            ImageError: If a colour is not that of a class; names the colour and its place.
         """
         ids, known = self.lookup(rgb)
         if not known.all():
@@ -91,18 +95,34 @@ class Palette:
 
     @staticmethod
     def refuse_color(rgb: np.ndarray, known: np.ndarray) -> NoReturn:
-        """Raise ImageError naming the first colour that is not known."""
+        """Refuse an image with an unknown colour.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB.
+            known: (H, W) bool, False for at least one pixel.
+
+        Raises:
+            ImageError: Names the first unknown colour and its place.
+        """
         row, column = np.argwhere(~known)[0]
         red, green, blue = (int(value) for value in rgb[row, column])
         raise ImageError(f"no class has the colour {red},{green},{blue} (row {row}, column {column})")
 
     def require_clear_ids(self) -> None:
-        """Raise ImageError where an image of class ids could mean something else."""
+        """Check that ids in images are indices of the class list.
+
+        Raises:
+            ImageError: If `ids_unclear` is set.
+        """
         if self.ids_unclear:
-            raise ImageError(f"it holds class ids, and their meaning is unclear: {self.ids_unclear}")
+            raise ImageError(f"it contains class ids, and their meaning is unclear: {self.ids_unclear}")
 
     def checked(self, ids: np.ndarray) -> np.ndarray:
-        """Return class ids when all are in the list or 255; ImageError naming the first that is not."""
+        """Return class ids, (H, W) uint8, after a check.
+
+        Raises:
+            ImageError: If an id is neither in the class list nor 255; names the first one and its place.
+        """
         self.require_clear_ids()
         wrong = (ids >= len(self.labels)) & (ids != IGNORE)
         if wrong.any():
@@ -115,12 +135,18 @@ class Palette:
 
 
 def parse_palette(text: str, where: str) -> Palette:
-    """Read a labelmap.txt.
+    """Parse a labelmap.txt.
+
+    Args:
+        text: Content of the file.
+        where: Name of the file in errors.
 
     Raises:
-        ConfigError: naming `where` and the line that cannot be read.
+        ConfigError: If a line cannot be parsed; names `where` and the line.
     """
-    names, colors, background = [], [], False
+    names: list[str] = []
+    colors: list[tuple[int, int, int]] = []
+    background = False
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -128,8 +154,9 @@ def parse_palette(text: str, where: str) -> Palette:
         name, _, rest = line.partition(":")
         values = rest.split(":")[0].split(",")
         if not name.strip() or len(values) != 3 or not all(v.strip().isdecimal() for v in values):
-            raise ConfigError(f"{where}, line {number}: expected name:red,green,blue::. Got: {line[:60]!r}")
-        color = tuple(int(value) for value in values)
+            raise ConfigError(f"{where}, line {number}: expected name:red,green,blue::, got {line[:60]!r}")
+        red, green, blue = (int(value) for value in values)
+        color = (red, green, blue)
         if name.strip().lower() == BACKGROUND and color == (0, 0, 0):
             background = True
             continue
@@ -142,7 +169,7 @@ def parse_palette(text: str, where: str) -> Palette:
 
 
 def format_palette(labels: LabelSet) -> str:
-    """The labelmap.txt of a class list."""
+    """Return the labelmap.txt of a class list."""
     lines = [
         f"{name}:{red},{green},{blue}::" for name, (red, green, blue) in zip(labels.names, labels.colors)
     ]
@@ -150,10 +177,13 @@ def format_palette(labels: LabelSet) -> str:
 
 
 def open_palette(name: str) -> Palette:
-    """A class list by name (`street`, `camvid`, `cityscapes`) or from a labelmap.txt.
+    """Open a class list.
+
+    Args:
+        name: `street`, `camvid`, `cityscapes`, or the path of a labelmap.txt.
 
     Raises:
-        ConfigError: if there is neither.
+        ConfigError: If it is neither.
     """
     if name in LABEL_SETS:
         return Palette(LABEL_SETS[name])

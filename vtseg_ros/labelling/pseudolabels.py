@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo-labels: a bag of unlabelled images becomes one with the labels of a teacher network."""
+"""Label the images of a bag with the predictions of a teacher network."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Which pixels get a label.
+    """Rules that decide which pixels get a label.
 
     Args:
-        labels: classes of the labels.
-        groups: (T, S) float32, 1 where source class s counts as target class t.
-        min_confidence: probability, 0..1, below which a pixel is unlabelled.
-        class_confidence: the same for single classes, by name; replaces `min_confidence` there.
-        ego_mask: (H, W) bool, True on the robot's own body, which gets no label; None = it is not seen.
+        labels: Classes of the labels.
+        groups: (T, S) float32, 1 where class s of the teacher counts as class t of the labels.
+        min_confidence: Least probability of a labelled pixel, 0..1.
+        class_confidence: Least probability for single classes, by name; replaces `min_confidence`.
+        ego_mask: (H, W) bool, True on the robot's own body, which gets no label; None = not visible.
 
     Raises:
-        ConfigError: for a value out of range or an unknown class.
+        ConfigError: For a value out of range or an unknown class.
     """
 
     labels: LabelSet
@@ -77,11 +77,15 @@ class Acceptance:
         return np.asarray(values, np.float32)
 
     def check_size(self, image: np.ndarray) -> None:
-        """Raise ConfigError if the ego mask does not have the size of an image (H, W, 3)."""
+        """Check the size of the ego mask against an image (H, W, 3).
+
+        Raises:
+            ConfigError: If the sizes differ.
+        """
         if self.ego_mask is not None and self.ego_mask.shape != image.shape[:2]:
             (height, width), (high, wide) = self.ego_mask.shape, image.shape[:2]
             raise ConfigError(
-                f"ego-mask: wrong size; expected {wide}x{high} px as the images, got {width}x{height}. "
+                f"ego-mask: wrong size; expected {wide}x{high} px like the images, got {width}x{height}. "
                 "Make it from images of this camera"
             )
 
@@ -89,16 +93,16 @@ class Acceptance:
         """Return the label of an image.
 
         Args:
-            probabilities: (S, h, w) of the part that the teacher sees.
-            teacher: whose they are.
-            image: (H, W, 3) uint8.
+            probabilities: (S, h, w) float32 of the part of the image that the teacher sees.
+            teacher: Teacher that returned them.
+            image: (H, W, 3) uint8 RGB.
 
         Returns:
             (H, W) uint8 class ids; 255 = unlabelled.
         """
         seen = teacher.placement(image).source
         grouped = torch.einsum("ts,shw->thw", torch.from_numpy(self.groups), probabilities)
-        # What no target takes competes too: a pixel that is most likely none of the targets is unlabelled.
+        # Classes without a target take part too: a pixel that is most likely one of them is unlabelled.
         others = (probabilities.sum(0) - grouped.sum(0)).clamp_(min=0)
         both = torch.cat([grouped, others[None]])
         both = F.interpolate(
@@ -115,10 +119,17 @@ class Acceptance:
 
 
 def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, np.ndarray]:
-    """Return the classes of the labels, and which of the teacher's classes count as each, (T, S) float32.
+    """Return the classes of the labels, and the classes of the teacher that count as each of them.
+
+    Args:
+        labels: Classes of the teacher.
+        class_map: Map from classes of the teacher to classes of the labels; None = they are equal.
+
+    Returns:
+        Classes of the labels, and (T, S) float32, 1 where class s of the teacher counts as class t.
 
     Raises:
-        ConfigError: if the map names a class that the teacher does not have.
+        ConfigError: If the map names a class that the teacher does not have.
     """
     if class_map is None:
         return labels, np.eye(len(labels), dtype=np.float32)
@@ -127,13 +138,13 @@ def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, n
 
 
 def open_ego_mask(path: Path) -> np.ndarray:
-    """Read an ego mask as the node does; see `labelling.masks.read_ego_mask`.
+    """Read an ego mask; see `labelling.masks.read_ego_mask`.
 
     Returns:
         (H, W) bool, True on the robot's own body.
 
     Raises:
-        ConfigError: if it cannot be read.
+        ConfigError: If it cannot be read.
     """
     try:
         return read_ego_mask(path)
@@ -146,16 +157,16 @@ def open_ego_mask(path: Path) -> np.ndarray:
 
 @dataclass
 class Labelled:
-    """What was labelled.
+    """Result of `pseudolabel`.
 
     Attributes:
-        images: copied.
-        labels: written.
-        resumed: of them, taken over from an interrupted run.
-        empty: frames of which no pixel passed.
-        pixels: labelled pixels by class, (T,) int64.
-        total: pixels of all labelled and empty frames.
-        left_out: why frames have no label.
+        images: Number of images copied.
+        labels: Number of labels written.
+        resumed: Number of labels taken from an interrupted run.
+        empty: Number of frames without a labelled pixel.
+        pixels: Labelled pixels by class, (T,) int64.
+        total: Pixels of all labelled and empty frames.
+        left_out: Reasons of frames that could not be used.
     """
 
     images: int = 0
@@ -167,7 +178,7 @@ class Labelled:
     left_out: list[str] = field(default_factory=list)
 
     def summary(self, labels: LabelSet) -> dict[str, Any]:
-        """Return plain values for JSON; shares are of all pixels of the frames looked at."""
+        """Return plain values for JSON; shares refer to all pixels of labelled and empty frames."""
         total = max(self.total, 1)
         return {
             "images": self.images,
@@ -181,14 +192,14 @@ class Labelled:
 
 
 class WorkFolder:
-    """Labels of a run that may be interrupted: one png per frame, for the same settings only.
+    """Folder with the labels of a run that may be interrupted, one png per frame.
 
     Args:
-        out: bag that is being made; the folder stands next to it.
-        settings: plain values that decide what the labels are.
+        out: Bag to be written; the folder is next to it.
+        settings: Plain values that determine the labels.
 
     Raises:
-        ConfigError: if the folder holds labels of other settings.
+        ConfigError: If the folder contains labels of other settings.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -208,13 +219,13 @@ class WorkFolder:
             )
 
     def make(self) -> None:
-        """Make the folder if it is not there."""
+        """Create the folder if it does not exist."""
         if not (self.path / SETTINGS).exists():
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / SETTINGS, self._text.encode())
 
     def load(self, stamp_ns: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """Return the label of a frame, (H, W) uint8, or None."""
+        """Return the saved label of a frame, (H, W) uint8; None if there is none of this shape."""
         file = self.path / f"{stamp_ns}.png"
         if not file.exists():
             return None
@@ -222,26 +233,26 @@ class WorkFolder:
         return ids if ids is not None and ids.shape == shape and ids.dtype == np.uint8 else None
 
     def save(self, stamp_ns: int, ids: np.ndarray) -> None:
-        """Keep the label of a frame, (H, W) uint8."""
+        """Save the label of a frame, (H, W) uint8."""
         write_atomically(self.path / f"{stamp_ns}.png", cv2.imencode(".png", ids)[1].tobytes())
 
     def remove_if_new(self) -> None:
-        """Remove the folder unless an earlier run made it."""
+        """Remove the folder unless an earlier run created it."""
         if not self.existed:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def digest_of(settings: dict[str, Any]) -> str:
-    """Return the SHA-256 of plain values."""
+    """Return the SHA-256 of plain values, as hexadecimal digits."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -251,8 +262,7 @@ class _Frame:
     number: int
     stamp_ns: int
     image: np.ndarray
-    small: np.ndarray | None = None
-    probabilities: Tensor | None = None
+    known: tuple[np.ndarray, Tensor] | None = None  # image as the teacher sees it, and its probabilities
 
 
 def pseudolabel(
@@ -269,30 +279,30 @@ def pseudolabel(
     on_frame: Callable[[], None] = lambda: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Labelled | None:
-    """Write a bag of the images of another one and their labels.
+    """Write a bag with the images of another one and pseudo-labels.
 
-    Images are copied byte by byte; labels have their stamps, bag times and frame_ids. Frames that cannot be decoded, or
-    repeat a stamp, get no label; nor do frames of which no pixel passes.
+    Images are copied byte by byte; labels have the stamps, bag times and frame_ids of their images. Frames that cannot be
+    decoded, repeat a stamp or have no accepted pixel get no label.
 
     Args:
-        bag: to label.
-        topic: of its images.
-        out: folder to make; a contact sheet is put into it.
-        teacher: labels the frames.
-        acceptance: which pixels are labelled.
-        work: keeps labels until the bag is complete; removed then.
-        every: label every n-th image.
-        max_gap_s: no window or neighbour reaches over a longer pause.
+        bag: Bag to label.
+        topic: Topic of its images.
+        out: Folder to create; it also gets a contact sheet.
+        teacher: Labels the frames.
+        acceptance: Which pixels are labelled.
+        work: Stores labels until the bag is complete, and is removed then.
+        every: Label every n-th image.
+        max_gap_s: Windows and neighbours do not extend over a longer pause, s.
         storage: `mcap` or `sqlite3`.
-        on_frame: called for each image of the bag.
-        stopped: asked between frames.
+        on_frame: Called for each image of the bag.
+        stopped: Called between frames; True ends the run.
 
     Returns:
-        what was done; None if `stopped` ended it, the labels so far are in `work` then.
+        What was done; None if `stopped` ended the run, the labels so far are in `work` then.
 
     Raises:
-        BagError: if the bag cannot be read or written, or no frame could be labelled.
-        ConfigError: if the ego mask does not fit.
+        BagError: If the bag cannot be read or written, or no frame can be labelled.
+        ConfigError: If the ego mask has another size.
     """
     done = Labelled(pixels=np.zeros(len(acceptance.labels), np.int64))
     stamps: list[int] = []
@@ -332,8 +342,9 @@ def pseudolabel(
 def _clips(
     bag: BagReader, topic: str, max_gap_s: float, left_out: list[str], on_frame: Callable[[], None]
 ) -> Iterator[Iterator[_Frame]]:
-    """Frames of one size without a pause, clip by clip; each must be read to its end before the next one."""
-    decode, seen = ImageDecoder(topic), set()
+    """Yield clips, which are frames of one size without a pause; each must be read to its end before the next one."""
+    decode = ImageDecoder(topic)
+    seen: set[int] = set()
 
     def decoded() -> Iterator[_Frame]:
         for number, (_, time_ns, message) in enumerate(
@@ -378,9 +389,9 @@ def _label_clip(
     every: int,
     done: Labelled,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(stamp in ns, label) of every n-th image."""
+    """Yield (stamp in ns, label) of every n-th image."""
     reach = teacher.averaging.neighbours
-    # Older frames: the windows of the oldest neighbour. Newer ones: the neighbours after the frame.
+    # Older frames: the window of the oldest neighbour. Newer frames: the neighbours after the frame.
     past: deque[_Frame] = deque(maxlen=reach + teacher.window)
     future: deque[_Frame] = deque()
 
@@ -413,24 +424,26 @@ def _label_clip(
 
 
 def _probabilities(teacher: Teacher, past: list[_Frame], future: list[_Frame]) -> Tensor:
-    """(S, h, w) of the last frame of `past`, averaged with its neighbours."""
+    """Return (S, h, w) of the last frame of `past`, averaged with its neighbours."""
     frames, own = past + future, len(past) - 1
     reach = teacher.averaging.neighbours
     near = range(max(0, own - reach), min(len(frames), own + reach + 1))
+    known = {}
     for place in near:
         frame = frames[place]
-        if frame.probabilities is None:
+        if frame.known is None:
             window = frames[max(0, place - teacher.window + 1) : place + 1]
-            frame.probabilities = teacher.probabilities([one.image for one in window])
-            frame.small = teacher.small(frame.image) if reach else None
-    others = [(frames[place].small, frames[place].probabilities) for place in near if place != own]
-    return teacher.average(frames[own].small, frames[own].probabilities, others)
+            probabilities = teacher.probabilities([one.image for one in window])
+            frame.known = (teacher.small(frame.image) if reach else frame.image, probabilities)
+        known[place] = frame.known
+    image, probabilities = known.pop(own)
+    return teacher.average(image, probabilities, list(known.values()))
 
 
 def _write(
     bag: BagReader, topic: str, out: Path, stamps: set[int], labels: LabelSet, work: WorkFolder, storage: str
 ) -> int:
-    """Write the images and the labels of some stamps; returns the number of images."""
+    """Write the images and the labels of some stamps; return the number of images."""
     places = place_images(bag, topic, stamps)
     images = 0
     left = set(stamps)
@@ -455,7 +468,18 @@ def _write(
 def contact_sheet(
     bag: BagReader, topic: str, stamps: list[int], labels: LabelSet, work: WorkFolder
 ) -> np.ndarray:
-    """Return evenly spaced frames, each next to its overlay: (H, W, 3) uint8 RGB."""
+    """Draw evenly spaced labelled frames, each next to its overlay.
+
+    Args:
+        bag: Bag of the images.
+        topic: Topic of the images.
+        stamps: Header stamps of the labelled frames, ns.
+        labels: Classes of the labels.
+        work: Folder with the labels.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
     places = np.linspace(0, len(stamps) - 1, min(SHEET_FRAMES, len(stamps))).round().astype(int)
     wanted = {stamps[place] for place in places}
     decode, rows = ImageDecoder(topic), []

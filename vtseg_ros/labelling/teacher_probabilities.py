@@ -26,7 +26,7 @@ from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.resize import Placement, place
 
 MULTIPLE = 32
-"""Sides of a network's input are multiples of it, px."""
+"""The sides of the input of a network are multiples of this, px."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Averaging:
     """Which predictions of the teacher are averaged.
 
     Args:
-        size: (width, height) px of the network's input at scale 1, multiples of 32.
-        scales: factors of `size`; each scaled side is rounded to a multiple of 32.
-        flip: add the mirrored image at each scale.
-        neighbours: frames before and after each frame, warped to it along optical flow.
+        size: (width, height) of the input of the network at scale 1, px, multiples of 32.
+        scales: Factors of `size`, 0.25..4; each scaled side is rounded to a multiple of 32 px.
+        flip: Add the mirrored image at each scale.
+        neighbours: Number of frames before and after each frame, 0..10, warped to it along optical flow.
 
     Raises:
-        ConfigError: for a value out of range.
+        ConfigError: If a value is out of range.
     """
 
     size: tuple[int, int]
@@ -68,15 +68,16 @@ class Teacher:
 
     Args:
         checkpoint: VTSeg or an image network; copied.
-        averaging: which predictions are averaged.
-        device, precision: as `VideoPredictor`.
+        averaging: Which predictions are averaged.
+        device: See `VideoPredictor`.
+        precision: See `VideoPredictor`.
 
     Raises:
-        ConfigError: for a recurrent network, which needs optical flow.
-        DeviceError: if the device is not there.
+        ConfigError: For a recurrent network, which needs optical flow.
+        DeviceError: If the device is not available.
 
     Attributes:
-        window: frames that the network sees.
+        window: Number of frames that the network sees.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Teacher:
         known = traits_of(checkpoint.model)
         if known.needs_flow:
             raise ConfigError(
-                f"checkpoint: a {known.name} checkpoint labels no single frame; expected vtseg or an image network, got "
+                f"checkpoint: {known.name} needs optical flow; expected vtseg or an image network, got "
                 f"{known.name}. Choose another teacher"
             )
         self.averaging, self.labels = averaging, checkpoint.labels
@@ -97,7 +98,7 @@ class Teacher:
         self._flow = DisFlow()
 
     def placement(self, image: np.ndarray) -> Placement:
-        """Return where an image (H, W, 3) lies in the network's input at scale 1."""
+        """Return the placement of an image (H, W, 3) in the input of the network at scale 1."""
         return place((image.shape[1], image.shape[0]), self.averaging.size, self._mode)
 
     @torch.inference_mode()
@@ -105,7 +106,7 @@ class Teacher:
         """Average the softmax over scales and mirrored images.
 
         Args:
-            images: the last frames up to the one to label, each (H, W, 3) uint8 RGB; at most `window`, one size.
+            images: Frames up to the one to label, each (H, W, 3) uint8 RGB; at most `window`, of one size.
 
         Returns:
             (C, h, w) float32 on the CPU, for the part of the last image that the network sees, at scale 1.
@@ -126,15 +127,15 @@ class Teacher:
         return total / (len(sizes) * (1 + self.averaging.flip))
 
     def _logits(self, video: Tensor) -> Tensor:
-        """(k, 3, H, W) in [0, 1] -> (1, C, H, W) float32 of the last frame."""
-        logits = self._model(video[None])[:, -1] if self._video else self._model(video[-1:])
+        """Return the logits (1, C, H, W) float32 of the last frame of (k, 3, H, W) in [0, 1]."""
+        logits: Tensor = self._model(video[None])[:, -1] if self._video else self._model(video[-1:])
         logits = logits.float()
         if logits.shape[2:] != video.shape[2:]:
             logits = F.interpolate(logits, size=video.shape[2:], mode="bilinear", align_corners=False)
         return logits
 
     def small(self, image: np.ndarray) -> np.ndarray:
-        """Return what the network sees of an image at scale 1, (h, w, 3) uint8, for `average`."""
+        """Return the part of an image that the network sees at scale 1, (h, w, 3) uint8 RGB, for `average`."""
         placement = self.placement(image)
         seen = np.ascontiguousarray(placement.source.of(image))
         return resize_rgb(seen, (placement.target.width, placement.target.height))
@@ -149,9 +150,9 @@ class Teacher:
         GPU-Accelerated Large Displacement Optical Flow", ECCV 2010).
 
         Args:
-            image: of the frame, (h, w, 3) uint8 RGB.
+            image: (h, w, 3) uint8 RGB of the frame.
             own: (C, h, w) probabilities of the frame.
-            neighbours: image and probabilities of other frames, as the two above.
+            neighbours: Image and probabilities of other frames, of the same shapes.
 
         Returns:
             (C, h, w) float32.
@@ -167,14 +168,14 @@ class Teacher:
 
 
 def consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Return where two opposite flows agree.
+    """Check where two opposite flows agree.
 
     Args:
         there: (h, w, 2) float32 px, from a frame to another one.
         back: (h, w, 2) float32 px, from that one to the frame.
 
     Returns:
-        (h, w) bool; False where `there` leads out of the image.
+        (h, w) bool, True where they agree; False where `there` leaves the image.
     """
     height, width = there.shape[:2]
     xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
@@ -182,4 +183,5 @@ def consistent(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     found = cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     bound = 0.01 * ((there**2).sum(2) + (found**2).sum(2)) + 0.5
-    return inside & (((there + found) ** 2).sum(2) < bound)
+    agree: np.ndarray = inside & (((there + found) ** 2).sum(2) < bound)
+    return agree

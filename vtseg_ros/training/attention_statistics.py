@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How a VTSeg uses older frames: the share of its attention that leaves the query's own frame, and its entropy."""
+"""Measure how VTSeg uses older frames: share of the attention on other frames, and entropy of the attention."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
+from vtseg_ros.model.vtseg import VTSeg
 
 MAX_QUERIES = 512
-"""Queries looked at per layer, evenly spaced over the newest frame: a mean needs no more."""
+"""Number of queries per layer, evenly spaced over the newest frame: enough for a mean."""
 
 
 class AttentionShares:
-    """Records the attention of the newest frame's queries in every layer.
+    """Record the attention of the queries of the newest frame in every layer.
 
     Args:
-        model: the video network whose forward passes are recorded, if they are given `cache()`.
+        model: VTSeg; its forward passes with `cache()` are recorded.
 
     Attributes:
         names: `encoder_1` .. `encoder_4` (self-attention), `decoder_self_1` .., `decoder_cross_1` ..
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VTSeg) -> None:
         self._band = model.config.band
         layers = model.attention_layers
         self._heads = {layer.place: layer.attention.heads for layer in layers}
@@ -35,7 +36,7 @@ class AttentionShares:
         self._sums = np.zeros((len(self.names), 3))  # share elsewhere, evenness, layers seen
 
     def cache(self) -> FrameCache:
-        """Return a cache that reuses nothing and records what passes through it."""
+        """Return a cache that reuses nothing and records the attention of each layer."""
         return _Recorder(self, self._band)
 
     def record(self, place: LayerPlace, inputs: LayerInputs) -> None:
@@ -44,7 +45,7 @@ class AttentionShares:
         self._sums[self.names.index(place.block)] += (*figures, 1)
 
     def totals(self) -> np.ndarray:
-        """Return (names, 3) float64: sums of the shares and of the evenness, 0..1 each, and how many were added up."""
+        """Return (names, 3) float64: sums of the shares (0..1 each) and of the entropies (0..1 each), and their number."""
         return self._sums.copy()
 
 
@@ -61,23 +62,24 @@ class _Recorder(FrameCache):
 
 @torch.no_grad()
 def attention_figures(queries: Tensor, keys: Tensor, heads: int) -> tuple[float, float]:
-    """Measure the attention of the newest frame's queries.
+    """Measure the attention of the queries of the newest frame.
 
     Args:
         queries: (B, k, N, D), newest frame last.
         keys: (B, k, M, D).
-        heads: that D is split into.
+        heads: Number of heads that D is split into.
 
     Returns:
-        the mean share on keys of other frames, 0..1 ((k - 1) / k when time is ignored), and the mean entropy over the
+        Mean share on keys of other frames, 0..1 ((k - 1) / k when time is ignored), and the mean entropy over the
         largest possible one, 0..1 (1 = uniform attention).
     """
     newest = queries[:, -1]  # (B, N, D)
     newest = newest[:, :: max(1, newest.shape[1] // MAX_QUERIES)]
     frames = keys.shape[1]
-    asked = newest.unflatten(2, (heads, -1)).transpose(1, 2).float()  # (B, heads, n, d)
-    seen = keys.flatten(1, 2).unflatten(2, (heads, -1)).transpose(1, 2).float()  # (B, heads, k*M, d)
+    asked = newest.reshape(*newest.shape[:2], heads, -1).transpose(1, 2).float()  # (B, heads, n, d)
+    flat = keys.flatten(1, 2)  # (B, k*M, D)
+    seen = flat.reshape(*flat.shape[:2], heads, -1).transpose(1, 2).float()  # (B, heads, k*M, d)
     weights = (asked @ seen.transpose(2, 3) / asked.shape[-1] ** 0.5).softmax(dim=-1)  # (B, heads, n, k*M)
-    own = weights.unflatten(-1, (frames, -1))[..., -1, :].sum(dim=-1)  # (B, heads, n)
+    own = weights.reshape(*weights.shape[:-1], frames, -1)[..., -1, :].sum(dim=-1)  # (B, heads, n)
     entropy = -torch.xlogy(weights, weights).sum(dim=-1) / math.log(weights.shape[-1])
     return float(1.0 - own.mean()), float(entropy.mean())

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The network that a training configuration describes."""
+"""Build the network of a training configuration."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -25,9 +25,17 @@ from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 log = logging.getLogger("vtseg_ros.training")
 
+Network: TypeAlias = Any
+"""A registered network, used by the attributes that its options in the registry stand for."""
+
 
 def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
-    """Build the network that the configuration describes, freshly initialised or warm-started."""
+    """Build the network of a configuration, newly initialised or warm-started.
+
+    Raises:
+        CheckpointError: If a file of weights cannot be loaded.
+        ConfigError: If a file of weights does not fit the configuration.
+    """
     settings, num_classes = config.model, len(labels)
     kind = architecture(settings.architecture)
     overrides, donor = dict(settings.overrides), None
@@ -47,7 +55,7 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
 
 
 def _donor(static_prior: str) -> Checkpoint | None:
-    """Return the checkpoint of an image network that `static_prior` names; None = it is no checkpoint."""
+    """Return the checkpoint of an image network given as `static_prior`; None = it is not a checkpoint."""
     if not _is_checkpoint(Path(static_prior)):
         return None
     donor, known = load_checkpoint(static_prior), image_architectures()
@@ -62,7 +70,7 @@ def _donor(static_prior: str) -> Checkpoint | None:
 def _static_prior(
     donor: Checkpoint | None, values: dict[str, Any], labels: LabelSet, config: TrainConfig
 ) -> nn.Module:
-    """Return the static network that the user names; a checkpoint's weights become part of the trained network."""
+    """Return the static network given by the user; the weights of a checkpoint become part of the trained network."""
     source = config.model.static_prior
     classes = values.get("prior_classes") or values["num_classes"]
     if donor is None:
@@ -76,14 +84,15 @@ def _static_prior(
             f"{', '.join(donor.labels.names)}. Give model.overrides.prior_classes and class_mapping, or use it as "
             "warm_start, which takes classes over by name"
         )
+    assert donor.model is not None  # only exported files have none
     return donor.model
 
 
 def licence_of_run(config: TrainConfig) -> Licence:
-    """Return the licence of what a run trains: the configuration's, and those of the weights that it learns from.
+    """Return the licence of the trained weights: the strictest of the configuration and of the weights it starts from.
 
     Raises:
-        CheckpointError: if a checkpoint's entry is not a licence.
+        CheckpointError: If the entry of a checkpoint is not a licence.
     """
     model, sources = config.model, []
     teachers = (stage.teacher for stage in config.stages)
@@ -97,27 +106,28 @@ def licence_of_run(config: TrainConfig) -> Licence:
     return derived_licence(Licence(config.licence), sources)
 
 
-def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> None:
+def _warm_start(model: Network, settings: ModelConfig, labels: LabelSet) -> None:
     checkpoint = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None)
+    assert checkpoint.model is not None  # only exported files have none
     as_prior = has_prior(model) and not has_prior(checkpoint.model)
     target = model.static_prior if as_prior else model
     if type(checkpoint.model) is not type(target):
         raise ConfigError(
-            f"warm_start {settings.warm_start} is a {type(checkpoint.model).__name__}. "
-            f"Expected: {type(target).__name__}"
+            f"warm_start {settings.warm_start}: wrong network; expected {type(target).__name__}, "
+            f"got {type(checkpoint.model).__name__}"
         )
     state = checkpoint.model.state_dict()
     old, new = checkpoint.labels.names, labels.names
-    # A static network of classes of its own has its class_mapping.
+    # A static network with other classes has a class_mapping.
     if old != new and not (as_prior and is_mapped(model)):
         if is_mapped(model) or is_mapped(checkpoint.model):
             raise ConfigError(
-                f"warm_start {settings.warm_start} knows other classes, and with a class_mapping they are not taken "
-                f"over by name. Expected: {', '.join(new)}. Got: {', '.join(old)}"
+                f"warm_start {settings.warm_start} has other classes, which are not matched by name with a "
+                f"class_mapping; expected {', '.join(new)}, got {', '.join(old)}"
             )
         state = translate_classes(state, target.state_dict(), old=old, new=new)
         log.warning(
-            "warm_start %s knows other classes: taken over by name: %s; starting anew: %s",
+            "warm_start %s has other classes: weights taken over by name: %s; newly initialised: %s",
             settings.warm_start,
             ", ".join(name for name in new if name in old) or "none",
             ", ".join(name for name in new if name not in old) or "none",
@@ -126,13 +136,13 @@ def _warm_start(model: nn.Module, settings: ModelConfig, labels: LabelSet) -> No
     load_exact(target, state, source=f"warm_start {settings.warm_start}")
 
 
-def is_mapped(model: nn.Module) -> bool:
-    """Return whether a network's static network has classes of its own."""
+def is_mapped(model: Network) -> bool:
+    """Return whether the static network of a network has other classes."""
     return bool(architecture_of(model).video and model.config_values().get("class_mapping"))
 
 
-def _init(model: nn.Module, settings: ModelConfig) -> None:
-    """Set the weights to start from, and the normalisation of the encoder's RGB."""
+def _init(model: Network, settings: ModelConfig) -> None:
+    """Initialise the weights, and set the normalisation of the RGB input of the encoder."""
     if settings.init == "xavier":
         for part in model.transformers:
             for module in part.modules():
@@ -146,8 +156,8 @@ def _init(model: nn.Module, settings: ModelConfig) -> None:
         model.decoder.start_from(model.encoder, *model.encoder_normalization)
 
 
-def _load_encoder(model: nn.Module, settings: ModelConfig) -> None:
-    """Hugging Face's weights if they are asked for, and the normalisation that they or the user want."""
+def _load_encoder(model: Network, settings: ModelConfig) -> None:
+    """Load weights of Hugging Face if configured, and set the normalisation that they or the user need."""
     if settings.init_encoder:
         state = read_state_file(Path(settings.init_encoder), source=f"init_encoder {settings.init_encoder}")
         try:
@@ -159,7 +169,7 @@ def _load_encoder(model: nn.Module, settings: ModelConfig) -> None:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of this package."""
+    """Return whether a file is a checkpoint of this package."""
     try:
         read_metadata(path)
     except CheckpointError:
@@ -167,31 +177,31 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def _take_encoder(model: nn.Module, settings: ModelConfig) -> None:
-    """Take the encoder of a trained `segformer_b*` or `vtseg`, and the normalisation of its RGB."""
+def _take_encoder(model: Network, settings: ModelConfig) -> None:
+    """Copy the encoder of a trained `segformer_b*` or `vtseg`, and the normalisation of its RGB input."""
     source = f"init_encoder {settings.init_encoder}"
-    donor = load_checkpoint(settings.init_encoder).model
+    donor: Network = load_checkpoint(settings.init_encoder).model
     own, given = architecture_of(model), architecture_of(donor)
     if "init_encoder" not in given.options or (given.video and not own.video):
         raise ConfigError(
-            f"{source} is a {type(donor).__name__}. Expected: a segformer"
-            + (" or vtseg" if own.video else "")
+            f"{source}: wrong network; expected a segformer{' or vtseg' if own.video else ''}, "
+            f"got {type(donor).__name__}"
         )
     load_exact(model.encoder, donor.encoder.state_dict(), source=source)
     _normalize(model, *donor.encoder_normalization)
 
 
-def _normalize(model: nn.Module, mean: Iterable[float], std: Iterable[float]) -> None:
-    """Set the normalisation of the encoder's RGB: that of the weights it starts from."""
+def _normalize(model: Network, mean: Iterable[float], std: Iterable[float]) -> None:
+    """Set the normalisation of the RGB input of the encoder to that of the weights it starts from."""
     for own, values in zip(model.encoder_normalization, (mean, std)):
         own.copy_(torch.as_tensor(values))
 
 
 def has_prior(model: nn.Module) -> bool:
-    """Return whether the network is a video network on top of a static one."""
+    """Return whether a network is a video network with a static prior."""
     return architecture_of(model).video
 
 
-def window_length(config: TrainConfig, model: nn.Module) -> int:
-    """Return the frames k of a training window."""
+def window_length(config: TrainConfig, model: Network) -> int:
+    """Return the number of frames k of a training window."""
     return architecture_of(model).window(model.config_values(), config.model.overrides)

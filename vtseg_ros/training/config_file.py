@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training configurations from YAML files, every mistake named."""
+"""Read training configurations from YAML files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from vtseg_ros.training.config import SourceConfig, TrainConfig
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a training YAML; relative bag paths are taken from its folder.
+    """Read a training configuration.
+
+    Args:
+        path: YAML file; relative paths of bags refer to its folder.
 
     Raises:
-        ConfigError: if it cannot be read, or a key or value is not allowed; names it.
+        ConfigError: If it cannot be read, or a key or value is not allowed; names it.
     """
     path = Path(path)
     try:
@@ -32,8 +35,8 @@ def load_config(path: str | Path) -> TrainConfig:
             f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
         ) from err
     if not isinstance(values, dict):
-        raise ConfigError(f"training configuration {path} must be a mapping. Got: {type(values).__name__}")
-    config = parse(TrainConfig, values, "")
+        raise ConfigError(f"training configuration {path}: expected a mapping, got {type(values).__name__}")
+    config: TrainConfig = parse(TrainConfig, values, "")
     folder = path.resolve().parent
 
     def anchored(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
@@ -46,10 +49,15 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def parse(kind: Any, value: Any, where: str) -> Any:
-    """A YAML value as a dataclass, tuple or plain type.
+    """Convert a YAML value to a dataclass, tuple or plain type.
+
+    Args:
+        kind: Type to convert to.
+        value: Value from the YAML file.
+        where: Name of the field in errors.
 
     Raises:
-        ConfigError: naming the place, what was expected and what was there.
+        ConfigError: If the value does not fit; names the field, the expected and the actual value.
     """
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
@@ -59,20 +67,20 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         items = typing.get_args(kind)
         if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
-            raise ConfigError(f"{where} must be a list. Expected: {_name(kind)}. Got: {value!r}")
+            raise ConfigError(f"{where} must be a list; expected {_name(kind)}, got {value!r}")
         kinds = [items[0]] * len(value) if Ellipsis in items else items
         return tuple(parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a mapping. Got: {value!r}")
+            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 takes 6e-5 for a string
+            return float(value)  # in YAML 1.1, 6e-5 is a string
         except ValueError:
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be of type {_name(kind)}. Got: {value!r}")
+        raise ConfigError(f"{where} must be of type {_name(kind)}, got {value!r}")
     return value
 
 
@@ -82,7 +90,7 @@ def _name(kind: Any) -> str:
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where or 'the configuration'} must be a mapping. Got: {value!r}")
+        raise ConfigError(f"{where or 'the configuration'}: expected a mapping, got {value!r}")
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""

@@ -17,13 +17,15 @@ def labelled_pixels(labels: Tensor) -> Tensor:
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, members: Tensor | None = None) -> Tensor:
-    """Return the sum of the cross-entropy over labelled pixels, nats; divide by the count of all batches and ranks.
+    """Return the sum of the cross-entropy over labelled pixels, nats.
+
+    The sum is meant to be divided by the number of labelled pixels of all batches and processes.
 
     Args:
         logits: (..., C, H, W).
-        labels: (..., H, W) integer ids: classes, from C on groups of classes; 255 is left out.
-        members: (G, C) bool, the classes of each group. The loss of a group is -log of its classes' summed
-            probability. None = there are no groups.
+        labels: (..., H, W) integer ids: classes, from C on groups of classes; 255 is ignored.
+        members: (G, C) bool, the classes of each group. The loss of a group is -log of the summed probability of its
+            classes. None = no groups.
     """
     flat = logits.flatten(0, -4) if logits.dim() > 4 else logits
     labels = labels.flatten(0, -3).long()
@@ -37,24 +39,24 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, members: Tensor | None = N
     single = F.cross_entropy(flat, labels.masked_fill(grouped, IGNORE), ignore_index=IGNORE, reduction="sum")
     rows = flat.permute(0, 2, 3, 1)[grouped]  # (P, C)
     inside = members[labels[grouped] - flat.shape[1]]
-    # Each sum has its largest term taken out: no probability underflows to log(0).
+    # logsumexp factors out the largest term, so no probability underflows to log(0).
     return single + (rows.logsumexp(1) - rows.masked_fill(~inside, -torch.inf).logsumexp(1)).sum()
 
 
 def divergence_sum(logits: Tensor, target: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """Return the weighted sum over pixels of KL(target || softmax(logits / T)) * T^2, nats.
 
-    T^2 keeps the gradients' scale when T changes (Hinton et al., "Distilling the Knowledge in a Neural Network",
+    T^2 keeps the scale of the gradients when T changes (Hinton et al., "Distilling the Knowledge in a Neural Network",
     2015).
 
     Args:
         logits: (n, C, H, W).
         target: (n, C, H, W) probabilities at the same temperature; they get no gradient.
-        weight: (n, H, W) of each pixel.
-        temperature: T.
+        weight: (n, H, W) weight of each pixel.
+        temperature: Temperature T.
     """
     target = target * weight[:, None]
-    # sum of w q log q - w q log p; the first part is constant, and only the reported loss needs it.
+    # Sum of w q log q - w q log p; the first part is constant, and only needed for the reported loss.
     constant = torch.xlogy(target, target).sum() - torch.xlogy(weight, weight).sum()
     crossed = F.cross_entropy(logits.float() / temperature, target, reduction="sum")
     return (crossed + constant) * temperature**2

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a validation: what the camera saw, what is true, what the static network and the network say."""
+"""Preview images of a validation: image, truth, and masks of the static network and of the network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ BETTER, WORSE = (40, 200, 90), (230, 50, 60)
 
 
 def difference(image: np.ndarray, truth: np.ndarray, prior: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Where the network leaves its static network: green where that is right, red where the static network was.
+    """Draw where the network differs from its static network.
+
+    Pixels are green where the network is right, red where the static network is, and grey where neither is.
 
     Args:
-        image: (H, W, 3) uint8 RGB, shown dark below.
-        truth, prior, mask: (H, W) uint8 class ids.
+        image: (H, W, 3) uint8 RGB, drawn dark in the background.
+        truth: (H, W) uint8 class ids, 255 = unlabelled.
+        prior: (H, W) uint8 class ids of the static network.
+        mask: (H, W) uint8 class ids of the network.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
     """
     picture = image // 3
     left = (mask != prior) & (truth != IGNORE)
@@ -31,7 +38,7 @@ def difference(image: np.ndarray, truth: np.ndarray, prior: np.ndarray, mask: np
 def row(
     image: np.ndarray, truth: np.ndarray, prior: np.ndarray | None, mask: np.ndarray, labels: LabelSet
 ) -> np.ndarray:
-    """One frame side by side: image, truth, [static network,] network[, difference]."""
+    """Draw one frame side by side: image, truth, [static network,] network[, difference]."""
     parts = [image, colorize(truth, labels)]
     if prior is not None:
         parts.append(colorize(prior, labels))
@@ -42,12 +49,12 @@ def row(
 
 
 def sheet(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows below each other, (H, W, 3) uint8."""
+    """Stack rows below each other, (H, W, 3) uint8 RGB."""
     return joined(rows, axis=0)
 
 
 def joined(parts: list[np.ndarray], axis: int) -> np.ndarray:
-    """Pictures of one height (axis 1) or width (axis 0) beside or below each other, white between them."""
+    """Join images of one height (axis 1) or width (axis 0) next to or below each other, with white gaps."""
     shape = list(parts[0].shape)
     shape[axis] = GAP
     gap = np.full(shape, 255, np.uint8)

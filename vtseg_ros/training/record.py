@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training leaves to be read: log lines, validation.jsonl, TensorBoard, and calls with its progress."""
+"""Record of a training run: log lines, validation.jsonl, TensorBoard, and progress callbacks."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ log = logging.getLogger("vtseg_ros.training")
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is; figures of the last update.
+    """Progress of a training run after an update.
 
     Attributes:
-        stage: name of the stage.
-        epoch, epochs: of the stage, 1-based.
-        step, steps: optimiser updates, all stages.
-        stage_step, stage_steps: those of the stage.
-        loss: mean cross-entropy over labelled pixels, nats.
-        learning_rate: of the last update.
-        validation_miou: 0..100; NaN before the first.
-        seconds_left: estimate.
-        data_share: share of the time spent waiting for data, 0..1.
+        stage: Name of the stage.
+        epoch: Current epoch of the stage, from 1.
+        epochs: Number of epochs of the stage.
+        step: Number of updates done, all stages.
+        steps: Number of updates of all stages.
+        stage_step: Number of updates done in the stage.
+        stage_steps: Number of updates of the stage.
+        loss: Mean cross-entropy over labelled pixels, nats.
+        learning_rate: Learning rate of the last update.
+        validation_miou: mIoU of the last validation, 0..100; NaN before the first.
+        seconds_left: Estimated time to the end of the run, s.
+        data_share: Share of the time spent waiting for data, 0..1.
     """
 
     stage: str
@@ -51,13 +54,13 @@ class Progress:
 
 
 class Record:
-    """Writes the record of a run into its folder.
+    """Write the record of a run into its folder.
 
     Args:
-        folder: of the run.
-        on_progress: called after every update.
-        history: validations of the run before it was interrupted; what was recorded after them is dropped.
-        step: updates that are done.
+        folder: Folder of the run.
+        on_progress: Called after every update.
+        history: Validations of the run before it was interrupted; later records are removed.
+        step: Number of updates already done.
     """
 
     def __init__(
@@ -76,10 +79,17 @@ class Record:
         write_atomically(folder / VALIDATIONS, lines.encode())
 
     def close(self) -> None:
+        """Close the TensorBoard file."""
         self._board.close()
 
     def update(self, progress: Progress, *, recent_share: float, log_it: bool) -> None:
-        """After an update; `recent_share` of the time since the last log line was waiting for data."""
+        """Record an update.
+
+        Args:
+            progress: Progress after the update.
+            recent_share: Share of the time since the last log line spent waiting for data, 0..1.
+            log_it: Write a log line and TensorBoard values.
+        """
         if log_it:
             log.info(
                 "stage %s, step %d/%d: loss %.4f, learning rate %.2e, waited for data %.1f %%, %s left",
@@ -98,7 +108,14 @@ class Record:
             self.on_progress(progress)
 
     def validation(self, stage: str, stage_step: int, step: int, result: Validation) -> None:
-        """After a validation, at an update of the stage and of the run."""
+        """Record a validation.
+
+        Args:
+            stage: Name of the stage.
+            stage_step: Number of updates done in the stage.
+            step: Number of updates done, all stages.
+            result: Scores.
+        """
         values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "pictures"}
         values["iou"] = [float(value) for value in result.iou]
         entry = {"stage": stage, "step": step, **values}
@@ -139,7 +156,7 @@ def _duration(seconds: float) -> str:
 
 
 def _nulls(value: Any) -> Any:
-    """The value with null for what is not finite, as JSON wants it."""
+    """Return a value for JSON, with null instead of numbers that are not finite."""
     if isinstance(value, dict):
         return {key: _nulls(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A training run: stages one after the other, resumable at any update, on any number of processes."""
+"""Training runs: consecutive stages, resumable at any update, on any number of processes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vtseg_ros.errors import ConfigError, VTSegError
@@ -24,7 +25,7 @@ from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.registry import architecture_of
 from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.static_prior import is_exported
-from vtseg_ros.training.build import build_model, has_prior, is_mapped, licence_of_run, window_length
+from vtseg_ros.training.build import Network, build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
 from vtseg_ros.training.processes import any_rank, launch
@@ -46,11 +47,11 @@ from vtseg_ros.training.validation import Validator
 
 log = logging.getLogger("vtseg_ros.training")
 
-WARM_UP_SHARE = 0.3  # of the OneCycle schedule, its first phase
+WARM_UP_SHARE = 0.3  # of the OneCycle schedule
 
 
 class Training:
-    """State of a run; see `train`."""
+    """A training run; see `train`."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Training:
             refuse_used(output_dir)
         self.labels = build_labels(config.data)
         torch.manual_seed(config.seed)
-        self.model = build_model(config, self.labels)
+        self.model: Network = build_model(config, self.labels)
         self.licence = licence_of_run(config)
         self._check_prior()
         self.data = TrainingData(
@@ -77,7 +78,7 @@ class Training:
             length=window_length(config, self.model),
             needs_flow=architecture_of(self.model).needs_flow,
         )
-        # Now, so that a wrong one is refused before the first stage begins.
+        # A wrong teacher is refused now, before the first stage begins.
         self.teachers = [build_teacher(stage, self.labels) for stage in config.stages]
         self.steps_of = [self._steps(stage) for stage in config.stages]
         digests = [teacher_digest(stage.teacher) for stage in config.stages]
@@ -99,6 +100,7 @@ class Training:
                 )
 
     def close(self) -> None:
+        """Close the record of the run."""
         if self.record is not None:
             self.record.close()
 
@@ -107,7 +109,7 @@ class Training:
         check_plan(self.state, self.plan)
         self.model.load_state_dict(self.state["model"])
         self.best_miou, self.validation_miou = self.state["best_miou"], self.state["validation_miou"]
-        # A resumed run need not name what it started from.
+        # The configuration of a resumed run may leave out the weights that it started from.
         self.licence = derived_licence(self.licence, [Licence(**self.state.get("licence", {}))])
         self.temperature = self.state.get("temperature", 1.0)
 
@@ -120,7 +122,7 @@ class Training:
         )
 
     def _check_prior(self) -> None:
-        """Refuse what the static network cannot do, before any stage begins."""
+        """Refuse stages and options that the static network does not support, before any stage begins."""
         if not has_prior(self.model):
             return
         exported, stages = is_exported(self.model.static_prior), self.config.stages
@@ -128,36 +130,36 @@ class Training:
         if (exported or mapped) and any(stage.name == "static" for stage in stages):
             raise ConfigError(
                 f"{'an exported static prior' if exported else 'a static prior with a class_mapping'} cannot be "
-                "trained on the labels of these bags: leave the stage `static` out"
+                "trained on the labels of these bags. Leave the stage `static` out"
             )
         if (exported or mapped) and any(stage.static_loss for stage in stages):
             raise ConfigError(
-                "static_loss: an exported static network, or one of other classes, has no loss of its own here"
+                "static_loss: an exported static network, or one with other classes, cannot be trained. Leave it out"
             )
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
         """The module that a stage trains; freezes the rest."""
         if not has_prior(self.model):
-            return self.model
+            return cast(nn.Module, self.model)
         exported = is_exported(self.model.static_prior)
         if stage.name == "static":
             self.model.freeze_prior(False)
-            return self.model.static_prior
+            return cast(nn.Module, self.model.static_prior)
         if stage.name == "end_to_end" and exported:
             log.warning("the static prior is an exported file: it stays frozen in stage end_to_end")
         self.model.freeze_prior(stage.name == "video" or exported)
-        return self.model
+        return cast(nn.Module, self.model)
 
     def run(self) -> bool:
-        """Train all stages; returns whether it ran to the end."""
+        """Train all stages; return whether the run reached its end."""
         first = self.state.get("stage", 0)
         for number, stage in enumerate(self.config.stages):
             if number >= first and not self._run_stage(number, stage):
                 return False
         return True
 
-    def set_up_stage(self, number: int):
-        """The module that stage `number` trains and its optimiser, in the processes' strategy."""
+    def set_up_stage(self, number: int) -> tuple[_FabricModule, _FabricOptimizer]:
+        """Return the module that a stage trains and its optimiser, set up by Fabric."""
         stage = self.config.stages[number]
         part = self._trained_part(stage)
         part.train()
@@ -167,7 +169,8 @@ class Training:
             lr=stage.max_lr,
             weight_decay=self.config.weight_decay,
         )
-        return self.fabric.setup(part, optimizer)
+        module, fabric_optimizer = self.fabric.setup(part, optimizer)
+        return module, fabric_optimizer
 
     def _run_stage(self, number: int, stage: StageConfig) -> bool:
         config, fabric, steps = self.config, self.fabric, self.steps_of[number]
@@ -187,7 +190,7 @@ class Training:
             fabric.strategy.precision.load_state_dict(self.state.get("scaler", {}))
         validator = self.data.validator(stage, fabric=fabric, should_stop=self.should_stop)
         if self.state.get("validation_due") and not self._validate(number, stage, start, validator):
-            return False  # stopped again; the saved state still says that it is due
+            return False  # stopped again; it is still due in the saved state
         self.state = {}
         teacher = self.teachers[number]
         if teacher is not None:
@@ -197,9 +200,9 @@ class Training:
         clock = Clock()
         for step in range(start, steps):
             began = time.monotonic()
-            chunk = [self._next(batches) for _ in range(stage.accumulate)]
+            chunk = [next(batches) for _ in range(stage.accumulate)]
             ready = time.monotonic()
-            # Dropout depends on the step alone, so that a resumed run draws what the first one would have.
+            # Dropout depends only on the step: a resumed run draws the same random numbers.
             torch.manual_seed(
                 (config.seed * 1000 + number) * 10_000_000 + step * fabric.world_size + fabric.global_rank
             )
@@ -224,7 +227,7 @@ class Training:
             try:
                 if due and self._validate(number, stage, done, validator):
                     due = False
-            except VTSegError:  # such as a bad label: what was trained until here is not lost for it
+            except VTSegError:  # such as a bad label: save the state, then stop
                 self._save(number, done, optimizer, validation_due=True)
                 raise
             self._report(number, stage, done, loss, rate, clock)
@@ -243,15 +246,8 @@ class Training:
             )
         return True
 
-    @staticmethod
-    def _next(batches) -> list[Tensor]:
-        batch = next(batches)
-        if isinstance(batch, VTSegError):  # what a worker found; raised there it would come with a traceback
-            raise batch
-        return batch
-
     def _validate(self, number: int, stage: StageConfig, step: int, validator: Validator) -> bool:
-        """Validate and record it; False = stopped before its end."""
+        """Validate and record the result; return False if stopped before the end."""
         on_prior = stage.name == "static" and has_prior(self.model)
         result = validator(self.model.static_prior if on_prior else self.model)
         if result is None:
@@ -296,7 +292,7 @@ class Training:
         if log_it:
             clock.mark()
 
-    def _save(self, number: int, step: int, optimizer, *, validation_due: bool) -> None:
+    def _save(self, number: int, step: int, optimizer: Optimizer, *, validation_due: bool) -> None:
         if self.record is None:
             return
         state = {
@@ -318,14 +314,14 @@ class Training:
             self.save_weights(self.output_dir / LAST)
 
     def save_weights(self, path: Path) -> None:
-        """A checkpoint of the network as it is."""
-        history = self.record.history
+        """Write a checkpoint of the current network; only in the first process."""
+        history = self.record.history if self.record is not None else []
         summary = {
             "config": json.loads(json.dumps(dataclasses.asdict(self.config), default=str)),
             "labelled_frames": len(self.data.labelled),
             "validation": history[-1] if history else {},
         }
-        # Where the bags lay says something of the machine and nothing of the network.
+        # Paths describe the machine and not the network.
         for key in ("train", "validation"):
             for source in summary["config"]["data"][key]:
                 source["path"] = Path(source["path"]).name
@@ -354,25 +350,28 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> bool:
-    """Train as configured; under torchrun, together with the other processes.
+    """Run a training; under torchrun, together with the other processes.
 
     Writes `best.safetensors` (by validation mIoU), `last.safetensors`, the resumable state, `validation.jsonl` and
     TensorBoard files into `output_dir`.
 
     Args:
-        config: what to train on what.
-        output_dir: made if missing.
-        resume: go on from the state in `output_dir`.
-        on_progress: called after every update, in the first process.
-        should_stop: asked after every update; True in any process = save and return.
+        config: Configuration of the run.
+        output_dir: Folder of the run; created if missing.
+        resume: Continue from the state in `output_dir`.
+        on_progress: Called after every update, in the first process.
+        should_stop: Called after every update; True in any process saves the state and returns.
 
     Returns:
-        True when all stages are done, False when stopped before.
+        True if all stages are done, False if stopped before.
 
     Raises:
-        ConfigError, BagError, CheckpointError, DeviceError: for wrong input.
-        SaveError: if something cannot be written; what was saved before is whole.
-        TrainingError: if the loss is not finite.
+        ConfigError: For an invalid configuration or labels.
+        BagError: If a bag cannot be used.
+        CheckpointError: If a checkpoint or the saved state cannot be used.
+        DeviceError: If the device or precision is not available.
+        SaveError: If a file cannot be written; files saved before are complete.
+        TrainingError: If the loss is not finite.
     """
     output_dir = Path(output_dir)
     training = Training(config, output_dir, resume=resume, on_progress=on_progress, should_stop=should_stop)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples by (step, slot): what a step sees depends on the seed alone, so that a run can be resumed."""
+"""Training samples by position in a stream that depends only on the seed, which makes a run resumable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from vtseg_ros.dataset.augmentation import Augmentation
 from vtseg_ros.dataset.class_groups import UNKNOWN
@@ -19,23 +19,25 @@ from vtseg_ros.dataset.frame_store import FrameStore
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.label_set import IGNORE, OUTSIDE
 
+Sample = tuple[torch.Tensor, ...]
 
-class Samples(Dataset):
-    """Augmented windows.
+
+class Samples(Dataset[Sample]):
+    """Augmented windows in an endless shuffled stream.
 
     Args:
-        store: pixels.
-        windows: frame indices of each window.
-        labelled: frames whose labels are used, so that labels left out by `label_stride` stay out in older frames too;
-            None = the newest frame of each window.
-        length: frames k of a window.
-        augmentation: None = as they are.
-        seed: of order and augmentation.
-        stage: number of the training stage; stages draw differently.
-        num_classes: number of label ids; a label with an id from there on is a ConfigError.
-        mark_outside: give pixels that are not of the image the label id 254 (`OUTSIDE`) instead of 255.
-        flow: where optical flow comes from, for networks that need it.
-        strides: distances between the frames of a window, one of which each window draws; empty = as in `windows`.
+        store: Frames and labels.
+        windows: Frame numbers of each window, newest last.
+        length: Frames k of a window.
+        augmentation: Applied to each window; None = no augmentation.
+        seed: Seed of order and augmentation.
+        stage: Number of the training stage; each stage has its own random numbers.
+        num_classes: Number of label ids; a higher id raises ConfigError.
+        flow: Source of optical flow for networks that need it.
+        labelled: Frames whose labels are used. It keeps labels that `label_stride` leaves out from being used in older
+            frames; None = the newest frame of each window.
+        mark_outside: Give pixels outside the image the label id 254 (`OUTSIDE`) instead of 255.
+        strides: Distances between the frames of a window, one of which each window draws; empty = as in `windows`.
     """
 
     def __init__(
@@ -58,22 +60,27 @@ class Samples(Dataset):
         self.num_classes = num_classes
         self._labelled = {window[-1] for window in windows} if labelled is None else labelled
         self._outside = OUTSIDE if mark_outside else IGNORE
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, ...] | VTSegError:
-        """The position-th sample of an endless shuffled stream.
+    def __getitem__(self, position: int) -> Sample:
+        """Return the sample at a position of the stream.
+
+        Args:
+            position: Position from 0 on; an epoch has as many positions as there are windows.
 
         Returns:
-            an error that the user must hear of, or video (k, 3, H, W) uint8, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W) float32.
-        """
-        try:
-            return self._sample(position)
-        except VTSegError as err:
-            return err
+            Video (k, 3, H, W) uint8 RGB, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W)
+            float32 in px.
 
-    def _sample(self, position: int) -> tuple[torch.Tensor, ...]:
+        Raises:
+            ConfigError: If a label has an id that the class list does not have.
+        """
         epoch, place = divmod(position, len(self.windows))
-        order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(self.windows))
-        numbers = self.windows[order[place]]
+        if epoch != self._epoch:  # positions of a process grow: one permutation per epoch
+            rng = np.random.default_rng([self.seed, self.stage, epoch])
+            self._epoch, self._order = epoch, rng.permutation(len(self.windows))
+        numbers = self.windows[self._order[place]]
         if self.strides:
             rng = np.random.default_rng([self.seed, self.stage, position, 2])
             index, newest = self.store.index, numbers[-1]
@@ -98,7 +105,7 @@ class Samples(Dataset):
         return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
 
     def _mark_outside(self, video: np.ndarray, labels: np.ndarray, numbers: list[int]) -> None:
-        if not video[-1].any():  # as a corrupt frame: there is nothing to learn from
+        if not video[-1].any():  # a black image, which also replaces a corrupt one: nothing to learn from
             labels[:] = self._outside
         for place in range(len(labels)):
             seen = self.store.seen(numbers[max(0, len(numbers) - len(labels) + place)])
@@ -126,12 +133,14 @@ class Samples(Dataset):
 
 
 class Positions:
-    """Batches of stream positions from a step on: each rank and slot has its own.
+    """Stream positions of each batch of one process.
 
     Args:
-        first, last: micro-steps (batches) from first on, last not included.
-        batch: samples per process and batch.
-        rank, world: this process and how many there are.
+        first: First batch.
+        last: Batch after the last one.
+        batch: Samples per process and batch.
+        rank: Number of this process.
+        world: Number of processes.
     """
 
     def __init__(self, *, first: int, last: int, batch: int, rank: int, world: int) -> None:
@@ -146,8 +155,17 @@ class Positions:
             yield list(range(start, start + self.batch))
 
 
-def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_memory: bool) -> DataLoader:
-    """Batches of `samples`, stacked along a first axis B, prepared ahead by worker processes."""
+def build_loader(
+    samples: Samples, positions: Positions, workers: int, *, pin_memory: bool
+) -> DataLoader[Sample]:
+    """Build a loader of batches, stacked along a first axis B.
+
+    Args:
+        samples: Samples to load.
+        positions: Positions of each batch.
+        workers: Processes that prepare batches ahead; 0 = this process does it.
+        pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
+    """
     if workers:
         # Here, before they are forked: OpenCV's threads do not survive a fork, and a worker that uses or ends them hangs.
         cv2.setNumThreads(1)
@@ -157,19 +175,29 @@ def build_loader(samples: Samples, positions: Positions, workers: int, *, pin_me
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        collate_fn=_collate,
         worker_init_fn=_set_up_worker if workers else None,
     )
 
 
-def _collate(samples: list) -> list[torch.Tensor] | VTSegError:
-    """Samples as one batch, or the first error among them."""
-    errors = [sample for sample in samples if isinstance(sample, VTSegError)]
-    return errors[0] if errors else default_collate(samples)
+def load_batches(loader: DataLoader[Sample]) -> Iterator[list[torch.Tensor]]:
+    """Yield the batches of a loader.
+
+    Raises:
+        VTSegError: What a sample raised, with its own message also when a worker process raised it.
+    """
+    try:
+        yield from loader
+    except VTSegError as err:
+        # From a worker, torch raises the same class with the worker's traceback as its message.
+        kind = type(err)
+        _, found, message = str(err).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        if not found:
+            raise
+        raise kind(message.rstrip("\n")) from None
 
 
 def _set_up_worker(_: int) -> None:
-    # Ctrl-C in a terminal and systemd reach every process of a training: it ends its workers itself, once it has saved.
+    # Ctrl-C in a terminal and systemd signal every process of a run; the main process ends its workers after saving.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +19,105 @@ from vtseg_ros.files import write_atomically
 from vtseg_ros.training.config import TrainConfig
 
 NAME = "state.pt"
-
-
 BEST, LAST, VALIDATIONS = "best.safetensors", "last.safetensors", "validation.jsonl"
 
 
 class SaveError(VTSegError):
-    """Something of a run that cannot be written, for example because the disk is full."""
+    """A file of a training run that cannot be written, for example because the disk is full."""
 
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Turn a failure to write into a SaveError that says what is still there."""
+    """Turn a failure to write into a SaveError that names the state that is still there."""
     try:
         yield
     except OSError as err:
-        kept = f"{folder / NAME} is as it was: --resume goes on from it" if (folder / NAME).is_file() else ""
+        kept = (
+            f"{folder / NAME} is unchanged: continue from it with --resume"
+            if (folder / NAME).is_file()
+            else ""
+        )
         raise SaveError(f"cannot save to {folder}: {err.strerror or err}. {kept}".rstrip()) from err
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise ConfigError if a folder holds what an earlier training saved; one that ended before that can start anew."""
+    """Check that a folder contains no files of an earlier training run that saved its state.
+
+    Raises:
+        ConfigError: If it does.
+    """
     if any((folder / name).exists() for name in (NAME, BEST, LAST)):
         raise ConfigError(
-            f"{folder} holds a training: nothing is overwritten. Go on with --resume (the node's parameter resume), "
-            "or choose another folder"
+            f"{folder} contains a training run: nothing is overwritten. Continue it with --resume (parameter resume of "
+            "the node), or choose another folder"
         )
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run: tensors and plain values only."""
+    """Write the state of a run, which consists of tensors and plain values, to a folder."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(folder / NAME, buffer.getvalue())
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The state that `save_state` wrote; loaded without running anything in it.
+    """Load the state that `save_state` wrote; loading executes no code from the file.
 
     Raises:
-        CheckpointError: if there is none, or it is damaged.
+        CheckpointError: If there is none, or it is damaged.
     """
     path = folder / NAME
     if not path.is_file():
-        raise CheckpointError(f"there is no training to resume in {folder}: {NAME} is missing")
+        raise CheckpointError(f"there is no training run to resume in {folder}: {NAME} is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises pickle, zip and runtime errors for damaged files
         raise CheckpointError(f"training state {path} cannot be read: {type(err).__name__}") from err
+    return state
 
 
 def plan_of(
     config: TrainConfig, steps: list[int], world_size: int, teachers: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on as if it had not been interrupted: plain values by name.
+    """Return the values that must not change for a run to continue as if it had not been interrupted.
 
     Args:
-        config: of the run.
-        steps: updates of each stage.
-        world_size: number of processes.
-        teachers: digest of each stage's teacher, which may lie in another place by now.
+        config: Configuration of the run.
+        steps: Number of updates of each stage.
+        world_size: Number of processes.
+        teachers: Digest of the teacher of each stage, whose file may be moved.
+
+    Returns:
+        Plain values by name.
     """
     model = {
         k: v for k, v in dataclasses.asdict(config.model).items() if k not in ("warm_start", "init_encoder")
     }
     stages = [
         {**dataclasses.asdict(stage), "epochs": 0, "steps": count, "teacher": teacher}
-        for stage, count, teacher in zip_longest(config.stages, steps, teachers, fillvalue="")
+        for stage, count, teacher in zip(config.stages, steps, teachers or [""] * len(steps))
     ]
-    plan = {"processes": world_size, "seed": config.seed, "precision": config.precision, "model": model}
+    plan: dict[str, Any] = {
+        "processes": world_size,
+        "seed": config.seed,
+        "precision": config.precision,
+        "model": model,
+    }
     plan |= {"data.size": config.data.size, "data.label_stride": config.data.label_stride, "stages": stages}
     plan["data.resize_mode"] = config.data.resize_mode
-    return json.loads(json.dumps(plan, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(plan, default=str))
+    return plain
 
 
 def check_plan(state: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Refuse to resume with another plan; stages that have not begun may differ.
+    """Check that a run continues with the same plan; stages that have not begun may differ.
+
+    Args:
+        state: Saved state of the run.
+        plan: Plan of the run that resumes, see `plan_of`.
 
     Raises:
-        ConfigError: naming what differs.
+        ConfigError: If a value differs; names it.
     """
     saved = state.get("plan", plan)
     begun = state["stage"] + 1
@@ -106,14 +125,14 @@ def check_plan(state: dict[str, Any], plan: dict[str, Any]) -> None:
     for key, value in saved.items():
         if _differs(value, given.get(key)):
             raise ConfigError(
-                f"cannot resume: {key} is not what the interrupted run had. Expected: {value}. Got: {given.get(key)}"
+                f"cannot resume: {key} is not that of the interrupted run; expected {value}, got {given.get(key)}"
             )
 
 
 def _differs(saved: Any, given: Any) -> bool:
-    """Whether a value of the plan has changed; a key that the saved plan does not know is new and does not count."""
+    """Return whether a value of the plan has changed; keys that the saved plan lacks are new and do not count."""
     if isinstance(saved, dict) and isinstance(given, dict):
         return any(_differs(value, given.get(key)) for key, value in saved.items())
     if isinstance(saved, list) and isinstance(given, list):
         return len(saved) != len(given) or any(map(_differs, saved, given))
-    return saved != given
+    return bool(saved != given)

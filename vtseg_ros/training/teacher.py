@@ -23,17 +23,17 @@ from vtseg_ros.training.loss import divergence_sum
 
 
 class Teacher:
-    """A frozen image network and the loss of another network towards its outputs.
+    """A frozen image network, and the loss of another network with respect to its outputs.
 
     Args:
-        network: image network, (n, 3, H, W) RGB in [0, 1] -> logits (n, C', h, w); put in eval mode, frozen.
-        cells: pairs of class ids, the teacher's and the student's, whose summed probabilities are compared. Classes
-            in no cell do not take part: the student is not penalised for them, and what probability the teacher
-            gives to its own lowers the pixel's weight.
-        temperature: divides the logits of both before the softmax.
-        weight: of this loss.
-        scale: the teacher sees frames this much larger, rounded to multiples of 32 px.
-        pool: logits are compared on means over pool x pool pixels; a divisor of 32.
+        network: Image network, (n, 3, H, W) RGB in [0, 1] to logits (n, C', h, w); it is frozen and put in eval mode.
+        cells: Pairs of class ids, those of the teacher and those of the student, whose summed probabilities are
+            compared. Classes in no cell are ignored: the student is not penalised for them, and their probability in
+            the output of the teacher lowers the weight of the pixel.
+        temperature: Divides the logits of both networks before the softmax.
+        weight: Weight of this loss.
+        scale: Factor by which frames are enlarged for the teacher, rounded to multiples of 32 px.
+        pool: Logits are compared on means over pool x pool pixels; a divisor of 32.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the teacher sees.
+        """Return the soft targets of frames.
 
         Args:
             frames: (n, 3, H, W) float32, RGB in [0, 1].
 
         Returns:
-            probabilities of the cells at the teacher's temperature (n, M, H / pool, W / pool), and the weight of each
-            of these places (n, H / pool, W / pool), the probability of all classes that are in a cell.
+            Probabilities of the cells at the temperature, (n, M, H / pool, W / pool), and the weight of each of these
+            places, (n, H / pool, W / pool), which is the probability of all classes that are in a cell.
         """
         height, width = frames.shape[2:]
         size = (height // self.pool, width // self.pool)
@@ -74,7 +74,7 @@ class Teacher:
                 max(1, round(side * self.scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width)
             ]
             frames = F.interpolate(frames, size=larger, mode="bilinear", align_corners=False)
-        # Where a network upsamples its logits as its last act, once is enough.
+        # Networks that upsample their logits last also have a method without upsampling, which is done once here.
         network = getattr(self.network, "coarse_logits", self.network)
         logits = network(frames.contiguous(memory_format=torch.channels_last)).float()
         if logits.shape[2] > size[0]:
@@ -93,11 +93,11 @@ class Teacher:
         return joined / kept.clamp(min=1e-12)[:, None], weight
 
     def loss_sum(self, logits: Tensor, targets: tuple[Tensor, Tensor], valid: Tensor) -> Tensor:
-        """Return this loss, summed over pixels and times its weight, nats.
+        """Return the weighted loss, summed over pixels, nats.
 
         Args:
-            logits: of the student, (n, C, H, W).
-            targets: what `targets` returned for these frames.
+            logits: (n, C, H, W) of the student.
+            targets: Result of `targets` for these frames.
             valid: (n, H, W) bool, False on pixels that are left out.
         """
         soft, weight = targets
@@ -106,35 +106,36 @@ class Teacher:
             logits = F.avg_pool2d(logits, self.pool)
             shown = F.avg_pool2d(shown, self.pool) * self.pool**2
         if not self._same(logits.shape[1]):
-            # log of sums of probabilities, up to a constant that the softmax over cells takes out again.
+            # Logarithms of sums of probabilities, up to a constant that the softmax over cells removes.
             scaled = logits.float() / self.temperature
             logits = torch.stack([scaled[:, list(of)].logsumexp(1) for _, of in self.cells], dim=1)
             logits = logits * self.temperature
         return self.weight * divergence_sum(logits, soft, weight * shown, self.temperature)
 
     def _same(self, classes: int) -> bool:
-        """Whether the cells are these classes, one by one, so that neither network's logits are to be summed."""
+        """Return whether each class is a cell of its own, so no logits must be summed."""
         return self.cells == tuple(((number,), (number,)) for number in range(classes))
 
 
 def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
-    """Return the teacher that a stage names, if any.
+    """Build the teacher of a stage; None if it has none.
 
     Args:
-        stage: with `teacher` and the values that go with it.
-        labels: class list of the network that is trained.
+        stage: Stage with `teacher` and its options.
+        labels: Class list of the network that is trained.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be loaded.
-        ConfigError: if it is no image network, or its classes are others and no mapping leads from them.
+        CheckpointError: If the checkpoint cannot be loaded.
+        ConfigError: If it is not an image network, or has other classes without a mapping.
     """
     if not stage.teacher:
         return None
     where = f"stage {stage.name}: teacher {stage.teacher}"
     checkpoint = load_checkpoint(stage.teacher)
+    assert checkpoint.model is not None  # only exported files have none
     if architecture_of(checkpoint.model).video:
         raise ConfigError(
-            f"{where}: must be an image network; expected such as erfnet, got {checkpoint.architecture}"
+            f"{where}: not an image network; expected one such as erfnet, got {checkpoint.architecture}"
         )
     own = checkpoint.labels
     if stage.teacher_classes:
@@ -175,5 +176,5 @@ def _cells(
 
 
 def teacher_digest(name: str) -> str:
-    """Return the SHA-256 of a teacher's file, empty for no teacher: a resumed run must have the same one."""
+    """Return the SHA-256 of the file of a teacher, empty for no teacher: a resumed run needs the same one."""
     return hashlib.sha256(resolve_checkpoint(name).read_bytes()).hexdigest() if name else ""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training learns from and what it is judged on."""
+"""Frames, labels and windows for training and validation."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from vtseg_ros.dataset.splits import require_apart, split_by_time
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import LABEL_SETS, LabelSet
 from vtseg_ros.training.config import DataConfig, StageConfig, TrainConfig
-from vtseg_ros.training.samples import Positions, Samples, build_loader
+from vtseg_ros.training.samples import Positions, Samples, build_loader, load_batches
 from vtseg_ros.training.validation import ScoredClasses, Validator
 
 log = logging.getLogger("vtseg_ros.training")
 
 
 class TrainingData:
-    """Frames, labels and windows of a training and of its validation.
+    """Frames, labels and windows of a training run and of its validation.
 
     Args:
-        config: of the training.
-        labels: class list of the labels.
-        length: frames k of a window.
-        needs_flow: whether the network takes optical flow (`model.flow`).
+        config: Configuration of the run.
+        labels: Class list of the network.
+        length: Frames k of a window.
+        needs_flow: Whether the network takes optical flow (`model.flow`).
 
     Raises:
-        BagError, ConfigError: for bags and windows that do not fit.
+        BagError: If a bag cannot be used.
+        ConfigError: If the windows or classes do not fit.
 
     Attributes:
-        labelled: numbers of the training bags' frames whose labels are used.
+        labelled: Numbers of the frames of the training bags whose labels are used.
     """
 
     def __init__(self, config: TrainConfig, labels: LabelSet, *, length: int, needs_flow: bool) -> None:
@@ -51,8 +52,8 @@ class TrainingData:
         for stage in config.stages:
             if stage.window and not least <= stage.window <= length:
                 raise ConfigError(
-                    f"stage {stage.name}: window must be {least}..{length} frames, the network's, or 0. "
-                    f"Got: {stage.window}"
+                    f"stage {stage.name}: window must be {least}..{length} frames (the window of the network), or 0; "
+                    f"got {stage.window}"
                 )
         training, validation = build_sources(config.data)
         self.groups = GroupTable(len(labels))
@@ -75,7 +76,7 @@ class TrainingData:
         for stage in config.stages:
             if not self.windows(stage):
                 raise ConfigError(
-                    f"stage {stage.name}: data.train has no labelled frame; a stage without teacher needs labels"
+                    f"stage {stage.name}: data.train has no labelled frame. A stage without teacher needs labels"
                 )
         self.validation_windows = self.validation_store.index.windows(
             length, label_stride=config.data.validation_every
@@ -99,21 +100,21 @@ class TrainingData:
         ]
 
     def windows(self, stage: StageConfig) -> list[list[int]]:
-        """Return the frame numbers of each window of a stage, newest last: of unlabelled frames too with a teacher."""
+        """Return the frame numbers of each window of a stage, newest last; with a teacher also of unlabelled frames."""
         return self._windows[bool(stage.teacher)]
 
     def members(self, device: torch.device) -> Tensor | None:
-        """Return the classes of each group of classes, (G, C) bool; None = there are no groups."""
+        """Return the classes of each group of classes, (G, C) bool; None = no groups."""
         return torch.from_numpy(self.groups.members()).to(device) if self.groups.groups else None
 
-    def batches(self, number: int, *, steps: int, start: int, fabric: Fabric) -> Iterator:
-        """Batches of this process for a stage; `accumulate` of them per update.
+    def batches(self, number: int, *, steps: int, start: int, fabric: Fabric) -> Iterator[list[Tensor]]:
+        """Return the batches of this process for a stage, `accumulate` of them per update.
 
         Args:
-            number: of the stage.
-            steps: updates of the whole stage.
-            start: updates that were done before.
-            fabric: processes and device.
+            number: Number of the stage.
+            steps: Number of updates of the whole stage.
+            start: Number of updates already done.
+            fabric: Processes and device.
         """
         config, stage = self.config, self.config.stages[number]
         length = self._length(stage)
@@ -138,10 +139,10 @@ class TrainingData:
             world=fabric.world_size,
         )
         pin_memory = fabric.device.type == "cuda"
-        return iter(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
+        return load_batches(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
 
     def validator(self, stage: StageConfig, *, fabric: Fabric, should_stop: Callable[[], bool]) -> Validator:
-        """What scores the network of a stage."""
+        """Build the validator of a stage."""
         length = self._length(stage)
         return Validator(
             fabric,
@@ -157,7 +158,7 @@ class TrainingData:
         )
 
     def warn_of_corrupt(self) -> None:
-        """Log how many messages could not be read so far, if any."""
+        """Log the number of corrupt messages so far, if any."""
         corrupt = self.train_store.corrupt_count(), self.validation_store.corrupt_count()
         if any(corrupt):
             log.warning(
@@ -169,11 +170,11 @@ class TrainingData:
 
 
 def build_sources(data: DataConfig) -> tuple[list[BagSource], list[BagSource]]:
-    """Bags, or parts of them, for training and validation.
+    """Return the sources for training and for validation.
 
     Raises:
-        BagError: if a bag that is to be split cannot be read.
-        ConfigError: if one is too short, or parts of one are nearer than the guard interval.
+        BagError: If a bag to split cannot be read.
+        ConfigError: If a bag is too short, or parts of one are closer than the split gap.
     """
     training, validation = (
         [BagSource(Path(s.path), s.image_topic, s.label_topic, s.start_s, s.end_s) for s in sources]
@@ -192,7 +193,14 @@ def build_store(
     label_tables: list[np.ndarray | None] | None = None,
     need_labels: bool = True,
 ) -> FrameStore:
-    """Their frames, at the network's size."""
+    """Build the frame store of some sources at the input size of the network.
+
+    Args:
+        data: Data section of the configuration.
+        sources: Bags, or parts of them.
+        label_tables: See `FrameStore`.
+        need_labels: Refuse bags without labels.
+    """
     index = FrameIndex(sources, max_gap_s=data.max_gap_s, stride=data.stride, need_labels=need_labels)
     return FrameStore(
         index,
@@ -204,16 +212,16 @@ def build_store(
 
 
 def read_class_groups(data: DataConfig, labels: LabelSet, part: str) -> list[ClassGroups | None]:
-    """Return what the classes of each bag stand for, None where they are the network's own.
+    """Return the class groups of each bag, None for a bag with the classes of the network.
 
     Args:
-        data: of the configuration.
-        labels: class list of the network.
+        data: Data section of the configuration.
+        labels: Class list of the network.
         part: `train` or `validation`.
 
     Raises:
-        BagError: if a bag cannot be read.
-        ConfigError: for class names that do not exist, or classes that are missing.
+        BagError: If a bag cannot be read.
+        ConfigError: For class names that do not exist, or classes that are missing.
     """
     found: list[ClassGroups | None] = []
     for number, source in enumerate(getattr(data, part)):
@@ -236,11 +244,11 @@ def read_label_tables(data: DataConfig, labels: LabelSet, table: GroupTable) -> 
 
 
 def build_labels(data: DataConfig) -> LabelSet:
-    """The class list that the configuration names, or that the first training bag carries.
+    """Return the class list of the configuration, or that of the first training bag.
 
     Raises:
-        BagError: if a bag cannot be read.
-        ConfigError: if there is none, or the bags' label maps contradict it.
+        BagError: If a bag cannot be read.
+        ConfigError: If there is none, or the label map of a bag differs from it.
     """
     labels = _named_labels(data)
     # Bags with class_groups have classes of their own.
@@ -250,7 +258,7 @@ def build_labels(data: DataConfig) -> LabelSet:
             own = read_label_set(bag)
         if labels is None:
             if own is None:
-                raise ConfigError(f"bag {path} has no label map: give data.labels or data.class_names")
+                raise ConfigError(f"bag {path} has no label map. Give data.labels or data.class_names")
             labels = own
         if own is not None and own.names != labels.names:
             raise ConfigError(
@@ -269,5 +277,7 @@ def _named_labels(data: DataConfig) -> LabelSet | None:
     if data.class_names:
         return LabelSet.from_names(data.class_names)
     if data.labels and data.labels not in LABEL_SETS:
-        raise ConfigError(f"data.labels must be one of {', '.join(LABEL_SETS)}. Got: {data.labels!r}")
+        raise ConfigError(
+            f"data.labels: unknown; expected one of {', '.join(LABEL_SETS)}, got {data.labels!r}"
+        )
     return LABEL_SETS[data.labels] if data.labels else None

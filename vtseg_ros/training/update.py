@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""One optimiser update: gradients over the labelled pixels of all processes, clipping, and what ends a training."""
+"""One optimiser update: gradients over the labelled pixels of all processes, clipping, and the check for finite values."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from collections.abc import Callable
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.optim import Optimizer
 
 from vtseg_ros.errors import VTSegError
 from vtseg_ros.label_set import IGNORE, OUTSIDE
 from vtseg_ros.training.loss import cross_entropy_sum, labelled_pixels
+from vtseg_ros.training.processes import reduce_tensor
 from vtseg_ros.training.teacher import Teacher
 
 
 class TrainingError(VTSegError):
-    """A training that cannot go on: the loss or its gradient is not finite."""
+    """The training run cannot continue: the loss or its gradient is not finite."""
 
 
 def backward(
     fabric: Fabric,
-    module: nn.Module,
+    module: _FabricModule,
     chunk: list[list[Tensor]],
     *,
     image_network: bool,
@@ -32,26 +34,28 @@ def backward(
     members: Tensor | None = None,
     teacher: Teacher | None = None,
 ) -> float:
-    """Gradients of the mean loss over all labelled pixels of the batches of all processes; returns the loss.
+    """Compute the gradients of the mean loss over all labelled pixels of the batches of all processes.
 
-    With a teacher the mean is over all pixels that belong to an image, so that a labelled pixel counts alike in
+    With a teacher the mean is over all pixels that belong to an image, so a labelled pixel has the same weight in
     batches with many and with few labels.
 
     Args:
-        fabric: the processes.
-        module: the network as `fabric` set it up.
-        chunk: the batches to accumulate, each video (B, k, 3, H, W) uint8, labels (B, k, H, W) uint8 and what
-            else the network takes.
-        image_network: the network takes the newest frame alone.
-        static_loss: of VTSeg, weight of its static network's own loss, added to the gradients and to what is returned.
-        members: (G, C) bool, the classes of each group that label ids from C on stand for.
-        teacher: adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
+        fabric: Processes.
+        module: Network as `fabric` set it up.
+        chunk: Batches to accumulate, each video (B, k, 3, H, W) uint8 RGB, labels (B, k, H, W) uint8 and further
+            inputs of the network.
+        image_network: Whether the network takes only the newest frame.
+        static_loss: Weight of the loss of the static network of VTSeg, which is added to the loss.
+        members: (G, C) bool, the classes of each group of classes; groups have the label ids from C on.
+        teacher: Adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
+
+    Returns:
+        The mean loss over all processes, nats.
     """
     chunk = [fabric.to_device(batch) for batch in chunk]
     counted = labelled_pixels if teacher is None else _image_pixels
-    count = sum(counted(batch[1][:, -1] if image_network else batch[1]) for batch in chunk)
-    count = fabric.all_reduce(count, reduce_op="sum") if fabric.world_size > 1 else count
-    count = count.clamp(min=1)
+    counts = [counted(batch[1][:, -1] if image_network else batch[1]) for batch in chunk]
+    count = reduce_tensor(fabric, torch.stack(counts).sum(), "sum").clamp(min=1)
     total = torch.zeros((), device=fabric.device)
     for index, (video, labels, *flow) in enumerate(chunk):
         video = video.float().div_(255)
@@ -64,13 +68,11 @@ def backward(
                 loss = loss_of(logits) + static_loss * loss_of(static)
             else:
                 loss = loss_of(module(video, *flow))
-            # Gradients are averaged over ranks: scaled so that the mean is over all ranks' labelled pixels.
+            # Fabric averages gradients over processes: scaled to the mean over the labelled pixels of all processes.
             loss = loss * (fabric.world_size / count)
             fabric.backward(loss)
         total += loss.detach()
-    if fabric.world_size > 1:
-        total = fabric.all_reduce(total, reduce_op="mean")
-    return float(total)
+    return float(reduce_tensor(fabric, total, "mean"))
 
 
 def _loss(
@@ -95,23 +97,40 @@ def _image_pixels(labels: Tensor) -> Tensor:
 
 
 def update(
-    fabric: Fabric, module: nn.Module, optimizer: Optimizer, *, clip_norm: float, fp16: bool, where: str
+    fabric: Fabric, module: _FabricModule, optimizer: Optimizer, *, clip_norm: float, fp16: bool, where: str
 ) -> None:
-    """Clip the gradients to a norm (0 = not at all) and take the optimiser's step.
+    """Clip the gradients and take the step of the optimiser.
+
+    Args:
+        fabric: Processes.
+        module: Network as `fabric` set it up.
+        optimizer: Optimiser as `fabric` set it up.
+        clip_norm: Largest norm of the gradients; 0 = no clipping.
+        fp16: Whether a gradient scaler is in use, which skips updates that are not finite.
+        where: Name of the update in errors.
 
     Raises:
-        TrainingError: if the gradient is not finite; with fp16 the gradient scaler leaves such an update out.
+        TrainingError: If the gradient is not finite, without fp16.
     """
     if clip_norm > 0:
         norm = fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-        if not fp16:
+        if not fp16 and norm is not None:
             check_finite(float(norm), "gradient", where)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def check_finite(value: float, what: str, where: str) -> None:
-    """Raise TrainingError unless the value is finite; `where` says in which update."""
+    """Check that a value is finite.
+
+    Args:
+        value: Loss or norm of the gradient.
+        what: Name of the value in errors.
+        where: Name of the update in errors.
+
+    Raises:
+        TrainingError: If it is not finite.
+    """
     if not math.isfinite(value):
         raise TrainingError(
             f"the {what} is not finite ({value}) in {where}. Lower max_lr, or use fp32 or bf16"

@@ -1,18 +1,19 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Validation: mIoU at the network's resolution, how far it leaves its static network, what older frames change."""
+"""Validation: mIoU at the resolution of the network, agreement with its static network, effect of older frames."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtseg_ros.dataset.class_groups import ClassGroups
 from vtseg_ros.dataset.flow import WindowFlow
@@ -24,23 +25,24 @@ from vtseg_ros.label_set import IGNORE, LabelSet
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.training.attention_statistics import AttentionShares
+from vtseg_ros.training.build import Network
 from vtseg_ros.training.preview import row, sheet
 from vtseg_ros.training.processes import any_rank, sum_over_ranks
 
 ATTENTION_FRAMES = 4
 FIT_PIXELS = 1000
-"""Pixels of each frame that the temperature is fitted to."""
+"""Number of pixels of each frame that the temperature is fitted to."""
 
 
 @dataclass(frozen=True)
 class ScoredClasses:
-    """The class list that a validation bag is scored in.
+    """Class list for the scores of a validation bag.
 
     Attributes:
-        names: of its classes.
-        label_table: (256,) uint8 from the ids of the bag's labels to those of `names`; None = they are these.
-        mask_table: (256,) uint8 from the network's class ids to those of `names`, 255 = none of them; None as above.
-        shown: (256,) uint8 from the ids of `names` to a class of the network each, for its colour; None as above.
+        names: Names of the classes.
+        label_table: (256,) uint8 from label ids of the bag to ids of `names`; None = they are equal.
+        mask_table: (256,) uint8 from class ids of the network to ids of `names`, 255 = none; None = they are equal.
+        shown: (256,) uint8 from ids of `names` to one class of the network each, for its colour; None = they are equal.
     """
 
     names: tuple[str, ...]
@@ -50,50 +52,53 @@ class ScoredClasses:
 
     @classmethod
     def of(cls, groups: ClassGroups | None, labels: LabelSet) -> ScoredClasses:
-        """Return the classes of a bag: its own where it has class groups, else the network's."""
+        """Return the classes of a bag: its own if it has class groups, else those of the network."""
         if groups is None:
             return cls(labels.names)
         return cls(groups.names, groups.own_labels(), groups.own_masks(len(labels)), groups.shown())
 
     def members(self, num_classes: int) -> np.ndarray:
-        """Return the network's classes of each class, (len(names), num_classes) bool."""
+        """Return the classes of the network for each class, (len(names), num_classes) bool."""
         if self.mask_table is None:
             return np.eye(num_classes, dtype=bool)
-        return self.mask_table[None, :num_classes] == np.arange(len(self.names))[:, None]
+        return np.equal(self.mask_table[None, :num_classes], np.arange(len(self.names))[:, None])
 
     def of_mask(self, mask: np.ndarray) -> np.ndarray:
-        """Return a mask of the network's classes in those of `names`."""
-        return mask if self.mask_table is None else self.mask_table[mask]
+        """Return a mask with classes of the network as one with classes of `names`."""
+        return mask if self.mask_table is None else np.take(self.mask_table, mask)
 
     def in_color(self, mask: np.ndarray) -> np.ndarray:
-        """Return a mask or label of the classes of `names` in classes of the network."""
-        return mask if self.shown is None else self.shown[mask]
+        """Return a mask or label with classes of `names` as one with classes of the network, for its colours."""
+        return mask if self.shown is None else np.take(self.shown, mask)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores of a validation, 0 to 100; NaN and empty where there is nothing to say.
+    """Scores of a validation, 0 to 100; NaN or empty if not available.
 
     Attributes:
-        miou: of the network's newest frames. Bags of one class list are scored together; with several class lists
+        miou: mIoU of the newest frames. Bags with the same class list are scored together; with several class lists
             each score is the mean over them.
-        iou: of the network's classes, on bags that have them.
-        bags: for each of several bags `miou` and, by class name, `iou`.
-        static_miou: of its static network on the same frames.
-        agreement: labelled pixels on which the two agree.
-        disagreement_accuracy, static_disagreement_accuracy: who is right where they differ.
-        miou_by_window: with windows of 1 .. k frames, on some of the frames.
-        cross_frame_attention: share of the newest frame's attention on other frames, by block (see `AttentionShares`).
-        attention_entropy: entropy of that attention; 100 = every key is looked at alike.
-        temperature: that divides the logits so that confidences fit best, in the sense of the labels' likelihood.
-        calibration_error, calibration_error_at_temperature: expected calibration error as it is, and with that.
-        seconds: that it took.
-        pictures: (H, W, 3) uint8 RGB: image, truth, static network, network, difference; None = none wanted.
+        iou: IoU of the classes of the network, on bags that have them.
+        bags: For each of several bags `miou` and, by class name, `iou`.
+        static_miou: mIoU of the static network on the same frames.
+        agreement: Share of labelled pixels on which both networks agree.
+        disagreement_accuracy: Accuracy of the network where they differ.
+        static_disagreement_accuracy: Accuracy of the static network where they differ.
+        miou_by_window: mIoU with windows of 1 .. k frames, on some of the frames.
+        cross_frame_attention: Share of the attention of the newest frame on other frames, by block (see
+            `AttentionShares`).
+        attention_entropy: Entropy of that attention; 100 = uniform attention.
+        temperature: Divisor of the logits that maximises the likelihood of the labels.
+        calibration_error: Expected calibration error at temperature 1.
+        calibration_error_at_temperature: Expected calibration error at `temperature`.
+        seconds: Duration of the validation, s.
+        pictures: (H, W, 3) uint8 RGB: image, truth, static network, network, difference; None = not drawn.
     """
 
     miou: float
     iou: np.ndarray
-    bags: dict[str, dict] = field(default_factory=dict)
+    bags: dict[str, dict[str, Any]] = field(default_factory=dict)
     static_miou: float = float("nan")
     agreement: float = float("nan")
     disagreement_accuracy: float = float("nan")
@@ -109,18 +114,19 @@ class Validation:
 
 
 class Validator:
-    """Scores the newest frame of each window; the windows are shared out among the processes.
+    """Score the newest frame of each window; the windows are distributed over the processes.
 
     Args:
-        fabric: device, precision and processes.
-        store, windows: as in training; short windows stay short.
-        length: frames k of a window.
-        labels: class list of the network.
-        classes: of each bag (source of the store); None = the network's in all of them.
-        flow: of the windows, for STGRU.
-        window_sweep_frames: on how many frames windows of 1 .. k frames are compared; 0 = not at all.
-        pictures: how many frames are shown; 0 = none.
-        should_stop: asked before each window; True in any process ends the validation.
+        fabric: Device, precision and processes.
+        store: Frames and labels.
+        windows: Frame numbers of each window, newest last; short windows are not extended.
+        length: Frames k of a window.
+        labels: Class list of the network.
+        classes: Classes of each bag (source of the store); None = those of the network.
+        flow: Optical flow of the windows, for networks that need it.
+        window_sweep_frames: Number of frames on which windows of 1 .. k frames are compared; 0 = none.
+        pictures: Number of frames in the preview; 0 = none.
+        should_stop: Called before each window; True in any process ends the validation.
     """
 
     def __init__(
@@ -146,8 +152,15 @@ class Validator:
         self.shown = _spread(range(len(windows)), pictures)
 
     @torch.inference_mode()
-    def __call__(self, model: nn.Module) -> Validation | None:
-        """Validate VTSeg, STGRU or an image network, which is in eval mode meanwhile; None = stopped before the end."""
+    def __call__(self, model: Network) -> Validation | None:
+        """Validate a network, which is put in eval mode meanwhile.
+
+        Returns:
+            The scores; None if stopped before the end.
+
+        Raises:
+            ConfigError: If a label has an id that its class list does not have.
+        """
         began = time.monotonic()
         was_training = model.training
         model.eval()
@@ -196,8 +209,8 @@ class Validator:
             seconds=time.monotonic() - began,
         )
 
-    def _frames(self, model: nn.Module, numbers: list[int]) -> tuple[_Prediction, np.ndarray, np.ndarray]:
-        """What the network makes of a window, and the newest frame's truth and image."""
+    def _frames(self, model: Network, numbers: list[int]) -> tuple[_Prediction, np.ndarray, np.ndarray]:
+        """Return the predictor of a window, and the truth and the image of its newest frame."""
         classes = self.classes[self.store.index.frames[numbers[-1]].source]
         numbers = numbers[-self.length :]
         video, labels = self.store.window(numbers, len(numbers))
@@ -205,14 +218,14 @@ class Validator:
         frames = torch.from_numpy(video).to(device).permute(0, 3, 1, 2).float().div_(255)  # (k, 3, H, W)
         flow = None
         kind = traits_of(model)
-        if kind.needs_flow and len(video) > 1:
+        if kind.needs_flow and self.flow is not None and len(video) > 1:
             flow = torch.from_numpy(self.flow.window(numbers, video)).to(device).permute(0, 3, 1, 2)
         return _Prediction(self.fabric, model, frames, flow, classes), labels[-1], video[-1]
 
     def _fit(
         self, fit: TemperatureFit, logits: Tensor, truth: np.ndarray, classes: ScoredClasses, number: int
     ) -> None:
-        """Add some of a frame's labelled pixels, the same ones in each validation."""
+        """Add some labelled pixels of a frame, the same ones in each validation."""
         places = np.flatnonzero(truth != IGNORE)
         rng = np.random.default_rng(number)
         places = places if len(places) <= FIT_PIXELS else rng.choice(places, FIT_PIXELS, replace=False)
@@ -230,15 +243,15 @@ class Validator:
                 f"bag {self.store.index.sources[frame.source].path}, stamp {frame.stamp_ns} ns: {err}"
             ) from err
 
-    def _scores(self, counts: list[_Counts], video_network: bool) -> dict:
-        """Scores of all bags: of those of each class list together, then the mean over class lists."""
+    def _scores(self, counts: list[_Counts], video_network: bool) -> dict[str, Any]:
+        """Return the scores of all bags: of each class list, then the mean over class lists."""
         lists: dict[tuple[str, ...], _Counts] = {}
         for classes, part in zip(self.classes, counts):
             if classes.names not in lists:
                 lists[classes.names] = _Counts(len(classes.names), self.length)
             lists[classes.names].merge(part)
         each = [whole.scores(video_network, bool(self.sweep)) for whole in lists.values()]
-        scores: dict = {}
+        scores: dict[str, Any] = {}
         for key in dict.fromkeys(key for one in each for key in one if key != "iou"):
             values = np.asarray([one[key] for one in each if key in one], np.float64)
             # A class list without labelled pixels in this part has no score.
@@ -265,9 +278,10 @@ class Validator:
         if not totals[:, 2].all():
             return {}, {}
         means = 100.0 * totals[:, :2] / totals[:, 2:]
-        return tuple(dict(zip(shares.names, column.tolist())) for column in means.T)
+        elsewhere, evenness = (dict(zip(shares.names, column.tolist())) for column in means.T)
+        return elsewhere, evenness
 
-    def _pictures(self, model: nn.Module, video_network: bool) -> np.ndarray | None:
+    def _pictures(self, model: Network, video_network: bool) -> np.ndarray | None:
         rows = []
         for number in self.shown:
             predict, truth, image = self._frames(model, self.windows[number])
@@ -279,13 +293,13 @@ class Validator:
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What a network makes of a window's newest frame, with as many frames as asked for; 0 = the static network's.
+    """Predictions for the newest frame of a window, with a chosen number of frames; 0 = the static network.
 
     Masks have the classes that the bag is scored in, logits those of the network.
     """
 
     fabric: Fabric
-    model: nn.Module
+    model: Network
     frames: Tensor
     flow: Tensor | None
     classes: ScoredClasses
@@ -297,27 +311,33 @@ class _Prediction:
         return self.classes.of_mask(logits.argmax(0).byte().cpu().numpy())
 
     def logits(self, window: int, cache: FrameCache | None = None) -> Tensor:
-        """(C, H, W)."""
+        """Return the logits, (C, H, W)."""
+        with self.fabric.autocast():
+            logits: Tensor = self._logits(window, cache)
+        return logits
+
+    def _logits(self, window: int, cache: FrameCache | None) -> Any:
         model, frames, flow = self.model, self.frames, self.flow
         kind, window = traits_of(model), min(window, len(frames))
-        with self.fabric.autocast():
-            if not kind.video:
-                return model(frames[-1:])[0]
-            if window == 0:
-                return model.static_logits(frames[-1:])[0]
-            if kind.needs_flow:
-                motion = flow[None, len(flow) - window + 1 :] if window > 1 else None
-                return model(frames[None, -window:], motion)[0, -1]
-            return model(frames[None, -window:], cache)[0, -1]
+        if not kind.video:
+            return model(frames[-1:])[0]
+        if window == 0:
+            return model.static_logits(frames[-1:])[0]
+        if kind.needs_flow:
+            motion = flow[None, len(flow) - window + 1 :] if flow is not None and window > 1 else None
+            return model(frames[None, -window:], motion)[0, -1]
+        return model(frames[None, -window:], cache)[0, -1]
 
 
 class _Counts:
-    """What a validation counts; sums over frames, so that processes can be added up."""
+    """Counts of a validation: sums over frames, which can be added over processes."""
 
     def __init__(self, num_classes: int, length: int) -> None:
         self.total, self.prior = ConfusionMatrix(num_classes), ConfusionMatrix(num_classes)
         self.sweep = [ConfusionMatrix(num_classes) for _ in range(length)]
-        self.pixels = np.zeros(4, np.int64)  # labelled, the same, network right, static network right
+        self.pixels: np.ndarray = np.zeros(
+            4, np.int64
+        )  # labelled, equal, network right, static network right
 
     def compare(self, mask: np.ndarray, prior: np.ndarray, truth: np.ndarray) -> None:
         self.prior.update(prior, truth)
@@ -342,8 +362,8 @@ class _Counts:
             matrix.matrix = sum_over_ranks(fabric, matrix.matrix)
         self.pixels = sum_over_ranks(fabric, self.pixels)
 
-    def scores(self, video_network: bool, swept: bool) -> dict:
-        scores = {"miou": self.total.miou(), "iou": self.total.iou()}
+    def scores(self, video_network: bool, swept: bool) -> dict[str, Any]:
+        scores: dict[str, Any] = {"miou": self.total.miou(), "iou": self.total.iou()}
         labelled, same, right, prior_right = self.pixels.tolist()
         if not video_network or not labelled:
             return scores
@@ -357,13 +377,13 @@ class _Counts:
 
 
 def _bag_name(number: int, paths: list[str]) -> str:
-    """Of a bag among several: its folder's name, with its number where several have that."""
+    """Return the name of a bag: that of its folder, with its number if several bags have it."""
     names = [Path(path).name for path in paths]
     return names[number] if names.count(names[number]) == 1 else f"{names[number]}_{number}"
 
 
-def _spread(items, count: int) -> list[int]:
-    """At most `count` of the items, evenly spaced."""
+def _spread(items: Iterable[int], count: int) -> list[int]:
+    """Return at most `count` of the items, evenly spaced."""
     items = list(items)
     if count <= 0 or not items:
         return []
