@@ -17,10 +17,10 @@ from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.commands.segment import MASKS
-from vtseg_ros.fleet.ray_pool import LOOPBACK, NO_USAGE_STATISTICS
+from vtseg_ros.fleet.ray_pool import LOOPBACK, NO_USAGE_STATISTICS, OWN_NICENESS
 
 NS = 1_000_000_000
-BAGS, FRAMES = 12, 4
+BAGS, FRAMES = 12, 2
 
 
 def write_images(path: Path, rng: np.random.Generator, stamps_ns: list[int]) -> None:
@@ -38,8 +38,8 @@ def masks_of(folder: Path) -> list[tuple[int, bytes]]:
         return [(time_ns, bytes(data)) for _, _, time_ns, data in bag.raw([MASKS])]
 
 
-def ray_processes() -> list[str]:
-    """Command lines of Ray's processes below this one."""
+def ray_processes() -> list[psutil.Process]:
+    """Ray's processes below this one."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -47,7 +47,7 @@ def ray_processes() -> list[str]:
         except psutil.Error:
             continue
         if "ray::" in line or "/ray/" in line:
-            found.append(line)
+            found.append(process)
     return found
 
 
@@ -62,7 +62,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with twelve bags of four images."""
+    """A folder with twelve bags of two images."""
     folder, rng = tmp_path_factory.mktemp("fleet"), np.random.default_rng(3)
     for number in range(BAGS):
         write_images(folder / f"drive_{number}", rng, [NS + index * NS // 10 for index in range(FRAMES)])
@@ -99,9 +99,7 @@ def cluster() -> Iterator[object]:
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-        made = Cluster(
-            head_node_args={**node, "_system_config": {"worker_niceness": 0}}, initialize_head=True
-        )
+        made = Cluster(head_node_args={**node, "_system_config": OWN_NICENESS}, initialize_head=True)
         try:
             for _ in range(2):
                 made.add_node(**node)
@@ -109,5 +107,5 @@ def cluster() -> Iterator[object]:
             yield made
         finally:
             made.shutdown()
-    gone, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
-    assert not ray_processes(), (gone, left)
+    psutil.wait_procs(ray_processes(), timeout=20)
+    assert not ray_processes()

@@ -17,57 +17,58 @@ from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.fleet import plan_tasks
 from vtseg_ros.fleet.parts import plan_spans, warm_up_start
+from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.window import Action, FrameWindow
 
 TENTH = NS // 10
 TOPIC = "/camera/image"
 
 
-FRAMES = 48
+def write_disordered(path, rng, cut):
+    """Frames at 10 Hz, up to 16 after frame `cut`; regular ones around it.
 
-
-def disordered_stamps():
-    """48 stamps at 10 Hz with late, repeated and zero ones, a pause and a step back of the clock."""
-    stamps = [NS + index * TENTH for index in range(FRAMES)]
+    Near the begin and the end are late, repeated and zero stamps, a pause, a step back of the clock, another frame_id, and
+    images that cannot be decoded, also shortly before the cut.
+    """
+    stamps = [NS + index * TENTH for index in range(cut + 16)]
     stamps[2], stamps[3] = stamps[3], stamps[2]
     stamps[5] = stamps[4]
-    stamps[41] = 0
-    stamps[38:41] = [stamp + 3 * NS for stamp in stamps[38:41]]
-    stamps[44:] = [stamp - 2 * NS for stamp in stamps[44:]]
-    return stamps
-
-
-def write_disordered(path, rng):
+    stamps[cut + 6 : cut + 9] = [stamp + 3 * NS for stamp in stamps[cut + 6 : cut + 9]]
+    stamps[cut + 9] = 0
+    stamps[cut + 12 :] = [stamp - 2 * NS for stamp in stamps[cut + 12 :]]
     with BagWriter(path) as bag:
-        for index, stamp in enumerate(disordered_stamps()):
+        for index, stamp in enumerate(stamps):
             image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            kind = "rgb16" if index in (25, 28, 36) else "rgb8"  # which does not fit the data
-            frame_id = "other" if index >= 46 else "camera"
+            kind = "rgb16" if index in (cut - 7, cut - 4, cut + 4) else "rgb8"  # which does not fit the data
+            frame_id = "other" if index >= cut + 14 else "camera"
             data = typestore().serialize_cdr(image_message(image, kind, stamp, frame_id), IMAGE)
-            bag.write_raw(TOPIC, IMAGE, data[:50] if index == 39 else data, NS + index * TENTH)
+            bag.write_raw(TOPIC, IMAGE, data[:50] if index == cut + 7 else data, NS + index * TENTH)
+    return len(stamps)
 
 
-@pytest.mark.parametrize("attention", ["full", "causal"])
-def test_masks_of_parts_equal_those_of_the_unsplit_run(segment, tmp_path, rng, attention):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("attention", "window", "cut"), [("full", 4, 32), ("causal", 2, 66)])
+def test_masks_of_parts_equal_those_of_the_unsplit_run(segment, tmp_path, rng, attention, window, cut):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention=attention)
-    write_disordered(tmp_path / "drive", rng)
-    single = tmp_path / "single"
+    options = [tmp_path / "drive", "--window", window]
+    total = write_disordered(tmp_path / "drive", rng, cut)
+    predictor = VideoPredictor(checkpoint, device="cpu", window=window)
+    needed = predictor.history + window - 1
+    with BagReader(tmp_path / "drive") as bag:  # reading begins before the part, not with the bag
+        assert warm_up_start(bag, TOPIC, NS + cut * TENTH, frames=needed, max_gap_ns=NS) is not None
+    single, out = tmp_path / "single", tmp_path / "parts"
     files = ["--json", tmp_path / "single.json"]
-    assert segment(tmp_path / "drive", "--out", single / "masks", *files, checkpoint=checkpoint) == 0
+    assert segment(*options, "--out", single / "masks", *files, checkpoint=checkpoint) == 0
     expected = masks_of(single)
     lost = len(json.loads((tmp_path / "single.json").read_text())["left_out"])
-    assert len(expected) + lost == FRAMES and lost >= 6
-    frames = 32  # in the middle of regular frames: reading begins before it, not with the bag
-    with BagReader(tmp_path / "drive") as bag:
-        assert warm_up_start(bag, TOPIC, NS + frames * TENTH, frames=9, max_gap_ns=NS) > NS + 10 * TENTH
-    out = tmp_path / "parts"
-    options = ["--out", out, "--ray", "none", "--part-frames", frames, "--json", out / "outcomes.json"]
-    assert segment(tmp_path / "drive", *options, checkpoint=checkpoint) == 0
+    assert len(expected) + lost == total and lost >= 6
+    options += ["--out", out, "--ray", "none", "--part-frames", cut, "--json", out / "outcomes.json"]
+    assert segment(*options, checkpoint=checkpoint) == 0
     assert masks_of(out / "drive") == expected
     found = json.loads((out / "outcomes.json").read_text())[0]
-    assert found["result"]["parts"] == -(-FRAMES // frames) and len(found["result"]["left_out"]) == lost
+    assert found["result"]["parts"] == 2 and len(found["result"]["left_out"]) == lost
     assert sorted(path.name for path in out.iterdir()) == ["drive", "outcomes.json"]  # no parts are left
-    assert segment(tmp_path / "drive", *options, checkpoint=checkpoint) == 0
+    assert segment(*options, checkpoint=checkpoint) == 0
     assert json.loads((out / "outcomes.json").read_text())[0]["state"] == "skipped"
 
 

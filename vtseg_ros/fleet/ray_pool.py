@@ -27,6 +27,8 @@ OBJECT_STORE_BYTES = 80 << 20
 """Of a local cluster, about Ray's minimum: only paths and small results pass through it."""
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray replaces 127.0.0.1 by the host's address and listens on all interfaces unless clusters of several hosts are off."""
+OWN_NICENESS = {"worker_niceness": 0}
+"""Added to that of the command. Ray's 15 leaves workers hardly any time next to other processes."""
 NO_USAGE_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -164,17 +166,22 @@ def _cluster(options: RayOptions) -> Iterator[Any]:
                 "num_cpus": options.workers * options.cpus if options.workers else cores,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
-                # By default workers run at niceness 15 and hardly progress next to other processes.
-                "_system_config": {"worker_niceness": 0},
+                "_system_config": OWN_NICENESS,
             }
         else:
             _check_reachable(options.address)
         try:
             ray.init(**start)
         except Exception as err:  # Ray raises many kinds, some without a common base
-            reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+            reason = str(err).strip().splitlines()[0].rstrip(".") if str(err).strip() else type(err).__name__
+            advice = (
+                "It starts in about 10 s on an idle machine and gives up after 30 s: run the command again when other "
+                "processes leave it a core"
+                if local
+                else "Look at `ray status` on the head node"
+            )
             raise ConfigError(
-                f"--ray {options.address}: no cluster; expected to connect, got: {reason}. See `ray status`"
+                f"--ray {options.address}: no cluster; expected to connect, got: {reason}. {advice}"
             ) from err
         try:
             if local:
@@ -239,6 +246,7 @@ class _Pool:
         self._waiting, self._attempts = deque(range(len(tasks))), [0] * len(tasks)
         self._found: dict[int, Outcome] = {}
         self._complete_frames, self._frames = 0, {}
+        self._failed_on: dict[int, list[Any]] = {}
         if not self._room():
             raise ConfigError(
                 f"--ray: no node has room for a worker; expected {self._options.cpus} cores and "
@@ -252,21 +260,36 @@ class _Pool:
                     self._attempts[number] = ATTEMPTS
                     self._end(number, Outcome(tasks[number], "failed", reason=self._trouble))
                 break
-            while self._idle and self._waiting:
-                actor, number = self._idle.pop(), self._waiting.popleft()
-                self._attempts[number] += 1
-                self._running[actor.run_task.remote(number, tasks[number])] = (actor, number)
+            self._assign()
             if not self._running:
                 time.sleep(POLL_S)  # until a node is back
                 continue
             for result in self._ray.wait(list(self._running), timeout=POLL_S)[0]:
                 self._take(result)
             if self._ray.wait([asked], timeout=0)[0]:
-                self._count(self._ray.get(asked))
+                with suppress(self._ray.exceptions.RayError):  # then progress is shown when bags end
+                    self._count(self._ray.get(asked))
                 asked = self._counter.take.remote()
         for actor in (*self._actors, self._counter):
             self._ray.kill(actor)
         return self._found
+
+    def _assign(self) -> None:
+        """Give waiting tasks to idle actors; one that failed goes to another actor where there is one."""
+        for actor in list(self._idle):
+            fresh = (number for number in self._waiting if self._may_run(number, actor))
+            number = next(fresh, None)
+            if number is None:
+                continue
+            self._idle.remove(actor)
+            self._waiting.remove(number)
+            self._attempts[number] += 1
+            self._running[actor.run_task.remote(number, self._tasks[number])] = (actor, number)
+
+    def _may_run(self, number: int, actor: Any) -> bool:
+        failed_on = self._failed_on.get(number, [])
+        started = [*self._idle, *(one for one, task in self._running.values() if task is not None)]
+        return actor not in failed_on or all(one in failed_on for one in started)
 
     def _take(self, result: Any) -> None:
         actor, number = self._running.pop(result)
@@ -290,6 +313,8 @@ class _Pool:
             return
         self._failed_starts = 0
         self._idle.append(actor)
+        if number is not None and value.state == "failed":
+            self._failed_on.setdefault(number, []).append(actor)
         if number is not None:
             self._end(number, value)
 
@@ -298,6 +323,7 @@ class _Pool:
         if outcome.state == "failed" and self._attempts[number] < ATTEMPTS:
             self._waiting.append(number)
             return
+        self._failed_on.pop(number, None)
         self._found[number] = replace(outcome, attempts=self._attempts[number])
         self._complete_frames += outcome.task.frames
         self._show_frames()
