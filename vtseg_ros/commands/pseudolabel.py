@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg pseudolabel`: a teacher network labels a bag or a video."""
+"""`vtseg pseudolabel`: label a bag or a video with a teacher network."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ HELP = "Label a bag or a video with a teacher network; the result is a bag to tr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("input", type=Path, help="a bag's folder or a video file")
     parser.add_argument(
         "--checkpoint", required=True, metavar="TEACHER", help="a file, or shipped weights by name"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
-    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
     parser.add_argument(
         "--size",
         type=parse_size,
         metavar="WxH",
-        help="of the network's input at scale 1 (default: the checkpoint's)",
+        help="input size of the network at scale 1 (default: as in the checkpoint)",
     )
     parser.add_argument(
         "--scales",
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="factors of --size whose predictions are averaged (default 1)",
     )
-    parser.add_argument("--flip", action="store_true", help="average with mirrored images too")
+    parser.add_argument("--flip", action="store_true", help="also average with mirrored images")
     parser.add_argument(
         "--neighbours",
         type=int,
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-map",
         type=Path,
         metavar="FILE",
-        help="YAML of label class to the teacher's classes that count as it; their probabilities are added",
+        help="YAML file with the teacher classes that count as each label class; their probabilities are added",
     )
     parser.add_argument(
         "--ego-mask",
@@ -100,15 +101,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="s; windows and neighbours do not reach over a longer pause (default 1)",
+        help="s; windows and neighbours do not extend over a longer pause (default 1)",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was labelled")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     check_new_bag(args.out)
     if args.every < 1:
         raise ConfigError(f"--every: expected at least 1, got {args.every}")
@@ -135,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         bag.require(topic)
         if topic not in image_topics(bag):
             raise ConfigError(
-                f"--image-topic: {topic} is of type {bag.topics[topic].msgtype}; expected images"
+                f"--image-topic: {topic} has the wrong type; expected images, got {bag.topics[topic].msgtype}"
             )
         total = bag.topics[topic].count
         stop = stack.enter_context(interrupts.deferred())
@@ -159,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
             raise
     if done is None:
         raise KeyboardInterrupt(
-            f"{args.out} was not written; the labels so far are in {work.path}, the same command goes on with them"
+            f"{args.out} was not written; the labels so far are in {work.path}, the same command continues with them"
         )
     summary = done.summary(labels)
     print(
@@ -198,7 +200,7 @@ def _class_confidence(texts: list[str]) -> dict[str, float]:
 def _settings(
     args: argparse.Namespace, labels: LabelSet, groups: Any, averaging: Averaging
 ) -> dict[str, Any]:
-    """Everything that decides what the labels are, as plain values."""
+    """Return everything that determines the labels, as plain values."""
     files = (
         [args.input]
         if args.input.is_file()
@@ -225,9 +227,9 @@ def _settings(
 
 
 def _as_bag(args: argparse.Namespace, work: WorkFolder) -> Path:
-    """The input, or the bag in the work folder that a video's frames are in."""
+    """Return the input, or the bag in the work folder with the frames of a video."""
     if is_bag(args.input):
-        return args.input
+        return Path(args.input)
     video = work.path / "video"
     if video.exists():
         return video

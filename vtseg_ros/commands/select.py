@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +25,11 @@ from vtseg_ros.selection import SCORES, FrameScorer, choose, combined_score
 
 HELP = "Choose the frames of unlabelled bags to label next: uncertain and diverse ones."
 TILE = (240, 180)
-"""Width and height of a contact sheet's images, px."""
+"""Width and height of the images in a contact sheet, px."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("bags", type=Path, nargs="+", metavar="BAG")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--count", type=int, default=50, help="frames to choose (default %(default)s)")
@@ -42,11 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spacing", type=float, default=1.0, help="s; least time between chosen frames of a bag"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="score every N-th frame")
-    parser.add_argument("--image-topic", default="", help="needed when a bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument("--device", default="auto")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     _check_arguments(args)
     scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
     frames, features, left_out = _score_bags(args, scorer)
@@ -92,14 +95,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(
-            f"BAG: two bags are named {twice}; expected different names, one folder is made for each"
+            f"BAG: two bags are named {twice}; expected different names, since each gets a folder"
         )
 
 
 def _score_bags(
     args: argparse.Namespace, scorer: FrameScorer
-) -> tuple[list[dict], list[np.ndarray], list[str]]:
-    frames: list[dict] = []
+) -> tuple[list[dict[str, Any]], list[np.ndarray], list[str]]:
+    frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []
     left_out: list[str] = []
     for number, path in enumerate(args.bags):
@@ -126,8 +129,8 @@ def _write_results(
     args: argparse.Namespace,
     out: Path,
     scorer: FrameScorer,
-    chosen: list[dict],
-    frames: list[dict],
+    chosen: list[dict[str, Any]],
+    frames: list[dict[str, Any]],
     left_out: list[str],
 ) -> None:
     tiles: dict[int, np.ndarray] = {}
@@ -159,7 +162,7 @@ def _write_results(
 
 
 def _contact_sheet(tiles: list[np.ndarray]) -> np.ndarray:
-    """Tiles (h, w, 3) uint8 in the order of choice, row by row, in a grid as square as possible."""
+    """Arrange tiles (h, w, 3) uint8 in the order of choice, row by row, in a nearly square grid."""
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width, height = TILE
