@@ -73,7 +73,7 @@ def _rate(bag: BagReader, topic: str) -> float | None:
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
-    export: dict[str, Any] | None = None
+    export: str | None = None
     parts: dict[str, Any] = {}
     if is_exported(path):
         backend = open_backend(path, BackendOptions(device="cpu"))

@@ -46,7 +46,7 @@ class AttentionShares:
 
     def totals(self) -> np.ndarray:
         """Return (names, 3) float64: sums of the shares (0..1 each) and of the entropies (0..1 each), and their number."""
-        return self._sums.copy()
+        return np.array(self._sums)
 
 
 class _Recorder(FrameCache):
