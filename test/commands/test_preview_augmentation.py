@@ -78,7 +78,7 @@ def test_a_seed_gives_the_same_sheet(config, tmp_path):
     ("out", "options", "words"),
     [
         ("sheet.jpg", [], "must end in .png"),
-        ("sheet.png", ["--windows", "0"], "at least 1. Got: 0, 4"),
+        ("sheet.png", ["--windows", "0"], "at least 1, got 0, 4"),
         ("train.yaml", [], "nothing is overwritten"),
     ],
 )

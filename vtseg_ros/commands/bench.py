@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg bench`: what a frame costs, by the full window, by streaming and by an export, in one run."""
+"""`vtseg bench`: measure the time per frame of the full window, of streaming and of an export in one run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from vtseg_ros.profiling.breakdown import measure_parts
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
-HELP = "What a frame costs: full window, exact and causal streaming and an export, same weights, same frames, one run."
+HELP = "Measure the time per frame: full window, exact and causal streaming, export; same weights and frames, one run."
 PICTURES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("--preset", choices=tuple(PRESETS), default="b0", help="random weights, 19 classes")
-    parser.add_argument("--checkpoint", help="these weights instead of a preset's")
+    parser.add_argument("--checkpoint", help="weights to use instead of a preset")
     parser.add_argument("--size", type=parse_size, nargs="+", default=[(256, 128)], metavar="WxH")
     parser.add_argument("--window", type=int, nargs="+", default=[4], metavar="K")
     parser.add_argument(
@@ -42,9 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", help="of every mode but plain, which is fp32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile in every mode but plain")
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
+    parser.add_argument(
+        "--precision", default="auto", help="precision of every mode except plain, which is fp32"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile in every mode except plain")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: the default of torch")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
     parser.add_argument(
         "--breakdown", action="store_true", help="operations, bytes and time of each part, and their floor"
@@ -86,13 +89,13 @@ def _check(args: argparse.Namespace) -> None:
     for width, height in args.size:
         check_size(height, width)
     if min(args.window) < 1:
-        raise ConfigError(f"--window must be at least 1 frame. Got: {min(args.window)}")
+        raise ConfigError(f"--window: out of range; expected at least 1 frame, got {min(args.window)}")
     if args.threads is not None and args.threads < 1:
-        raise ConfigError(f"--threads must be at least 1. Got: {args.threads}")
+        raise ConfigError(f"--threads: out of range; expected at least 1, got {args.threads}")
     if not args.seconds >= 0:
-        raise ConfigError(f"--seconds must not be negative. Got: {args.seconds}")
+        raise ConfigError(f"--seconds: out of range; expected at least 0, got {args.seconds}")
     if args.plot and args.plot.suffix.lower() != ".png":
-        raise ConfigError(f"--plot must end in .png. Got: {args.plot}")
+        raise ConfigError(f"--plot: wrong suffix; expected .png, got {args.plot}")
     resolve_precision(args.precision, resolve_device(args.device))
 
 
@@ -105,21 +108,20 @@ def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     _check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     machine = _machine(resolve_device(args.device))
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
-    if not traits_of(checkpoint.model).takes_cache:
-        raise ConfigError(f"{args.checkpoint} is a {checkpoint.architecture}. Expected: a vtseg")
+    if checkpoint.model is None or not traits_of(checkpoint.model).takes_cache:
+        raise ConfigError(f"{args.checkpoint}: wrong network; expected vtseg, got {checkpoint.architecture}")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(
         f"{machine['processor']}, {machine['threads']} threads{gpu}; torch {machine['torch']}; {machine['date']}"
     )
-    if args.checkpoint is None or checkpoint.model.config.attention == "full":
-        print(
-            "causal runs the same weights with the causal mask: its cost is right, its masks are not what it was trained for"
-        )
+    if args.checkpoint is None or checkpoint.config["attention"] == "full":
+        print("causal uses weights trained with full attention: its times are valid, its masks are not")
     results: list[dict[str, Any]] = []
     for size in args.size:
         images = moving_picture(size, PICTURES)
@@ -168,7 +170,7 @@ def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> No
 
 
 def _print_parts(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
-    model = with_attention(checkpoint, "causal").model
+    model: Any = with_attention(checkpoint, "causal").model
     for size in args.size:
         window = args.window[-1]
         parts, rate, bandwidth = measure_parts(

@@ -28,6 +28,7 @@ FRAMES = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("input", type=Path, help="a bag's folder or a video file")
     parser.add_argument(
         "--out",
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="mask to write, the body in white; PNG's name with _preview.jpg shows it",
     )
-    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
     parser.add_argument(
         "--every",
         type=int,
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     shown = args.out.with_name(f"{args.out.stem}_preview.jpg")
     for path in (args.out, shown):
         if path.exists():

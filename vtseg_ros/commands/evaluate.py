@@ -53,6 +53,7 @@ FILE_WIDTH = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument(
         "bag",
         nargs="+",
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "package.module:factory, which can run code (default: what it was trained with)",
     )
     parser.add_argument(
-        "--static-prior", help="external static network; it can run code: trust it as a program"
+        "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
     parser.add_argument(
         "--class-map",
@@ -102,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="YAML of label class to the checkpoint's classes that count as it, in the order of the label ids; applied to "
         "the masks. A checkpoint that has the labels' classes stays as it is",
     )
-    parser.add_argument("--image-topic", default="", help="needed when a bag has several")
-    parser.add_argument("--label-topic", default="", help="needed when a bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
+    parser.add_argument("--label-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
     parser.add_argument(
         "--end", type=float, default=0.0, metavar="S", help="s after each bag's begin; 0 = its end"
@@ -172,10 +173,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     args.bag = expand_inputs(args.bag)
     for name in ("every", "stride"):
         if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
     for name in ("lag", "drift"):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg export`: a checkpoint as a file for onnxruntime, TensorRT or PyTorch without this package."""
+"""`vtseg export`: write a checkpoint for ONNX Runtime, TensorRT, or PyTorch without this package."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
-HELP = "A checkpoint as ONNX or torch.export file: its streaming step with the state, or the full window."
+HELP = (
+    "Export a checkpoint as ONNX or torch.export file: the streaming step with its state, or the full window."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("checkpoint", help="shipped weights by name, or a file")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="by default what the suffix of --out says")
-    parser.add_argument("--window", type=int, default=0, help="frames k; 0 = the checkpoint's")
-    parser.add_argument("--size", type=parse_size, metavar="WxH", help="default: the checkpoint's")
+    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: from the suffix of --out")
+    parser.add_argument("--window", type=int, default=0, help="number of frames k; 0 = as in the checkpoint")
+    parser.add_argument(
+        "--size", type=parse_size, metavar="WxH", help="input size (default: as in the checkpoint)"
+    )
     parser.add_argument(
         "--full-window", action="store_true", help="the full window instead of the streaming step"
     )
@@ -43,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bag",
         type=Path,
         metavar="BAG",
-        help="bag whose images it is verified on; default: a random moving picture",
+        help="bag with images to verify the export on (default: a random moving image)",
     )
-    parser.add_argument("--image-topic", default="", help="of --bag; needed when the bag has several")
     parser.add_argument(
-        "--static-prior", help="external static network; it can run code: trust it as a program"
+        "--image-topic", default="", help="of --bag; image topic; required if the bag has several"
+    )
+    parser.add_argument(
+        "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the result of the verification")
 
@@ -74,18 +81,21 @@ def _format(out: Path, named: str | None) -> str:
     found = known.get(out.suffix.lower())
     if found is None or named not in (None, found):
         expected = SUFFIXES[named] if named else " or ".join(known)
-        raise ConfigError(f"--out must end in {expected}. Got: {out}")
+        raise ConfigError(f"--out must end in {expected}, got {out}")
     return found
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     file_format = _format(args.out, args.format)
     if args.size:
         check_size(args.size[1], args.size[0])
     if args.window < 0:
-        raise ConfigError(f"--window must be 0 (the checkpoint's) or a number of frames. Got: {args.window}")
+        raise ConfigError(
+            f"--window: out of range; expected 0 (as in the checkpoint) or more frames, got {args.window}"
+        )
     if not args.out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {args.out.parent}")
+        raise ConfigError(f"--out: there is no folder {args.out.parent}. Create it")
     checkpoint = load_checkpoint(args.checkpoint, static_prior=args.static_prior)
     what = exportable(checkpoint, window=args.window or None, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])

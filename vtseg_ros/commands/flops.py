@@ -20,6 +20,7 @@ SIZES = ((1024, 512), (640, 192), (320, 96))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     known = list(networks())
     parser.add_argument(
         "--network",
@@ -39,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     if min(args.window) < 1:
-        raise ConfigError(f"--window must be at least 1. Got: {min(args.window)}")
+        raise ConfigError(f"--window: out of range; expected at least 1, got {min(args.window)}")
     columns = [(size, frames) for size in args.size for frames in args.window]
     found: dict[str, list[list[Cost]]] = {}
     for name in args.network:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg import`: data sets, image files and videos into bags."""
+"""`vtseg import`: convert data sets, image files and videos to bags."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from vtseg_ros.labelling.palette import open_palette
 from vtseg_ros.sizes import parse_size
 from vtseg_ros.video.reader import VideoReader
 
-HELP = f"Data sets, image files and videos into bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
+HELP = f"Convert data sets, image files and videos to bags: {IMAGE_TOPIC}, {LABEL_TOPIC} and the class list."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     sets = parser.add_subparsers(
         dest="data_set", required=True, metavar="{cityscapes,vkitti2,camvid,images,video}"
     )
@@ -110,6 +111,7 @@ def _parse_crop(text: str) -> Crop:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     check_new_bag(args.out)
     if args.data_set == "video":
         return _import_videos(args)
@@ -166,8 +168,8 @@ def _import_videos(args: argparse.Namespace) -> int:
     written = sum(video.written for video in done)
     print(f"{args.out}: {written} frames in {len(done)} sequences")
     damaged = [video for video in done if video.damage]
-    for video in damaged:
-        print(f"  {video.path}: damaged after {video.read} frames: {video.damage}")
+    for one in damaged:
+        print(f"  {one.path}: damaged after {one.read} frames: {one.damage}")
     if args.json:
         made = {
             "bag": str(args.out),
@@ -181,7 +183,7 @@ def _import_videos(args: argparse.Namespace) -> int:
 
 
 def _mask_reader(args: argparse.Namespace) -> MaskReader | None:
-    """Reader of a folder's masks, with the class list that the user named; None = it has no masks."""
+    """Return the reader of the masks in a folder, with the class list given by the user; None = no masks."""
     if args.data_set != "images" or not args.labels:
         return None
     return MaskReader(open_palette(args.labels), args.unknown)
@@ -190,7 +192,9 @@ def _mask_reader(args: argparse.Namespace) -> MaskReader | None:
 def _find(args: argparse.Namespace, reader: MaskReader | None) -> tuple[list[DataFrame], LabelSet | None]:
     if args.data_set == "cityscapes":
         if args.before < 0 or args.after < 0:
-            raise ConfigError(f"--before and --after must be at least 0. Got: {args.before}, {args.after}")
+            raise ConfigError(
+                f"--before, --after: out of range; expected at least 0, got {args.before}, {args.after}"
+            )
         return cityscapes.find_frames(args.root, args.split, before=args.before, after=args.after), CITYSCAPES
     if args.data_set == "vkitti2":
         return vkitti2.find_frames(args.root, args.split, by=args.by, camera=args.camera), STREET
@@ -201,4 +205,5 @@ def _find(args: argparse.Namespace, reader: MaskReader | None) -> tuple[list[Dat
     frames = image_folder.find_frames(
         args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, reader=reader
     )
-    return frames, reader.palette.labels if reader else None
+    palette = reader.palette if reader else None
+    return frames, palette.labels if palette else None

@@ -24,6 +24,7 @@ HELP = "What a bag, a checkpoint or an exported network holds."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("what", help="a bag's folder, a checkpoint or .onnx file, or shipped weights by name")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
@@ -72,12 +73,14 @@ def _rate(bag: BagReader, topic: str) -> float | None:
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     path = resolve_checkpoint(name)
-    export, parts = None, {}
+    export: str | None = None
+    parts: dict[str, Any] = {}
     if is_exported(path):
         backend = open_backend(path, BackendOptions(device="cpu"))
         loaded, export = backend.checkpoint, backend.description
     else:
         loaded = load_checkpoint(path, static_prior=static_prior)
+        assert loaded.model is not None  # only exported files have none
         parts = dict(loaded.model.named_children())
     parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
     return {
@@ -97,6 +100,7 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     path = Path(args.what)
     console = Console(markup=False)  # names come from files
     bag = is_bag(path)

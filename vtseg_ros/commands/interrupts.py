@@ -1,20 +1,23 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""SIGINT and SIGTERM in commands: both end a command in order, so that nothing half written stays behind."""
+"""SIGINT and SIGTERM in commands: both end a command in order, without incomplete files."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def _handler(handle, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+def _handler(
+    handle: Callable[[int, FrameType | None], object], numbers: tuple[signal.Signals, ...]
+) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be handled here
         yield
         return
     before = {number: signal.signal(number, handle) for number in numbers}
@@ -27,7 +30,7 @@ def _handler(handle, numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too, so that context managers clean up."""
+    """Raise KeyboardInterrupt on SIGTERM too, which makes context managers clean up."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -38,7 +41,7 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """A list that the first signal adds itself to, to be looked at between frames; the second one raises."""
+    """Yield a list that the first signal is added to, to be checked between frames; the second one raises."""
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
@@ -52,7 +55,7 @@ def deferred() -> Iterator[list[int]]:
 
 @contextmanager
 def unwritten(what: object) -> Iterator[None]:
-    """Add to an interrupt that something was not written."""
+    """Add to a KeyboardInterrupt that something was not written."""
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -27,6 +27,7 @@ HELP = "Frames of a bag out for labelling, and label images back into a copy of 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="{extract,merge}")
     extract = actions.add_parser("extract", help="write frames as PNG files whose names carry their stamps")
     extract.add_argument("bag", type=Path)
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, metavar="N", help="every N-th frame, from the first on (default 25)"
     )
     which.add_argument("--count", type=int, metavar="N", help="N frames, evenly spaced over the bag")
-    extract.add_argument("--image-topic", default="", help="needed when the bag has several")
+    extract.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
     join = actions.add_parser("merge", help="write a copy of the bag that has the labels too")
     join.add_argument("bag", type=Path)
     join.add_argument(
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="class list: street, camvid, cityscapes or a labelmap.txt (default: the export's, then the "
         "bag's)",
     )
-    join.add_argument("--image-topic", default="", help="needed when the bag has several")
+    join.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
     join.add_argument(
         "--topic", default="/camera/label/compressed", help="of the labels (default %(default)s)"
     )
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     return {"extract": _extract, "merge": _merge}[args.action](args)
 
 
@@ -81,7 +83,7 @@ def _chosen(args: argparse.Namespace, total: int) -> set[int]:
     """Numbers of the messages to extract."""
     for name in ("every", "count"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1. Got: {getattr(args, name)}")
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.count is not None:
         return set(np.linspace(0, total - 1, min(args.count, total)).round().astype(int).tolist())
     return set(range(0, total, args.every or 25))

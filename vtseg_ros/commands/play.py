@@ -17,6 +17,7 @@ HELP = "Publish a bag's messages on their topics (needs ROS 2), like `ros2 bag p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("bag", type=Path)
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded")
     parser.add_argument("--loop", action="store_true", help="start over at the end")
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     try:
         from vtseg_ros.nodes.player import PlayerConfig, PlayerNode
         from vtseg_ros.nodes.process import run_node
@@ -71,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     except re.error as err:
         raise ConfigError(f"--exclude-regex {args.exclude_regex} is not a regular expression: {err}") from err
     if not args.rate > 0:
-        raise ConfigError(f"--rate must be above 0. Got: {args.rate}")
+        raise ConfigError(f"--rate must be above 0, got {args.rate}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)
     if len(remap) != len(args.remap):
-        raise ConfigError(f"--remap takes FROM:=TO. Got: {' '.join(args.remap)}")
+        raise ConfigError(f"--remap: expected FROM:=TO, got {' '.join(args.remap)}")
     config = PlayerConfig(
         bag=args.bag,
         rate=args.rate,

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The progress bar of long commands."""
+"""Progress bar of long commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ Tracker = Callable[[int | None, str], AbstractContextManager[Callable[[], None]]
 
 @contextmanager
 def track(total: int | None, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; the body calls what it is given once per unit of work. Total None = without end."""
+    """Show a progress bar on standard error.
+
+    Args:
+        total: Number of units of work; None = unknown.
+        what: Text in front of the bar.
+
+    Yields:
+        Function to call after each unit of work.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg pseudolabel`: a teacher network labels a bag or a video."""
+"""`vtseg pseudolabel`: label a bag or a video with a teacher network."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ HELP = "Label a bag or a video with a teacher network; the result is a bag to tr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument(
         "input",
         nargs="+",
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=parse_size,
         metavar="WxH",
-        help="of the network's input at scale 1 (default: the checkpoint's)",
+        help="input size of the network at scale 1 (default: as in the checkpoint)",
     )
     parser.add_argument(
         "--scales",
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="factors of --size whose predictions are averaged (default 1)",
     )
-    parser.add_argument("--flip", action="store_true", help="average with mirrored images too")
+    parser.add_argument("--flip", action="store_true", help="also average with mirrored images")
     parser.add_argument(
         "--neighbours",
         type=int,
@@ -104,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-map",
         type=Path,
         metavar="FILE",
-        help="YAML of label class to the teacher's classes that count as it; their probabilities are added",
+        help="YAML file with the teacher classes that count as each label class; their probabilities are added",
     )
     parser.add_argument(
         "--ego-mask",
@@ -120,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="s; windows and neighbours do not reach over a longer pause (default 1)",
+        help="s; windows and neighbours do not extend over a longer pause (default 1)",
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -130,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     if args.every < 1:
         raise ConfigError(f"--every: expected at least 1, got {args.every}")
     if not args.max_gap > 0:
@@ -333,9 +335,9 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_bag(args: argparse.Namespace, work: WorkFolder) -> Path:
-    """The input, or the bag in the work folder that a video's frames are in."""
+    """Return the input, or the bag in the work folder with the frames of a video."""
     if is_bag(args.input):
-        return args.input
+        return Path(args.input)
     video = work.path / "video"
     if video.exists():
         return video

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -61,16 +62,19 @@ WHOLE = (None, None)
 PART_FRAMES = 2000
 IMAGE_RATE_HZ = 10.0
 VIDEO_START_NS = 1_000_000_000
-"""Stamp of a video's first frame: a stamp of zero would mean that there is none."""
+"""Stamp of the first frame of a video, ns: a stamp of zero means no stamp."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Frames to segment: their count, an iterator of (stamp in ns, frame_id, RGB or the error), and their rate.
+    """Frames to segment.
 
-    The rate is for videos alone and asked for when it is wanted, since a bag has to be read for it; None = unknown.
-    `missing` returns how many messages a bag claims to have and does not have, once its frames were read. A `live` source
-    has no end of its own: its total is 0.
+    Attributes:
+        total: Number of frames; 0 for a live source.
+        frames: Iterator of (stamp in ns, frame_id, (H, W, 3) uint8 RGB or the error).
+        rate_hz: Returns the frames per second, None = unknown; a bag must be read for it.
+        missing: Returns the number of announced messages that the bag does not have, after all frames were read.
+        live: Whether the source has no end of its own.
     """
 
     total: int
@@ -108,7 +112,8 @@ def open_source(
         image_rate_hz: frames per second of image files, which have no times.
 
     Raises:
-        BagError, ConfigError: if it cannot be read.
+        BagError: If the bag cannot be read.
+        ConfigError: If the video cannot be read.
     """
     if isinstance(source, str) and is_live(source):
         return _from_stream(stack.enter_context(LiveReader(source)), bad)
@@ -139,6 +144,7 @@ class Part:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument(
         "input",
         nargs="+",
@@ -162,17 +168,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the network (default auto)"
+        "--backend",
+        choices=BACKEND_NAMES,
+        default="auto",
+        help="backend that executes the network (default auto)",
     )
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--window", type=int, default=0, help="frames; 0 = the checkpoint's")
+    parser.add_argument("--window", type=int, default=0, help="number of frames; 0 = as in the checkpoint")
     parser.add_argument("--streaming", choices=STREAMING, default="auto", help="how older frames are kept")
-    parser.add_argument("--output-size", default="input", help="of the masks: input, network or WxH")
+    parser.add_argument("--output-size", default="input", help="size of the masks: input, network or WxH")
     parser.add_argument(
         "--upsampling", choices=UPSAMPLING, default="bilinear", help="of the logits, or of the mask"
     )
     parser.add_argument(
-        "--min-confidence", type=float, default=0.0, help="below it, 0..1, a pixel becomes 255"
+        "--min-confidence", type=float, default=0.0, help="pixels with a lower confidence, 0..1, become 255"
     )
     parser.add_argument(
         "--classes",
@@ -187,10 +196,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
     parser.add_argument(
-        "--static-prior", help="external static network; it can run code: trust it as a program"
+        "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the masks in --out after an interrupted run"
+        "--resume", action="store_true", help="continue the masks in --out after an interrupted run"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     add_ray_arguments(parser).add_argument(
@@ -262,7 +271,7 @@ def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
 
 
 def _delay_ns(bag: BagReader, topic: str) -> int:
-    """From the header stamp to the bag time of the first image that has both; 0 if none has."""
+    """Return the time from header stamp to bag time of the first image that has both, ns; 0 if none has."""
     for _, _, time_ns, data in bag.raw([topic]):
         try:
             stamp_ns = header_stamp(data)
@@ -306,23 +315,26 @@ def _from_stream(stream: LiveReader, bad: list[str]) -> Source:
 
 
 class _Output:
-    """The bag of masks, and the masks of an interrupted run that it goes on with.
+    """Bag of masks, which may continue that of an interrupted run.
 
     Args:
-        path: of the bag; None = none is written.
-        resume: take over the masks that are there.
-        labels: class list of the checkpoint.
+        path: Bag to write; None = none.
+        resume: Take over the masks of an existing bag.
+        labels: Class list of the checkpoint.
 
     Raises:
-        BagError: if the bag exists and is not to be resumed, or cannot be read or written.
-        ConfigError: if its masks are of other classes.
+        BagError: If the bag exists and is not to be resumed, or cannot be read or written.
+        ConfigError: If its masks have other classes.
     """
 
     def __init__(self, path: Path | None, resume: bool, labels: LabelSet) -> None:
         self._path, self._labels = path, labels
-        self._stack, self._old, self._scratch, self._bag = ExitStack(), None, None, None
+        self._stack, self._began = ExitStack(), False
+        self._old: BagReader | None = None
+        self._scratch: Path | None = None
+        self._bag: BagWriter | None = None
         self.known: set[int] = set()
-        """Stamps (ns) of the masks that are there."""
+        """Stamps of the existing masks, ns."""
         if path is None:
             return
         target = path
@@ -332,58 +344,61 @@ class _Output:
             there = read_label_set(self._old, of_masks=True)
             if there is not None and there.names != labels.names:
                 raise ConfigError(
-                    f"--resume: the masks in {path} are of other classes: {', '.join(there.names)}"
+                    f"--resume: the masks in {path} have other classes; expected {', '.join(labels.names)}, "
+                    f"got {', '.join(there.names)}"
                 )
             self.known = {header_stamp(data) for _, _, _, data in self._old.raw([MASKS])}
             self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
             self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             target = self._scratch / path.name
         self._bag = self._stack.enter_context(BagWriter(target))
-        self._began = False
 
     def __enter__(self) -> _Output:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, mask: np.ndarray, stamp_ns: int, frame_id: str) -> None:
         """Add a mask (H, W) uint8."""
         if self._bag is None:
             return
-        self._begin(stamp_ns)
+        self._begin(self._bag, stamp_ns)
         self._bag.write_label(MASKS, mask, stamp_ns, frame_id, compressed=True)
 
     def take_over(self, stamp_ns: int) -> np.ndarray:
-        """Add the mask (H, W) uint8 that is there."""
-        self._begin(stamp_ns)
+        """Copy an existing mask and return it, (H, W) uint8."""
+        assert self._old is not None and self._bag is not None  # there are masks to copy
+        self._begin(self._bag, stamp_ns)
         for _, _, _, data in self._old.raw([MASKS], stamp_ns, stamp_ns + 1):
             self._bag.write_raw(MASKS, COMPRESSED_IMAGE, data, stamp_ns)
             break
         return decode_label(self._old.read(MASKS, stamp_ns, stamp_ns))
 
-    def _begin(self, stamp_ns: int) -> None:
+    def _begin(self, bag: BagWriter, stamp_ns: int) -> None:
         if not self._began:
             self._began = True
-            self._bag.write_label_map(LABEL_MAP, self._labels, stamp_ns)
+            bag.write_label_map(LABEL_MAP, self._labels, stamp_ns)
 
     def finish(self) -> None:
-        """Finish the bag and put it in the place of the one that it goes on with."""
+        """Finish the bag and replace the one that it continues."""
         if self._bag is None:
             return
         self._bag.close()
-        if self._scratch is not None:
+        if self._scratch is not None and self._old is not None and self._path is not None:
             self._old.close()
             self._path.rename(self._scratch / "before")
             (self._scratch / self._path.name).rename(self._path)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot be served before anything is loaded."""
+    """Check the options before anything is loaded."""
     if not args.out and not args.overlay:
-        raise ConfigError("nothing to write: give --out BAG, --overlay MP4, or both")
+        raise ConfigError("nothing to write. Give --out BAG, --overlay MP4, or both")
     if args.resume and not args.out:
-        raise ConfigError("--resume goes on with a bag of masks: name it with --out")
+        raise ConfigError("--resume continues a bag of masks. Name it with --out")
     if args.overlay:
         check_new_video(args.overlay)
     if args.out and not (args.resume and args.out.exists()):
@@ -398,6 +413,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     source = None if args.ray else _only_source(args.input)
     if source is None:
         return _run_job(args)
@@ -612,10 +628,10 @@ def _segment(
     bad: list[str],
     tracker: Tracker,
 ) -> tuple[int, int]:
-    """Write the masks of all frames; returns how many there are and how many of them were there before.
+    """Write the masks of all frames; return their number and how many of them existed before.
 
     Raises:
-        KeyboardInterrupt: after a signal; says what was written.
+        KeyboardInterrupt: After a signal; contains what was written.
     """
     done = taken_over = 0
     older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
@@ -634,7 +650,7 @@ def _segment(
                 mask = output.take_over(stamp_ns)
                 taken_over += 1
             else:
-                while older:  # so that the window is what it was
+                while older:  # fill the window as in an uninterrupted run
                     time_ns, name, image = older.popleft()
                     segmenter.step(image, time_ns, name)
                 result = segmenter.step(pixels, stamp_ns, frame_id)
@@ -650,14 +666,14 @@ def _segment(
 
 
 def _stop(args: argparse.Namespace, output: _Output, done: int, total: int) -> None:
-    """Keep the masks that there are and raise KeyboardInterrupt."""
+    """Keep the masks written so far and raise KeyboardInterrupt."""
     lines = []
     if args.out and done and done >= len(output.known):
         output.finish()
         of = f" of {total}" if total else ""
-        lines.append(f"{done}{of} masks were written to {args.out}, --resume goes on with it")
+        lines.append(f"{done}{of} masks were written to {args.out}, --resume continues it")
     elif args.out:
-        lines.append(f"{args.out} is as it was" if output.known else f"{args.out} was not written")
+        lines.append(f"{args.out} is unchanged" if output.known else f"{args.out} was not written")
     if args.overlay:
         lines.append(f"{args.overlay} was not written")
     raise KeyboardInterrupt("; ".join(lines))

@@ -32,10 +32,11 @@ from vtseg_ros.selection import SCORES, FrameScorer, choose, combined_score
 HELP = "Choose the frames of unlabelled bags to label next: uncertain and diverse ones."
 SCORES_FILE, FEATURES_FILE = "scores.json", "features.npy"
 TILE = (240, 180)
-"""Width and height of a contact sheet's images, px."""
+"""Width and height of the images in a contact sheet, px."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("bags", nargs="+", metavar="BAG", help="bags, globs or .txt lists of paths")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--count", type=int, default=50, help="frames to choose (default %(default)s)")
@@ -50,12 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spacing", type=float, default=1.0, help="s; least time between chosen frames of a bag"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="score every N-th frame")
-    parser.add_argument("--image-topic", default="", help="needed when a bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument("--device", default="auto")
     add_ray_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     args.bags = expand_inputs(args.bags)
     if args.ray:
         return _run_job(args)
@@ -178,7 +180,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(
-            f"BAG: two bags are named {twice}; expected different names, one folder is made for each"
+            f"BAG: two bags are named {twice}; expected different names, since each gets a folder"
         )
 
 
@@ -247,7 +249,7 @@ def _write_results(
 
 
 def _contact_sheet(tiles: list[np.ndarray]) -> np.ndarray:
-    """Tiles (h, w, 3) uint8 in the order of choice, row by row, in a grid as square as possible."""
+    """Arrange tiles (h, w, 3) uint8 in the order of choice, row by row, in a nearly square grid."""
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width, height = TILE

@@ -23,6 +23,7 @@ SEQUENCE_GAP_NS = 20_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("--out", type=Path, required=True, help="the bag's folder; must not exist")
     parser.add_argument(
         "--scene", nargs="+", default=["1"], metavar="N", help="1 to 5, several, or all (default 1)"
@@ -57,6 +58,7 @@ def _choose(names: list[str], known: list[str], what: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     scenes = [int(name) for name in _choose(args.scene, [str(n) for n in SCENES], "scene")]
     variations = _choose(args.variation, list(VARIATIONS), "variation")
     jobs = [(scene, variation) for scene in scenes for variation in variations]

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,30 +23,32 @@ from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train
 from vtseg_ros.training.state import refuse_used, saving
 
-HELP = "Train from bags as a YAML configuration says; Ctrl-C saves and ends, --resume goes on."
+HELP = "Train from bags with a YAML configuration; Ctrl-C saves and ends, --resume continues."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     parser.add_argument("config", type=Path, help="training YAML, e.g. config/train/street.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --out")
     parser.add_argument(
         "--init-encoder",
         type=Path,
         metavar="FILE",
-        help="what the encoder starts from: weights of a Hugging Face SegformerModel (.safetensors or .bin), or a "
+        help="weights that the encoder starts from: those of a Hugging Face SegformerModel (.safetensors or .bin), or a "
         "checkpoint of segformer_b* or vtseg",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the final figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the final numbers")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     config = load_config(args.config)
     if args.init_encoder:
         model = dataclasses.replace(config.model, init_encoder=str(args.init_encoder))
         config = dataclasses.replace(config, model=model)
     if not args.resume:
-        refuse_used(args.out)  # before train.log is begun there
+        refuse_used(args.out)  # before train.log is created there
     with saving(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     last: list[Step] = []
@@ -68,15 +70,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"nothing left to do: {args.out}")
     if args.json and last:
         miou = last[0].validation_miou
-        figures = {"done": done, "step": last[0].step, "steps": last[0].steps, "loss": last[0].loss}
-        figures["validation_miou"] = miou if math.isfinite(miou) else None
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        numbers = {
+            "done": done,
+            "step": last[0].step,
+            "steps": last[0].steps,
+            "loss": last[0].loss,
+            "validation_miou": miou if math.isfinite(miou) else None,
+        }
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
     return 0
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add themselves to."""
+    """Yield a list that SIGINT and SIGTERM are added to."""
     caught: list[int] = []
 
     def on_signal(number: int, _: object) -> None:
@@ -92,12 +99,12 @@ def _stop_signals() -> Iterator[list[int]]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A log line that cannot be written is lost; whether the run can go on shows when it saves."""
+        """Ignore a log line that cannot be written: saving the state shows whether the run can continue."""
 
 
 @contextmanager
 def _log_file(folder: Path) -> Iterator[None]:
-    """The project's log lines into `train.log`, of the main process alone."""
+    """Write the log lines of the main process to `train.log`."""
     if not is_main_process():
         yield
         return
@@ -117,8 +124,8 @@ def _log_file(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar() -> Iterator:
-    """A function that shows a step, with loss, validation mIoU and time left."""
+def _progress_bar() -> Iterator[Callable[[Step], None]]:
+    """Yield a function that displays an update, with loss, validation mIoU and remaining time."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as bar:
         task = bar.add_task("starting", total=None)

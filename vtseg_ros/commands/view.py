@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="segment the images with this; default: the bag's masks, or street_tiny if there are none",
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
     parser.add_argument("--frames", type=int, metavar="N", help="only the first N frames that are segmented")
     parser.add_argument(
         "--save", type=Path, metavar="FILE.rrd", help="write a recording; no viewer is started"
@@ -104,12 +104,14 @@ def run(args: argparse.Namespace) -> int:
                         f"--masks {args.masks}: no masks; expected a segmenter's topics, got {', '.join(recorded.topics)}"
                     )
                 recorded = None
-        segmenter = None if recorded else VideoPredictor(args.checkpoint or "street_tiny", device=args.device)
+        segmenter = None
+        if recorded is None:
+            segmenter = VideoPredictor(args.checkpoint or "street_tiny", device=args.device)
         recording = stack.enter_context(Recording(save=args.save, web=args.web, port=args.port))
         left_out: list[str] = []
         if recorded is not None:
             _log_recorded(args, recorded, recording, left_out)
-        else:
+        elif segmenter is not None:
             _log_segmented(args, segmenter, recording, left_out)
         if not recording.counts:
             raise BagError(f"{args.source} has nothing to show" + (f": {left_out[0]}" if left_out else ""))
@@ -157,8 +159,9 @@ def _log_recorded(
     topics = _segmenter_topics(bag)
     labels = read_label_set(bag, of_masks=True)
     cameras = sorted({camera for camera, _ in topics.values()})
-    for camera in cameras if labels else []:
-        recording.log_labels(labels, camera)
+    if labels is not None:
+        for camera in cameras:
+            recording.log_labels(labels, camera)
     decoders = {name: ImageDecoder(name) for name in topics}
 
     def corrupt(topic: str, time_ns: int, reason: str) -> None:

@@ -25,6 +25,7 @@ TABLE_WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to a parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|get|convert")
     listing = actions.add_parser("list", help="names, classes, licences and published scores")
     listing.add_argument("--json", type=Path, metavar="FILE")
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     if args.action == "list":
         return _list(args.json)
     out = args.out or Path(f"{args.name}.{'onnx' if args.name == ONNX else 'safetensors'}")

@@ -250,10 +250,10 @@ def read_ego_mask(path: str | Path) -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
         if pixels is None:
             raise ImageError("it is not an image file")
-        return np.greater(pixels, 0)
+        return np.asarray(pixels > 0)
     png = read_png(data)
     if png.alpha is not None and png.alpha.min() < 255:
-        return np.greater(png.alpha, 0)
+        return np.asarray(png.alpha > 0)
     if png.palette is not None:
         return np.take((png.palette > 0).any(axis=1), png.values)
-    return np.greater(png.values.max(axis=2) if png.has_colors else png.values, 0)
+    return np.asarray((png.values.max(axis=2) if png.has_colors else png.values) > 0)

@@ -83,7 +83,9 @@ class Teacher:
     def __init__(
         self, checkpoint: Checkpoint, averaging: Averaging, *, device: str = "auto", precision: str = "auto"
     ) -> None:
-        known = traits_of(checkpoint.model)
+        network = checkpoint.model
+        assert network is not None  # only exported files have none
+        known = traits_of(network)
         if known.needs_flow:
             raise ConfigError(
                 f"checkpoint: {known.name} needs optical flow; expected vtseg or an image network, got "
@@ -91,7 +93,7 @@ class Teacher:
             )
         self.averaging, self.labels = averaging, checkpoint.labels
         self._device = resolve_device(device)
-        self._model = optimise(checkpoint.model, self._device, resolve_precision(precision, self._device))
+        self._model = optimise(network, self._device, resolve_precision(precision, self._device))
         self._mode, self._temperature = checkpoint.resize_mode, checkpoint.temperature
         self._video = traits_of(self._model).takes_cache
         self.window = int(checkpoint.config["window"]) if self._video else 1

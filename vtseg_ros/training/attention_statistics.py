@@ -33,7 +33,7 @@ class AttentionShares:
         self._heads = {layer.place: layer.attention.heads for layer in layers}
         # Encoder first, then the decoder's self- and cross-attention: the order of the modules.
         self.names = list(dict.fromkeys(layer.place.block for layer in layers))
-        self._sums = np.zeros((len(self.names), 3))  # share elsewhere, evenness, layers seen
+        self._sums: np.ndarray = np.zeros((len(self.names), 3))  # share elsewhere, evenness, layers seen
 
     def cache(self) -> FrameCache:
         """Return a cache that reuses nothing and records the attention of each layer."""
@@ -46,7 +46,7 @@ class AttentionShares:
 
     def totals(self) -> np.ndarray:
         """Return (names, 3) float64: sums of the shares (0..1 each) and of the entropies (0..1 each), and their number."""
-        return self._sums.copy()
+        return np.array(self._sums)
 
 
 class _Recorder(FrameCache):

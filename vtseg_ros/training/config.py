@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The training configuration: frozen dataclasses; values that make no sense or have no effect are refused by name."""
+"""Training configuration as frozen dataclasses; invalid values, and values without effect, are refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ class SourceConfig:
     """A bag, or a part of it (see `dataset.frame_index.BagSource`).
 
     Args:
-        path: of the bag.
-        image_topic, label_topic, start_s, end_s: see `BagSource`.
-        class_groups: where the bag has other classes than the network: from each class of the bag (its name, or its
-            id) to a class of the network, a list of classes that it stands for, or `ignore`. Without a label map in
-            the bag, names are its class list in the order of their ids.
-        unlabelled_stride: in stages with a teacher, use every n-th frame that has no label; 0 = none of them.
-        repeat: how many times each window of the bag comes up in an epoch.
+        path: Folder or storage file of the bag.
+        image_topic: See `BagSource`.
+        label_topic: See `BagSource`.
+        start_s: See `BagSource`.
+        end_s: See `BagSource`.
+        class_groups: For a bag with other classes than the network: from each class of the bag (its name or id) to a
+            class of the network, a list of classes, or `ignore`. Without a label map in the bag, the names are its class
+            list in the order of their ids.
+        unlabelled_stride: In stages with a teacher, use every n-th frame without a label; 0 = none.
+        repeat: How often each window of the bag occurs in an epoch, at least 1.
     """
 
     path: str
@@ -45,27 +48,28 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Bags and how windows are taken from them.
+    """Bags, and how windows are taken from them.
 
     Args:
-        train, validation: bags; no scene may be in both. Without validation bags a part of the training bags is
-            held out.
-        validation_share: of the time of each training bag, its end, held out when there are no validation bags.
-        split_gap_s: interval, s, left out between the two; parts of one bag that are nearer are refused. Validation bags
-            of the user's own are taken as they are when it is 0.
-        size: (width, height) px of the network's input, multiples of 32.
-        labels: `street`, `camvid`, `cityscapes`, or empty = the label map in the first bag.
-        class_names: class list, where there is no label map and no such name.
-        label_stride: use every n-th label in training.
-        stride: frames of a window are this far apart, counted back from the labelled one.
-        random_strides: distances one of which each training window draws instead of `stride`, since robots' frame rates
-            differ (ours); empty = `stride`. Validation keeps `stride`.
-        max_gap_s: a longer pause starts a new sequence.
-        validation_every: score every n-th labelled frame of the validation bags.
-        cache_dir: folder for decoded frames; empty = decode each time.
-        workers: processes that prepare batches.
-        resize_mode: how images are brought to `size`: `stretch` (their aspect is not kept), `letterbox` (it is, with
-            borders) or `crop` (it is, without their sides). Stored in the checkpoint.
+        train: Bags for training.
+        validation: Bags for validation, with no scene of the training bags; empty = hold out a part of those.
+        validation_share: Share of the time at the end of each training bag that is held out, 0..1, without validation
+            bags.
+        split_gap_s: Time left out between training and validation, s; closer parts of one bag are refused. With 0,
+            validation bags given by the user are not checked.
+        size: (width, height) of the input of the network, px, multiples of 32.
+        labels: `street`, `camvid`, `cityscapes`; empty = the label map in the first bag.
+        class_names: Class list, without a label map and without `labels`.
+        label_stride: Use every n-th label in training.
+        stride: Distance between the frames of a window, counted back from the labelled one.
+        random_strides: Distances, one of which each training window draws instead of `stride`, since robots' frame
+            rates differ (not in the paper); empty = `stride`. Validation keeps `stride`.
+        max_gap_s: A longer pause starts a new sequence, s.
+        validation_every: Score every n-th labelled frame of the validation bags.
+        cache_dir: Folder for decoded frames; empty = decode each time.
+        workers: Number of processes that prepare batches.
+        resize_mode: How images are resized to `size`: `stretch` (changes the aspect ratio), `letterbox` (keeps it, with
+            borders) or `crop` (keeps it, cuts off the sides). Stored in the checkpoint.
     """
 
     train: tuple[SourceConfig, ...]
@@ -87,28 +91,29 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained.
+    """The network to train.
 
     Args:
-        architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network alone: `erfnet`,
-            `segformer_b0` to `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
-        preset: of VTSeg: `b0`, `small`, `tiny`.
-        overrides: fields of VTSegConfig; of `gru`: `window` (4) and `static_prior` (erfnet).
-        flow: of `gru`, where its optical flow comes from: `dis` (OpenCV), a topic of the bags with backward flow
-            (32FC2, px) such as /camera/flow_backward, or `package.module:factory` (it can run code).
-        static_prior: a checkpoint of an image network, which becomes a part of the trained one, or another file or
-            a factory that is the static network (see the docs: it can run code); empty = the configuration's own.
-        init: of the linear layers of `vtseg` and `segformer_b*`: `segformer` (SegFormer's, made for fine-tuning wide
-            pretrained networks) or `xavier`, with which narrow networks that start from nothing have attention that
-            tells tokens apart (see docs/guide/training.md).
-        normalize_encoder: feed the encoder RGB with ImageNet's mean and deviation; off as in the paper.
-        init_encoder: what the encoder of `vtseg` or `segformer_b*` starts from: a file of a Hugging Face
-            SegformerModel (.safetensors or .bin), or a checkpoint of `segformer_b*` or `vtseg`; empty = none.
-        init_decoder: of `vtseg`: the decoder's own VTEncBlocks start from the encoder's weights, and static logits and
-            cross-attention from nothing (see docs/guide/training.md).
-        warm_start: a checkpoint to start from, by file or shipped name; that of an image network becomes the static
-            network of `vtseg` or `gru`, whose stage `static` can then be left out. Of other classes than the data's,
-            those of the same name are taken over. Empty = none.
+        architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network: `erfnet`, `segformer_b0` to
+            `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
+        preset: Preset of VTSeg: `b0`, `small`, `tiny`.
+        overrides: Fields of VTSegConfig; for `gru`: `window` (4) and `static_prior` (erfnet).
+        flow: Optical flow of `gru`: `dis` (OpenCV), a topic of the bags with backward flow (32FC2, px) such as
+            /camera/flow_backward, or `package.module:factory` (executes code).
+        static_prior: Checkpoint of an image network, which becomes part of the trained network; or another file or a
+            factory for the static network (executes code, use trusted files only). Empty = that of the configuration.
+        init: Initialisation of the linear layers of `vtseg` and `segformer_b*`: `segformer` (that of SegFormer, for
+            fine-tuning wide pretrained networks) or `xavier` (for narrow networks trained from scratch, see
+            docs/guide/training.md).
+        normalize_encoder: Normalise the RGB input of the encoder with the mean and deviation of ImageNet; off as in the
+            paper.
+        init_encoder: Weights of the encoder of `vtseg` or `segformer_b*`: a file of a Hugging Face SegformerModel
+            (.safetensors or .bin), or a checkpoint of `segformer_b*` or `vtseg`; empty = none.
+        init_decoder: For `vtseg`: initialise the VTEncBlocks of the decoder with the weights of the encoder, and
+            static logits and cross-attention with zero effect (see docs/guide/training.md).
+        warm_start: Checkpoint to start from, a file or a shipped name; that of an image network becomes the static
+            network of `vtseg` or `gru`, and the stage `static` can be left out. With other classes than the data,
+            classes of the same name are taken over. Empty = none.
     """
 
     architecture: str = DEFAULT_ARCHITECTURE
@@ -128,25 +133,25 @@ class StageConfig:
     """One stage of the training (paper, Section IV-B).
 
     Args:
-        name: `static` (the static network alone), `video` (VTSeg, prior frozen) or `end_to_end`.
-        epochs: passes over the labelled windows; or
-        steps: optimiser updates (one of the two).
-        batch: windows per update and process.
-        accumulate: batches per update.
-        max_lr: peak of the OneCycle schedule (paper: 6e-5 for some 450,000 updates).
-        window: frames of a window in this stage, 0 = the network's. With fewer of them a batch of the same cost holds
-            more different pictures.
-        static_loss: of `end_to_end`, weight of the static network's own cross-entropy beside VTSeg's (paper: 0). With it
-            the static network stays one that can segment by itself, and both can start from nothing.
-        teacher: checkpoint of an image network, by file or shipped name, whose outputs are soft targets on every
+        name: `static` (only the static network), `video` (VTSeg with a frozen static prior) or `end_to_end`.
+        epochs: Passes over the labelled windows; either this or `steps`.
+        steps: Optimiser updates; either this or `epochs`.
+        batch: Windows per batch and process.
+        accumulate: Batches per update.
+        max_lr: Peak of the OneCycle schedule (paper: 6e-5 for about 450,000 updates).
+        window: Frames of a window in this stage, 0 = the window of the network. With fewer frames, a batch of the same
+            cost has more different images.
+        static_loss: For `end_to_end`, weight of the cross-entropy of the static network (paper: 0). It keeps the static
+            network able to segment by itself, and lets both networks be trained from scratch.
+        teacher: Checkpoint of an image network, a file or a shipped name, whose outputs are soft targets on every
             frame, labelled or not; empty = none.
-        teacher_temperature: divides the logits of both networks in that loss.
-        teacher_weight: of that loss; that of the labels is 1.
-        teacher_scale: the teacher sees the augmented frames this much larger.
-        teacher_pool: both networks' logits are compared on means over n x n pixels, n a divisor of 32: on a CPU, the
-            loss of all pixels takes as long as a small network.
-        teacher_classes: from each class of the teacher to a class of the network, a list of them, or `ignore`; needed
-            where the class names differ.
+        teacher_temperature: Divides the logits of both networks in that loss, above 0.
+        teacher_weight: Weight of that loss, above 0; that of the labels is 1.
+        teacher_scale: Factor by which augmented frames are enlarged for the teacher, above 0.
+        teacher_pool: The logits of both networks are compared on means over n x n pixels, n a divisor of 32: on a CPU,
+            the loss of all pixels takes as long as a small network.
+        teacher_classes: From each class of the teacher to a class of the network, a list of them, or `ignore`; needed
+            if the class names differ.
     """
 
     name: str
@@ -167,22 +172,28 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run.
+    """Configuration of a training run.
 
     Args:
-        data, model, stages, augmentation: see there.
+        data: See `DataConfig`.
+        stages: See `StageConfig`.
+        model: See `ModelConfig`.
+        augmentation: See `AugmentationConfig`.
         precision: `fp32`, `fp16`, `bf16`.
         device: `auto`, `cpu`, `cuda`.
-        weight_decay: of AdamW (paper: 1e-2).
-        clip_norm: largest gradient norm; 0 = no clipping.
-        seed: of initialisation, order, augmentation and dropout.
-        validate_every: updates between validations; 0 = at the end of each stage alone.
-        save_every: updates between saves of the resumable state.
-        log_every: updates between log lines.
-        window_sweep_frames: validation frames on which windows of 1 .. k frames are compared; 0 = none.
-        preview_frames: validation frames that TensorBoard shows; 0 = none.
-        licence: of the trained weights, such as `Apache-2.0` or `non-commercial research`; empty = not stated. The
-            checkpoint gets the stricter of it and the licences of the weights that the run starts from.
+        weight_decay: Weight decay of AdamW (paper: 1e-2).
+        clip_norm: Largest gradient norm; 0 = no clipping.
+        seed: Seed of initialisation, order, augmentation and dropout.
+        validate_every: Updates between validations; 0 = only at the end of each stage.
+        save_every: Updates between saves of the resumable state.
+        log_every: Updates between log lines.
+        window_sweep_frames: Number of validation frames on which windows of 1 .. k frames are compared; 0 = none.
+        preview_frames: Number of validation frames shown in TensorBoard; 0 = none.
+        licence: Licence of the trained weights, such as `Apache-2.0` or `non-commercial research`; empty = not stated.
+            The checkpoint gets the strictest of it and the licences of the weights that the run starts from.
+
+    Raises:
+        ConfigError: If a value is invalid or has no effect.
     """
 
     data: DataConfig
@@ -242,7 +253,7 @@ class TrainConfig:
         self._check_unused()
         self._kind.kind.check_overrides(self.model.overrides)
         if any(side < 32 or side % 32 for side in self.data.size):
-            raise ConfigError(f"data.size must be multiples of 32 px. Got: {list(self.data.size)}")
+            raise ConfigError(f"data.size must be multiples of 32 px, got {list(self.data.size)}")
         for name, least in (("label_stride", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
             _at_least(f"data.{name}", getattr(self.data, name), least)
         for stride in self.data.random_strides:
@@ -256,7 +267,7 @@ class TrainConfig:
                 _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
                 _at_least(f"data.{part}[{number}].repeat", source.repeat, 1)
         if not self.data.max_gap_s > 0:
-            raise ConfigError(f"data.max_gap_s must be above 0 s. Got: {self.data.max_gap_s}")
+            raise ConfigError(f"data.max_gap_s must be above 0 s, got {self.data.max_gap_s}")
         for name, least in (
             ("seed", 0),
             ("weight_decay", 0),
@@ -275,7 +286,7 @@ class TrainConfig:
 
     def _check_static_loss(self, stage: StageConfig) -> None:
         if not 0 <= stage.static_loss < math.inf:
-            raise ConfigError(f"stage {stage.name}: static_loss must be at least 0. Got: {stage.static_loss}")
+            raise ConfigError(f"stage {stage.name}: static_loss must be at least 0, got {stage.static_loss}")
         if stage.static_loss and (stage.name != "end_to_end" or "static_loss" not in self._kind.options):
             raise ConfigError(f"stage {stage.name}: static_loss belongs to stage end_to_end of vtseg")
 
@@ -284,10 +295,10 @@ class TrainConfig:
         for name in ("teacher_temperature", "teacher_weight", "teacher_scale"):
             value = getattr(stage, name)
             if not 0 < value < math.inf:
-                raise ConfigError(f"stage {stage.name}: {name} must be above 0. Got: {value}")
+                raise ConfigError(f"stage {stage.name}: {name} must be above 0, got {value}")
         if stage.teacher_pool < 1 or SIZE_MULTIPLE % stage.teacher_pool:
             raise ConfigError(
-                f"stage {stage.name}: teacher_pool must be a divisor of {SIZE_MULTIPLE}. Got: {stage.teacher_pool}"
+                f"stage {stage.name}: teacher_pool must be a divisor of {SIZE_MULTIPLE}, got {stage.teacher_pool}"
             )
         for name in (
             "teacher_temperature",
@@ -307,7 +318,7 @@ class TrainConfig:
                 )
 
     def _check_unused(self) -> None:
-        """Refuse what the architecture has no use for: left in, it would be thought to have an effect."""
+        """Refuse options without effect on the architecture, which users would expect to have one."""
         default = ModelConfig()
         for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
             changed = getattr(self.model, name) != getattr(default, name)
@@ -317,9 +328,9 @@ class TrainConfig:
 
 def _at_least(name: str, value: float, least: int) -> None:
     if not least <= value < math.inf:
-        raise ConfigError(f"{name} must be at least {least}. Got: {value}")
+        raise ConfigError(f"{name} must be at least {least}, got {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}. Got: {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

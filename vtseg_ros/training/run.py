@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from lightning_fabric.wrappers import _FabricModule
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -158,7 +158,7 @@ class Training:
                 return False
         return True
 
-    def set_up_stage(self, number: int) -> tuple[_FabricModule, _FabricOptimizer]:
+    def set_up_stage(self, number: int) -> tuple[_FabricModule, Optimizer]:
         """Return the module that a stage trains and its optimiser, set up by Fabric."""
         stage = self.config.stages[number]
         part = self._trained_part(stage)
@@ -170,7 +170,8 @@ class Training:
             weight_decay=self.config.weight_decay,
         )
         module, fabric_optimizer = self.fabric.setup(part, optimizer)
-        return module, fabric_optimizer
+        # Fabric derives the class of its optimiser from that of the wrapped one.
+        return module, cast(Optimizer, fabric_optimizer)
 
     def _run_stage(self, number: int, stage: StageConfig) -> bool:
         config, fabric, steps = self.config, self.fabric, self.steps_of[number]

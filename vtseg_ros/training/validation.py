@@ -61,7 +61,7 @@ class ScoredClasses:
         """Return the classes of the network for each class, (len(names), num_classes) bool."""
         if self.mask_table is None:
             return np.eye(num_classes, dtype=bool)
-        return np.equal(self.mask_table[None, :num_classes], np.arange(len(self.names))[:, None])
+        return np.asarray(self.mask_table[None, :num_classes] == np.arange(len(self.names))[:, None])
 
     def of_mask(self, mask: np.ndarray) -> np.ndarray:
         """Return a mask with classes of the network as one with classes of `names`."""
