@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
-from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
+from vtseg_ros.inference.devices import choose_precision, precision_name, resolve_device, resolve_precision
 from vtseg_ros.inference.optimise import optimise, prepack
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -69,9 +69,10 @@ class TorchBackend(Backend):
     def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> TorchBackend:
         """See `Backend.open`."""
         device = resolve_device(options.device)
-        dtype = resolve_precision(options.precision, device)
+        resolve_precision(options.precision, device)  # reported before a large file is read
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
+        dtype = choose_precision(options.precision, device, source.agreement)
         network = source.model
         known = traits_of(network)
         if known.needs_flow:
