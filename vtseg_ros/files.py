@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folder of files that can be made again."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def _remove_orphans(path: Path) -> None:
         with contextlib.suppress(OSError), orphan.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the user's folder for files that can be made again: below VTSEG_CACHE, XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+        kind: name of a folder in it.
+    """
+    chosen = os.environ.get("VTSEG_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / kind
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "vtseg_ros" / kind

@@ -12,6 +12,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference import backends as registered
 from vtseg_ros.inference.backends import Backend, BackendOptions, backend_of, open_backend
+from vtseg_ros.inference.backends.onnx_backend import provider_options
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint
 
@@ -113,3 +114,23 @@ def test_torch_and_a_window_that_changes(tiny_checkpoint, streaming):
                 backend.commit(["x"])
     assert torch.allclose(*logits, atol=1e-5)
     assert changed.one_frame()()[0].shape == logits[0].shape
+
+
+def test_options_of_tensorrt(tmp_path):
+    """The options that ONNX Runtime documents for its TensorRT provider; it takes all values as text."""
+    everything = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    found = provider_options(everything, "cuda", 1, fp16=True, cache=tmp_path)
+    assert [name for name, _ in found] == everything
+    assert found[0][1] == {
+        "device_id": "1",
+        "trt_fp16_enable": "True",
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(tmp_path),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(tmp_path),
+    }
+    assert found[1:] == [("CUDAExecutionProvider", {"device_id": "1"}), ("CPUExecutionProvider", {})]
+    full = provider_options(everything, "cuda", 0, fp16=False, cache=tmp_path)
+    assert full[0][1]["trt_fp16_enable"] == "False"
+    assert provider_options(everything, "cpu", 0, fp16=False, cache=tmp_path) == found[2:]
+    assert provider_options(everything[1:], "cuda", 1, fp16=False, cache=tmp_path) == found[1:]

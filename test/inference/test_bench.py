@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
-from vtseg_ros.profiling.benchmark import MODES, Settings, measure, with_attention
+from vtseg_ros.profiling.benchmark import STREAMED, Settings, measure, modes_of, with_attention
 from vtseg_ros.profiling.flops import extra_formulas
 from vtseg_ros.profiling.moving_images import moving_picture
 
@@ -30,6 +31,8 @@ def test_all_modes_in_one_run(tmp_path, capsys):
         "3",
         "--seconds",
         "0",
+        "--backends",
+        "torch",
         "--baseline",
         "segformer_b0",
         "--breakdown",
@@ -40,19 +43,51 @@ def test_all_modes_in_one_run(tmp_path, capsys):
     assert all(part in printed for part in ("static network", "encoder", "decoder", "head", "GB/s"))
     found = json.loads((tmp_path / "b.json").read_text())
     rows = {row["mode"]: row for row in found["modes"]}
-    assert list(rows) == [*MODES, "segformer_b0"] and found["machine"]["threads"] == torch.get_num_threads()
+    streamed = [f"{mode}/torch" for mode in STREAMED]
+    assert list(rows) == ["plain", "plain_optimised", *streamed, "segformer_b0"]
+    assert found["machine"]["threads"] == torch.get_num_threads()
     for name, row in rows.items():
         assert row["size"] == [64, 32] and row["window"] == 3 and row["frames"] >= 6
         assert 0 < row["p50_ms"] <= row["p95_ms"] and row["fps"] > 0
         assert row["ratio_to_plain"] == pytest.approx(row["p50_ms"] / rows["plain"]["p50_ms"], abs=1e-3)
-        assert name in printed
+        assert name in printed and row["precision"] in ("fp32", "bf16")
+        assert row["backend"] == (name.split("/")[1] if "/" in name else "torch")
     assert (
         rows["plain"]["gmacs"]
         > rows["plain_optimised"]["gmacs"]
-        > rows["exact"]["gmacs"]
-        > rows["causal"]["gmacs"]
+        > rows["exact/torch"]["gmacs"]
+        > rows["causal/torch"]["gmacs"]
     )
     assert Image.open(tmp_path / "b.png").size[0] > 1000
+
+
+def test_every_installed_backend_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VTSEG_CACHE", str(tmp_path))
+    checkpoint = make_checkpoint(tmp_path / "c.safetensors", depths=(1, 1, 1, 1))
+    arguments = ["--size", "64x32", "--window", "2", "--seconds", "0", "--modes", "exact"]
+    assert (
+        main(["bench", "--checkpoint", str(checkpoint), *arguments, "--json", str(tmp_path / "b.json")]) == 0
+    )
+    rows = json.loads((tmp_path / "b.json").read_text())["modes"]
+    found = {row["mode"]: row for row in rows if row["precision"] == "fp32"}
+    assert list(found) == ["exact/torch", "exact/openvino", "exact/onnx"]
+    assert [row["run"] for row in found.values()] == ["eager", "openvino", "onnxruntime"]
+    assert all(row["ratio_to_plain"] is None and row["p50_ms"] > 0 for row in rows)
+
+
+def test_both_precisions_are_timed_in_every_backend_that_has_them(monkeypatch):
+    settings = Settings((64, 32), 3, backends=("torch", "openvino", "onnx"), device="cpu")
+    for native, expected in ((True, {"fp32", "bf16"}), (False, {"fp32"})):
+        monkeypatch.setattr("vtseg_ros.profiling.benchmark.has_native_bf16", lambda answer=native: answer)
+        found = {}
+        for mode in modes_of(settings):
+            found.setdefault(mode.label, set()).add(mode.precision)
+        assert found["plain"] == found["exact/onnx"] == {"fp32"}
+        assert found["plain_optimised"] == found["causal/torch"] == found["exact/openvino"] == expected
+    assert {mode.precision for mode in modes_of(dataclasses.replace(settings, precision="bf16"))} == {
+        "fp32",
+        "bf16",
+    }
 
 
 def test_operations_of_one_frame_are_the_same_in_every_mode():
@@ -98,6 +133,7 @@ def test_the_picture_moves():
         (["--threads", "0"], "--threads"),
         (["--plot", "x.svg"], ".png"),
         (["--precision", "int8"], "precision"),
+        (["--backends", "openvino", "--device", "cuda"], "cuda"),
     ],
 )
 def test_wrong_arguments(arguments, words, capsys):

@@ -147,6 +147,9 @@ def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):
         (dict(precision="bf16"), ConfigError, "precision"),
         (dict(streaming="plain"), ConfigError, "exported for streaming"),
         (dict(device="cuda"), DeviceError, "CUDA"),
+        (dict(precision="fp16"), DeviceError, "TensorRT"),
+        (dict(precision="bf16"), ConfigError, "fixed at its export"),
+        (dict(precision="int8"), DeviceError, "precision must be auto"),
     ],
 )
 def test_what_an_export_fixed_cannot_be_changed(exported, options, error, words):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,14 +13,22 @@ import pytest
 import torch
 from conftest import make_checkpoint
 
+from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError, DeviceError
 from vtseg_ros.inference import CameraFrame, VideoPredictor
+from vtseg_ros.inference.backends.openvino_runtime import MaskModel, import_openvino
+from vtseg_ros.inference.devices import has_native_bf16
+from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.label_set import STREET
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.registry import architectures
 
-openvino = pytest.importorskip("openvino")
+openvino = import_openvino()
 TICK = 100_000_000
+FRAMES = 100
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,6 +135,116 @@ def test_compiled_models_are_kept_and_damaged_ones_made_again(tmp_path, own_cach
         caplog.clear()
 
 
+def bag_frames(path, count: int) -> list[np.ndarray]:
+    with BagReader(path) as bag:
+        messages = bag.messages([find_image_topic(bag)])
+        return [decode_any(message) for (_, _, message), _ in zip(messages, range(count))]
+
+
+def agreement(weights: str, frames: list[np.ndarray], precision: str) -> float:
+    """Share of pixels with the class that PyTorch finds in fp32."""
+    found = VideoPredictor(weights, device="cpu", backend="openvino", precision=precision)
+    full = VideoPredictor(weights, device="cpu", backend="torch", precision="fp32")
+    return float(np.mean([(found.step(frame).mask == full.step(frame).mask).mean() for frame in frames]))
+
+
+@pytest.fixture(scope="module")
+def street_frames(tmp_path_factory) -> list[np.ndarray]:
+    path = tmp_path_factory.mktemp("bags") / "street"
+    size = ["--scene", "5", "--frames", str(FRAMES), "--size", "320x96", "--no-depth", "--no-flow"]
+    assert main(["synth", "--out", str(path), *size]) == 0
+    return bag_frames(path, FRAMES)
+
+
+PRECISIONS = {"fp32": 0.999, "bf16": 0.995} if has_native_bf16() else {"fp32": 0.999}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_agreement_on_the_street(street_frames, precision):
+    assert agreement("street_tiny", street_frames, precision) >= PRECISIONS[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_agreement_on_camvid(camvid, precision):
+    assert (
+        agreement("camvid_small", bag_frames(camvid / "camvid_val", FRAMES), precision)
+        >= PRECISIONS[precision]
+    )
+
+
+def test_a_file_of_another_network_is_not_taken(tmp_path, own_cache, caplog):
+    first, second = (image_network(tmp_path / f"{seed}.safetensors", "erfnet", seed) for seed in (1, 2))
+    blobs, masks = [], []
+    for network in (first, second):
+        masks.append(VideoPredictor(network, device="cpu", backend="openvino").step(images(1)[0]).mask)
+        (new,) = set(own_cache.glob("*.blob")) - set(blobs)
+        blobs.append(new)
+    blobs[1].write_bytes(blobs[0].read_bytes())
+    again = VideoPredictor(second, device="cpu", backend="openvino").step(images(1)[0]).mask
+    np.testing.assert_array_equal(again, masks[1])
+    assert (masks[0] != masks[1]).any() and "checksum" in caplog.text
+    assert blobs[1].read_bytes() != blobs[0].read_bytes()
+
+
+def test_processes_that_start_at_once_convert_once(tmp_path, own_cache):
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    code = (
+        "import logging, sys, zlib\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stderr)\n"
+        "import numpy as np\n"
+        "from vtseg_ros.inference import VideoPredictor\n"
+        "image = np.arange(32 * 64 * 3, dtype=np.uint32).reshape(32, 64, 3).astype(np.uint8)\n"
+        "predictor = VideoPredictor(sys.argv[1], device='cpu', backend='openvino')\n"
+        "print(zlib.crc32(predictor.step(image).mask))\n"
+    )
+    command = [sys.executable, "-c", code, str(network)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    ended = [process.communicate(timeout=150) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], ended
+    assert len({out for out, _ in ended}) == 1 and ended[0][0].strip().isdigit()
+    assert sum(err.count("is converted for OpenVINO") for _, err in ended) == 1
+    assert len(list(own_cache.glob("*.blob"))) == 1
+
+
+@pytest.mark.parametrize("size", [(64, 32), (150, 90), (40, 20)])
+@pytest.mark.parametrize("min_confidence", [0.0, 0.6])
+def test_masks_of_logits_equal_pytorch(size, min_confidence):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(1, 7, 32, 64, generator=generator) * 2
+    expected, sure = to_mask(logits, size, "bilinear", min_confidence)
+    model = MaskModel(tuple(logits.shape), size, {"INFERENCE_PRECISION_HINT": "f32"})
+    mask, confidence = model(logits.numpy(), min_confidence)
+    assert mask.shape == (size[1], size[0]) and mask.dtype == confidence.dtype == np.uint8
+    assert (mask == expected).mean() > 0.9995  # the threshold and the interpolation meet rounding
+    assert np.abs(confidence.astype(int) - sure).max() <= 1
+
+
+def test_of_equal_logits_the_first_class_wins():
+    """Few different values, so that most pixels have several best classes."""
+    logits = torch.randint(0, 3, (1, 9, 32, 64), generator=torch.Generator().manual_seed(1)).float()
+    mask, _ = MaskModel(tuple(logits.shape), (64, 32), {"INFERENCE_PRECISION_HINT": "f32"})(
+        logits.numpy(), 0.0
+    )
+    np.testing.assert_array_equal(mask, logits[0].numpy().argmax(axis=0))
+
+
+@pytest.mark.parametrize("upsampling", ["bilinear", "bicubic", "nearest"])
+def test_every_upsampling(tmp_path, upsampling):
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    agree(network, count=1, upsampling=upsampling, output_size=(100, 70))
+
+
+def test_threads_are_checked_and_used(tmp_path):
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    with pytest.raises(ConfigError, match="threads: expected at least 1, got 0"):
+        VideoPredictor(network, device="cpu", backend="openvino", threads=0)
+    VideoPredictor(network, device="cpu", backend="openvino", threads=1, pin_threads=True).step(images(1)[0])
+
+
 def test_other_weights_and_sizes_have_files_of_their_own(tmp_path, own_cache):
     for seed, size in ((1, None), (2, None), (2, (96, 32))):
         network = image_network(tmp_path / f"{seed}.safetensors", "erfnet", seed)
@@ -153,6 +272,19 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, c
 def test_what_it_does_not_run_is_refused(tiny_checkpoint, options, error, words):
     with pytest.raises(error, match=words):
         VideoPredictor(tiny_checkpoint, **options)
+
+
+def test_nothing_is_forked_to_send_usage_data():
+    code = (
+        "import multiprocessing, sys, torch\n"
+        "multiprocessing.Process.start = lambda self: print('forked')\n"
+        "from vtseg_ros.inference.backends.openvino_runtime import import_openvino\n"
+        "import_openvino().convert_model(torch.nn.ReLU(), example_input=torch.zeros(1))\n"
+        "print('openvino_telemetry' in sys.modules)\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "CI"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
+    assert done.returncode == 0 and done.stdout == "False\n", done.stdout + done.stderr
 
 
 def test_a_missing_package_is_named():

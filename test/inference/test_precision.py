@@ -15,11 +15,20 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.cli import main
+from vtseg_ros.errors import CheckpointError
 from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.devices import choose_precision
 from vtseg_ros.inference.optimise import optimise
+from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
-from vtseg_ros.model.checkpoint import WEIGHTS_DIR, Checkpoint
+from vtseg_ros.model.checkpoint import (
+    WEIGHTS_DIR,
+    Checkpoint,
+    load_checkpoint,
+    read_agreement,
+    save_again,
+)
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.static_prior import StaticBranch, load_external_prior
 
@@ -44,6 +53,45 @@ def agreement(weights, images, streaming="auto", device="cpu", precision="bf16")
         for i, image in enumerate(images)
     ]
     return float(np.mean(shares))
+
+
+@pytest.mark.parametrize(
+    ("name", "agreement", "native", "expected", "words"),
+    [
+        ("auto", {"bf16": 0.995}, True, torch.bfloat16, "precision bf16: it has the same class"),
+        ("auto", {"bf16": 0.9949}, True, torch.float32, "99.49 % of pixels, less than 99.5 %"),
+        ("auto", {}, True, torch.float32, "does not record"),
+        ("auto", {"bf16": 1.0}, False, torch.float32, ""),
+        ("fp32", {"bf16": 1.0}, True, torch.float32, ""),
+        ("bf16", {"bf16": 0.5}, False, torch.bfloat16, ""),
+    ],
+)
+def test_auto_is_bf16_only_where_it_is_native_and_agrees(name, agreement, native, expected, words, caplog):
+    with caplog.at_level("INFO", logger="vtseg_ros.inference"):
+        found = choose_precision(name, torch.device("cpu"), agreement, native_bf16=native)
+    assert found == expected
+    assert words in caplog.text and bool(caplog.text) == bool(words)
+
+
+def test_the_agreement_is_measured_and_stored(tiny_checkpoint, tmp_path, rng):
+    images = list(rng.integers(0, 256, (3, 32, 64, 3), dtype=np.uint8))
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    assert checkpoint.agreement == {}
+    measured = with_agreement(checkpoint, images)
+    share = measured.agreement["bf16"]
+    assert share == pytest.approx(agreement(checkpoint, images), abs=1e-6) and 0.5 < share <= 1
+    save_again(tmp_path / "again.safetensors", measured)
+    again = load_checkpoint(tmp_path / "again.safetensors")
+    assert again.agreement == {"bf16": share} and again.labels == checkpoint.labels
+    assert (again.input_size, again.config) == (checkpoint.input_size, checkpoint.config)
+    for key, value in checkpoint.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("claimed", ["0.9", [1], {"bf16": "1"}, {"bf16": 1.01}, {"bf16": -1}])
+def test_a_claimed_agreement_that_is_none_is_refused(claimed):
+    with pytest.raises(CheckpointError, match="agreement: expected shares of pixels"):
+        read_agreement({"agreement": claimed})
 
 
 def shipped(name):

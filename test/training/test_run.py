@@ -62,6 +62,8 @@ def test_stages_and_what_they_leave(config, tmp_path):
         (6, "video"),
     ]
     best = load_checkpoint(tmp_path / "best.safetensors")
+    assert 0.5 < best.agreement["bf16"] <= 1
+    assert load_checkpoint(tmp_path / "last.safetensors").agreement.keys() == {"bf16"}
     assert best.input_size == (64, 32) and best.config["window"] == 2
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg bench`: measure the time per frame of the full window, of streaming and of an export in one run."""
+"""`vtseg bench`: measure the time per frame of the full window and of streaming in every backend, in one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.backends import BACKENDS, installed_backends
+from vtseg_ros.inference.devices import processor_name, resolve_device, resolve_precision
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -26,7 +27,7 @@ from vtseg_ros.profiling.breakdown import measure_parts
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
-HELP = "Measure the time per frame: full window, exact and causal streaming, export; same weights and frames, one run."
+HELP = "Measure the time per frame: full window, exact and causal streaming, every backend; same weights and frames, one run."
 PICTURES = 16
 
 
@@ -40,12 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=", ".join(MODES)
     )
     parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=tuple(BACKENDS),
+        metavar="BACKEND",
+        help=f"of exact and causal: {', '.join(BACKENDS)}; default: all that are installed",
+    )
+    parser.add_argument(
         "--baseline", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--precision", default="auto", help="precision of every mode except plain, which is fp32"
+        "--precision",
+        default="auto",
+        help="precision of every mode except plain, which is fp32; auto also times bf16 if the processor has it",
     )
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="launch every kernel from Python")
     parser.add_argument("--compile", action="store_true", help="torch.compile in every mode except plain")
     parser.add_argument("--threads", type=int, help="CPU threads; default: the default of torch")
     parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
@@ -66,18 +77,10 @@ def _random_checkpoint(preset: str) -> Checkpoint:
     return Checkpoint(model, model.architecture, model.config.to_dict(), labels, (256, 128))
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def _machine(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": torch.__version__,
@@ -96,11 +99,20 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--seconds: out of range; expected at least 0, got {args.seconds}")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot: wrong suffix; expected .png, got {args.plot}")
-    resolve_precision(args.precision, resolve_device(args.device))
+    device = resolve_device(args.device)
+    resolve_precision(args.precision, device)
+    installed = installed_backends(device.type)
+    args.backends = args.backends or list(installed)
+    for name in args.backends:
+        if name not in installed:
+            raise ConfigError(
+                f"--backends: {name} is not installed or does not run on {device.type}; "
+                f"expected {', '.join(installed)}"
+            )
 
 
 def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_mode = {row["mode"]: row["p50_ms"] for row in rows}
+    by_mode = {row["mode"]: row["p50_ms"] for row in reversed(rows)}  # of two precisions the first, fp32
     for row in rows:
         for base in ("plain", "plain_optimised"):
             row[f"ratio_to_{base}"] = round(row["p50_ms"] / by_mode[base], 3) if base in by_mode else None
@@ -130,10 +142,12 @@ def run(args: argparse.Namespace) -> int:
                 size=size,
                 window=window,
                 modes=tuple(args.modes),
+                backends=tuple(args.backends),
                 against=tuple(args.baseline),
                 device=args.device,
                 precision=args.precision,
                 compile=args.compile,
+                cuda_graphs=not args.no_cuda_graphs,
                 seconds=args.seconds,
             )
             rows = _with_ratios(measure(checkpoint, settings, images))
@@ -156,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> None:
     print(f"\n{size[0]}x{size[1]} px, k = {window}")
     print(
-        f"{'mode':<17}{'run':<15}{'prec.':<7}{'p50 ms':>9}{'p95 ms':>9}{'frames/s':>10}{'GMAC':>8}{'peak MB':>9}"
+        f"{'mode':<17}{'run':<13}{'prec.':<7}{'p50 ms':>9}{'p95 ms':>9}{'frames/s':>10}{'GMAC':>8}{'peak MB':>9}"
         f"{'/plain':>8}{'/plain_opt':>12}"
     )
     for row in rows:
@@ -164,7 +178,7 @@ def _print(size: tuple[int, int], window: int, rows: list[dict[str, Any]]) -> No
         plain, optimised = ("" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
         gmacs = "" if row["gmacs"] is None else f"{row['gmacs']:.2f}"
         print(
-            f"{row['mode']:<17}{row['run']:<15}{row['precision']:<7}{row['p50_ms']:>9.2f}{row['p95_ms']:>9.2f}"
+            f"{row['mode']:<17}{row['run']:<13}{row['precision']:<7}{row['p50_ms']:>9.2f}{row['p95_ms']:>9.2f}"
             f"{row['fps']:>10.1f}{gmacs:>8}{row['peak_memory_mb']:>9.0f}{plain:>8}{optimised:>12}"
         )
 

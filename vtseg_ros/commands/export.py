@@ -22,6 +22,7 @@ from vtseg_ros.inference.exporter import (
     verify,
     write_export,
 )
+from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.profiling.moving_images import moving_picture
@@ -101,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
     count = 2 * window + 1 if what.kind != "image" else 2
     images = _bag_frames(args.bag, args.image_topic, count) if args.bag else moving_picture(size, count)
+    if args.bag:
+        what.metadata["agreement"] = with_agreement(checkpoint, images).agreement
     temporary = temporary_beside(args.out)
     try:
         write_export(what, temporary, file_format)
@@ -120,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {kind[what.kind]}, k = {window}, {size[0]}x{size[1]} px, "
         f"{args.out.stat().st_size / 1e6:.1f} MB; inputs {', '.join(what.inputs)}; outputs {', '.join(what.outputs)}"
     )
+    for precision, share in what.metadata["agreement"].items():
+        print(f"{precision} has the same class as fp32 on {100 * share:.2f} % of pixels")
     if args.json:
         args.json.write_text(json.dumps({"file": str(args.out), **vars(result)}, indent=2) + "\n")
     return 0

@@ -91,6 +91,7 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         "input_size": list(loaded.input_size),
         "resize_mode": loaded.resize_mode,
         "temperature": loaded.temperature,
+        "agreement": loaded.agreement,
         "parameters": {**{k: v for k, v in parameters.items() if v}, "total": sum(parameters.values())},
         "classes": list(loaded.labels.names),
         "config": loaded.config,
@@ -122,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         table.add_row("size", f"{found['bytes'] / 1e6:.1f} MB")
         table.add_row("input", f"{'x'.join(map(str, found['input_size']))}, {found['resize_mode']}")
         table.add_row("temperature", f"{found['temperature']:.3g}")
+        for precision, share in found["agreement"].items():
+            table.add_row(f"{precision} as fp32", f"{100 * share:.2f} % of pixels")
         if found["export"]:
             table.add_row("export", found["export"])
         else:

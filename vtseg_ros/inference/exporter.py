@@ -158,6 +158,7 @@ def exportable(
         "input_size": [width, height],
         "resize_mode": checkpoint.resize_mode,
         "temperature": checkpoint.temperature,
+        "agreement": checkpoint.agreement,
         "training": checkpoint.training,
         "licence": checkpoint.licence.to_dict(),
     }

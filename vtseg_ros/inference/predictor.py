@@ -18,7 +18,7 @@ from torch import Tensor
 from vtseg_ros.errors import ConfigError, DeviceError, ImageError
 from vtseg_ros.image_ops import overlay
 from vtseg_ros.inference.backends import BackendOptions, open_backend
-from vtseg_ros.inference.postprocess import UPSAMPLING, to_mask
+from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import STREAMING as STREAMING_MODES
 from vtseg_ros.inference.window import Action, FrameWindow
@@ -127,6 +127,9 @@ class VideoPredictor:
         min_confidence: below it, 0..1, a pixel becomes 255.
         classes: names of the classes to keep, the pixels of the others become 255; None or empty = all.
         compile: use torch.compile; the first full window then takes about a minute.
+        cuda_graphs: capture CUDA graphs on a GPU, which saves the launches of its kernels.
+        threads: of the CPU; None = PyTorch's number. With PyTorch they are the whole process's.
+        pin_threads: keep each thread on one core (OpenVINO); not on a machine that other programs share.
         resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
             the sides that the network does not see; None = the checkpoint's.
 
@@ -151,21 +154,30 @@ class VideoPredictor:
         min_confidence: float = 0.0,
         classes: Sequence[str] | None = None,
         compile: bool = False,
+        cuda_graphs: bool = True,
+        threads: int | None = None,
+        pin_threads: bool = False,
         resize_mode: str | None = None,
     ) -> None:
         if streaming not in STREAMING:
             raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
         if upsampling not in UPSAMPLING:
             raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads: expected at least 1, got {threads}")
         self.upsampling = upsampling
         options = BackendOptions(
             backend=backend,
             device=device,
             precision=precision,
             input_size=input_size,
+            window=window,
             streaming=streaming,
             static_prior=static_prior,
             compile=compile,
+            cuda_graphs=cuda_graphs,
+            threads=threads,
+            pin_threads=pin_threads,
             coarse_logits=upsampling != "nearest",  # which upsamples a mask of the network's size
         )
         self.backend = open_backend(
@@ -438,9 +450,9 @@ class VideoPredictor:
         logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
         placement = place(image_size, self.input_size, self.resize_mode)
         if placement.fills and placement.source == Box(0, 0, *image_size):
-            return to_mask(logits, target, self.upsampling, self._min_confidence)
+            return self.backend.to_mask(logits, target, self.upsampling, self._min_confidence)
         restore = restoration(placement, image_size, target)
-        mask, confidence = to_mask(logits, restore.whole, self.upsampling, self._min_confidence)
+        mask, confidence = self.backend.to_mask(logits, restore.whole, self.upsampling, self._min_confidence)
         return restore(mask, IGNORE), restore(confidence, 0)
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:

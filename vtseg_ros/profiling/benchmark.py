@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a frame costs: the same weights over the same frames by the full window, by streaming and by an export.
+"""What a frame costs: the same weights over the same frames by the full window and by streaming in each backend.
 
 The modes take turns within one run, a few frames each, so that whatever else the machine does meets all of them.
 """
@@ -25,7 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
+from vtseg_ros.inference.devices import (
+    has_native_bf16,
+    precision_name,
+    resolve_device,
+    resolve_precision,
+)
 from vtseg_ros.inference.exporter import exportable, write_export
 from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.inference.preprocess import to_input
@@ -35,7 +40,9 @@ from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.segformer import name_of
 from vtseg_ros.profiling.flops import extra_formulas
 
-MODES = ("plain", "plain_optimised", "exact", "causal", "exported")
+MODES = ("plain", "plain_optimised", "exact", "causal")
+STREAMED = ("exact", "causal")
+"""Modes that run in every backend; the others are PyTorch's."""
 SEGFORMER = name_of("b0")
 AGAINST = (SEGFORMER,)
 BURST = 4
@@ -62,18 +69,44 @@ class Settings:
     Attributes:
         size: (width, height) px of images and network.
         window: frames k.
-        precision, compile: of every mode but `plain`, which is fp32 and eager.
+        backends: that the streaming modes run in.
+        precision: of every mode but `plain`, which is fp32. `auto` on a CPU is fp32, and bf16 as well where the
+            processor has bf16 instructions.
+        compile, cuda_graphs: of every mode in PyTorch but `plain`, which is eager.
         seconds: measuring time for all modes together.
     """
 
     size: tuple[int, int]
     window: int
     modes: tuple[str, ...] = MODES
+    backends: tuple[str, ...] = ("torch",)
     against: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
+    cuda_graphs: bool = True
     seconds: float = 20.0
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions of the optimised modes."""
+        if self.precision != "auto" or resolve_device(self.device).type != "cpu":
+            return (self.precision,)
+        return ("fp32", "bf16") if has_native_bf16() else ("fp32",)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A row of the benchmark: `plain`, `plain_optimised`, `exact`, `causal` or the name of another network."""
+
+    name: str
+    backend: str = "torch"
+    precision: str = "fp32"
+
+    @property
+    def label(self) -> str:
+        """Return the name in tables and JSON, such as `exact/openvino`."""
+        return f"{self.name}/{self.backend}" if self.name in STREAMED else self.name
 
 
 @dataclass
@@ -81,6 +114,7 @@ class Measurement:
     """One mode; times are per frame, from the uint8 image to the mask on the host."""
 
     mode: str
+    backend: str
     run: str
     precision: str
     times_ms: list[float] = field(default_factory=list)
@@ -92,6 +126,7 @@ class Measurement:
         times = sorted(self.times_ms)
         return {
             "mode": self.mode,
+            "backend": self.backend,
             "run": self.run,
             "precision": self.precision,
             "frames": len(times),
@@ -160,9 +195,9 @@ class _HuggingFaceSegFormer:
 class _Predictor:
     """The predictor that nodes use, with its backend's own operations."""
 
-    def __init__(self, source: Checkpoint | Path, **options: Any) -> None:
-        self.predictor = VideoPredictor(source, output_size="network", **options)
-        self.step = self.predictor.step
+    def __init__(self, predictor: VideoPredictor) -> None:
+        self.predictor = predictor
+        self.step = predictor.step
 
     def one_frame(self) -> Callable[[], object] | None:
         return self.predictor.backend.one_frame()
@@ -180,26 +215,37 @@ def measure(
     if not traits_of(checkpoint.model).takes_cache or checkpoint.model.best_streaming == "plain":
         raise ConfigError("bench measures VTSeg with mix_ffn spatial")
     with tempfile.TemporaryDirectory() as folder:
-        rows = [
-            _prepare(name, checkpoint, settings, images, Path(folder))
-            for name in (*settings.modes, *settings.against)
-        ]
+        rows = [_prepare(mode, checkpoint, settings, images, Path(folder)) for mode in modes_of(settings)]
         _take_turns(rows, settings.seconds, images)
     return [measurement.to_dict() for measurement, _ in rows]
 
 
+def modes_of(settings: Settings) -> list[Mode]:
+    """Return the rows of a benchmark in their order; ONNX Runtime runs fp32 files only."""
+    rows = []
+    for name in settings.modes:
+        if name == "plain":
+            rows.append(Mode(name))
+            continue
+        for backend in settings.backends if name in STREAMED else ("torch",):
+            precisions = ("fp32",) if backend == "onnx" else settings.precisions
+            rows += [Mode(name, backend, precision) for precision in precisions]
+    return rows + [Mode(name, precision=settings.precisions[0]) for name in settings.against]
+
+
 def _prepare(
-    mode: str, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
+    mode: Mode, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
 ) -> tuple[Measurement, Frame]:
     """A mode, warmed up, its memory and operations taken."""
-    source: Checkpoint | Path = with_attention(checkpoint, "causal" if mode == "causal" else "full")
-    if mode == "exported":
+    source: Checkpoint | Path = with_attention(checkpoint, "causal" if mode.name == "causal" else "full")
+    if mode.backend == "onnx":
         what = exportable(source, window=settings.window, size=settings.size)
-        source = folder / "network.onnx"
+        source = folder / f"{mode.name}.onnx"
         write_export(what, source, "onnx")
     cuda = resolve_device(settings.device).type == "cuda"
     before = _memory_mb(cuda, reset=True)
-    system, measurement = _build(mode, source, settings)
+    system, run, precision = _build(mode, source, settings)
+    measurement = Measurement(mode.label, mode.backend, run, precision)
     for _, image in zip(range(settings.window + 2), _endless(images)):
         system.step(image)
     measurement.peak_memory_mb = max(0.0, _memory_mb(cuda, peak=True) - before)
@@ -209,27 +255,32 @@ def _prepare(
     return measurement, system.step
 
 
-def _build(mode: str, source: Checkpoint | Path, settings: Settings) -> tuple[System, Measurement]:
-    if mode == "plain":
-        return _Plain(source.model, settings), Measurement(mode, "eager", "fp32")
-    common = {"device": settings.device, "window": settings.window}
-    if mode == "exported":
-        exported = _Predictor(source, **common)
-        return exported, Measurement(mode, exported.predictor.run_mode, exported.predictor.precision)
-    if mode == SEGFORMER:
-        dtype = resolve_precision(settings.precision, resolve_device(settings.device))
+def _build(mode: Mode, source: Checkpoint | Path, settings: Settings) -> tuple[System, str, str]:
+    """Return a mode's system, how it runs, and its precision."""
+    if mode.name == "plain":
+        return _Plain(source.model, settings), "eager", "fp32"
+    if mode.name == SEGFORMER:
+        dtype = resolve_precision(mode.precision, resolve_device(settings.device))
         system = _HuggingFaceSegFormer(len(source.labels), settings, dtype)
-        return system, Measurement(mode, "eager", precision_name(dtype))
-    streaming = "plain" if mode not in ("exact", "causal") else mode
-    system = _Predictor(
+        return system, "eager", precision_name(dtype)
+    options: dict[str, Any] = {}
+    if mode.backend != "onnx":  # a file has its size, streaming and precision
+        options = {
+            "precision": mode.precision,
+            "input_size": settings.size,
+            "streaming": mode.name if mode.name in STREAMED else "plain",
+        }
+    predictor = VideoPredictor(
         source,
-        precision=settings.precision,
-        input_size=settings.size,
-        streaming=streaming,
-        compile=settings.compile,
-        **common,
+        device=settings.device,
+        backend=mode.backend,
+        window=settings.window,
+        output_size="network",
+        compile=settings.compile and mode.backend == "torch",
+        cuda_graphs=settings.cuda_graphs,
+        **options,
     )
-    return system, Measurement(mode, system.predictor.run_mode, system.predictor.precision)
+    return _Predictor(predictor), predictor.run_mode, predictor.precision
 
 
 def _take_turns(rows: list[tuple[Measurement, Frame]], seconds: float, images: Sequence[np.ndarray]) -> None:

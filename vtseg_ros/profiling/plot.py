@@ -15,9 +15,10 @@ COLORS = {
     "plain_optimised": "#1f77b4",
     "exact": "#2ca02c",
     "causal": "#d62728",
-    "exported": "#9467bd",
     SEGFORMER: "#8c564b",
 }
+LINES = {"torch": "-", "openvino": "--", "onnx": ":"}
+MARKERS = {"fp32": "o"}
 
 
 def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
@@ -40,9 +41,16 @@ def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
     windows = sorted({row["window"] for row in results})
     window = windows[len(windows) // 2]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
-    for mode in dict.fromkeys(row["mode"] for row in results):
-        rows = [row for row in results if row["mode"] == mode]
-        style = {"color": COLORS.get(mode), "marker": "o", "label": mode.replace("_", " ")}
+    for mode, backend, precision in dict.fromkeys(
+        (row["mode"], row["backend"], row["precision"]) for row in results
+    ):
+        rows = [row for row in results if (row["mode"], row["precision"]) == (mode, precision)]
+        style = {
+            "color": COLORS.get(mode.partition("/")[0]),
+            "linestyle": LINES[backend],
+            "marker": MARKERS.get(precision, "^"),
+            "label": f"{mode.replace('_', ' ')} {precision}",
+        }
         by_window = {row["window"]: row["p50_ms"] for row in rows if tuple(row["size"]) == sizes[0]}
         left.plot(list(by_window), list(by_window.values()), **style)
         by_size = {row["size"][0] * row["size"][1]: row["p50_ms"] for row in rows if row["window"] == window}

@@ -7,6 +7,7 @@ A runtime is added by a `Backend` and an entry in `BACKENDS`, and in `BY_SUFFIX`
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from vtseg_ros.errors import ConfigError
@@ -20,6 +21,8 @@ BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVin
 BACKEND_NAMES = ("auto", *BACKENDS)
 BY_SUFFIX: dict[str, type[Backend]] = {".onnx": OnnxBackend}
 """Backends of exported files; everything else is a checkpoint."""
+PACKAGES = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
+"""What each backend imports."""
 
 __all__ = [
     "BACKENDS",
@@ -28,6 +31,7 @@ __all__ = [
     "Backend",
     "BackendOptions",
     "backend_of",
+    "installed_backends",
     "is_exported",
     "open_backend",
 ]
@@ -36,6 +40,19 @@ __all__ = [
 def is_exported(path: str | Path) -> bool:
     """Return whether a file's name is that of an exported network, not of a checkpoint."""
     return Path(path).suffix.lower() in BY_SUFFIX
+
+
+def installed_backends(device: str = "cpu") -> tuple[str, ...]:
+    """Return the names of the backends whose package is installed and that run on a device.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    return tuple(
+        name
+        for name, package in PACKAGES.items()
+        if importlib.util.find_spec(package) is not None and (device == "cpu" or name != "openvino")
+    )
 
 
 def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Backend]:

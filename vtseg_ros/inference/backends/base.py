@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.model.checkpoint import Checkpoint
 
 
@@ -27,9 +29,13 @@ class BackendOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; a backend may know others.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         input_size: (width, height) px of the network's input; None = the network's own.
+        window: frames k; None = the network's own. A backend that compiles for one length compiles this one.
         streaming: `auto`, `plain`, `exact` or `causal`.
         static_prior: an external static network (see `model.static_prior.load_external_prior`).
         compile: use torch.compile.
+        cuda_graphs: capture CUDA graphs on a GPU.
+        threads: of the CPU; None = PyTorch's number. In PyTorch the number is the whole process's.
+        pin_threads: keep each thread on one core (OpenVINO).
         coarse_logits: logits may be smaller than the input; their upsampling is left to the caller.
     """
 
@@ -37,9 +43,13 @@ class BackendOptions:
     device: str = "auto"
     precision: str = "auto"
     input_size: tuple[int, int] | None = None
+    window: int | None = None
     streaming: str = "auto"
     static_prior: str | None = None
     compile: bool = False
+    cuda_graphs: bool = True
+    threads: int | None = None
+    pin_threads: bool = False
     coarse_logits: bool = False
 
 
@@ -114,6 +124,12 @@ class Backend(ABC):
         Returns:
             logits (B, C, h, w), valid until the next call, and what each newest frame leaves behind.
         """
+
+    def to_mask(
+        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mask and confidence of one frame; see `postprocess.to_mask`."""
+        return to_mask(logits, size, upsampling, min_confidence)
 
     def one_frame(self) -> Callable[[], object] | None:
         """Return a call that computes one frame of a full window, for profilers; None = they cannot look into it."""

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
@@ -15,10 +18,11 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
+from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
-from vtseg_ros.inference.devices import resolve_device, resolve_precision
+from vtseg_ros.inference.devices import PRECISIONS, parse_device
 from vtseg_ros.label_set import LabelSet
-from vtseg_ros.model.checkpoint import Checkpoint, read_use
+from vtseg_ros.model.checkpoint import Checkpoint, read_agreement, read_use
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.state_dicts import METADATA_KEY
@@ -32,6 +36,7 @@ PROVIDERS = {
     "cuda": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
     "cpu": ("CPUExecutionProvider",),
 }
+TENSORRT = "TensorrtExecutionProvider"
 
 
 class OnnxBackend(Backend):
@@ -40,14 +45,18 @@ class OnnxBackend(Backend):
     Args:
         path: the file.
         device: `auto`, `cpu`, `cuda` or `cuda:N`: auto takes a GPU if ONNX Runtime has a provider for it.
+        fp16: let TensorRT compute in half precision.
+        threads: of the CPU; None = PyTorch's number.
 
     Attributes:
         kind: `stream`, `window` or `image`.
         providers: execution providers in use.
     """
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        self.session = open_session(path, device)
+    def __init__(
+        self, path: Path, device: str = "auto", *, fp16: bool = False, threads: int | None = None
+    ) -> None:
+        self.session = open_session(path, device, fp16=fp16, threads=threads)
         self.providers = self.session.get_providers()
         metadata = _metadata(self.session, path)
         self.kind = metadata["kind"]
@@ -66,11 +75,12 @@ class OnnxBackend(Backend):
             licence=Licence.from_metadata(metadata),
             resize_mode=resize_mode,
             temperature=temperature,
+            agreement=read_agreement(metadata),
         )
         super().__init__(
             checkpoint=checkpoint,
             device=CPU,  # images and masks are made on the CPU
-            precision="fp32",
+            precision="fp16" if fp16 else "fp32",
             input_size=(width, height),
             streaming=metadata["streaming"],
             video=self.kind != "image",
@@ -87,12 +97,13 @@ class OnnxBackend(Backend):
         path = Path(source)
         if not path.is_file():
             raise CheckpointError(f"no exported network {path}: there is no such file")
-        resolve_precision(options.precision, resolve_device(options.device))
-        if options.precision not in ("auto", "fp32") or options.static_prior:
+        if options.precision not in ("auto", *PRECISIONS):
+            raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {options.precision!r}")
+        if options.precision == "bf16" or options.static_prior:
             raise ConfigError(
                 f"precision and static prior of {path} were fixed at its export: leave them unset"
             )
-        backend = cls(path, options.device)
+        backend = cls(path, options.device, fp16=options.precision == "fp16", threads=options.threads)
         if options.input_size is not None and tuple(options.input_size) != backend.input_size:
             raise ConfigError(
                 f"{path} takes images of {backend.input_size[0]}x{backend.input_size[1]} px alone. "
@@ -143,19 +154,49 @@ class OnnxBackend(Backend):
         return logits, image.reshape(-1)
 
 
-def open_session(path: Path, device: str) -> Any:
+def provider_options(
+    available: Sequence[str], kind: str, index: int, *, fp16: bool, cache: Path
+) -> list[tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's execution providers, best first, each with its options.
+
+    Args:
+        available: providers of this build of ONNX Runtime.
+        kind: `cpu` or `cuda`.
+        index: of the GPU.
+        fp16: let TensorRT compute in half precision.
+        cache: folder of TensorRT's engines, so that a restart does not build them again.
+    """
+    options = {
+        TENSORRT: {
+            "device_id": str(index),
+            "trt_fp16_enable": str(fp16),
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": str(cache),
+        },
+        "CUDAExecutionProvider": {"device_id": str(index)},
+    }
+    return [(name, options.get(name, {})) for name in PROVIDERS[kind] if name in available]
+
+
+def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | None = None) -> Any:
     """Open an onnxruntime.InferenceSession.
+
+    Args:
+        path: the file.
+        device, fp16, threads: see `OnnxBackend`.
 
     Raises:
         CheckpointError: if the file cannot be read.
         ConfigError: if ONNX Runtime is missing.
-        DeviceError: if it has no provider for the device.
+        DeviceError: if it has no provider for the device or the precision.
     """
     try:
         import onnxruntime
     except ImportError as err:
         raise ConfigError(f"{path} needs onnxruntime: pip install vtseg_ros[onnx]") from err
-    kind, _, index = device.partition(":")
+    kind, index = parse_device(device)
     available = onnxruntime.get_available_providers()
     has_gpu = "CUDAExecutionProvider" in available
     if kind == "cuda" and not has_gpu:
@@ -165,17 +206,41 @@ def open_session(path: Path, device: str) -> Any:
         )
     kind = "cuda" if kind == "cuda" or (kind == "auto" and has_gpu) else "cpu"
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
-    providers: list[Any] = [name for name in PROVIDERS[kind] if name in available]
-    if kind == "cuda":
-        providers = [
-            name if name.startswith("CPU") else (name, {"device_id": int(index or 0)}) for name in providers
-        ]
+    if fp16 and (kind == "cpu" or TENSORRT not in available):
+        raise DeviceError(
+            f"precision fp16: {path} needs TensorRT for it; expected an onnxruntime with {TENSORRT}, "
+            f"got {', '.join(available)}. Use fp32"
+        )
+    cache = cache_folder("tensorrt")
+    if kind == "cuda" and TENSORRT in available:
+        cache /= _engine_key(path, onnxruntime.__version__)
+    providers = provider_options(available, kind, index, fp16=fp16, cache=cache)
+    if providers[0][0] == TENSORRT:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            log.warning("TensorRT's engines are not kept: %s", err)
+            providers[0][1].update(trt_engine_cache_enable="False", trt_timing_cache_enable="False")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
         raise CheckpointError(f"{path} cannot be read as ONNX: {str(err).splitlines()[0]}") from err
+
+
+def _engine_key(path: Path, version: str) -> str:
+    """Return a name for the engines of a file; ONNX Runtime itself may take those of another file or version."""
+    about = [version]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        about.append(importlib.metadata.version("tensorrt"))
+    if torch.cuda.is_available():
+        about += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from err
+    return hashlib.sha256("\n".join(about).encode() + content).hexdigest()[:32]
 
 
 def _metadata(session: Any, path: Path) -> dict[str, Any]:

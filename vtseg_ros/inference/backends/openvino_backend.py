@@ -9,12 +9,10 @@ start takes no longer than PyTorch's.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import logging
-import os
+import inspect
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +20,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import vtseg_ros.model as model_package
 from vtseg_ros.errors import ConfigError, DeviceError
-from vtseg_ros.files import write_atomically
+from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.backends.openvino_runtime import (
+    CompiledCache,
+    MaskModel,
+    core,
+    import_openvino,
+)
+from vtseg_ros.inference.devices import choose_precision, precision_name
 from vtseg_ros.inference.optimise import optimise
+from vtseg_ros.inference.postprocess import MAX_LOGITS
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.static_prior import is_own
 from vtseg_ros.model.vtseg import check_size
-
-log = logging.getLogger("vtseg_ros.inference")
 
 CPU = torch.device("cpu")
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-DIGEST_BYTES = 32
-CACHE_FORMAT = 1
+MASK_MODELS = 8
+"""Sizes of logits and masks whose compiled models are kept."""
 
 
 class SplitStep(nn.Module):
@@ -70,26 +76,29 @@ class OpenVinoBackend(Backend):
 
     Args:
         checkpoint: with the network as trained.
-        step: the step of the same network, optimised, fp32.
         input_size: (width, height) px.
         precision: `fp32` or `bf16`.
         streaming: `plain`, `exact` or `causal`.
+        coarse_logits: see `BackendOptions`.
         threads: of the inference; None = PyTorch's number.
-        cache_dir: folder of compiled models; None = no cache.
+        pin_threads: keep each thread on one core.
+        cache_dir: folder of compiled networks; None = no cache.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        step: Step,
         *,
         input_size: tuple[int, int],
         precision: str,
         streaming: str,
+        coarse_logits: bool = False,
         threads: int | None = None,
+        pin_threads: bool = False,
         cache_dir: Path | None = None,
     ) -> None:
-        video = traits_of(step.model).takes_cache
+        network = checkpoint.model
+        video = traits_of(network).takes_cache
         super().__init__(
             checkpoint=checkpoint,
             device=CPU,
@@ -97,20 +106,29 @@ class OpenVinoBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(step.model.attention_layers) if video else 1,
+            depth=len(network.attention_layers) if video else 1,
         )
-        self._step, self._cache_dir = step, cache_dir
-        self._weights = _digest_of(step)
-        self._core = _core()
+        self._coarse = coarse_logits and hasattr(network, "coarse_logits")
         self._config = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # the rest of the robot's programs runs on the same cores
+            "ENABLE_CPU_PINNING": pin_threads,
+        }
+        # What an external static network computes is not in the state dict.
+        own = not video or is_own(network.static_prior)
+        self._cache = CompiledCache(cache_dir if own else None)
+        self._about = {
+            "weights": _digest_of(network),
+            "code": _digest_of_code(type(network)),
+            "network": [checkpoint.architecture, checkpoint.config],
+            "coarse": self._coarse,
+            "size": list(input_size),
+            "streaming": streaming,
         }
         self._requests: dict[int, Any] = {}
-        self._request(self.window)
+        self._masks: dict[tuple[int, ...], MaskModel] = {}
 
     @classmethod
     def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> OpenVinoBackend:
@@ -121,8 +139,8 @@ class OpenVinoBackend(Backend):
             raise DeviceError(
                 f"backend openvino: unknown precision; expected auto, {', '.join(HINTS)}, got {options.precision}"
             )
-        precision = "fp32" if options.precision == "auto" else options.precision
-        if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if options.precision == "bf16" and not has_bf16:
             raise DeviceError(
                 "backend openvino: this processor has no bf16; expected precision fp32, got bf16"
             )
@@ -133,19 +151,20 @@ class OpenVinoBackend(Backend):
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
         check_size(height, width)
-        network = source.model
-        if options.coarse_logits and hasattr(network, "coarse_logits"):
-            network = CoarseLogits(network)
-        model = optimise(network, CPU, torch.float32)
-        streaming = choose_streaming(model, options.streaming)
-        return cls(
+        backend = cls(
             source,
-            build_step(model, (height, width), streaming),
             input_size=(width, height),
-            precision=precision,
-            streaming=streaming,
-            cache_dir=cache_folder(),
+            precision=precision_name(
+                choose_precision(options.precision, CPU, source.agreement, native_bf16=has_bf16)
+            ),
+            streaming=choose_streaming(source.model, options.streaming),
+            coarse_logits=options.coarse_logits,
+            threads=options.threads,
+            pin_threads=options.pin_threads,
+            cache_dir=cache_folder("openvino"),
         )
+        backend.set_window(options.window)
+        return backend
 
     @property
     def mode(self) -> str:
@@ -159,86 +178,66 @@ class OpenVinoBackend(Backend):
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
         """See `Backend.run`; cameras run one after the other, a frame leaves a row (1, S) behind."""
-        answers = [self._run(image[None].numpy(), rows) for image, rows in zip(images.contiguous(), past)]
-        if len(answers) == 1:
-            return torch.from_numpy(answers[0][0]), [answers[0][1]]
-        logits = torch.from_numpy(np.concatenate([logits for logits, _ in answers]))
-        return logits, [row for _, row in answers]
+        logits, new = [], []
+        for image, rows in zip(images.contiguous(), past):
+            output, row = self._run(image[None].numpy(), rows)
+            logits.append(output if len(images) == 1 else output.copy())  # the next camera overwrites it
+            new.append(row)
+        return torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits)), new
 
     def _run(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        import openvino
-
+        openvino = import_openvino()
         request = self._request(self.window)
         older = self.window - 1
         request.set_input_tensor(0, openvino.Tensor(np.ascontiguousarray(image), shared_memory=True))
         if not older or not self.video:
             request.infer()
-            return request.get_output_tensor(0).data.copy(), np.empty((1, 0), np.float32)
+            return request.get_output_tensor(0).data, np.empty((1, 0), np.float32)
         valid = np.zeros(older, bool)
         valid[older - len(rows) :] = True
         request.set_input_tensor(1, openvino.Tensor(valid, shared_memory=True))
-        empty = np.zeros((1, self._step.state_size), np.float32) if len(rows) < older else None
+        row_shape = tuple(request.get_input_tensor(2).shape)
+        empty = np.zeros(row_shape, np.float32) if len(rows) < older else None
         for place, row in enumerate([empty] * (older - len(rows)) + list(rows), start=2):
             request.set_input_tensor(place, openvino.Tensor(row, shared_memory=True))
         # A buffer of its own: the row stays with the camera while the next frames are computed.
-        left = np.empty((1, self._step.state_size), np.float32)
+        left = np.empty(row_shape, np.float32)
         request.set_output_tensor(1, openvino.Tensor(left, shared_memory=True))
         request.infer()
-        return request.get_output_tensor(0).data.copy(), left
+        return request.get_output_tensor(0).data, left
+
+    def to_mask(
+        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.to_mask`; in a compiled model where that gives the same."""
+        resized = logits.shape[2:] != (size[1], size[0])
+        if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
+            return super().to_mask(logits, size, upsampling, min_confidence)
+        key = (*logits.shape, *size)
+        if key not in self._masks:
+            if len(self._masks) == MASK_MODELS:
+                self._masks.pop(next(iter(self._masks)))
+            config = {**self._config, "INFERENCE_PRECISION_HINT": HINTS["fp32"]}
+            self._masks[key] = MaskModel(tuple(logits.shape), size, config)
+        return self._masks[key](logits.contiguous().numpy(), min_confidence)
+
+    @cached_property
+    def _step(self) -> Step:
+        """The step of the network, optimised, fp32; built only where it is converted."""
+        network = self.checkpoint.model
+        model = optimise(CoarseLogits(network) if self._coarse else network, CPU, torch.float32)
+        return build_step(model, (self.input_size[1], self.input_size[0]), self.streaming)
 
     def _request(self, window: int) -> Any:
         if window not in self._requests:
-            self._requests[window] = self._compile(window).create_infer_request()
+            about = {**self._about, "window": window}
+            compiled = self._cache.compiled(about, lambda: self._convert(window), self._config)
+            self.__dict__.pop("_step", None)  # a second copy of the weights
+            self._requests[window] = compiled.create_infer_request()
         return self._requests[window]
 
-    def _compile(self, window: int) -> Any:
-        """Take the compiled model from the cache, or convert, compile and keep it."""
-        import openvino
-
-        path = None
-        if self._cache_dir is not None:
-            about = {
-                "format": CACHE_FORMAT,
-                "openvino": openvino.__version__,
-                "processor": self._core.get_property("CPU", "FULL_DEVICE_NAME"),
-                "weights": self._weights,
-                "size": self.input_size,
-                "window": window,
-                "streaming": self.streaming,
-                "config": self._config,
-            }
-            path = self._cache_dir / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.blob"
-            compiled = self._cached(path)
-            if compiled is not None:
-                return compiled
-        compiled = self._core.compile_model(self._convert(window), "CPU", self._config)
-        if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                blob = compiled.export_model().getvalue()
-                write_atomically(path, hashlib.sha256(blob).digest() + blob)
-            except (OSError, RuntimeError) as err:
-                log.warning("the compiled network was not kept in %s: %s", path.parent, err)
-        return compiled
-
-    def _cached(self, path: Path) -> Any | None:
-        """Return the compiled model of a cache file; None where there is none or the file is damaged."""
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return None
-        digest, blob = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-        try:
-            if hashlib.sha256(blob).digest() != digest:
-                raise RuntimeError("its checksum does not match")
-            return self._core.import_model(io.BytesIO(blob), "CPU", self._config)
-        except Exception as err:  # OpenVINO raises RuntimeError and others for files of another build
-            log.warning("%s is not used and is made again: %s", path, str(err).splitlines()[0])
-            return None
-
     def _convert(self, window: int) -> Any:
-        import openvino
-
+        openvino = import_openvino()
         width, height = self.input_size
         images = torch.rand(1, 3, height, width)
         module: nn.Module = self._step.model
@@ -276,30 +275,21 @@ class _FirstFrame(nn.Module):
         return self.step(images, images.new_zeros(1, 0, self.step.state_size))[0]
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder for compiled networks: VTSEG_CACHE, or below XDG_CACHE_HOME or ~/.cache."""
-    chosen = os.environ.get("VTSEG_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "openvino"
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "vtseg_ros" / "openvino"
-
-
-def _core() -> Any:
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-    try:
-        import openvino
-    except ImportError as err:
-        raise ConfigError(
-            "backend openvino: the package openvino is missing. Run: pip install 'vtseg_ros[openvino]'"
-        ) from err
-    return openvino.Core()
-
-
 def _digest_of(module: nn.Module) -> str:
     """Return the SHA-256 of a module's parameters and buffers."""
     total = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         total.update(name.encode())
-        total.update(tensor.detach().contiguous().numpy().tobytes())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _digest_of_code(kind: type[nn.Module]) -> str:
+    """Return the SHA-256 of the code that a converted network depends on."""
+    own = inspect.getsourcefile(kind)
+    files = [*Path(model_package.__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("*.py")]
+    files += [Path(__file__), *([Path(own)] if own else [])]
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.read_bytes())
     return total.hexdigest()

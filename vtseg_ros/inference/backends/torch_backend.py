@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
-from vtseg_ros.inference.devices import precision_name, resolve_device, resolve_precision
+from vtseg_ros.inference.devices import choose_precision, precision_name, resolve_device, resolve_precision
 from vtseg_ros.inference.optimise import optimise, prepack
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
@@ -38,6 +38,7 @@ class TorchBackend(Backend):
         dtype: of weights and activations.
         streaming: `plain`, `exact` or `causal`.
         compile: use torch.compile; the first full window then takes about a minute.
+        cuda_graphs: capture CUDA graphs on a GPU.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class TorchBackend(Backend):
         input_size: tuple[int, int],
         streaming: str,
         compile: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
         video = traits_of(model).takes_cache
         super().__init__(
@@ -63,15 +65,19 @@ class TorchBackend(Backend):
         )
         self.model = model
         self.step = build_step(model, (input_size[1], input_size[0]), streaming)
-        self._runner = StepRunner(self.step, window=self.window, compile=compile, graph=device.type == "cuda")
+        graph = cuda_graphs and device.type == "cuda"
+        self._runner = StepRunner(self.step, window=self.window, compile=compile, graph=graph)
 
     @classmethod
     def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> TorchBackend:
         """See `Backend.open`."""
         device = resolve_device(options.device)
-        dtype = resolve_precision(options.precision, device)
+        resolve_precision(options.precision, device)  # reported before a large file is read
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
+        dtype = choose_precision(options.precision, device, source.agreement)
         network = source.model
         known = traits_of(network)
         if known.needs_flow:
@@ -95,6 +101,7 @@ class TorchBackend(Backend):
             input_size=(width, height),
             streaming=choose_streaming(model, options.streaming),
             compile=options.compile,
+            cuda_graphs=options.cuda_graphs,
         )
 
     @property

@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO's runtime: one per process, the cache of compiled networks, and the model that turns logits into a mask."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.files import write_atomically
+from vtseg_ros.label_set import IGNORE
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+log = logging.getLogger("vtseg_ros.inference")
+
+TELEMETRY = "openvino_telemetry"
+DIGEST_BYTES = 32
+CACHE_FORMAT = 2
+
+
+@functools.cache
+def import_openvino() -> ModuleType:
+    """Import openvino without its telemetry.
+
+    At its import and at each conversion it would send data on its use from a fork of the whole process, which nothing
+    but a file in the user's home switches off. It does without where openvino_telemetry cannot be imported.
+
+    Raises:
+        ConfigError: if the package is missing.
+    """
+    hide = TELEMETRY not in sys.modules
+    if hide:
+        sys.modules[TELEMETRY] = None
+    try:
+        import openvino
+        import openvino.tools.ovc.convert_impl  # all that looks for the telemetry
+    except ImportError as err:
+        raise ConfigError(
+            "backend openvino: the package openvino is missing. Run: pip install 'vtseg_ros[openvino]'"
+        ) from err
+    finally:
+        if hide:
+            del sys.modules[TELEMETRY]
+    return openvino
+
+
+@functools.cache
+def core() -> Any:
+    """Return the process's openvino.Core; its documentation asks for one per process.
+
+    Raises:
+        ConfigError: if the package is missing.
+    """
+    return import_openvino().Core()
+
+
+class CompiledCache:
+    """Compiled networks in a folder, each under the digest of everything that it depends on.
+
+    A file holds a SHA-256 of that description and of the compiled network, so that a damaged file, or one that was
+    made for something else, is found out and made again. Processes that need the same network at once wait for the one
+    that compiles it.
+
+    Args:
+        folder: it is made when it is needed; None = nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def compiled(self, about: Mapping[str, Any], convert: Callable[[], Any], config: dict[str, Any]) -> Any:
+        """Return an openvino.CompiledModel from the cache, or convert, compile and keep it.
+
+        Args:
+            about: what the compiled network depends on, as JSON values.
+            convert: makes the openvino.Model.
+            config: of the compilation.
+        """
+        if self.folder is None:
+            return core().compile_model(convert(), "CPU", config)
+        description = json.dumps(
+            {"format": CACHE_FORMAT, **_runtime(), **about, "config": config}, sort_keys=True
+        ).encode()
+        path = self.folder / f"{hashlib.sha256(description).hexdigest()[:32]}.blob"
+        found = self._read(path, description, config)
+        if found is not None:
+            return found
+        with _one_process(path.with_suffix(".lock")) as waited:
+            if waited:
+                found = self._read(path, description, config)
+                if found is not None:
+                    return found
+            log.info("the network is converted for OpenVINO; the next start finds it in %s", self.folder)
+            compiled = core().compile_model(convert(), "CPU", config)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                blob = compiled.export_model().getvalue()
+                write_atomically(path, _digest(description, blob) + blob)
+            except (OSError, RuntimeError) as err:
+                log.warning("the compiled network was not kept in %s: %s", path.parent, err)
+            return compiled
+
+    def _read(self, path: Path, description: bytes, config: dict[str, Any]) -> Any | None:
+        """Return the compiled model of a file; None where there is none or it is not what it should be."""
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        blob = content[DIGEST_BYTES:]
+        try:
+            if _digest(description, blob) != content[:DIGEST_BYTES]:
+                raise RuntimeError("its checksum does not match")
+            return core().import_model(io.BytesIO(blob), "CPU", config)
+        except Exception as err:  # OpenVINO raises RuntimeError and others for files of another build
+            log.warning("%s is not used and is made again: %s", path, str(err).splitlines()[0])
+            return None
+
+
+def _digest(description: bytes, blob: bytes) -> bytes:
+    total = hashlib.sha256(description)
+    total.update(blob)
+    return total.digest()
+
+
+def _runtime() -> dict[str, str]:
+    openvino = import_openvino()
+    return {
+        "openvino": openvino.__version__,
+        "processor": core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "capabilities": " ".join(sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))),
+    }
+
+
+@contextlib.contextmanager
+def _one_process(path: Path) -> Iterator[bool]:
+    """Hold a lock file; yields whether another process had it. A folder that cannot be written is no hindrance."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb") if fcntl is not None else None
+    except OSError:
+        file = None
+    if file is None:
+        yield False
+        return
+    with file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process converts the same network; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            waited = True
+        except OSError:  # a file system without locks
+            pass
+        yield waited
+
+
+class MaskModel:
+    """Mask and confidence from logits: upsampling, argmax and softmax maximum in one compiled model.
+
+    It gives what `postprocess.decide` gives, up to rounding of the confidence.
+
+    Args:
+        shape: (1, C, h, w) of the logits.
+        size: (width, height) px of the result.
+        config: of the compilation.
+    """
+
+    def __init__(self, shape: tuple[int, ...], size: tuple[int, int], config: dict[str, Any]) -> None:
+        openvino = import_openvino()
+        ops = openvino.opset13
+
+        height, width = size[1], size[0]
+        classes, rows_and_columns = np.array([1], np.int32), np.array([2, 3], np.int32)
+        logits = ops.parameter(list(shape), np.float32)
+        threshold = ops.parameter([1], np.float32)
+        grid = logits
+        if tuple(shape[2:]) != (height, width):
+            grid = ops.interpolate(
+                logits,
+                np.array([height, width], np.int32),
+                "linear_onnx",
+                "sizes",
+                coordinate_transformation_mode="half_pixel",
+                axes=rows_and_columns,
+            )
+        best = ops.topk(grid, np.array(1, np.int64), 1, "max", "none")  # of equals the first
+        spread = ops.reduce_sum(ops.exp(ops.subtract(grid, best.output(0))), classes, keep_dims=True)
+        probability = ops.divide(np.array(1, np.float32), spread)
+        confidence = ops.round(ops.multiply(probability, np.array(255, np.float32)), "half_to_even")
+        ids = ops.select(
+            ops.less(probability, threshold),
+            ops.constant(np.array(IGNORE, np.float32)),
+            ops.convert(best.output(1), "f32"),
+        )
+        results = [ops.convert(ids, "u8"), ops.convert(confidence, "u8")]
+        model = openvino.Model(results, [logits, threshold], "mask")
+        self._request = core().compile_model(model, "CPU", config).create_infer_request()
+
+    def __call__(self, logits: np.ndarray, min_confidence: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return mask and confidence, each (H, W) uint8.
+
+        Args:
+            logits: (1, C, h, w) float32, contiguous.
+            min_confidence: below it, 0..1, a pixel becomes 255.
+        """
+        openvino = import_openvino()
+        threshold = np.array([min_confidence], np.float32)
+        self._request.set_input_tensor(0, openvino.Tensor(logits, shared_memory=True))
+        self._request.set_input_tensor(1, openvino.Tensor(threshold, shared_memory=True))
+        self._request.infer()
+        mask, confidence = (self._request.get_output_tensor(place).data[0, 0].copy() for place in (0, 1))
+        return mask, confidence
