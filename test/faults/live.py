@@ -10,16 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 from conftest import NodeProcess, wait_until
-from nodes.encoders import NS, image_message, picture, stamped
+from nodes.encoders import NS, image_message, picture, stamp_ns_of, stamped
 from nodes.harness import Harness
 from sensor_msgs.msg import CompressedImage, Image
 from vtseg_ros.msg import SegmentationStatus
 
 TOLD = (SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED, SegmentationStatus.REJECTED)
-
-
-def stamp_of(status: SegmentationStatus) -> int:
-    return status.header.stamp.sec * NS + status.header.stamp.nanosec
 
 
 def ros_image(message: SimpleNamespace) -> Image:
@@ -60,7 +56,7 @@ class Camera:
 
     def told_of(self, stamp_ns: int) -> list[SegmentationStatus]:
         """What became of the frames of a stamp: an earlier message's status may come late."""
-        return [status for status in self.told() if stamp_of(status) == stamp_ns]
+        return [status for status in self.told() if stamp_ns_of(status) == stamp_ns]
 
     def send(self, message, gap_s: float = 0.1) -> None:
         """Publish, stamped `gap_s` after the last one."""

@@ -99,6 +99,10 @@ def stamped(message, stamp_ns: int, frame_id: str = "camera"):
     return message
 
 
+def stamp_ns_of(message) -> int:
+    return message.header.stamp.sec * NS + message.header.stamp.nanosec
+
+
 def image_message(
     rgb: np.ndarray, encoding: str, stamp_ns: int, *, padding: int = 0, big_endian: bool = False
 ) -> Image:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 from conftest import wait_until
-from nodes.encoders import NS
+from nodes.encoders import NS, stamp_ns_of
 from nodes.harness import Harness
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
@@ -42,13 +42,16 @@ class Setting:
         time.sleep(0.3)
 
     def answer(self, publisher, message) -> SegmentationStatus:
-        """Publish one image and wait until it is processed or rejected."""
-        count = sum(s.event != SegmentationStatus.IDLE for s in self.status)
+        """Publish one image and wait until it is processed, dropped or rejected."""
+
+        def told() -> list[SegmentationStatus]:
+            of_frame = [s for s in self.status if s.event != SegmentationStatus.IDLE]
+            return [s for s in of_frame if stamp_ns_of(s) == stamp_ns_of(message)]
+
+        count = len(told())
         publisher.publish(message)
-        wait_until(
-            lambda: sum(s.event != SegmentationStatus.IDLE for s in self.status) > count, 60, self.node.output
-        )
-        return [s for s in self.status if s.event != SegmentationStatus.IDLE][-1]
+        wait_until(lambda: len(told()) > count, 60, self.node.output)
+        return told()[-1]
 
     def reset(self) -> None:
         assert self.harness.call(Trigger, f"{self.ns}/segmenter/reset", Trigger.Request()).success
