@@ -118,18 +118,18 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
             cv2.warpAffine(picture, np.eye(2, 3), (1920, 1080))
         loader = build_loader(samples, Positions(first=0, last=2, batch=2, rank=0, world=1), 1, pin_memory=False)
         print(*(tuple(video.shape) for video, _ in load_batches(loader)))
-        samples.num_classes = 11
+        samples.num_classes = 1
         try:
             list(load_batches(loader))
         except ConfigError as err:
             print(err)"""
     run = subprocess.run(
-        [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=300
     )
     shapes, error = run.stdout.splitlines()
     assert shapes == "(2, 2, 3, 32, 64) (2, 2, 3, 32, 64)", run.stderr
     # The error of a worker has the message of the sample and not the traceback of the worker.
-    assert error.startswith(f"bag {street_bag}: a label of the window") and "0..10" in error
+    assert error.startswith(f"bag {street_bag}: a label of the window") and "(0..0; 255" in error
 
 
 def test_corrupt_frames_are_counted_by_the_training(tmp_path, caplog):
