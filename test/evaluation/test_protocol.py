@@ -136,6 +136,40 @@ def test_corrupted_frames_are_scored_as_if_recorded_so(tmp_path, short_bag, fram
     assert dirt[1]["recovering"] != black[1]["recovering"]
 
 
+def test_measures_over_time(tmp_path, street_bag, lively, capsys):
+    """30 frames. With a window of one frame, nothing is left of a disturbance on the first frame after it."""
+    found = run(
+        tmp_path,
+        street_bag,
+        *("--checkpoint", lively, "--window", "1", "3", "--out", tmp_path / "report"),
+        *("--corrupt", "black:1", "--lag", "--scene-cuts", "5", "--drift", "20"),
+    )
+    recovery = [system["recovery"] for system in found["corruptions"][0]["systems"]]
+    cuts = found["scene_cuts"]["systems"]
+    # Frames 2, 5, ..., 29 are black: nine times two clean frames follow. Six pieces have five cuts between them.
+    for systems, events, frames in ((recovery, 9, 2), (cuts, 5, 5)):
+        assert [one["events"] for one in systems] == [events, events]
+        assert (systems[0]["recovered"], systems[0]["mean_frames"]) == (events, 0.0)
+        assert systems[0]["loss"] == [0.0] * frames + [None] * (8 - frames)
+        # Windows of three hold a wrong frame on the first two frames after it.
+        assert all(systems[1]["loss"][age] != 0.0 for age in (0, 1))
+    assert cuts[1]["loss"][2:5] == pytest.approx([0.0] * 3, abs=0.3)
+    one, three = found["appearance"]["systems"]
+    assert one["appeared"] == three["appeared"] > 0
+    assert (
+        one["over_window_1"] == {"mean_frames": 0.0, "only_here": 0, "only_there": 0} or not one["segmented"]
+    )
+    drift = found["drift"]
+    assert (drift["frames"], drift["span"], drift["sequences"]) == (20, 2, 1)
+    for system in drift["systems"]:
+        assert system["change"] == pytest.approx(system["last"] - system["first"], abs=1e-3)
+    assert 0 < found["label_temporal_consistency"] <= 100
+    page, out = (tmp_path / "report" / "report.html").read_text(), capsys.readouterr().out
+    for text in ("Behaviour over time", "after scene cuts", "drift over 20 frames"):
+        assert text in page and text in out
+    assert f"temporal consistency of the labels: {found['label_temporal_consistency']:.2f}" in out
+
+
 @pytest.mark.parametrize("stride", [1, 3])
 def test_every_window_is_the_papers_protocol(short_bag, frames, lively, stride):
     store = FrameStore(FrameIndex([BagSource(short_bag)], stride=stride))
@@ -311,6 +345,7 @@ def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
 def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, capsys):
     other = write_bag(tmp_path / "other", *frames, names=LabelSet.from_names([f"c{n}" for n in range(14)]))
     unlabelled = write_bag(tmp_path / "unlabelled", *frames, labelled=lambda n: False)
+    sparse = write_bag(tmp_path / "sparse", *frames, labelled=lambda n: n % 4 == 3)
     for words, arguments in (
         ("different class lists", [other]),
         ("no label topic", [unlabelled]),
@@ -324,6 +359,10 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
         ("--every must be at least 1", [short_bag, "--every", "0"]),
         ("corruption severity: out of range; expected 1 to 5, got 9", [short_bag, "--corrupt", "dirt:9"]),
         ("corruption run: out of range", [short_bag, "--corrupt", "dirt:3", "--corrupt-run", "4"]),
+        ("--lag: needs every label; expected --every 1, got 2", [short_bag, "--lag", "--every", "2"]),
+        ("no sequence is long enough; expected at least 1000 frames", [short_bag, "--drift"]),
+        ("--lag: no two consecutive frames have labels", [sparse, "--lag"]),
+        ("expected at least 3 pieces of 8 frames, got 2", [short_bag, "--scene-cuts", "8"]),
         ("no bag at", [tmp_path / "nowhere"]),
     ):
         assert main(["evaluate", *map(str, arguments), "--checkpoint", str(tiny_checkpoint)]) == 2

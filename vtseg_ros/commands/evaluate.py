@@ -197,6 +197,13 @@ def run(args: argparse.Namespace) -> int:
     owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
     named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
     # Refused before the frames are scored.
+    labelled = [number for number, _ in index.labelled()]
+    if not any(later == earlier + 1 for earlier, later in zip(labelled, labelled[1:])):
+        for name in ("lag", "drift"):
+            if getattr(args, name):
+                raise ConfigError(
+                    f"--{name}: no two consecutive frames have labels; expected labels on all frames"
+                )
     lag = AppearanceLag(len(systems)) if args.lag else None
     drift = None
     if args.drift:
