@@ -65,12 +65,12 @@ class Ros1Storage:
                 self._convert[one.id] = _converter(one.msgtype)
             self.connections[one.id] = Connection(one.topic, one.msgtype, refused=refused)
         indexes = self._reader.indexes
-        self.told = Counter({number: len(indexes.get(number, ())) for number in self.connections})
+        self.announced = Counter({number: len(indexes.get(number, ())) for number in self.connections})
         times = self.times(list(self.connections))
         self.start_ns, self.end_ns = (int(times[0]), int(times[-1])) if times.size else (0, 0)
 
     def count(self, number: int) -> int:
-        return self.told[number]
+        return self.announced[number]
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
         found = [
@@ -80,7 +80,7 @@ class Ros1Storage:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
-        chosen = [self._connections[number] for number in wanted if self.told[number]]
+        chosen = [self._connections[number] for number in wanted if self.announced[number]]
         if not chosen:  # which the reader would take for all
             return
         for one, time_ns, data in self._reader.messages(chosen, start_ns, stop_ns):
