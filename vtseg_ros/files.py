@@ -9,7 +9,9 @@ import glob
 import os
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # not on Windows

@@ -64,7 +64,7 @@ class WarpedConsistency:
     def __init__(self, num_classes: int, width: int = 320) -> None:
         self._matrix = ConfusionMatrix(num_classes)
         self._width = width
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
     def reset(self) -> None:

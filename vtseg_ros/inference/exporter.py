@@ -87,7 +87,8 @@ class ExportedWindow(nn.Module):
             valid: (k,) bool, which frames are there; the newest must be.
         """
         band = self.model.window_band(video.shape[1])
-        return self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
+        result: Tensor = self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
+        return result
 
 
 @dataclass(frozen=True)
@@ -296,11 +297,13 @@ def _torch_export(path: Path, what: Exportable) -> Callable[[Tensor], Tensor]:
 
     def stream(frame: Tensor) -> Tensor:
         logits, state[1], state[2] = module(frame, state[1], state[2])
-        return logits
+        result: Tensor = logits
+        return result
 
     def window(frame: Tensor) -> Tensor:
         state[0] = torch.cat([state[0][:, 1:], frame[:, None]], dim=1)
         state[1] = torch.cat([state[1][1:], torch.ones(1, dtype=torch.bool)])
-        return module(state[0], state[1])
+        result: Tensor = module(state[0], state[1])
+        return result
 
     return stream if what.kind == "stream" else window

@@ -87,7 +87,8 @@ class ExportedPrior(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        result: Tensor = self.network(images)
+        return result
 
 
 class ImageByImage(nn.Module):
@@ -178,7 +179,8 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
 @torch.no_grad()
 def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
     own = next(itertools.chain(prior.parameters(), prior.buffers()), None)
-    return prior(torch.zeros(count, 3, *size, device=own.device if own is not None else None))
+    result: Tensor = prior(torch.zeros(count, 3, *size, device=own.device if own is not None else None))
+    return result
 
 
 def is_exported(prior: nn.Module) -> bool:
@@ -239,7 +241,8 @@ def _file(path: Path) -> nn.Module:
     try:
         if suffix == ".pt2":
             return ExportedPrior(path)
-        return torch.jit.load(str(path), map_location="cpu")
+        result: nn.Module = torch.jit.load(str(path), map_location="cpu")
+        return result
     except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
         raise CheckpointError(
             f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "

@@ -150,7 +150,8 @@ def _output(session: Any, path: Path, wanted: str, classes: int) -> str:
         raise ConfigError(
             f"--output: several outputs of {path} fit; expected one of {', '.join(fitting)}, got none"
         )
-    return fitting[0]
+    result: str = fitting[0]
+    return result
 
 
 def _may_fit(output: Any, classes: int) -> bool:

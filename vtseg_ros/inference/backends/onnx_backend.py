@@ -188,7 +188,8 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
     metadata = json.loads(text)
     if metadata.get("format") != 1:
         raise CheckpointError(f"{path} has export format {metadata.get('format')!r}. Expected: 1")
-    return metadata
+    result: dict[str, Any] = metadata
+    return result
 
 
 def _padded(
