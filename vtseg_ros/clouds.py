@@ -215,8 +215,8 @@ def decode_depth(message: Any) -> np.ndarray:
         )
     rows = np.ndarray((height, width), kind, data, strides=(step, kind.itemsize))
     if message.encoding in MILLIMETRES:
-        result: np.ndarray = rows.astype(np.float32) * np.float32(0.001)
-        return result
+        metres: np.ndarray = rows.astype(np.float32) * np.float32(0.001)
+        return metres
     result: np.ndarray = rows.astype(np.float32, copy=False)
     return result
 
@@ -387,7 +387,10 @@ def cloud_from_points(
         camera: intrinsics of the camera, of any size.
         mask: (h, w) uint8 class ids.
         camera_from_points: (4, 4), from the points' frame to the camera's optical frame.
-        confidence, image, palette, keep: as in `cloud_from_depth`.
+        confidence: as in `cloud_from_depth`.
+        image: as in `cloud_from_depth`.
+        palette: as in `cloud_from_depth`.
+        keep: as in `cloud_from_depth`.
 
     Returns:
         (M, 6) float32 whose rows have the layout FIELDS, in the points' own frame.

@@ -115,9 +115,10 @@ def exportable(
     size: tuple[int, int] | None = None,
     full_window: bool = False,
 ) -> Exportable:
-    """What of a checkpoint is exported: its streaming step (causal or exact), its full window, or an image network.
+    """Prepare a checkpoint for export: its streaming step (causal or exact), its full window, or an image network.
 
     Args:
+        checkpoint: of any registered network.
         window: frames k; None = the checkpoint's.
         size: (width, height) px; None = the checkpoint's.
         full_window: the full window instead of the streaming step.

@@ -28,11 +28,13 @@ def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fold_normalization(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """A first convolution of normalised RGB as one of RGB in [0, 1]: the same but for the padding's rim.
+    """Convert a first convolution of normalised RGB to one of RGB in [0, 1]; only padded borders differ.
 
     Args:
-        weight, bias: (out, 3, kh, kw) and (out,).
-        mean, std: (3,).
+        weight: (out, 3, kh, kw).
+        bias: (out,).
+        mean: (3,), of RGB in [0, 1].
+        std: (3,), of RGB in [0, 1].
     """
     weight = weight / std[:, None, None]
     return weight, bias - (weight * mean[:, None, None]).sum(dim=(1, 2, 3))
@@ -188,7 +190,7 @@ class VTDecBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, grid: Tensor, memory: Tensor, cache: FrameCache) -> Tensor:
-        """grid (B, k, D, H, W), memory (B, k', D, H, W) -> (B, k, D, H, W)."""
+        """Map grid (B, k, D, H, W), memory (B, k', D, H, W) -> (B, k, D, H, W)."""
         size = (grid.shape[3], grid.shape[4])
         x, source = to_tokens(grid), to_tokens(memory)
         for layer in self.layers:

@@ -137,7 +137,9 @@ def relu_linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tens
     Source: Cai et al., Equations 2 and 3.
 
     Args:
-        queries, keys, values: (n, heads, D, N), any floating type, finite.
+        queries: (n, heads, D, N), any floating type, finite.
+        keys: as `queries`.
+        values: as `queries`.
 
     Returns:
         (n, heads, D, N) of the type of `values`; zero where all similarities are zero.
@@ -363,7 +365,7 @@ class EfficientViTSeg(Network):
         return network.eval()
 
 
-_DECLARED = {
+_DECLARED: dict[str, Any] = {
     "class_dimensions": {r"head\.classify\.(weight|bias)": (0,)},
     "normalization": (IMAGENET_MEAN, IMAGENET_STD),
 }

@@ -152,6 +152,7 @@ class ERFNet(Network):
         self.decoder = _Decoder(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
         result: Tensor = self.decoder(self.encoder(images))
         return result
 

@@ -175,6 +175,7 @@ def measure(
 
     Args:
         checkpoint: of a VTSeg with spatial Mix-FFN.
+        settings: modes, sizes and duration.
         images: (H, W, 3) uint8 of the settings' size, shown in turn.
     """
     if not traits_of(checkpoint.model).takes_cache or checkpoint.model.best_streaming == "plain":

@@ -21,9 +21,9 @@ from vtseg_ros.model.onnx_adapter import (
     INTEGERS,
     OnnxAdapter,
 )
+from vtseg_ros.model.registry import UNIT_RANGE
 from vtseg_ros.model.state_dicts import METADATA_KEY
 from vtseg_ros.published.converting import Options, sha256_of
-from vtseg_ros.published.table import UNIT_RANGE
 
 FORMAT = 1
 
