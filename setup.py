@@ -19,6 +19,7 @@ class BuildWithMessages(build_py):
     """Copy the .msg files next to the code that reads bags without ROS."""
 
     def run(self) -> None:
+        """Build the package, then copy the messages."""
         super().run()
         target = Path(self.build_lib) / "vtseg_ros" / "bags" / "msg"
         target.mkdir(parents=True, exist_ok=True)

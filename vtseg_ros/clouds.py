@@ -130,7 +130,8 @@ class Camera:
         points = np.ascontiguousarray(points, np.float64)
         if not len(d):
             fx, fy, cx, cy = self.matrix
-            return points[:, :2] / points[:, 2:] * (fx, fy) + (cx, cy)
+            result: np.ndarray = points[:, :2] / points[:, 2:] * (fx, fy) + (cx, cy)
+            return result
         if self.model in FISHEYE_MODELS:
             return cv2.fisheye.projectPoints(points[:, None], np.zeros(3), np.zeros(3), k, d)[0][:, 0]
         return cv2.projectPoints(points, np.zeros(3), np.zeros(3), k, d)[0][:, 0]
@@ -214,8 +215,10 @@ def decode_depth(message: Any) -> np.ndarray:
         )
     rows = np.ndarray((height, width), kind, data, strides=(step, kind.itemsize))
     if message.encoding in MILLIMETRES:
-        return rows.astype(np.float32) * np.float32(0.001)
-    return rows.astype(np.float32, copy=False)
+        metres: np.ndarray = rows.astype(np.float32) * np.float32(0.001)
+        return metres
+    result: np.ndarray = rows.astype(np.float32, copy=False)
+    return result
 
 
 def decode_points(message: Any) -> np.ndarray:
@@ -331,7 +334,8 @@ def cloud_from_depth(
             return pixels[:: keep.stride, :: keep.stride]
         y = (2 * rows + 1) * pixels.shape[0] // (2 * depth.shape[0])
         x = (2 * columns + 1) * pixels.shape[1] // (2 * depth.shape[1])
-        return pixels[y[:, None], x]
+        result: np.ndarray = pixels[y[:, None], x]
+        return result
 
     labels = sampled(mask)
     certainties = None if confidence is None else sampled(confidence)
@@ -383,7 +387,10 @@ def cloud_from_points(
         camera: intrinsics of the camera, of any size.
         mask: (h, w) uint8 class ids.
         camera_from_points: (4, 4), from the points' frame to the camera's optical frame.
-        confidence, image, palette, keep: as in `cloud_from_depth`.
+        confidence: as in `cloud_from_depth`.
+        image: as in `cloud_from_depth`.
+        palette: as in `cloud_from_depth`.
+        keep: as in `cloud_from_depth`.
 
     Returns:
         (M, 6) float32 whose rows have the layout FIELDS, in the points' own frame.
@@ -402,7 +409,10 @@ def cloud_from_points(
     points, x, y = points[inside], x[inside], y[inside]
 
     def sampled(pixels: np.ndarray) -> np.ndarray:
-        return pixels[(y * pixels.shape[0]).astype(np.intp), (x * pixels.shape[1]).astype(np.intp)]
+        result: np.ndarray = pixels[
+            (y * pixels.shape[0]).astype(np.intp), (x * pixels.shape[1]).astype(np.intp)
+        ]
+        return result
 
     labels = sampled(mask)
     kept = keep.keeps()[labels]

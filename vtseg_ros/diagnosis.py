@@ -445,7 +445,8 @@ def _topic(topic: str, findings: list[Finding]) -> dict[str, Any]:
         return {"name": topic, "error": child.reason}
     report = json.loads(child.output.splitlines()[-1])
     findings += [Finding(**finding) for finding in report.pop("findings")]
-    return report
+    result: dict[str, Any] = report
+    return result
 
 
 def _speed(findings: list[Finding]) -> dict[str, Any]:
@@ -466,7 +467,8 @@ def _speed(findings: list[Finding]) -> dict[str, Any]:
                 "pip install torch --index-url https://download.pytorch.org/whl/cu126 (a build for your driver)",
             )
         )
-    return report
+    result: dict[str, Any] = report
+    return result
 
 
 def measure_speed() -> None:

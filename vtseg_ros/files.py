@@ -9,7 +9,9 @@ import glob
 import os
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -36,7 +38,9 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 def _remove_orphans(path: Path) -> None:
     """Temporary files that killed processes left beside `path`: nobody holds their lock any more."""
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if fcntl is not None else ():
+    if fcntl is None:
+        return
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError), orphan.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()

@@ -13,7 +13,8 @@ from vtseg_ros.resize import FILL, place
 
 def colorize(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
     """(H, W) uint8 class ids -> (H, W, 3) uint8 RGB; ids without a class are black."""
-    return labels.palette()[mask]
+    result: np.ndarray = labels.palette()[mask]
+    return result
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
@@ -58,7 +59,7 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") 
     import torch
     from torch.nn import functional as F
 
-    pixels = torch.from_numpy(np.require(image, requirements="CW")).permute(2, 0, 1)[
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[
         None
     ]  # channels_last in memory
     resized = F.interpolate(

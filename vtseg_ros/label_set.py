@@ -55,10 +55,11 @@ class LabelSet:
         """A list with distinct colours chosen for names that have none (golden-ratio hues)."""
         import colorsys
 
-        colors = []
+        colors: list[tuple[int, int, int]] = []
         for index in range(len(names)):
             rgb = colorsys.hsv_to_rgb((0.07 + index * 0.618034) % 1.0, 0.65, 0.95 - 0.25 * (index % 3) / 2)
-            colors.append(tuple(round(255 * channel) for channel in rgb))
+            red, green, blue = (round(255 * channel) for channel in rgb)
+            colors.append((red, green, blue))
         return cls(tuple(names), tuple(colors))
 
     def ids_of(self, names: Iterable[str], where: str = "classes") -> frozenset[int]:

@@ -17,7 +17,7 @@ def read_text(path: str | Path) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode the content of a text file, without its byte order mark and with `\\n` at the ends of lines.
+    r"""Decode the content of a text file, without its byte order mark and with `\n` at the ends of lines.
 
     Args:
         data: the file's bytes.
@@ -33,11 +33,22 @@ def decode_text(data: bytes) -> str:
 class UniqueKeys(yaml.SafeLoader):
     """YAML loader that refuses a key which appears twice in a mapping, where YAML takes the last value."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node.
+
+        Args:
+            node: the mapping in the file.
+            deep: construct the values at once.
+
+        Raises:
+            yaml.YAMLError: if a key appears twice.
+        """
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.YAMLError(f"the key {key.value} stands twice, line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(
+                    f"the key {key.value} appears twice; expected it once, got it again in line {key.start_mark.line + 1}"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -108,7 +108,7 @@ class Recording:
         if part is not None:
             if keep and self.counts and not problem:
                 problem = _unreadable(part)
-            if keep and self.counts and not problem:
+            if keep and self.counts and not problem and self._save is not None:
                 os.replace(part, self._save)
             else:
                 part.unlink(missing_ok=True)

@@ -70,9 +70,11 @@ class Ros1Storage:
         self.start_ns, self.end_ns = (int(times[0]), int(times[-1])) if times.size else (0, 0)
 
     def count(self, number: int) -> int:
+        """See `Storage.count`."""
         return self.announced[number]
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
+        """See `Storage.times`."""
         found = [
             np.fromiter((entry.time for entry in self._reader.indexes.get(number, ())), np.int64)
             for number in wanted
@@ -80,6 +82,7 @@ class Ros1Storage:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+        """See `Storage.messages`."""
         chosen = [self._connections[number] for number in wanted if self.announced[number]]
         if not chosen:  # which the reader would take for all
             return
@@ -93,6 +96,7 @@ class Ros1Storage:
             yield one.id, time_ns, converted
 
     def close(self) -> None:
+        """See `Storage.close`."""
         if self._reader.bio is not None:
             self._reader.close()
 

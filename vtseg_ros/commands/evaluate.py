@@ -325,13 +325,16 @@ class EvaluateJob:
 
     @property
     def checkpoints(self) -> list[str]:
+        """See `Job.checkpoints`."""
         return self.args.checkpoint
 
     def settings(self) -> dict[str, Any]:
+        """See `Job.settings`."""
         class_map = self.args.class_map.read_text() if self.args.class_map else None
         return {**{name: getattr(self.args, name) for name in SETTINGS}, "class_map": class_map}
 
     def load(self, threads: int) -> list[System]:
+        """See `Job.load`."""
         if threads:
             torch.set_num_threads(threads)
         _selection(self.args)  # refuses what does not fit together
@@ -340,6 +343,7 @@ class EvaluateJob:
     def process(
         self, loaded: list[System], task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
+        """See `Job.process`."""
         index = _index(self.args, [task.source])
         if not loaded or any(system.info.flow for system in loaded):  # flow is of one bag
             loaded[:] = open_systems(_selection(self.args), index)

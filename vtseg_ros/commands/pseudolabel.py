@@ -247,13 +247,16 @@ class PseudolabelJob:
 
     @property
     def checkpoints(self) -> list[str]:
+        """See `Job.checkpoints`."""
         return [self.args.checkpoint]
 
     def settings(self) -> dict[str, Any]:
+        """See `Job.settings`."""
         class_map = self.args.class_map.read_text() if self.args.class_map else None
         return {**_options(self.args), "class_map": class_map, "storage": self.args.storage}
 
     def load(self, threads: int) -> Prepared:
+        """See `Job.load`."""
         if threads:
             torch.set_num_threads(threads)
         return _prepare(self.args)
@@ -261,6 +264,7 @@ class PseudolabelJob:
     def process(
         self, loaded: Prepared, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
+        """See `Job.process`."""
         _check_input(task.source)
         args = argparse.Namespace(**{**vars(self.args), "input": task.source, "out": folder / "labelled"})
         done = _label_input(args, loaded, reporting_to(on_frame))

@@ -494,12 +494,15 @@ class SegmentJob:
 
     @property
     def checkpoints(self) -> list[str]:
+        """See `Job.checkpoints`."""
         return [self.args.checkpoint]
 
     def settings(self) -> dict[str, Any]:
+        """See `Job.settings`."""
         return {name: getattr(self.args, name) for name in SETTINGS}
 
     def load(self, threads: int) -> VideoPredictor:
+        """See `Job.load`."""
         if threads:
             torch.set_num_threads(threads)
         return _open_predictor(self.args)
@@ -507,6 +510,7 @@ class SegmentJob:
     def process(
         self, loaded: VideoPredictor, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
+        """See `Job.process`."""
         of_bag = {"input": task.source, "out": folder / MASKS_BAG, "overlay": None, "resume": False}
         args = argparse.Namespace(**{**vars(self.args), **of_bag})
         _check_arguments(args)
@@ -514,6 +518,7 @@ class SegmentJob:
         return _segment_input(args, loaded, reporting_to(on_frame), task.span)
 
     def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """See `Job.join`."""
         began = False
         with BagWriter(folder / MASKS_BAG) as joined:
             for part in task.parts:

@@ -124,12 +124,15 @@ class SelectJob:
 
     @property
     def checkpoints(self) -> list[str]:
+        """See `Job.checkpoints`."""
         return [self.args.checkpoint]
 
     def settings(self) -> dict[str, Any]:
+        """See `Job.settings`."""
         return {name: getattr(self.args, name) for name in ("every", "image_topic", "device")}
 
     def load(self, threads: int) -> FrameScorer:
+        """See `Job.load`."""
         if threads:
             torch.set_num_threads(threads)
         return FrameScorer(load_checkpoint(self.args.checkpoint, device=resolve_device(self.args.device)))
@@ -137,6 +140,7 @@ class SelectJob:
     def process(
         self, loaded: FrameScorer, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
+        """See `Job.process`."""
         found = _score_bag(self.args, loaded, task.source, reporting_to(on_frame))
         if not found.frames:
             raise BagError(

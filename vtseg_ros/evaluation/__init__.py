@@ -1,2 +1,3 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
+"""Score checkpoints and systems on labelled frames."""

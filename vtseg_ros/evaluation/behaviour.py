@@ -282,7 +282,8 @@ def recovery(
 
     Args:
         events: the frames after each disturbance.
-        disturbed, undisturbed: scores of the same systems in the two runs.
+        disturbed: scores of the systems in the disturbed run.
+        undisturbed: scores of the same systems in the other run.
         systems: number of systems.
 
     Returns:

@@ -153,4 +153,5 @@ class MappedSystem:
 
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
         """Return the mask of the next frame, (height, width) uint8 (see `System.step`)."""
-        return self._table[self._system.step(number, image, size, stream)]
+        result: np.ndarray = self._table[self._system.step(number, image, size, stream)]
+        return result

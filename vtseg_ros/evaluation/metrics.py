@@ -51,7 +51,10 @@ class ConfusionMatrix:
         """(C,) float64 intersection over union per class, 0..100; NaN where TP + FP + FN = 0."""
         hit = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(axis=1) + self.matrix[:, : self.num_classes].sum(axis=0) - hit
-        return np.divide(100.0 * hit, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+        result: np.ndarray = np.divide(
+            100.0 * hit, union, out=np.full(self.num_classes, np.nan), where=union > 0
+        )
+        return result
 
     def miou(self) -> float:
         """Mean of the classes' IoU that exist, 0..100; NaN if none does."""

@@ -109,8 +109,8 @@ class _Feed:
             last = -1
         self._fed[stream] = (first, newest)
         for number in window[:-1]:
-            if number > last and images[number] is not None:
-                system.step(number, images[number], system.info.input_size, stream)
+            if number > last and (image := images[number]) is not None:
+                system.step(number, image, system.info.input_size, stream)
         return system.step(newest, images[newest], size, stream)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from vtseg_ros.inference.devices import resolve_device, resolve_precision
 from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.stgru import DEFAULT_WINDOW
+from vtseg_ros.model.stgru import DEFAULT_WINDOW, STGRU
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,17 @@ class RecurrentSystem:
         self._flow = flow
         self._device = resolve_device(device)
         self._dtype = resolve_precision(precision, self._device)
-        self._model = checkpoint.model.eval().requires_grad_(False).to(self._device)
+        network = cast(STGRU, checkpoint.network)  # the only architecture with optical flow
+        self._model = network.eval().requires_grad_(False).to(self._device)
         self._streams: dict[int, deque[_Past]] = {}
 
     def reset(self, stream: int) -> None:
+        """Start a new sequence in a stream; see `System.reset`."""
         self._streams.pop(stream, None)
 
     @torch.inference_mode()
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
+        """Return the mask of the next frame, (height, width) uint8; see `System.step`."""
         past = self._streams.setdefault(stream, deque(maxlen=self.info.window))
         pixels = resize_rgb(image, self.info.input_size)
         tensor = to_input(pixels, self.info.input_size, self._device)

@@ -66,7 +66,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
 def picture_source(rgb: np.ndarray, kind: str = ".png") -> str:
     """An image (H, W, 3) uint8 RGB as a data URI; kind is `.png` or `.jpg`."""
     payload = cv2.imencode(kind, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1]
-    return f"data:image/{'jpeg' if kind == '.jpg' else 'png'};base64,{base64.b64encode(payload).decode()}"
+    return f"data:image/{'jpeg' if kind == '.jpg' else 'png'};base64,{base64.b64encode(payload.tobytes()).decode()}"
 
 
 def _histogram(latencies_s: list[float]) -> dict[str, Any]:

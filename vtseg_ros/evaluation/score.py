@@ -86,7 +86,7 @@ class Scores:
         self.confusion.merge(frame)
         if confidence is not None:
             self.confidences.update(mask, confidence, label)
-        if self.baseline is not None:
+        if self.baseline is not None and self._baseline_mask is not None:
             size = (label.shape[1], label.shape[0])
             self.baseline.update(
                 cv2.resize(self._baseline_mask, size, interpolation=cv2.INTER_NEAREST), label
@@ -137,11 +137,11 @@ class Scores:
         ]
 
     def mvc(self, frames: int) -> float:
-        """mVC over 8 or 16 frames; NaN where labels are not dense."""
+        """Return mVC over 8 or 16 frames; NaN where labels are not dense."""
         return self._consistency[frames].score()
 
     def temporal_consistency(self) -> float:
-        """mIoU between masks and flow-warped previous masks."""
+        """Return the mIoU between masks and flow-warped previous masks."""
         return self._warped.score()
 
     def counts(self) -> dict[str, Any]:
@@ -163,7 +163,9 @@ class Scores:
         for n, one in self._consistency.items():
             one.shares += counts["consistency"][str(n)]
 
-    def as_system(self, *, name: str, model: str | None, checkpoint: str | None, window: int | None) -> dict:
+    def as_system(
+        self, *, name: str, model: str | None, checkpoint: str | None, window: int | None
+    ) -> dict[str, Any]:
         """The entry of a JSON report; absent is None."""
         return {
             "name": name,

@@ -54,15 +54,16 @@ class System(Protocol):
     confidence: np.ndarray
 
     def reset(self, stream: int) -> None:
-        """A new sequence begins in a stream."""
+        """Start a new sequence in a stream."""
 
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
-        """The mask of the next frame of a stream.
+        """Return the mask of the next frame of a stream.
 
         Args:
             number: of the frame in its index.
             image: (H, W, 3) uint8 RGB.
             size: (width, height) px of the mask.
+            stream: number of the stream; streams do not share state.
 
         Returns:
             (height, width) uint8 class ids.
@@ -92,9 +93,11 @@ class PredictorSystem:
         )
 
     def reset(self, stream: int) -> None:
+        """Start a new sequence in a stream; see `System.reset`."""
         self._segmenter.reset(str(stream))
 
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
+        """Return the mask of the next frame, (height, width) uint8; see `System.step`."""
         self._segmenter.output_size = size
         # Without a stamp a frame always joins: where sequences end is the index's to say.
         result = self._segmenter.step(image, camera=str(stream))

@@ -68,7 +68,7 @@ class WarpedConsistency:
         self.confusion = ConfusionMatrix(num_classes)
         """Warped previous masks as labels, masks as predictions."""
         self._width, self._skip_unlabelled = width, skip_unlabelled
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
     def reset(self) -> None:

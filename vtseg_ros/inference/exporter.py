@@ -87,7 +87,8 @@ class ExportedWindow(nn.Module):
             valid: (k,) bool, which frames are there; the newest must be.
         """
         band = self.model.window_band(video.shape[1])
-        return self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
+        result: Tensor = self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
+        return result
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,10 @@ def exportable(
     size: tuple[int, int] | None = None,
     full_window: bool = False,
 ) -> Exportable:
-    """What of a checkpoint is exported: its streaming step (causal or exact), its full window, or an image network.
+    """Prepare a checkpoint for export: its streaming step (causal or exact), its full window, or an image network.
 
     Args:
+        checkpoint: of any registered network.
         window: frames k; None = the checkpoint's.
         size: (width, height) px; None = the checkpoint's.
         full_window: the full window instead of the streaming step.
@@ -297,11 +299,13 @@ def _torch_export(path: Path, what: Exportable) -> Callable[[Tensor], Tensor]:
 
     def stream(frame: Tensor) -> Tensor:
         logits, state[1], state[2] = module(frame, state[1], state[2])
-        return logits
+        result: Tensor = logits
+        return result
 
     def window(frame: Tensor) -> Tensor:
         state[0] = torch.cat([state[0][:, 1:], frame[:, None]], dim=1)
         state[1] = torch.cat([state[1][1:], torch.ones(1, dtype=torch.bool)])
-        return module(state[0], state[1])
+        result: Tensor = module(state[0], state[1])
+        return result
 
     return stream if what.kind == "stream" else window

@@ -33,7 +33,8 @@ def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn
         return _converted(module, device, dtype)
 
     if hasattr(network, "for_inference"):
-        return network.for_inference(convert, dtype).to(device)
+        result: nn.Module = network.for_inference(convert, dtype).to(device)
+        return result
     own = convert(network)
     return own if dtype == torch.float32 else Cast(own, input=dtype, output=torch.float32)
 
@@ -81,9 +82,10 @@ class PackedConv2d(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, C', H', W')."""
         # Looked up here: a PyTorch without oneDNN has no such operator, and must be able to import this module.
-        return torch.ops.mkldnn._convolution_pointwise(
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
             grid, self.weight, self.bias, *self.window, "none", [], ""
         )
+        return result
 
 
 class PackedLinear(nn.Module):
@@ -101,7 +103,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
+        return result
 
 
 class PackedPointwise(PackedLinear):

@@ -20,7 +20,7 @@ def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device, mod
     if device.type != "cuda" or mode != "stretch":
         image = resize_rgb(image, size, mode)
     # Messages give read-only views, which torch does not take.
-    pixels = torch.from_numpy(np.require(image, requirements="CW"))
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     planes = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last in memory

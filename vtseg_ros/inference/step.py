@@ -73,6 +73,7 @@ class ImageStep(Step):
         super().__init__(model, {})
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Step.forward`."""
         return self.model(images), images.new_empty(images.shape[0], 0)
 
 
@@ -84,6 +85,7 @@ class PlainStep(Step):
         self.size = size
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Step.forward`."""
         older = past.unflatten(2, (3, *self.size))  # (B, m, 3, H, W)
         video = torch.cat([older, images[:, None]], dim=1)
         there = None if valid is None else with_newest(valid)
@@ -110,6 +112,7 @@ class StreamStep(Step):
         self.causal = streaming == "causal"
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `Step.forward`."""
         cache = self._cache(self._unpack(past), None if valid is None else with_newest(valid))
         logits = self.model(images[:, None], cache)
         return logits[:, -1], self._pack(cache.new)

@@ -19,7 +19,8 @@ def serialize(tokens: Tensor) -> Tensor:
 
 def deserialize(tokens: Tensor, frames: int) -> Tensor:
     """Undo `serialize`: (B, k*N, D) -> (B, k, N, D)."""
-    return tokens.unflatten(1, (frames, -1))
+    result: Tensor = tokens.unflatten(1, (frames, -1))
+    return result
 
 
 class VideoAttention(nn.Module):
@@ -51,7 +52,8 @@ class VideoAttention(nn.Module):
 
     def project_queries(self, x: Tensor) -> Tensor:
         """Return the queries of each frame, (B, k, N, D) -> (B, k, N, D)."""
-        return self.query(x)
+        result: Tensor = self.query(x)
+        return result
 
     def project_memory(self, memory: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the keys and values of each frame.
@@ -68,18 +70,20 @@ class VideoAttention(nn.Module):
 
     def reduced(self, memory: Tensor, size: tuple[int, int]) -> Tensor:
         """Reduce the token grid, (B, k, H*W, D) -> (B, k, M, D)."""
-        if self.reduce is None:
+        if self.reduce is None or self.reduce_norm is None:
             return memory
         grid = memory.flatten(0, 1).transpose(1, 2).unflatten(2, size)  # (B*k, D, H, W)
         reduced = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))  # (B*k, M, D)
-        return reduced.unflatten(0, memory.shape[:2])
+        result: Tensor = reduced.unflatten(0, memory.shape[:2])
+        return result
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend from the queries to the keys of all frames.
 
         Args:
             queries: (B, q, N, D), of the q newest frames.
-            keys, values: (B, k, M, D).
+            keys: (B, k, M, D).
+            values: (B, k, M, D).
             mask: True = may be seen, broadcasts to (B, heads, q*N, k*M); None = all are seen.
 
         Returns:
@@ -91,7 +95,8 @@ class VideoAttention(nn.Module):
             self.split_heads(serialize(values)),
             attn_mask=mask,
         )
-        return self.proj(deserialize(attended.transpose(1, 2).flatten(2), queries.shape[1]))
+        result: Tensor = self.proj(deserialize(attended.transpose(1, 2).flatten(2), queries.shape[1]))
+        return result
 
     def fused(self) -> FusedAttention:
         """Return the same attention with fewer layers."""
@@ -118,7 +123,8 @@ class FusedAttention(VideoAttention):
 
     def project_memory(self, memory: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """See `VideoAttention.project_memory`."""
-        return self.key_value(self.reduced(memory, size)).chunk(2, dim=-1)
+        result: tuple[Tensor, Tensor] = self.key_value(self.reduced(memory, size)).chunk(2, dim=-1)
+        return result
 
     def fused(self) -> FusedAttention:
         """Return itself."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,15 +23,18 @@ def to_tokens(grid: Tensor) -> Tensor:
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H*W, D) -> (..., D, H, W)."""
-    return tokens.transpose(-2, -1).unflatten(-1, size)
+    result: Tensor = tokens.transpose(-2, -1).unflatten(-1, size)
+    return result
 
 
 def fold_normalization(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """A first convolution of normalised RGB as one of RGB in [0, 1]: the same but for the padding's rim.
+    """Convert a first convolution of normalised RGB to one of RGB in [0, 1]; only padded borders differ.
 
     Args:
-        weight, bias: (out, 3, kh, kw) and (out,).
-        mean, std: (3,).
+        weight: (out, 3, kh, kw).
+        bias: (out,).
+        mean: (3,), of RGB in [0, 1].
+        std: (3,), of RGB in [0, 1].
     """
     weight = weight / std[:, None, None]
     return weight, bias - (weight * mean[:, None, None]).sum(dim=(1, 2, 3))
@@ -80,7 +84,8 @@ class MixFFN(nn.Module):
             grid = self.dwconv(grid.transpose(1, 2)).transpose(1, 2)
         else:
             grid = self.dwconv(grid.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return self.fc2(F.gelu(to_tokens(grid)))
+        result: Tensor = self.fc2(F.gelu(to_tokens(grid)))
+        return result
 
 
 class VTLayer(nn.Module):
@@ -134,7 +139,8 @@ class VTLayer(nn.Module):
         inputs = LayerInputs(x, self.attention.project_queries(normed), keys, values)
         (x, queries, keys, values), mask = cache.update(self.place, inputs)
         x = x + self.attention(queries, keys, values, mask)
-        return x + self.mlp(self.norm2(x), size)
+        result: Tensor = x + self.mlp(self.norm2(x), size)
+        return result
 
 
 class VTEncBlock(nn.Module):
@@ -154,7 +160,7 @@ class VTEncBlock(nn.Module):
         kernel: int,
         stride: int,
         places: Iterable[LayerPlace],
-        **layer: int | bool,
+        **layer: Any,
     ) -> None:
         super().__init__()
         self.embed = OverlapPatchEmbed(in_channels=in_channels, dim=dim, kernel=kernel, stride=stride)
@@ -178,13 +184,13 @@ class VTDecBlock(nn.Module):
         layer: further arguments of `VTLayer`.
     """
 
-    def __init__(self, *, dim: int, places: Iterable[LayerPlace], **layer: int | bool) -> None:
+    def __init__(self, *, dim: int, places: Iterable[LayerPlace], **layer: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(VTLayer(place=place, dim=dim, cross=True, **layer) for place in places)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, grid: Tensor, memory: Tensor, cache: FrameCache) -> Tensor:
-        """grid (B, k, D, H, W), memory (B, k', D, H, W) -> (B, k, D, H, W)."""
+        """Map grid (B, k, D, H, W), memory (B, k', D, H, W) -> (B, k, D, H, W)."""
         size = (grid.shape[3], grid.shape[4])
         x, source = to_tokens(grid), to_tokens(memory)
         for layer in self.layers:

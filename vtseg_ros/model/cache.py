@@ -188,7 +188,8 @@ def banded_mask(
     Args:
         frames: of the keys, oldest first.
         band: a frame's queries see the keys of that frame and of at most `band - 1` older ones.
-        queries, keys: tokens per frame.
+        queries: tokens of queries per frame.
+        keys: tokens of keys per frame.
         device: of the mask.
         asking: how many of the newest frames have queries; None = all.
     """

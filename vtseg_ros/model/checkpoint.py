@@ -24,8 +24,8 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
+from vtseg_ros.model.registry import Network, architecture_of, image_architectures, traits_of
 from vtseg_ros.model.registry import architecture as find
-from vtseg_ros.model.registry import architecture_of, image_architectures, traits_of
 from vtseg_ros.model.state_dicts import METADATA_KEY, load_exact
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
 from vtseg_ros.model.vtseg import check_size
@@ -70,6 +70,20 @@ class Checkpoint:
     temperature: float = 1.0
     agreement: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def network(self) -> nn.Module:
+        """The network.
+
+        Raises:
+            CheckpointError: if another runtime has it (exported files).
+        """
+        if self.model is None:
+            raise CheckpointError(
+                f"checkpoint {self.path}: no PyTorch network; expected a .safetensors file, got an exported one. "
+                "Use the checkpoint that it was exported from"
+            )
+        return self.model
+
 
 def save_checkpoint(
     path: str | os.PathLike[str],
@@ -94,7 +108,9 @@ def save_checkpoint(
         training: summary to carry along; plain JSON values.
         half: store weights in half precision (BatchNorm statistics and normalisation stay fp32).
         licence: of the weights.
-        resize_mode, temperature, agreement: see `Checkpoint`.
+        resize_mode: see `Checkpoint`.
+        temperature: see `Checkpoint`.
+        agreement: see `Checkpoint`.
 
     Raises:
         ConfigError: if the class list does not fit the network.
@@ -102,6 +118,7 @@ def save_checkpoint(
     """
     path = Path(path)
     architecture = architecture_of(model)
+    assert isinstance(model, Network)  # all registered networks are
     config = model.config_values()
     if config["num_classes"] != len(labels):
         raise ConfigError(f"the network has {config['num_classes']} classes and the class list {len(labels)}")
@@ -151,7 +168,7 @@ def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     for key in sorted(tensors):
         value = tensors[key].contiguous()
         total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -287,7 +304,8 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
 
 
 def _prior_classes(config: dict[str, Any]) -> int:
-    return config.get("prior_classes") or config["num_classes"]
+    result: int = config.get("prior_classes") or config["num_classes"]
+    return result
 
 
 def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:

@@ -85,7 +85,8 @@ class VTSegDecoder(nn.Module):
 
         Args:
             encoder: of the same configuration.
-            mean, std: (3,), the normalisation of the encoder's RGB; the decoder's own is in [0, 1].
+            mean: (3,), of the encoder's normalisation of RGB; the decoder's own RGB is in [0, 1].
+            std: (3,), of the encoder's normalisation of RGB.
         """
         for own, given in zip(self.enc_blocks, encoder.blocks):
             state = given.state_dict()

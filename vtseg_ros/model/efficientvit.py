@@ -80,7 +80,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer, (n, in, H, W) -> (n, out, H', W')."""
-        return self.activation(self.norm(self.conv(x)))
+        result: Tensor = self.activation(self.norm(self.conv(x)))
+        return result
 
     def fused(self) -> ConvNorm:
         """Move the BatchNorm, if there is one, into the convolution, in place."""
@@ -99,7 +100,8 @@ class SeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block, (n, C, H, W) -> the same shape."""
-        return x + self.point_conv(self.depth_conv(x))
+        result: Tensor = x + self.point_conv(self.depth_conv(x))
+        return result
 
 
 class InvertedBottleneck(nn.Module):
@@ -122,7 +124,8 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block, (n, in, H, W) -> (n, out, H', W')."""
         y = self.point_conv(self.depth_conv(self.inverted_conv(x)))
-        return x + y if self.residual else y
+        result: Tensor = x + y if self.residual else y
+        return result
 
 
 def relu_linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -134,7 +137,9 @@ def relu_linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tens
     Source: Cai et al., Equations 2 and 3.
 
     Args:
-        queries, keys, values: (n, heads, D, N), any floating type, finite.
+        queries: (n, heads, D, N), any floating type, finite.
+        keys: as `queries`.
+        values: as `queries`.
 
     Returns:
         (n, heads, D, N) of the type of `values`; zero where all similarities are zero.
@@ -148,7 +153,8 @@ def relu_linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tens
     context = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(2, 3)  # (n, heads, D + 1, D)
     weighted, total = (context @ q).split([v.shape[2], 1], dim=2)  # (n, heads, D, N), (n, heads, 1, N)
     # Clamped, where the authors add: ONNX Runtime drops so small a summand, and 0 / 0 is not a number.
-    return (weighted / total.clamp(min=ATTENTION_EPS)).to(values.dtype)
+    result: Tensor = (weighted / total.clamp(min=ATTENTION_EPS)).to(values.dtype)
+    return result
 
 
 class MultiScaleAttention(nn.Module):
@@ -179,7 +185,8 @@ class MultiScaleAttention(nn.Module):
         both = torch.cat([qkv, self.aggregate(qkv)], dim=1)  # (n, 2 * 3C, H, W)
         heads = both.reshape(both.shape[0], -1, 3 * HEAD_DIM, both.shape[2] * both.shape[3])
         attended = relu_linear_attention(*heads.split(HEAD_DIM, dim=2))  # (n, 2 * heads, 16, H * W)
-        return x + self.proj(attended.reshape(x.shape[0], -1, *x.shape[2:]))
+        result: Tensor = x + self.proj(attended.reshape(x.shape[0], -1, *x.shape[2:]))
+        return result
 
 
 class EfficientViTBlock(nn.Module):
@@ -192,7 +199,8 @@ class EfficientViTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block, (n, C, H, W) -> the same shape."""
-        return self.feed_forward(self.attention(x))
+        result: Tensor = self.feed_forward(self.attention(x))
+        return result
 
 
 class EfficientViTBackbone(nn.Module):
@@ -259,7 +267,8 @@ class EfficientViTHead(nn.Module):
         fused = levels[-1]
         for level in levels[:-1]:
             fused = fused + F.interpolate(level, size=size, mode="bicubic", align_corners=False)
-        return self.classify(self.expand(self.middle(fused)))
+        result: Tensor = self.classify(self.expand(self.middle(fused)))
+        return result
 
 
 class EfficientViTSeg(Network):
@@ -291,7 +300,8 @@ class EfficientViTSeg(Network):
             (n, C, ceil(H / 8), ceil(W / 8)).
         """
         normalized = (images - self.mean[:, None, None]) / self.std[:, None, None]
-        return self.head(self.backbone(normalized)[2:])
+        result: Tensor = self.head(self.backbone(normalized)[2:])
+        return result
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
@@ -355,7 +365,7 @@ class EfficientViTSeg(Network):
         return network.eval()
 
 
-_DECLARED = {
+_DECLARED: dict[str, Any] = {
     "class_dimensions": {r"head\.classify\.(weight|bias)": (0,)},
     "normalization": (IMAGENET_MEAN, IMAGENET_STD),
 }
@@ -404,7 +414,8 @@ class CoarseLogits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `coarse_logits` of images (n, 3, H, W), RGB in [0, 1]."""
-        return self.network.coarse_logits(images)
+        result: Tensor = self.network.coarse_logits(images)
+        return result
 
 
 # From the published key names to ours, applied in this order.

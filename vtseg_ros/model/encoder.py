@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
 """Kernel and stride of the patch embeddings (paper: K = 7, S = 4, P = 3, then 3, 2, 1)."""
 
 
-def layer_options(config: VTSegConfig, stage: int) -> dict[str, int | bool]:
+def layer_options(config: VTSegConfig, stage: int) -> dict[str, Any]:
     """Return the keyword arguments of the `VTLayer`s of a stage (0-based)."""
     return {
         "heads": config.num_heads[stage],
@@ -80,7 +82,7 @@ class VTSegEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that its images must have."""
-        return self.blocks[0].norm.weight.dtype
+        return cast(VTEncBlock, self.blocks[0]).norm.weight.dtype
 
     def forward(self, video: Tensor, cache: FrameCache | None = None) -> list[Tensor]:
         """Return the feature maps of a window.

@@ -8,6 +8,8 @@ Submodules carry the names of the published weights' keys.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +20,8 @@ from vtseg_ros.model.state_dicts import load_exact
 
 BN_EPS = 1e-3
 
+_Conv = TypeVar("_Conv", nn.Conv2d, nn.ConvTranspose2d)
+
 
 class DownsamplerBlock(nn.Module):
     """A strided convolution and a max pooling side by side: (n, in, H, W) -> (n, out, H/2, W/2)."""
@@ -26,9 +30,10 @@ class DownsamplerBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
         self.pool = nn.MaxPool2d(2, stride=2)
-        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=BN_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block; shapes as in the class."""
         return F.relu(self.bn(torch.cat([self.conv(x), self.pool(x)], dim=1)))
 
 
@@ -39,13 +44,14 @@ class NonBottleneck1D(nn.Module):
         super().__init__()
         self.conv3x1_1 = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
         self.conv1x3_1 = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
-        self.bn1 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.bn1: nn.Module = nn.BatchNorm2d(channels, eps=BN_EPS)
         self.conv3x1_2 = nn.Conv2d(channels, channels, (3, 1), padding=(dilation, 0), dilation=(dilation, 1))
         self.conv1x3_2 = nn.Conv2d(channels, channels, (1, 3), padding=(0, dilation), dilation=(1, dilation))
-        self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.bn2: nn.Module = nn.BatchNorm2d(channels, eps=BN_EPS)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block; shapes as in the class."""
         out = F.relu(self.conv3x1_1(x))
         out = F.relu(self.bn1(self.conv1x3_1(out)))
         out = F.relu(self.conv3x1_2(out))
@@ -65,9 +71,10 @@ class UpsamplerBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1, output_padding=1)
-        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=BN_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block; shapes as in the class."""
         return F.relu(self.bn(self.conv(x)))
 
     def fused(self) -> UpsamplerBlock:
@@ -76,7 +83,8 @@ class UpsamplerBlock(nn.Module):
         return self
 
 
-def _without_norm(conv: nn.Module, norm: nn.Module, transpose: bool = False) -> tuple[nn.Module, nn.Module]:
+def _without_norm(conv: _Conv, norm: nn.Module, transpose: bool = False) -> tuple[_Conv, nn.Module]:
+    assert isinstance(norm, nn.BatchNorm2d)
     return fuse_conv_bn_eval(conv, norm, transpose=transpose), nn.Identity()
 
 
@@ -94,6 +102,7 @@ class _Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block; shapes as in the class."""
         x = self.initial_block(x)
         for layer in self.layers:
             x = layer(x)
@@ -114,9 +123,11 @@ class _Decoder(nn.Module):
         self.output_conv = nn.ConvTranspose2d(16, num_classes, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block; shapes as in the class."""
         for layer in self.layers:
             x = layer(x)
-        return self.output_conv(x)
+        result: Tensor = self.output_conv(x)
+        return result
 
 
 @register(
@@ -141,7 +152,9 @@ class ERFNet(Network):
         self.decoder = _Decoder(num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.decoder(self.encoder(images))
+        """Return logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
+        result: Tensor = self.decoder(self.encoder(images))
+        return result
 
     def load_reference_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load weights under the published key names, with or without the `module.` prefix.

@@ -33,6 +33,7 @@ def shuffle_conv(in_channels: int, out_channels: int, kernel: int, factor: int) 
     """Convolution and PixelShuffle: (n, in, H, W) -> (n, out, factor * H, factor * W)."""
     conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
     icnr_(conv.weight, factor)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.PixelShuffle(factor))
 
@@ -62,11 +63,13 @@ class VTSegHead(nn.Module):
 
     def fuse_levels(self, maps: list[Tensor]) -> Tensor:
         """D_1..D_4, each (n, C_i, H / s_i, W / s_i) -> (n, C_head, H / 4, W / 4)."""
-        return self.fuse(torch.cat([level(grid) for level, grid in zip(self.levels, maps)], dim=1))
+        result: Tensor = self.fuse(torch.cat([level(grid) for level, grid in zip(self.levels, maps)], dim=1))
+        return result
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """D_1..D_4, each (n, C_i, H / s_i, W / s_i) with s = 4, 8, 16, 32 -> logits (n, C, H, W)."""
-        return self.classify(self.up2(self.up1(self.fuse_levels(maps))))
+        result: Tensor = self.classify(self.up2(self.up1(self.fuse_levels(maps))))
+        return result
 
     def fused(self) -> FusedHead:
         """Return the same head with fewer layers, for inference."""

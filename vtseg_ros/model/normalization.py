@@ -21,6 +21,9 @@ class Normalization(nn.Module):
         std: of RGB in [0, 1], above 0.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, mean: tuple[float, ...] = (0.0, 0.0, 0.0), std: tuple[float, ...] = (1.0, 1.0, 1.0)
     ) -> None:
@@ -64,4 +67,5 @@ class Cast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Cast, run and cast."""
         y = self.network(x if self.input is None else x.to(self.input))
-        return y if self.output is None else y.to(self.output)
+        result: Tensor = y if self.output is None else y.to(self.output)
+        return result

@@ -107,7 +107,10 @@ def as_logits(output: np.ndarray, classes: int) -> np.ndarray:
         raise CheckpointError(
             f"output: expected class ids 0..{classes - 1}, got ids {ids.min()}..{ids.max()}. Give a longer class list"
         )
-    return CERTAIN * (ids[:, None] == np.arange(classes).reshape(1, -1, 1, 1)).astype(np.float32)
+    result: np.ndarray = CERTAIN * (ids[:, None] == np.arange(classes).reshape(1, -1, 1, 1)).astype(
+        np.float32
+    )
+    return result
 
 
 def adapter_of(metadata: dict[str, Any]) -> OnnxAdapter | None:

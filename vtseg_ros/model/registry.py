@@ -166,7 +166,9 @@ def register(
     """Return a class decorator that adds a network to the registry.
 
     Args:
-        name, title, options: as `Architecture`.
+        name: as `Architecture`.
+        title: as `Architecture`.
+        options: as `Architecture`.
         build: as `Architecture`; None = the class itself.
         sizes: as `Architecture`; None = the network itself, under its title.
         declared: further arguments of `Architecture`.
@@ -228,7 +230,7 @@ def architecture(name: str) -> Architecture:
     return known[name]
 
 
-def find_architecture(model: nn.Module) -> Architecture | None:
+def find_architecture(model: nn.Module | None) -> Architecture | None:
     """Return the architecture of a network; None for one that is not registered."""
     return architectures().get(model.architecture) if isinstance(model, Network) else None
 
@@ -247,7 +249,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     return found
 
 
-def traits_of(model: nn.Module) -> Architecture:
+def traits_of(model: nn.Module | None) -> Architecture:
     """Return what is declared about a network; one that is not registered counts as a network of single images."""
     return find_architecture(model) or _UNREGISTERED
 

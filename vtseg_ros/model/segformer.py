@@ -83,7 +83,7 @@ class SegFormer(Network):
         )
         self.linear = nn.ModuleList(nn.Linear(dim, width) for dim in dims)
         self.fuse = nn.Conv2d(width * len(dims), width, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Conv2d(width, num_classes, 1)
 
@@ -122,6 +122,7 @@ class SegFormer(Network):
         self.normalization.set(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
         video = self.normalization(images).unsqueeze(1)  # (n, 1, 3, H, W)
         maps = [grid.squeeze(1) for grid in self.encoder(video)]  # (n, C_i, H / s_i, W / s_i)
         size = maps[0].shape[2:]

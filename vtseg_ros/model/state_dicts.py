@@ -106,7 +106,7 @@ def use_channels_last(network: nn.Module) -> None:
     """
     for part in network.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
-            part.to(memory_format=torch.channels_last)
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stub
 
 
 def translate_classes(

@@ -55,6 +55,7 @@ class OnnxPrior(nn.Module):
         self.adapter = adapter_of(metadata)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, C, h, w) of images (n, 3, H, W), RGB in [0, 1]."""
         if self.adapter is not None:
             logits = [
                 self.adapter.run(self.session, image) for image in images.detach().float().cpu().numpy()
@@ -82,12 +83,15 @@ class ExportedPrior(nn.Module):
         self.network = torch.export.load(str(path)).module()
 
     def train(self, mode: bool = True) -> ExportedPrior:
+        """Set the flag `training`; the program itself has no modes."""
         # The program's module refuses train() and eval().
         self.training = mode
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        """Return logits (n, C, h, w) of images (n, 3, H, W), RGB in [0, 1]."""
+        result: Tensor = self.network(images)
+        return result
 
 
 class ImageByImage(nn.Module):
@@ -98,6 +102,7 @@ class ImageByImage(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, C, h, w) of images (n, 3, H, W), RGB in [0, 1]."""
         return torch.cat([self.network(image[None]) for image in images])
 
 
@@ -178,7 +183,8 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
 @torch.no_grad()
 def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
     own = next(itertools.chain(prior.parameters(), prior.buffers()), None)
-    return prior(torch.zeros(count, 3, *size, device=own.device if own is not None else None))
+    result: Tensor = prior(torch.zeros(count, 3, *size, device=own.device if own is not None else None))
+    return result
 
 
 def is_exported(prior: nn.Module) -> bool:
@@ -223,7 +229,7 @@ def _checkpoint(path: Path) -> nn.Module:
             f"static prior {path}: expected a checkpoint of an image network ({', '.join(known)}), "
             f"got {loaded.architecture}"
         )
-    return loaded.model
+    return loaded.network
 
 
 def _file(path: Path) -> nn.Module:
@@ -239,7 +245,8 @@ def _file(path: Path) -> nn.Module:
     try:
         if suffix == ".pt2":
             return ExportedPrior(path)
-        return torch.jit.load(str(path), map_location="cpu")
+        result: nn.Module = torch.jit.load(str(path), map_location="cpu")
+        return result
     except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
         raise CheckpointError(
             f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
@@ -287,6 +294,7 @@ class StaticBranch(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, C, h, w) of images (n, 3, H, W), RGB in [0, 1]."""
         """(n, 3, H, W) in [0, 1] -> float32 logits (n, C, H, W)."""
         return self.model.static_logits(images).float()
 

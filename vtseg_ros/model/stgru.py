@@ -75,12 +75,13 @@ class STGRU(Network):
         self.num_classes = num_classes
         self.prior_name = prior_name
         self.static_prior = build_prior(prior_name, num_classes=num_classes)
-        conv = dict(kernel_size=kernel, padding=kernel // 2)
-        self.image_to_reset = nn.Conv2d(3, 1, **conv)
-        self.past_to_update = nn.Conv2d(num_classes, 1, bias=False, **conv)
-        self.present_to_update = nn.Conv2d(num_classes, 1, **conv)
-        self.past_to_candidate = nn.Conv2d(num_classes, num_classes, bias=False, **conv)
-        self.present_to_candidate = nn.Conv2d(num_classes, num_classes, bias=False, **conv)
+        self.image_to_reset = nn.Conv2d(3, 1, kernel, padding=kernel // 2)
+        self.past_to_update = nn.Conv2d(num_classes, 1, kernel, bias=False, padding=kernel // 2)
+        self.present_to_update = nn.Conv2d(num_classes, 1, kernel, padding=kernel // 2)
+        self.past_to_candidate = nn.Conv2d(num_classes, num_classes, kernel, bias=False, padding=kernel // 2)
+        self.present_to_candidate = nn.Conv2d(
+            num_classes, num_classes, kernel, bias=False, padding=kernel // 2
+        )
         self.scale = nn.Parameter(torch.tensor(5.0))
         self.prior_frozen = False
         self._init_gates()
@@ -103,7 +104,8 @@ class STGRU(Network):
     @classmethod
     def training_window(cls, overrides: Mapping[str, Any]) -> int | None:
         """See `Network.training_window`."""
-        return overrides.get("window", DEFAULT_WINDOW)
+        result: int | None = overrides.get("window", DEFAULT_WINDOW)
+        return result
 
     def config_values(self) -> dict[str, Any]:
         """See `Network.config_values`."""
@@ -115,12 +117,14 @@ class STGRU(Network):
 
     def static_logits(self, images: Tensor) -> Tensor:
         """Return the logits of the static network, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
-        return self.static_prior(images)
+        result: Tensor = self.static_prior(images)
+        return result
 
     def _init_gates(self) -> None:
         for conv in (self.image_to_reset, self.past_to_update, self.present_to_update):
             nn.init.normal_(conv.weight, std=1e-3)
         # Starts as a copy of what it reads, with little of the past let in.
+        assert self.present_to_update.bias is not None and self.image_to_reset.bias is not None
         nn.init.constant_(self.present_to_update.bias, 2.0)
         nn.init.zeros_(self.image_to_reset.bias)
         middle = self.past_to_candidate.kernel_size[0] // 2
@@ -136,18 +140,20 @@ class STGRU(Network):
         self.static_prior.train(self.training and not frozen)
 
     def train(self, mode: bool = True) -> STGRU:
+        """Set the mode of all parts; a frozen static network stays in eval mode."""
         super().train(mode)
         if self.prior_frozen:
             self.static_prior.eval()
         return self
 
     def step(self, past: Tensor, present: Tensor, image: Tensor, past_image: Tensor, flow: Tensor) -> Tensor:
-        """One recurrence.
+        """Run one recurrence.
 
         Args:
             past: (n, C, H, W) probabilities of the previous frame.
             present: (n, C, H, W) probabilities of the static network on this frame.
-            image, past_image: (n, 3, H, W) in [0, 1].
+            image: (n, 3, H, W) in [0, 1].
+            past_image: (n, 3, H, W) in [0, 1], of the previous frame.
             flow: (n, 2, H, W) backward flow, px, from this frame to the previous one.
 
         Returns:
@@ -157,7 +163,8 @@ class STGRU(Network):
         trusted = reset * warp(past, flow)  # the past, where the flow explains the image
         candidate = self.present_to_candidate(present) + self.past_to_candidate(trusted)
         update = torch.sigmoid(self.past_to_update(trusted) + self.present_to_update(present))
-        return self.scale * ((1.0 - update) * trusted + update * candidate)
+        result: Tensor = self.scale * ((1.0 - update) * trusted + update * candidate)
+        return result
 
     def forward(self, video: Tensor, flow: Tensor | None = None) -> Tensor:
         """Segment a window.
@@ -174,17 +181,19 @@ class STGRU(Network):
         return self.propagate(static, video, flow)
 
     def propagate(self, static: Tensor, video: Tensor, flow: Tensor | None) -> Tensor:
-        """The recurrence over a window whose static logits are known.
+        """Run the recurrence over a window whose static logits are known.
 
         Args:
             static: (B, k, C, H, W) logits of the static network.
-            video, flow: as `forward`.
+            video: as `forward`.
+            flow: as `forward`.
 
         Returns:
             logits (B, k, C, H, W).
         """
         outputs = [static[:, 0]]
         for t in range(1, video.shape[1]):
+            assert flow is not None
             outputs.append(
                 self.step(
                     outputs[-1].softmax(1),

@@ -83,6 +83,11 @@ class VTSeg(Network):
     (0 and 1 as built: the paper and ERFNet take [0, 1]); the RGB that joins the logits stays in [0, 1].
     """
 
+    encoder_mean: Tensor
+    encoder_std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+
     def __init__(self, config: VTSegConfig, *, static_prior: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
@@ -169,7 +174,8 @@ class VTSeg(Network):
         """
         mean, std = getattr(self, f"{branch}_mean"), getattr(self, f"{branch}_std")
         normalized = (images - mean[:, None, None]) / std[:, None, None]
-        return normalized.to(self.encoder.dtype) if branch == "encoder" else normalized
+        result: Tensor = normalized.to(self.encoder.dtype) if branch == "encoder" else normalized
+        return result
 
     def freeze_prior(self, frozen: bool = True) -> None:
         """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""
@@ -179,6 +185,7 @@ class VTSeg(Network):
         self.static_prior.train(self.training and not frozen)
 
     def train(self, mode: bool = True) -> VTSeg:
+        """Set the mode of all parts; a frozen static network stays in eval mode."""
         super().train(mode)
         if self.prior_frozen:
             self.static_prior.eval()
@@ -186,7 +193,8 @@ class VTSeg(Network):
 
     def static_logits(self, images: Tensor) -> Tensor:
         """Logits of the static network in VTSeg's classes, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
-        return self.mapping(self.static_prior(self.normalize("prior", images)))
+        result: Tensor = self.mapping(self.static_prior(self.normalize("prior", images)))
+        return result
 
     def forward(
         self, video: Tensor, cache: FrameCache | None = None, *, with_static: bool = False

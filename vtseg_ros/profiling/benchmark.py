@@ -210,6 +210,7 @@ def measure(
 
     Args:
         checkpoint: of a VTSeg with spatial Mix-FFN.
+        settings: modes, sizes and duration.
         images: (H, W, 3) uint8 of the settings' size, shown in turn.
     """
     if not traits_of(checkpoint.model).takes_cache or checkpoint.model.best_streaming == "plain":
@@ -307,7 +308,8 @@ def _gmacs(call: Callable[[], object]) -> float:
     """Return the multiply-adds of matrix products, convolutions and attention of a call, in 1e9."""
     with FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
         call()
-    return counter.get_total_flops() / 2e9
+    result: float = counter.get_total_flops() / 2e9
+    return result
 
 
 def _memory_mb(cuda: bool, reset: bool = False, peak: bool = False) -> float:

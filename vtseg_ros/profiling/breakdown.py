@@ -45,6 +45,9 @@ def measure_parts(
     Args:
         model: of `attention: causal`.
         size: (width, height) px.
+        window: frames k.
+        device: as `VideoPredictor`.
+        precision: as `VideoPredictor`.
 
     Returns:
         the parts, the machine's multiply-adds per second of a large matrix product in 1e9, and its GB/s of a copy.

@@ -74,7 +74,8 @@ def parameters_of(module: nn.Module) -> int:
 
 def _macs(counts: dict, name: str) -> int:
     # A multiplication and an addition are two operations to the counter.
-    return sum(counts[name].values()) // 2
+    result: int = sum(counts[name].values()) // 2
+    return result
 
 
 def extra_formulas() -> dict[Any, Callable[..., int]]:

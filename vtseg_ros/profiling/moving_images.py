@@ -12,10 +12,11 @@ SHIFT = 3
 
 
 def moving_picture(size: tuple[int, int], count: int) -> list[np.ndarray]:
-    """Smooth random colours that drift by 3 px a frame.
+    """Return smooth random colours that drift by 3 px a frame.
 
     Args:
         size: (width, height) px.
+        count: number of images.
 
     Returns:
         `count` images (H, W, 3) uint8, always the same.

@@ -26,6 +26,8 @@ def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
 
     Args:
         results: entries of the JSON's `modes`.
+        machine: description of the machine, from the same JSON.
+        path: the PNG file.
 
     Raises:
         ConfigError: if matplotlib is not installed.

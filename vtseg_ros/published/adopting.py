@@ -21,9 +21,9 @@ from vtseg_ros.model.onnx_adapter import (
     INTEGERS,
     OnnxAdapter,
 )
+from vtseg_ros.model.registry import UNIT_RANGE
 from vtseg_ros.model.state_dicts import METADATA_KEY
 from vtseg_ros.published.converting import Options, sha256_of
-from vtseg_ros.published.table import UNIT_RANGE
 
 FORMAT = 1
 
@@ -150,7 +150,8 @@ def _output(session: Any, path: Path, wanted: str, classes: int) -> str:
         raise ConfigError(
             f"--output: several outputs of {path} fit; expected one of {', '.join(fitting)}, got none"
         )
-    return fitting[0]
+    result: str = fitting[0]
+    return result
 
 
 def _may_fit(output: Any, classes: int) -> bool:

@@ -23,7 +23,8 @@ def combined_score(scores: Sequence[Mapping[str, float]]) -> np.ndarray:
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
         first = np.cumsum(counts) - counts
         ranks.append((first + (counts - 1) / 2)[inverse] / (len(scores) - 1))
-    return np.mean(ranks, axis=0)
+    result: np.ndarray = np.mean(ranks, axis=0)
+    return result
 
 
 def choose(

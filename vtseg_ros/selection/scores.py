@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import cast
 
 import cv2
 import numpy as np
@@ -107,7 +108,7 @@ class FrameScorer:
                 f"checkpoint {checkpoint.path}: it cannot score frames; expected a vtseg network, got "
                 f"{checkpoint.architecture}. Choose another --checkpoint"
             )
-        self.checkpoint, self.model = checkpoint, checkpoint.model
+        self.checkpoint, self.model = checkpoint, cast(VTSeg, checkpoint.network)
         self._gap_ns = round(max_gap_s * 1e9)
         self._flow = DisFlow()
         self._frames: deque[np.ndarray] = deque(maxlen=max(self.model.config.window, 1))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vtseg_ros.street.mesh import yaw_matrix
 from vtseg_ros.street.renderer import FAR_M, NEAR_M, Planes
@@ -13,7 +14,7 @@ FOCAL_PER_WIDTH = 0.5837
 """Focal length over image width: Virtual KITTI 2's 725 px at 1242 px."""
 
 
-def pose_matrix(position, yaw: float, pitch: float = 0.0) -> np.ndarray:
+def pose_matrix(position: ArrayLike, yaw: float, pitch: float = 0.0) -> np.ndarray:
     """(4, 4) local-to-world: turned by yaw about z after pitch about x (radians, nose up positive)."""
     c, s = np.cos(pitch), np.sin(pitch)
     matrix = np.eye(4)

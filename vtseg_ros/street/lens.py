@@ -25,7 +25,8 @@ def sky_panorama(variation: Variation, rng: np.random.Generator) -> np.ndarray:
     noise = tiling_noise(rng, width, (4, 8, 16, 32))[:height]
     cover = np.clip((noise - (1 - variation.clouds) * 0.85) * 4, 0, 1)[..., None] * 0.85
     lit = np.clip(np.asarray(variation.horizon) * (0.86 + 0.2 * noise[..., None]), 0, 1)
-    return np.round(np.clip(sky * (1 - cover) + lit * cover, 0, 1) * 255).astype(np.uint8)
+    result: np.ndarray = np.round(np.clip(sky * (1 - cover) + lit * cover, 0, 1) * 255).astype(np.uint8)
+    return result
 
 
 def expose(

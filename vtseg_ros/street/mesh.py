@@ -8,9 +8,11 @@ Corners run counter-clockwise seen from outside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass
@@ -39,20 +41,25 @@ class Mesh:
     groups: dict[tuple[str, bool], list[Faces]] = field(default_factory=dict)
 
     def add(
-        self, corners, *, label: int, color=(1.0, 1.0, 1.0), texture: str = "plain", uv=None, lit=True
+        self,
+        corners: ArrayLike,
+        *,
+        label: int,
+        color: ArrayLike = (1.0, 1.0, 1.0),
+        texture: str = "plain",
+        uv: ArrayLike | None = None,
+        lit: bool = True,
     ) -> None:
         """Add faces: corners (n, 4, 3) or (4, 3); colour (3,) or (n, 3); uv (n, 4, 2), default the unit square."""
         corners = np.asarray(corners, np.float64).reshape(-1, 4, 3)
         count = len(corners)
         if uv is None:
             uv = np.broadcast_to(np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64), (count, 4, 2))
-        color = np.broadcast_to(np.asarray(color, np.float64), (count, 3))
-        faces = Faces(
-            corners, np.asarray(uv, np.float64).reshape(-1, 4, 2), color, np.full(count, label), lit
-        )
+        tint = np.broadcast_to(np.asarray(color, np.float64), (count, 3))
+        faces = Faces(corners, np.asarray(uv, np.float64).reshape(-1, 4, 2), tint, np.full(count, label), lit)
         self.groups.setdefault((texture, lit), []).append(faces)
 
-    def extend(self, other: Mesh, *, position=(0.0, 0.0, 0.0), yaw: float = 0.0) -> None:
+    def extend(self, other: Mesh, *, position: ArrayLike = (0.0, 0.0, 0.0), yaw: float = 0.0) -> None:
         """Add another mesh, turned by yaw (radians, counter-clockwise) and moved to `position`."""
         rotation = yaw_matrix(yaw)
         for key, parts in other.groups.items():
@@ -88,10 +95,11 @@ def face_normals(corners: np.ndarray) -> np.ndarray:
     triangle = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal = np.where(np.linalg.norm(normal, axis=1, keepdims=True) < 1e-9, triangle, normal)
     length = np.linalg.norm(normal, axis=1, keepdims=True)
-    return normal / np.maximum(length, 1e-12)
+    result: np.ndarray = normal / np.maximum(length, 1e-12)
+    return result
 
 
-def box_corners(low, high) -> np.ndarray:
+def box_corners(low: Sequence[float], high: Sequence[float]) -> np.ndarray:
     """(5, 4, 3): front (-y), right, back, left and top of an axis-aligned box; nobody sees the bottom."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     return np.array(
@@ -105,7 +113,7 @@ def box_corners(low, high) -> np.ndarray:
     )
 
 
-def box_uv(low, high, scale: float) -> np.ndarray:
+def box_uv(low: Sequence[float], high: Sequence[float], scale: float) -> np.ndarray:
     """(5, 4, 2): texture coordinates that repeat every `scale` metres."""
     width, depth, height = (np.asarray(high) - np.asarray(low)) / scale
     sides = [(width, height), (depth, height), (width, height), (depth, height), (width, depth)]
@@ -132,7 +140,9 @@ def ring(radius: float, z: float, sides: int, *, x: float = 0.0, y: float = 0.0)
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle), np.full(sides, z)], axis=1)
 
 
-def blob_corners(rng: np.random.Generator, center, radii, *, roughness: float = 0.2) -> np.ndarray:
+def blob_corners(
+    rng: np.random.Generator, center: ArrayLike, radii: ArrayLike, *, roughness: float = 0.2
+) -> np.ndarray:
     """A bumpy ellipsoid of 8 x 5 patches, (n, 4, 3)."""
     around, up = 8, 5
     azimuth = np.arange(around) * (2 * np.pi / around)

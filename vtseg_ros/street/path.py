@@ -40,7 +40,9 @@ class Path:
             base = base + over * np.array([-np.sin(heading), np.cos(heading)])
         return np.array([*(base + lateral * np.array([np.cos(heading), np.sin(heading)])), z])
 
-    def ribbon(self, s0: float, s1: float, left: float, right: float, z_left=0.0, z_right=0.0) -> np.ndarray:
+    def ribbon(
+        self, s0: float, s1: float, left: float, right: float, z_left: float = 0.0, z_right: float = 0.0
+    ) -> np.ndarray:
         """(4, 3) quad of the ground between two distances and two lateral offsets."""
         return np.array(
             [

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vtseg_ros.label_set import IGNORE, STREET
 from vtseg_ros.street.mesh import Mesh, blob_corners, box_corners, box_uv, loft_corners, ring
@@ -26,7 +29,17 @@ WALL_COLORS = (
 ROOF_COLORS = ((0.62, 0.36, 0.28), (0.46, 0.42, 0.42), (0.52, 0.30, 0.26))
 
 
-def box(mesh: Mesh, low, high, *, label: int, color=(1, 1, 1), texture="plain", scale=2.0, lit=True) -> None:
+def box(
+    mesh: Mesh,
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    label: int,
+    color: ArrayLike = (1, 1, 1),
+    texture: str = "plain",
+    scale: float = 2.0,
+    lit: bool = True,
+) -> None:
     """An axis-aligned box whose texture repeats every `scale` metres."""
     mesh.add(
         box_corners(low, high),
@@ -38,7 +51,9 @@ def box(mesh: Mesh, low, high, *, label: int, color=(1, 1, 1), texture="plain", 
     )
 
 
-def post(mesh: Mesh, x: float, y: float, z0: float, z1: float, radius: float, *, label: int, color) -> None:
+def post(
+    mesh: Mesh, x: float, y: float, z0: float, z1: float, radius: float, *, label: int, color: ArrayLike
+) -> None:
     """An upright pole with six sides."""
     sides = loft_corners(ring(radius, z0, 6, x=x, y=y), ring(radius * 0.85, z1, 6, x=x, y=y))
     mesh.add(sides, label=label, color=color, texture="metal")
@@ -249,10 +264,13 @@ def misc(mesh: Mesh, rng: np.random.Generator) -> None:
         color = rng.choice(((0.85, 0.72, 0.10), (0.72, 0.10, 0.10), (0.16, 0.30, 0.62)))
         box(mesh, (-0.3, -0.3, 0), (0.3, 0.3, 1.5), label=label, color=color)
     elif kind == 3:
-        low = np.array([[-0.8, -1.5, 0], [0.8, -1.5, 0], [0.8, 1.5, 0], [-0.8, 1.5, 0]])
+        base = np.array([[-0.8, -1.5, 0], [0.8, -1.5, 0], [0.8, 1.5, 0], [-0.8, 1.5, 0]])
         color = rng.choice(((0.70, 0.52, 0.12), (0.30, 0.42, 0.50)))
         mesh.add(
-            loft_corners(low, low * (1.15, 1.15, 1) + (0, 0, 1.3)), label=label, color=color, texture="metal"
+            loft_corners(base, base * (1.15, 1.15, 1) + (0, 0, 1.3)),
+            label=label,
+            color=color,
+            texture="metal",
         )
     else:
         for level in range(int(rng.integers(1, 4))):

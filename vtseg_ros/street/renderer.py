@@ -8,9 +8,11 @@ its class, its object and the exact plane it lies on, hence exact depth and flow
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from panda3d.core import (
     Camera,
     CullBinManager,
@@ -94,7 +96,19 @@ class Renderer:
         shadow: opacity of cast shadows, 0..1.
     """
 
-    def __init__(self, *, size, focal, textures, sky, sky_label, sun, sun_color, ambient, shadow) -> None:
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        focal: float,
+        textures: Mapping[str, np.ndarray],
+        sky: np.ndarray,
+        sky_label: int,
+        sun: np.ndarray,
+        sun_color: ArrayLike,
+        ambient: ArrayLike,
+        shadow: float,
+    ) -> None:
         self.size = size
         self._sun, self._sun_color, self._ambient = sun, np.asarray(sun_color), np.asarray(ambient)
         self._textures = {name: _texture(name, image) for name, image in textures.items()}
@@ -126,10 +140,11 @@ class Renderer:
         self._nodes.append((picture, ids))
         return len(self._nodes) - 1
 
-    def finish(self) -> None:
+    def finish(self) -> Planes:
         """Call once after the last `load`."""
         normal, offset, label, owner = (np.concatenate(column) for column in zip(*self._rows))
         self.planes = Planes(normal, offset, label.astype(np.uint8), owner)
+        return self.planes
         self._rows.clear()
 
     def render(self, camera: np.ndarray, poses: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +233,9 @@ class Renderer:
 class _Target:
     """An offscreen buffer with its camera, read back as RGB."""
 
-    def __init__(self, name: str, size, root: NodePath, image_size, focal: float) -> None:
+    def __init__(
+        self, name: str, size: tuple[int, int], root: NodePath, image_size: tuple[int, int], focal: float
+    ) -> None:
         engine, pipe = _graphics()
         properties = FrameBufferProperties()
         properties.set_rgb_color(True)

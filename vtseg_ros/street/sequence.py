@@ -124,21 +124,19 @@ def render_sequence(
             if chunk.groups:
                 renderer.load(chunk)
         movers = [renderer.load(vehicle.mesh, owner) for owner, vehicle in enumerate(world.vehicles, start=1)]
-        renderer.finish()
+        planes = renderer.finish()
         noise = np.random.default_rng([seed, scene, 5])
         drive = _Drive(world, weather)
         for index in range(frames):
             time_s = index / RATE_HZ
             camera, objects = drive.camera(time_s), drive.objects(time_s)
             fine, ids = renderer.render(camera, dict(zip(movers, objects[1:])))
-            geometry = FrameGeometry(
-                ids=ids, planes=renderer.planes, camera=camera, objects=objects, focal=focal
-            )
+            geometry = FrameGeometry(ids=ids, planes=planes, camera=camera, objects=objects, focal=focal)
             after, before = time_s + 1 / RATE_HZ, time_s - 1 / RATE_HZ
             forward = geometry.flow_to(drive.camera(after), drive.objects(after))
             yield StreetFrame(
                 rgb=expose(fine, geometry.depth, forward, weather, noise),
-                label=renderer.planes.label[ids],
+                label=planes.label[ids],
                 depth=geometry.depth.astype(np.float32),
                 flow_forward=forward,
                 flow_backward=geometry.flow_to(drive.camera(before), drive.objects(before)),

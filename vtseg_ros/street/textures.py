@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 SIZE = 128
 
@@ -18,14 +19,15 @@ def tiling_noise(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) 
         padded = np.pad(grid, ((0, 1), (0, 1)), mode="wrap")
         axis = np.linspace(0, cells, size, endpoint=False, dtype=np.float32)
         mapx, mapy = np.meshgrid(axis, axis)
-        total += cv2.remap(padded, mapx, mapy, cv2.INTER_LINEAR) / 1.6**index
+        total += np.asarray(cv2.remap(padded, mapx, mapy, cv2.INTER_LINEAR), np.float32) / 1.6**index
     total -= total.min()
     return total / max(float(total.max()), 1e-6)
 
 
-def _blend(noise: np.ndarray, dark, light) -> np.ndarray:
-    dark, light = np.asarray(dark, np.float32), np.asarray(light, np.float32)
-    return dark + noise[..., None] * (light - dark)
+def _blend(noise: np.ndarray, dark: ArrayLike, light: ArrayLike) -> np.ndarray:
+    low, high = np.asarray(dark, np.float32), np.asarray(light, np.float32)
+    result: np.ndarray = low + noise[..., None] * (high - low)
+    return result
 
 
 def _grain(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.ndarray:

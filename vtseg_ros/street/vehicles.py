@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vtseg_ros.street.mesh import Mesh, box_corners, loft_corners
 from vtseg_ros.street.props import ID, box
@@ -29,7 +32,7 @@ def _rectangle(x: float, y0: float, y1: float, z: float) -> np.ndarray:
     return np.array([[-x, y0, z], [x, y0, z], [x, y1, z], [-x, y1, z]])
 
 
-def _cabin(mesh: Mesh, label: int, color, low: np.ndarray, high: np.ndarray) -> None:
+def _cabin(mesh: Mesh, label: int, color: ArrayLike, low: np.ndarray, high: np.ndarray) -> None:
     """A loft whose sides are glass between pillars, with a painted roof."""
     faces = loft_corners(low, high)
     mesh.add(faces[4:], label=label, color=color)
@@ -41,7 +44,7 @@ def _cabin(mesh: Mesh, label: int, color, low: np.ndarray, high: np.ndarray) -> 
         mesh.add(middle + (side - middle) * 0.84 + outward * 0.02, label=label, color=GLASS)
 
 
-def _wheels(mesh: Mesh, label: int, half_width: float, axles, radius: float) -> None:
+def _wheels(mesh: Mesh, label: int, half_width: float, axles: Sequence[float], radius: float) -> None:
     for y in axles:
         for side in (-1, 1):
             x0, x1 = sorted((side * (half_width - 0.22), side * (half_width + 0.02)))
@@ -62,7 +65,7 @@ def _lights(mesh: Mesh, label: int, half_width: float, y_front: float, y_rear: f
         mesh.add(rear, label=label, color=(0.75, 0.06, 0.05), lit=False)
 
 
-def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
+def _car(mesh: Mesh, rng: np.random.Generator, color: ArrayLike) -> None:
     label, half = ID["car"], rng.uniform(0.84, 0.93)
     length, roof = rng.uniform(1.9, 2.3), rng.uniform(1.38, 1.62)
     mesh.add(
@@ -89,7 +92,7 @@ def _car(mesh: Mesh, rng: np.random.Generator, color) -> None:
     _lights(mesh, label, half, length, -length, 0.66)
 
 
-def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
+def _van(mesh: Mesh, rng: np.random.Generator, color: ArrayLike) -> None:
     label, half, roof = ID["van"], rng.uniform(0.96, 1.04), rng.uniform(1.95, 2.5)
     length = rng.uniform(2.4, 2.8)
     mesh.add(
@@ -129,7 +132,7 @@ def _van(mesh: Mesh, rng: np.random.Generator, color) -> None:
     _lights(mesh, label, half, length, -length, 0.75)
 
 
-def _truck(mesh: Mesh, rng: np.random.Generator, color) -> None:
+def _truck(mesh: Mesh, rng: np.random.Generator, color: ArrayLike) -> None:
     label, half, length = ID["truck"], 1.22, rng.uniform(4.6, 6.0)
     cargo = np.array(PAINTS[rng.integers(len(PAINTS))]) * 0.9 + 0.1
     box(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,11 @@ class Vehicle:
     turned: bool = False
 
     def distance(self, time_s: float) -> float:
-        return self.start + self.speed * time_s + self.sway[0] * np.sin(2 * np.pi * time_s / self.sway[1])
+        """Return the distance along the road at a time, m."""
+        result: float = (
+            self.start + self.speed * time_s + self.sway[0] * np.sin(2 * np.pi * time_s / self.sway[1])
+        )
+        return result
 
     def pose(self, path: Path, time_s: float) -> tuple[np.ndarray, float]:
         """World position (3,) and yaw (radians)."""
@@ -83,7 +88,8 @@ class World:
 
     def _hill(self, s: float, side: float, reach: float) -> float:
         wave = np.sin(s / 37.0 + 2.0 * side) + 0.6 * np.sin(s / 17.0 - side)
-        return self.scene.hills * reach * (0.9 + 0.5 * wave)
+        result: float = self.scene.hills * reach * (0.9 + 0.5 * wave)
+        return result
 
     def _ground(self) -> None:
         scene, path = self.scene, self.path
@@ -192,7 +198,15 @@ class World:
                 props.unknown, s, side * (self.half + rng.uniform(1.0, scene.verge_width + 0.5)), rng, z=0.1
             )
 
-    def _with(self, make, s: float, lateral: float, *args, turned: bool = False, z: float = 0.0) -> None:
+    def _with(
+        self,
+        make: Callable[..., None],
+        s: float,
+        lateral: float,
+        *args: object,
+        turned: bool = False,
+        z: float = 0.0,
+    ) -> None:
         mesh = Mesh()
         make(mesh, *args)
         self._put(mesh, s, lateral, turned=turned, z=z)
@@ -264,7 +278,8 @@ class World:
 
     def _shadow_vector(self, height: float) -> np.ndarray:
         flat = -self.sun[:2] / max(self.sun[2], 0.15)
-        return np.clip(flat * height, -16.0, 16.0)
+        result: np.ndarray = np.clip(flat * height, -16.0, 16.0)
+        return result
 
     def _shadow_of_block(self, s: float, lateral: float, depth: float, width: float, height: float) -> None:
         base, heading = self.path.at(s, lateral), self.path.heading(s)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def check_new_video(path: Path) -> None:
     """
     if path.suffix.lower() not in CONTAINERS:
         raise ConfigError(
-            f"overlay {path}: its suffix must be one of {', '.join(CONTAINERS)}. Got: {path.suffix!r}"
+            f"overlay {path}: unknown container; expected a suffix of {', '.join(CONTAINERS)}, got {path.suffix!r}"
         )
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise ConfigError(f"overlay {path}: a name may have {MAX_NAME_BYTES} bytes")
@@ -46,7 +46,7 @@ class OverlayVideo:
 
     def __init__(self, path: Path, labels: LabelSet, rate_hz: float) -> None:
         self._path, self._labels, self._rate = path, labels, rate_hz
-        self._writer = None
+        self._writer: Generator[None, np.ndarray | None, None] | None = None
         self._size = (0, 0)
 
     def add(self, image: np.ndarray, mask: np.ndarray) -> None:
@@ -71,6 +71,7 @@ class OverlayVideo:
         self._writer.send(np.ascontiguousarray(frame))
 
     def close(self) -> None:
+        """Finish the video."""
         if self._writer is not None:
             self._writer.close()
 

@@ -185,7 +185,9 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
 
     Args:
         path: the file.
-        device, fp16, threads: see `OnnxBackend`.
+        device: see `OnnxBackend`.
+        fp16: see `OnnxBackend`.
+        threads: see `OnnxBackend`.
 
     Raises:
         CheckpointError: if the file cannot be read.
@@ -253,7 +255,8 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
     metadata = json.loads(text)
     if metadata.get("format") != 1:
         raise CheckpointError(f"{path} has export format {metadata.get('format')!r}. Expected: 1")
-    return metadata
+    result: dict[str, Any] = metadata
+    return result
 
 
 def _padded(

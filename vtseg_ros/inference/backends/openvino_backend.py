@@ -68,7 +68,8 @@ class SplitStep(nn.Module):
         Returns:
             logits (1, C, h, w), and what this frame leaves behind, (1, S).
         """
-        return self.step(images, torch.stack(rows, dim=1), valid)
+        result: tuple[Tensor, Tensor] = self.step(images, torch.stack(rows, dim=1), valid)
+        return result
 
 
 class OpenVinoBackend(Backend):
@@ -272,7 +273,8 @@ class _FirstFrame(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (1, C, h, w) of images (1, 3, H, W)."""
-        return self.step(images, images.new_zeros(1, 0, self.step.state_size))[0]
+        result: Tensor = self.step(images, images.new_zeros(1, 0, self.step.state_size))[0]
+        return result
 
 
 def _digest_of(module: nn.Module) -> str:

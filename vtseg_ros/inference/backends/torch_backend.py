@@ -250,7 +250,8 @@ def _stack(past: Sequence[Sequence[Tensor]], step: Step, images: Tensor) -> Tens
     """(B, m, S)."""
     if not past[0]:
         return images.new_empty(len(past), 0, step.state_size, dtype=step.state_dtype)
-    return torch.stack([row for rows in past for row in rows]).unflatten(0, (len(past), -1))
+    result: Tensor = torch.stack([row for rows in past for row in rows]).unflatten(0, (len(past), -1))
+    return result
 
 
 def _first_line(err: Exception) -> str:
