@@ -98,9 +98,17 @@ PARAMETERS = (
     Param(
         "precision",
         "auto",
-        "auto (bf16 or fp16 on a GPU, fp32 on the CPU), fp32, fp16 or bf16.",
+        "auto (bf16 or fp16 on a GPU; fp32 on a CPU, bf16 where the checkpoint allows it), fp32, fp16 or bf16.",
         check=_check_precision,
     ),
+    Param(
+        "threads",
+        0,
+        "CPU threads of the network; 0 = one core fewer than there are, or all of at most two.",
+        0,
+        1024,
+    ),
+    Param("pin_threads", False, "Keep each thread on one core (OpenVINO)."),
     Param(
         "input_size",
         "0x0",
