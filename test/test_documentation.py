@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SITE = {
     "index.html": '<a href="guide/a.html#topic">a</a> <a href="https://example.org/x">x</a> <img src="a.png">',
     "guide/a.html": '<h1 id="topic">A</h1> <a href="../index.html">up</a> <a href="#topic">here</a>',

@@ -29,6 +29,7 @@ MARKS_OF_PATH = {
     "inference/test_pack.py": "slow",
     "inference/test_precision.py": "slow",
     "street": "slow",
+    "test_examples.py": "slow",
     "test_network_guard.py": "slow",
     "test_train_without_labels.py": "slow",
     "test_your_own_labels.py": "slow",
