@@ -81,7 +81,7 @@ class Ros1Storage:
         ]
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
-    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages:
+    def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
         """See `Storage.messages`."""
         chosen = [self._connections[number] for number in wanted if self.announced[number]]
         if not chosen:  # which the reader would take for all

@@ -326,7 +326,7 @@ class EvaluateJob:
     @property
     def checkpoints(self) -> list[str]:
         """See `Job.checkpoints`."""
-        return self.args.checkpoint
+        return list(self.args.checkpoint)
 
     def settings(self) -> dict[str, Any]:
         """See `Job.settings`."""
@@ -466,13 +466,13 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[s
         console.print(_sweep_table(swept))
     if corrupted:
         console.print(_corruption_table(corrupted))
-    rows = behaviour_rows(behaviour, corrupted)
-    if rows:
+    measures = behaviour_rows(behaviour, corrupted)
+    if measures:
         table = Table(title="Behaviour over time")
         table.add_column("measure")
         for info in outcome.infos:
             table.add_column(info.name, justify="right")
-        for title, values in rows:
+        for title, values in measures:
             table.add_row(title, *values)
         console.print(table)
     if not np.isnan(outcome.label_consistency):

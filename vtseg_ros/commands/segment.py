@@ -260,7 +260,7 @@ def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
                 pixels: np.ndarray | ImageError = decode(message)
             except ImageError as err:
                 pixels = err
-            if is_before(time_ns):
+            if part and is_before(time_ns):
                 if not isinstance(pixels, ImageError):
                     part.warm_up(stamp_ns, message.header.frame_id, pixels)
                 continue

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_job(args)
     _check_arguments(args)
     scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
-    frames: list[dict] = []
+    frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []
     left_out: list[str] = []
     for number, path in enumerate(args.bags):
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _select(
     args: argparse.Namespace,
     labels: LabelSet,
-    frames: list[dict],
+    frames: list[dict[str, Any]],
     features: list[np.ndarray],
     left_out: list[str],
 ) -> None:
@@ -158,7 +158,7 @@ def _run_job(args: argparse.Namespace) -> int:
     args.checkpoint = absolute_checkpoint(args.checkpoint)
     labels = load_checkpoint(args.checkpoint).labels
     outcomes = run_job(SelectJob(args), plan_tasks(args.bags, folder / "scores", args.image_topic), args)
-    frames: list[dict] = []
+    frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []
     left_out = [f"{one.task.source}: {one.reason}" for one in outcomes if one.state == "failed"]
     complete = [one.task for one in outcomes if one.state != "failed"]
@@ -190,7 +190,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 @dataclass
 class _ScoredBag:
-    frames: list[dict] = field(default_factory=list)
+    frames: list[dict[str, Any]] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -220,8 +220,8 @@ def _write_results(
     args: argparse.Namespace,
     out: Path,
     labels: LabelSet,
-    chosen: list[dict],
-    frames: list[dict],
+    chosen: list[dict[str, Any]],
+    frames: list[dict[str, Any]],
     left_out: list[str],
 ) -> None:
     tiles: dict[int, np.ndarray] = {}

@@ -65,7 +65,7 @@ def draw_corrupted_frames(
         return ()
     kinds = kinds or KINDS
     corruption = Corruption(
-        kind=kinds[rng.integers(len(kinds))], severity=int(rng.integers(severity[0], severity[1] + 1))
+        kind=kinds[int(rng.integers(len(kinds)))], severity=int(rng.integers(severity[0], severity[1] + 1))
     )
     affected = [frames - 1] if rng.random() < newest else range(frames - 1)
     return tuple(CorruptedFrame(frame, corruption, int(rng.integers(DRAWS))) for frame in affected)

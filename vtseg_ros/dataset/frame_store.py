@@ -54,7 +54,7 @@ class FrameStore:
         self._bags = OpenBags([source.path for source in index.sources])
         # Shared with data loader workers: the process that started them counts the corrupt frames that they find.
         self._corrupt = torch.zeros(len(index.frames), dtype=torch.uint8)
-        self._corrupt.share_memory_()  # type: ignore[no-untyped-call]
+        self._corrupt.share_memory_()
         self._cache: np.memmap | None = None
         if cache_dir is not None:
             if size is None:

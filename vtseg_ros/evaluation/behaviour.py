@@ -195,7 +195,7 @@ def _look(appearance: Appearance, number: int, region: np.ndarray, masks: Sequen
 
 
 def _lag(appearances: Sequence[Appearance], place: int) -> dict[str, Any]:
-    lags = [one.frames[place] for one in appearances if one.frames[place] is not None]
+    lags = [lag for one in appearances if (lag := one.frames[place]) is not None]
     return {
         "appeared": len(appearances),
         "segmented": len(lags),

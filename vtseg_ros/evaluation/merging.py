@@ -52,13 +52,13 @@ def merge(parts: Iterable[dict[str, Any]]) -> Outcome:
                 SystemInfo(**{**info, "input_size": tuple(info["input_size"])}) for info in part["systems"]
             ]
             outcome = Outcome(infos, [Scores(labels, keep=0) for _ in infos])
-            outcome.warped_labels = ConfusionMatrix(len(labels))
+            outcome.warped_labels = warped_labels = ConfusionMatrix(len(labels))
         if any(part[name] != first[name] for name in ("classes", "systems")):
             raise ConfigError("scores: of different systems or classes; expected equal ones. Evaluate again")
         for scores, counts in zip(outcome.scores, part["scores"], strict=True):
             scores.add(counts)
         if part["warped_labels"] is not None:
-            outcome.warped_labels.matrix += np.array(part["warped_labels"], np.int64)
+            warped_labels.matrix += np.array(part["warped_labels"], np.int64)
         outcome.labelled += part["labelled"]
         outcome.unscored += part["unscored"]
         outcome.unmatched += part["unmatched"]

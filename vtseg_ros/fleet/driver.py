@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
@@ -138,7 +138,7 @@ def run_in_parts(
         if failed is not None:
             found[task] = replace(failed, task=task, reason=f"{failed.task}: {failed.reason}")
             continue
-        joining = _Joining(job, [one.result for one in parts])
+        joining = _Joining(cast(SplitJob, job), [one.result for one in parts])
         outcome = run_here(joining, [task], Watch())[0]
         attempts = max((one.attempts for one in parts), default=1)
         found[task] = replace(outcome, attempts=max(outcome.attempts, attempts))

@@ -70,8 +70,9 @@ class Watch:
 class Job(Protocol):
     """Work on single bags; sent to the workers by pickle."""
 
-    checkpoints: Sequence[str]
-    """Shipped weights by name, or files; part of a result's identity."""
+    @property
+    def checkpoints(self) -> Sequence[str]:
+        """Shipped weights by name, or files; part of a result's identity."""
 
     def settings(self) -> dict[str, Any]:
         """Return plain JSON values that decide the result, the checkpoints aside."""

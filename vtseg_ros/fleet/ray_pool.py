@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,13 +222,13 @@ class _Pool:
         options: where to run.
     """
 
-    def __init__(self, ray: Any, arguments: tuple, options: RayOptions) -> None:
+    def __init__(self, ray: Any, arguments: tuple[Any, ...], options: RayOptions) -> None:
         self._ray, self._options = ray, options
         here = ray.get_runtime_context().get_node_id()
         near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         self._counter = ray.remote(num_cpus=0, scheduling_strategy=near)(_Counter).remote()
         actor = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_restarts=0)(_Actor)
-        self._start = lambda: actor.remote(self._counter, *arguments)
+        self._start: Callable[[], Any] = lambda: actor.remote(self._counter, *arguments)
         self._actors: list[Any] = []
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, int | None]] = {}
@@ -245,7 +245,8 @@ class _Pool:
         self._tasks, self._watch = tasks, watch
         self._waiting, self._attempts = deque(range(len(tasks))), [0] * len(tasks)
         self._found: dict[int, Outcome] = {}
-        self._complete_frames, self._frames = 0, {}
+        self._complete_frames = 0
+        self._frames: dict[int, int] = {}
         self._failed_on: dict[int, list[Any]] = {}
         if not self._room():
             raise ConfigError(
@@ -304,7 +305,7 @@ class _Pool:
             else:
                 self._end(number, Outcome(self._tasks[number], "failed", reason=reason))
             return
-        if isinstance(value, str):  # the task's bag is not to blame
+        if isinstance(value, str) and number is not None:  # the task's bag is not to blame
             self._trouble, self._attempts[number] = value, self._attempts[number] - 1
             self._waiting.appendleft(number)
             self._actors.remove(actor)

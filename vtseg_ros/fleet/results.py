@@ -76,7 +76,8 @@ def read_complete(task: Task, identity: dict[str, str]) -> dict[str, Any] | None
         record = json.loads((task.output / RECORD).read_text())
         differing = [name for name in identity if record["sha256"][name] != identity[name]]
         if not differing:
-            return record["result"]
+            result: dict[str, Any] = record["result"]
+            return result
     except (OSError, ValueError, KeyError, TypeError):
         differing = [f"contents (no readable {RECORD})"]
     raise ConfigError(

@@ -84,7 +84,7 @@ class Samples(Dataset[Sample]):
         if self.strides:
             rng = np.random.default_rng([self.seed, self.stage, position, 2])
             index, newest = self.store.index, numbers[-1]
-            stride = self.strides[rng.integers(len(self.strides))]
+            stride = self.strides[int(rng.integers(len(self.strides)))]
             numbers = index.window(newest, index.sequence_start(newest), self.length, stride)
         video, labels = self.store.window(numbers, self.length)
         for age, number in enumerate(reversed(numbers)):
