@@ -56,7 +56,7 @@ def test_wrong_maps_are_refused_in_one_line(tmp_path):
         ("", "m.yaml: not a class map; .* got NoneType"),
         ("- a\n- b", "not a class map; .* got list"),
         ("a: [b", "m.yaml: cannot be read"),
-        ("a: [b]\na: [c]", "the key a stands twice"),
+        ("a: [b]\na: [c]", "the key a appears twice"),
         ("a: {b: c}", "a: not source classes; .* got dict"),
         ("a: 3", "a: not source classes; .* got int"),
         ("a: [3]", "a class name is not a text; .* got 3"),
