@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a static network that is a file of the user's: it stays as it is, and stage 3 says so."""
+"""Training on a static network that checkpoints do not hold: it stays as it is, and stage 3 says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import STREET
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
-from vtseg_ros.training.run import train
+from vtseg_ros.training.run import Training, train
 
 # Of five classes of its own: ground, sky, plants, walls, vehicles.
 MAPPING = [5, 1, 2, 4, 12]
@@ -53,6 +53,25 @@ def configuration(bag, prior, *stages):
     )
 
 
+def test_a_factory_s_network_stays_frozen_since_no_checkpoint_holds_it(
+    street_bag, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "users_prior.py").write_text(
+        "import torch\n"
+        "def build(num_classes):\n"
+        "    torch.manual_seed(5)\n"
+        "    return torch.nn.Conv2d(3, num_classes, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    training = Training(configuration(street_bag, "users_prior:build", "end_to_end"), tmp_path / "run")
+    before = training.model.static_prior.weight.detach().clone()
+    with caplog.at_level(logging.WARNING, "vtseg_ros.training"):
+        assert training.run()
+    training.close()
+    assert [r.message for r in caplog.records if "stays frozen in stage end_to_end" in r.message]
+    assert torch.equal(training.model.static_prior.weight, before)
+
+
 @pytest.mark.parametrize("name", ["net.pt", "net.onnx", "net.pt2"])
 def test_an_exported_prior_stays_frozen_and_stage_3_says_so(street_bag, files, tmp_path, name, caplog):
     folder, network = files
@@ -70,12 +89,12 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
     config = configuration(street_bag, files[0] / "net.pt", "video", "static")
     with pytest.raises(
         ConfigError,
-        match="exported static prior cannot be trained on the labels.*leave the stage `static` out",
+        match="external static prior cannot be trained on the labels.*Leave the stage `static` out",
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # refused before the stage that could have run
     both = StageConfig("end_to_end", steps=1, batch=2, static_loss=1.0)
-    with pytest.raises(ConfigError, match="static_loss: an exported static network"):
+    with pytest.raises(ConfigError, match="static_loss: an external static network"):
         train(
             dataclasses.replace(config, stages=(StageConfig("video", steps=1, batch=2), both)),
             tmp_path / "both",

@@ -26,7 +26,7 @@ from vtseg_ros.model.checkpoint import read_metadata, save_again
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.registry import architecture_of
 from vtseg_ros.model.state_dicts import use_channels_last
-from vtseg_ros.model.static_prior import EXTERNAL, is_exported
+from vtseg_ros.model.static_prior import EXTERNAL
 from vtseg_ros.training.build import Network, build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
@@ -129,30 +129,36 @@ class Training:
         """Refuse stages and options that the static network does not support, before any stage begins."""
         if not has_prior(self.model):
             return
-        exported, stages = is_exported(self.model.static_prior), self.config.stages
+        external, stages = self._prior_is_external(), self.config.stages
         mapped = is_mapped(self.model)
-        if (exported or mapped) and any(stage.name == "static" for stage in stages):
+        if (external or mapped) and any(stage.name == "static" for stage in stages):
             raise ConfigError(
-                f"{'an exported static prior' if exported else 'a static prior with a class_mapping'} cannot be "
+                f"{'an external static prior' if external else 'a static prior with a class_mapping'} cannot be "
                 "trained on the labels of these bags. Leave the stage `static` out"
             )
-        if (exported or mapped) and any(stage.static_loss for stage in stages):
+        if (external or mapped) and any(stage.static_loss for stage in stages):
             raise ConfigError(
-                "static_loss: an exported static network, or one with other classes, cannot be trained. Leave it out"
+                "static_loss: an external static network, or one with other classes, cannot be trained. Leave it out"
             )
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
         """The module that a stage trains; freezes the rest."""
         if not has_prior(self.model):
             return cast(nn.Module, self.model)
-        exported = is_exported(self.model.static_prior)
+        external = self._prior_is_external()
         if stage.name == "static":
             self.model.freeze_prior(False)
             return cast(nn.Module, self.model.static_prior)
-        if stage.name == "end_to_end" and exported:
-            log.warning("the static prior is an exported file: it stays frozen in stage end_to_end")
-        self.model.freeze_prior(stage.name == "video" or exported)
+        if stage.name == "end_to_end" and external:
+            log.warning(
+                "the static prior is not a part of the checkpoint: it stays frozen in stage end_to_end"
+            )
+        self.model.freeze_prior(stage.name == "video" or external)
         return cast(nn.Module, self.model)
+
+    def _prior_is_external(self) -> bool:
+        """Return whether checkpoints leave out the weights of the static prior, so that training it would be lost."""
+        return bool(self.model.config_values().get("static_prior") == EXTERNAL)
 
     def run(self) -> bool:
         """Train all stages; return whether the run reached its end."""
