@@ -187,13 +187,6 @@ def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
     return result
 
 
-def is_exported(prior: nn.Module) -> bool:
-    """Whether the network is an exported file, which stays frozen in training."""
-    if isinstance(prior, ImageByImage):
-        return is_exported(prior.network)
-    return isinstance(prior, (OnnxPrior, ExportedPrior, torch.jit.ScriptModule))
-
-
 def _line(err: Exception) -> str:
     return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
 
