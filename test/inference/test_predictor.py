@@ -196,10 +196,8 @@ def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatc
 
 
 def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeypatch):
-    from vtseg_ros.inference import predictor
-
     segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
-    real, calls = predictor.to_mask, []
+    real, calls = segmenter.backend.to_mask, []
 
     def limited(*arguments):
         calls.append(1)
@@ -207,7 +205,7 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeyp
             raise torch.OutOfMemoryError("out of memory")
         return real(*arguments)
 
-    monkeypatch.setattr(predictor, "to_mask", limited)
+    monkeypatch.setattr(segmenter.backend, "to_mask", limited)
     for expected in (1, 2):
         results = segmenter.step_many([CameraFrame(name, images(1)[0]) for name in "ab"])
         assert [r.frames_in_window for r in results] == [expected] * 2
