@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from vtseg_ros.cli import main
 from vtseg_ros.commands.segment import MASKS
 from vtseg_ros.fleet.ray_pool import LOOPBACK, NO_USAGE_STATISTICS, OWN_NICENESS
 
+T = TypeVar("T")
 NS = 1_000_000_000
 BAGS, FRAMES = 12, 2
 
@@ -49,6 +51,21 @@ def ray_processes() -> list[psutil.Process]:
         if "ray::" in line or "/ray/" in line:
             found.append(process)
     return found
+
+
+def patiently(start: Callable[[], T]) -> T:
+    """Start a part of Ray, which gives up after 30 s that cannot be changed; a busy machine needs longer."""
+    before = ray_processes()
+    for left in (2, 1, 0):
+        try:
+            return start()
+        except Exception as err:
+            if "timed out during startup" not in str(err) or not left:
+                raise
+            for process in ray_processes():
+                if process not in before:
+                    process.kill()
+                    process.wait()
 
 
 @pytest.fixture(autouse=True)
@@ -99,10 +116,12 @@ def cluster() -> Iterator[object]:
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-        made = Cluster(head_node_args={**node, "_system_config": OWN_NICENESS}, initialize_head=True)
+        made = patiently(
+            lambda: Cluster(head_node_args={**node, "_system_config": OWN_NICENESS}, initialize_head=True)
+        )
         try:
             for _ in range(2):
-                made.add_node(**node)
+                patiently(lambda: made.add_node(**node))
             made.wait_for_nodes()
             yield made
         finally:
