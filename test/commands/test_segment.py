@@ -164,4 +164,6 @@ def test_overlay_names(tmp_path, street_bag, tiny_checkpoint, monkeypatch, capsy
     command[3] = "no checkpoint"
     for name in ("video", "video.xyz", ".mp4"):
         assert main([*command, name]) == 2
-        assert "unknown container; expected a suffix of .mp4" in capsys.readouterr().err and not list(tmp_path.iterdir())
+        assert "unknown container; expected a suffix of .mp4" in capsys.readouterr().err and not list(
+            tmp_path.iterdir()
+        )

@@ -111,7 +111,9 @@ def test_mistakes_are_named(tmp_path, change, words):
 
 def test_a_key_that_stands_twice(tmp_path):
     (tmp_path / "twice.yaml").write_text("seed: 1\ndata: {train: [a]}\nseed: 2\n")
-    with pytest.raises(ConfigError, match="the key seed appears twice; expected it once, got it again in line 3"):
+    with pytest.raises(
+        ConfigError, match="the key seed appears twice; expected it once, got it again in line 3"
+    ):
         load_config(tmp_path / "twice.yaml")
 
 
