@@ -23,6 +23,8 @@ JPEG_QUALITY = 85
 MASK_OPACITY = 0.5
 WEB_PORT = 9090
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+FLUSH_S = 60.0
+"""Rerun waits for a writer thread that a full disk may have ended."""
 
 
 class Recording:
@@ -101,7 +103,7 @@ class Recording:
         part, self._part = self._part, None
         problem = ""
         try:
-            self._stream.flush()
+            self._stream.flush(timeout_sec=FLUSH_S)
         except RuntimeError as err:
             problem = str(err)
         self._stream.disconnect()
