@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +25,8 @@ JPEG_QUALITY = 85
 MASK_OPACITY = 0.5
 WEB_PORT = 9090
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
-FLUSH_S = 60.0
-"""Rerun waits for a writer thread that a full disk may have ended."""
+FLUSH_S = 20.0
+"""Limit of the time in which what waits is written or sent."""
 
 
 class Recording:
@@ -106,7 +108,13 @@ class Recording:
             self._stream.flush(timeout_sec=FLUSH_S)
         except RuntimeError as err:
             problem = str(err)
-        self._stream.disconnect()
+        # Waits for a writer thread that a full disk may have ended, at times without end.
+        ending = threading.Thread(target=self._stream.disconnect, daemon=True)
+        ending.start()
+        ending.join(FLUSH_S)
+        if ending.is_alive():
+            problem = problem or "its writer does not end"
+            atexit.unregister(self._rerun.rerun_shutdown)  # which would wait for it as well
         if part is not None:
             if keep and self.counts and not problem:
                 problem = _unreadable(part)
