@@ -187,13 +187,16 @@ def load_batches(loader: DataLoader[Sample]) -> Iterator[list[torch.Tensor]]:
     """
     try:
         yield from loader
+        return
     except VTSegError as err:
         # From a worker, torch raises the same class with the worker's traceback as its message.
         kind = type(err)
         _, found, message = str(err).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
         if not found:
             raise
-        raise kind(message.rstrip("\n")) from None
+    # Out of the handler: as the new error's context, the old one would keep the loader's workers, which ignore the signal
+    # that Python sends them at its end before it waits for them.
+    raise kind(message.rstrip("\n"))
 
 
 def _set_up_worker(_: int) -> None:
