@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, checks the style and runs all tests, in two processes that each take whole files. Arguments go to pytest.
+# Sets up, checks the style and the types and runs all tests, in two processes that each take whole files. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh --test
@@ -7,4 +7,5 @@ scripts/setup.sh --test
 . scripts/env.sh
 ruff check .
 ruff format --check .
+scripts/check_types.sh
 exec python -m pytest -n 2 --dist loadfile "$@"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -148,6 +148,7 @@ def _rays(camera: Camera, stride: int) -> np.ndarray:
         np.arange(0, camera.height, stride, dtype=np.float64),
     )
     fx, fy, cx, cy = camera.matrix
+    rays: np.ndarray
     if not camera.distortion:
         rays = np.stack([(columns - cx) / fx, (rows - cy) / fy], axis=-1)
     else:
@@ -246,7 +247,7 @@ def decode_points(message: Any) -> np.ndarray:
             f"points: unknown type of x, y, z; expected float32 (7) or float64 (8), got "
             f"{', '.join(str(fields[name].datatype) for name in 'xyz')}"
         )
-    kind = np.dtype(order + kinds[0])
+    kind = np.dtype(order + cast(str, kinds[0]))
     offsets = [fields[name].offset for name in "xyz"]
     height, width, row = message.height, message.width, message.row_step
     data = np.frombuffer(message.data, np.uint8)

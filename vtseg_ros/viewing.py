@@ -12,12 +12,16 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE, LabelSet
+
+if TYPE_CHECKING:
+    from rerun import AsComponents
 
 APPLICATION = "vtseg"
 TIMELINE = "stamp"
@@ -158,7 +162,7 @@ class Recording:
         for name, seconds in parts_s.items():
             self._log(f"latency/{camera}/{name}_ms", self._rerun.Scalars(1e3 * seconds), stamp_ns, camera)
 
-    def _log(self, entity: str, value: object, stamp_ns: int, camera: str) -> None:
+    def _log(self, entity: str, value: AsComponents, stamp_ns: int, camera: str) -> None:
         self._add_camera(camera)
         self._stream.set_time(TIMELINE, timestamp=np.datetime64(stamp_ns, "ns"))
         self._stream.log(entity, value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import cv2
 import numpy as np
@@ -111,7 +112,7 @@ class _Feed:
         for number in window[:-1]:
             if number > last and (image := images[number]) is not None:
                 system.step(number, image, system.info.input_size, stream)
-        return system.step(newest, images[newest], size, stream)
+        return system.step(newest, cast(np.ndarray, images[newest]), size, stream)
 
 
 def evaluate(

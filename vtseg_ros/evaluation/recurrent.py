@@ -75,7 +75,9 @@ class RecurrentSystem:
             logits = self._model.propagate(
                 torch.stack([frame.static for frame in window], dim=1),  # (1, k, C, h, w)
                 torch.stack([frame.image for frame in window], dim=1),
-                torch.stack([frame.flow for frame in window[1:]], dim=1) if len(window) > 1 else None,
+                torch.stack([cast(Tensor, frame.flow) for frame in window[1:]], dim=1)
+                if len(window) > 1
+                else None,
             )
         mask, self.confidence = to_mask(logits[:, -1], size, "bicubic", 0.0)
         return mask

@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.messages import IMAGE
@@ -20,6 +23,10 @@ from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, traine
 from vtseg_ros.evaluation.systems import PredictorSystem, System, SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import architecture, architectures, traits_of
+
+if TYPE_CHECKING:
+    from vtseg_ros.model.stgru import STGRU
+    from vtseg_ros.model.vtseg import VTSeg
 
 STATIC = "static"
 """The static network inside a video network, whatever it is."""
@@ -147,7 +154,8 @@ def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
         return loaded
     inside = loaded.config.get("static_prior", "")
     if inside and model in (inside, STATIC):
-        return dataclasses.replace(loaded, model=loaded.model.static_branch().eval(), architecture=inside)
+        video = cast("VTSeg | STGRU", loaded.model)  # the architectures with a static network
+        return dataclasses.replace(loaded, model=video.static_branch().eval(), architecture=inside)
     holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
     raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
 
@@ -161,7 +169,7 @@ def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
 
 
 def _info(part: Checkpoint, checkpoint: str, window: int, flow: str) -> SystemInfo:
-    network = getattr(part.model, "static_network", part.model)
+    network: nn.Module = getattr(part.model, "static_network", cast(nn.Module, part.model))
     count = sum(parameter.numel() for parameter in network.parameters())
     return SystemInfo("", part.architecture, checkpoint, window, "", count, part.input_size, flow)
 
@@ -180,7 +188,8 @@ def _named(chosen: list[tuple[str, str, SystemInfo]]) -> list[tuple[str, SystemI
         several = len(sources[title]) > 1
         families.append((f"{title} ({_label_of(info.checkpoint)})" if several else title, model, info))
     sizes = Counter(family for family, _, _ in families)
-    named, seen = [], Counter()
+    named: list[tuple[str, SystemInfo]] = []
+    seen: Counter[str] = Counter()
     for family, model, info in families:
         name = f"{family}, k={info.window}" if sizes[family] > 1 else family
         seen[name] += 1

@@ -51,7 +51,10 @@ class System(Protocol):
     info: SystemInfo
     labels: LabelSet
     problems: list[tuple[int, str]]
-    confidence: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Confidence of the last mask, (height, width) uint8."""
 
     def reset(self, stream: int) -> None:
         """Start a new sequence in a stream."""

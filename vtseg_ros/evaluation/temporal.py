@@ -81,7 +81,8 @@ class WarpedConsistency:
         gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
         small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         if self._previous is not None and self._previous[0].shape == gray.shape:
-            flow = self._flow.calc(gray, self._previous[0], None)  # from this frame to the previous one
+            # From this frame to the previous one; OpenCV's stub lacks the None.
+            flow = self._flow.calc(gray, self._previous[0], None)  # type: ignore[call-overload]
             xs, ys = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
             warped = cv2.remap(
                 self._previous[1],

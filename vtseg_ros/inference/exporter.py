@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import Step, build_step, with_newest
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.checkpoint import METADATA_KEY, Checkpoint
+from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.state_dicts import METADATA_KEY
+from vtseg_ros.model.vtseg import VTSeg
 
 EXPORT_FORMAT = 1
 OPSET = 18
@@ -75,7 +77,7 @@ class ExportedWindow(nn.Module):
         model: a network on the CPU, fp32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VTSeg) -> None:
         super().__init__()
         self.model = model
 
@@ -124,25 +126,30 @@ def exportable(
         full_window: the full window instead of the streaming step.
     """
     width, height = size or checkpoint.input_size
-    model = optimise(checkpoint.model, CPU, torch.float32)
+    model = optimise(cast(nn.Module, checkpoint.model), CPU, torch.float32)
+    network = cast(VTSeg, model)  # where it takes a cache
+    module: nn.Module
+    arguments: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
     if not traits_of(model).takes_cache:
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
-    elif model.best_streaming == "plain":
+    elif network.best_streaming == "plain":
         raise ConfigError(
-            f"a network with mix_ffn {model.config.mix_ffn} cannot be exported: it needs spatial"
+            f"a network with mix_ffn {network.config.mix_ffn} cannot be exported: it needs spatial"
         )
     elif full_window or window == 1:
-        module = ExportedWindow(model)
+        module = ExportedWindow(network)
         arguments, kind = (
             (torch.rand(1, window, 3, height, width), torch.ones(window, dtype=torch.bool)),
             "window",
         )
         inputs, outputs, streaming = ("video", "valid"), ("logits",), "plain"
     else:
-        streaming = model.best_streaming
+        streaming = network.best_streaming
         step = build_step(model, (height, width), streaming)
         module, kind = ExportedStream(step), "stream"
         past = torch.rand(1, window - 1, step.state_size)
@@ -152,7 +159,7 @@ def exportable(
         "format": EXPORT_FORMAT,
         "kind": kind,
         "streaming": streaming,
-        "depth": len(model.attention_layers) if traits_of(model).takes_cache else 1,
+        "depth": len(network.attention_layers) if traits_of(model).takes_cache else 1,
         "architecture": checkpoint.architecture,
         "config": {**checkpoint.config, "window": window},
         "class_names": list(checkpoint.labels.names),
@@ -183,7 +190,7 @@ def write_export(what: Exportable, path: Path, file_format: str) -> None:
                     program, str(path), extra_files={f"{METADATA_KEY}.json": json.dumps(what.metadata)}
                 )
                 return
-            program = torch.onnx.export(
+            written = torch.onnx.export(
                 what.module,
                 what.arguments,
                 dynamo=True,
@@ -192,8 +199,9 @@ def write_export(what: Exportable, path: Path, file_format: str) -> None:
                 opset_version=OPSET,
                 verbose=False,
             )
-            program.model.metadata_props[METADATA_KEY] = json.dumps(what.metadata)
-            program.save(str(path))
+            onnx_program = cast("torch.onnx.ONNXProgram", written)  # of the dynamo exporter, never None
+            onnx_program.model.metadata_props[METADATA_KEY] = json.dumps(what.metadata)
+            onnx_program.save(str(path))
         except ImportError as err:
             raise ConfigError(
                 f"onnx export needs onnx and onnxscript: pip install vtseg_ros[onnx] ({err})"
@@ -256,7 +264,9 @@ def verify(
     same = total = 0
     difference = largest = 0.0
     as_clip = what.metadata["streaming"] == "causal"
-    for expected, frame in zip(_reference(checkpoint.model, frames, window, as_clip), frames):
+    for expected, frame in zip(
+        _reference(cast(nn.Module, checkpoint.model), frames, window, as_clip), frames
+    ):
         got = run(frame)
         same += int((got.argmax(1) == expected.argmax(1)).sum())
         total += expected[:, 0].numel()
@@ -271,7 +281,7 @@ def _reference(
     if not traits_of(model).takes_cache:
         yield from (model(frame) for frame in frames)
         return
-    cache = FrameCache(band=model.window_band(window))
+    cache = FrameCache(band=cast(VTSeg, model).window_band(window))
     if as_clip:
         yield from model(torch.stack(list(frames), dim=1), cache).unbind(1)  # (1, n, C, H, W)
         return

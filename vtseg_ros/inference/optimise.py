@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from vtseg_ros.model.normalization import Cast, Normalization
 from vtseg_ros.model.state_dicts import use_channels_last
 
+if TYPE_CHECKING:
+    from vtseg_ros.model.vtseg import VTSeg
+
 log = logging.getLogger("vtseg_ros.inference")
+
+
+class _Fusible(Protocol):
+    def fused(self) -> nn.Module:
+        """Return the cheaper form in eval mode."""
 
 
 def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -33,7 +42,7 @@ def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn
         return _converted(module, device, dtype)
 
     if hasattr(network, "for_inference"):
-        result: nn.Module = network.for_inference(convert, dtype).to(device)
+        result: nn.Module = cast("VTSeg", network).for_inference(convert, dtype).to(device)
         return result
     own = convert(network)
     return own if dtype == torch.float32 else Cast(own, input=dtype, output=torch.float32)
@@ -49,8 +58,8 @@ def fuse(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, module in parent.named_children():
             if hasattr(module, "fused"):
-                setattr(parent, name, module.fused())
-    return network.fused() if hasattr(network, "fused") else network
+                setattr(parent, name, cast(_Fusible, module).fused())
+    return cast(_Fusible, network).fused() if hasattr(network, "fused") else network
 
 
 def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -74,7 +83,7 @@ class PackedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.window = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg] # the stub lacks the shape
             conv.weight.detach().to_mkldnn(), *self.window, list(shape)
         )
         self.bias = None if conv.bias is None else conv.bias.detach()
@@ -130,7 +139,7 @@ def prepack(network: nn.Module, example: Tensor) -> None:
         network: from `optimise`.
         example: an input of the shape that it will see.
     """
-    parts = network.own_parts() if hasattr(network, "own_parts") else [network]
+    parts = cast("VTSeg", network).own_parts() if hasattr(network, "own_parts") else [network]
     shapes = _input_shapes(network, parts, example)
     places = [
         (parent, name, layer)
@@ -153,9 +162,10 @@ def prepack(network: nn.Module, example: Tensor) -> None:
 def _packed(layer: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> nn.Module:
     if type(layer) is nn.Linear:
         return PackedLinear(layer.weight, layer.bias)
-    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
-        return PackedPointwise(layer)
-    return PackedConv2d(layer, shapes[layer])
+    conv = cast(nn.Conv2d, layer)
+    if conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
+        return PackedPointwise(conv)
+    return PackedConv2d(conv, shapes[conv])
 
 
 def _input_shapes(

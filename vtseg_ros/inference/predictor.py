@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -320,7 +321,7 @@ class VideoPredictor:
                 if frame.error is not None:
                     yield Result(EMPTY, EMPTY, 0, error=frame.error)
                     continue
-                yield self.step(frame.image, frame.stamp_ns, frame.frame_id, camera=camera)
+                yield self.step(cast(np.ndarray, frame.image), frame.stamp_ns, frame.frame_id, camera=camera)
         finally:
             self.reset(camera)
 
@@ -400,13 +401,13 @@ class VideoPredictor:
                     labels=self.labels,
                     image=one.frame.image,
                 )
-        return results
+        return cast("list[Result]", results)  # none is left out
 
     def _failed(self, camera: str, error: Exception) -> Result:
         self.reset(camera)  # its window has taken a frame that left nothing behind
         return Result(EMPTY, EMPTY, 0, error=error)
 
-    def _infer(self, group: list[_Pending]) -> list[_Answer | Exception]:
+    def _infer(self, group: list[_Pending]) -> Sequence[_Answer | Exception]:
         try:
             return self._answers(group)
         except Exception as err:
@@ -458,7 +459,8 @@ class VideoPredictor:
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":
             return image.shape[1], image.shape[0]
-        return self.input_size if self._output_size == "network" else self._output_size
+        own = self._output_size == "network"
+        return self.input_size if own else cast("tuple[int, int]", self._output_size)
 
 
 def _check_batch(batch: Sequence[CameraFrame]) -> None:

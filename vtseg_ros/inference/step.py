@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from vtseg_ros.model.cache import CausalCache, ExactCache, FrameCache, StreamingCache
 from vtseg_ros.model.registry import traits_of
+
+if TYPE_CHECKING:
+    from vtseg_ros.model.vtseg import VTSeg
 
 STREAMING = ("plain", "exact", "causal")
 
@@ -80,7 +84,9 @@ class ImageStep(Step):
 class PlainStep(Step):
     """The whole window is computed again for every frame: images are kept."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+    model: VTSeg
+
+    def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
         super().__init__(model, {"image": (3 * size[0], size[1])})
         self.size = size
 
@@ -102,7 +108,9 @@ class StreamStep(Step):
         streaming: `exact` or `causal`.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], streaming: str) -> None:
+    model: VTSeg
+
+    def __init__(self, model: VTSeg, size: tuple[int, int], streaming: str) -> None:
         model.check_streaming(streaming)
         probe = CausalCache() if streaming == "causal" else ExactCache()
         with torch.inference_mode():
@@ -142,7 +150,8 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
     """
     if not traits_of(model).takes_cache:
         return ImageStep(model)
-    return PlainStep(model, size) if streaming == "plain" else StreamStep(model, size, streaming)
+    video = cast("VTSeg", model)  # what takes a cache has its methods
+    return PlainStep(video, size) if streaming == "plain" else StreamStep(video, size, streaming)
 
 
 def choose_streaming(model: nn.Module, wanted: str) -> str:
@@ -157,8 +166,9 @@ def choose_streaming(model: nn.Module, wanted: str) -> str:
     """
     if not traits_of(model).takes_cache or wanted == "plain":
         return "plain"
+    video = cast("VTSeg", model)
     if wanted == "causal":
-        model.check_streaming("causal")
-    if wanted == "auto" or model.best_streaming == "plain":
-        return model.best_streaming
+        video.check_streaming("causal")
+    if wanted == "auto" or video.best_streaming == "plain":
+        return video.best_streaming
     return wanted

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock, fold_normalization
+from vtseg_ros.model.blocks import NORM_EPS, VTDecBlock, VTEncBlock, VTLayer, fold_normalization
 from vtseg_ros.model.cache import FrameCache, LayerPlace
 from vtseg_ros.model.encoder import VTSegEncoder, build_encoder_blocks, layer_options
 from vtseg_ros.model.vtseg_config import STAGES, VTSegConfig
@@ -94,11 +96,12 @@ class VTSegDecoder(nn.Module):
                 weight, state["embed.proj.bias"] = fold_normalization(
                     state["embed.proj.weight"], state["embed.proj.bias"], mean, std
                 )
-                logits = weight.new_zeros(weight.shape[0], own.embed.proj.in_channels - 3, *weight.shape[2:])
+                channels = cast(VTEncBlock, own).embed.proj.in_channels - 3
+                logits = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
                 state["embed.proj.weight"] = torch.cat([logits, weight], dim=1)
             own.load_state_dict(state)
         for block in self.dec_blocks:
-            for layer in block.layers:
+            for layer in cast("list[VTLayer]", cast(VTDecBlock, block).layers):
                 for last in (layer.attention.proj, layer.mlp.fc2):
                     last.weight.zero_()
                     last.bias.zero_()

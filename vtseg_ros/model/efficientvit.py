@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -217,6 +217,7 @@ class EfficientViTBackbone(nn.Module):
             ConvNorm(3, widths[0], 3, stride=2), *(SeparableConv(widths[0]) for _ in range(depths[0]))
         )
         self.stages = nn.ModuleList()
+        blocks: list[nn.Module]
         for stage in range(1, 5):
             before, width = widths[stage - 1], widths[stage]
             if stage < 3:
@@ -281,6 +282,9 @@ class EfficientViTSeg(Network):
         num_classes: C.
         config: widths and depths.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *, num_classes: int, config: EfficientViTConfig) -> None:
         super().__init__()
@@ -410,7 +414,7 @@ class CoarseLogits(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = cast(EfficientViTSeg, network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return `coarse_logits` of images (n, 3, H, W), RGB in [0, 1]."""

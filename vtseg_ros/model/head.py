@@ -7,6 +7,8 @@ The widths are our choice (the paper gives C_head = 256 alone); see docs/explana
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -88,14 +90,19 @@ class FusedHead(VTSegHead):
 
     def __init__(self, head: VTSegHead) -> None:
         nn.Module.__init__(self)
-        fuse = fuse_conv_bn_eval(head.fuse[0], head.fuse[1])
+        fuse = fuse_conv_bn_eval(cast(nn.Conv2d, head.fuse[0]), cast(nn.BatchNorm2d, head.fuse[1]))
         blocks = fuse.weight[:, :, 0, 0].chunk(len(head.levels), dim=1)
         self.levels = nn.ModuleList(
-            nn.Sequential(_after(level[0], block, level[1].upscale_factor), level[1])
-            for level, block in zip(head.levels, blocks)
+            nn.Sequential(
+                _after(cast(nn.Conv2d, level[0]), block, cast(nn.PixelShuffle, level[1]).upscale_factor),
+                level[1],
+            )
+            for level, block in zip(cast("list[nn.Sequential]", head.levels), blocks)
         )
+        first = cast(nn.Conv2d, cast(nn.Sequential, self.levels[0])[0])
+        bias = cast(Tensor, first.bias)
         with torch.no_grad():
-            self.levels[0][0].bias += fuse.bias  # the first level is at the fused resolution
+            bias += cast(Tensor, fuse.bias)  # the first level is at the fused resolution
         self.up1, self.up2, self.classify = head.up1, head.up2, head.classify
 
     def fuse_levels(self, maps: list[Tensor]) -> Tensor:
@@ -116,7 +123,7 @@ def _after(conv: nn.Conv2d, matrix: Tensor, factor: int) -> nn.Conv2d:
     out, middle, places = matrix.shape[0], matrix.shape[1], factor**2
     fused = nn.Conv2d(conv.in_channels, out * places, 1, device=conv.weight.device)
     weight = conv.weight.double().reshape(middle, places, conv.in_channels)
-    bias = conv.bias.double().reshape(middle, places)
+    bias = cast(Tensor, conv.bias).double().reshape(middle, places)
     fused.weight.copy_(torch.einsum("om,mpi->opi", matrix.double(), weight).reshape(fused.weight.shape))
-    fused.bias.copy_((matrix.double() @ bias).reshape(-1))
+    cast(Tensor, fused.bias).copy_((matrix.double() @ bias).reshape(-1))
     return fused

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,8 @@ class SegFormer(Network):
 
     def fused(self) -> SegFormer:
         """Move the decode head's BatchNorm into the convolution before it, in place."""
-        self.fuse, self.norm = fuse_conv_bn_eval(self.fuse, self.norm), nn.Identity()
+        norm = cast(nn.BatchNorm2d, self.norm)
+        self.fuse, self.norm = fuse_conv_bn_eval(self.fuse, norm), nn.Identity()
         return self
 
 

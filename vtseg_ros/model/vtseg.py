@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,15 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
     return VTSeg(VTSegConfig.from_dict(dict(values)), static_prior=static_prior)
 
 
+def _of_preset(name: str) -> Callable[[int], VTSeg]:
+    return lambda classes: VTSeg(VTSegConfig.preset(name, num_classes=classes))
+
+
 @register(
     "vtseg",
     title="VTSeg",
     build=_from_config,
-    sizes={
-        f"VTSeg {name}": lambda classes, name=name: VTSeg(VTSegConfig.preset(name, num_classes=classes))
-        for name in PRESETS
-    },
+    sizes={f"VTSeg {name}": _of_preset(name) for name in PRESETS},
     video=True,
     options=(
         "preset",
@@ -108,7 +109,7 @@ class VTSeg(Network):
             module.apply(_init_transformer)
         if config.static_residual:
             nn.init.zeros_(self.head.classify.weight)
-            nn.init.zeros_(self.head.classify.bias)
+            nn.init.zeros_(cast(Tensor, self.head.classify.bias))
 
     @classmethod
     def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +249,8 @@ class VTSeg(Network):
             setattr(network, name, convert(getattr(network, name)))
         reduced = dtype != torch.float32
         if reduced:
-            network.head.classify = Cast(network.head.classify.float(), input=torch.float32)
+            head = cast(nn.Module, network.head)  # the classifier becomes another module
+            head.classify = Cast(network.head.classify.float(), input=torch.float32)
         if is_own(prior):
             own = convert(prior)
             network.static_prior = Cast(own, input=dtype) if reduced else own

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Measurement:
 
 def with_attention(checkpoint: Checkpoint, attention: str) -> Checkpoint:
     """Return the same weights with the other attention mask: for measuring what it costs, not for masks."""
-    model = checkpoint.model
+    model = cast(VTSeg, checkpoint.model)
     if model.config.attention == attention:
         return checkpoint
     other = VTSeg(dataclasses.replace(model.config, attention=attention), static_prior=model.static_prior)
@@ -155,7 +155,7 @@ class _Plain:
         self.device = resolve_device(settings.device)
         self.model = model.eval().to(self.device)
         self.size = settings.size
-        self.frames: deque = deque(maxlen=settings.window)
+        self.frames: deque[torch.Tensor] = deque(maxlen=settings.window)
         self.video = torch.zeros(
             1, settings.window, 3, settings.size[1], settings.size[0], device=self.device
         )
@@ -179,7 +179,8 @@ class _HuggingFaceSegFormer:
         except ImportError as err:
             raise ConfigError(f"--baseline {SEGFORMER} needs transformers: pip install transformers") from err
         self.device, self.dtype, self.size = resolve_device(settings.device), dtype, settings.size
-        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes)).eval()
+        config = SegformerConfig(num_labels=classes)  # type: ignore[call-arg] # taken by its base class
+        model = SegformerForSemanticSegmentation(config).eval()
         self.model = model.to(self.device, dtype)
 
     @torch.inference_mode()
@@ -213,7 +214,7 @@ def measure(
         settings: modes, sizes and duration.
         images: (H, W, 3) uint8 of the settings' size, shown in turn.
     """
-    if not traits_of(checkpoint.model).takes_cache or checkpoint.model.best_streaming == "plain":
+    if not traits_of(checkpoint.model).takes_cache or cast(VTSeg, checkpoint.model).best_streaming == "plain":
         raise ConfigError("bench measures VTSeg with mix_ffn spatial")
     with tempfile.TemporaryDirectory() as folder:
         rows = [_prepare(mode, checkpoint, settings, images, Path(folder)) for mode in modes_of(settings)]
@@ -238,9 +239,10 @@ def _prepare(
     mode: Mode, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
 ) -> tuple[Measurement, Frame]:
     """A mode, warmed up, its memory and operations taken."""
-    source: Checkpoint | Path = with_attention(checkpoint, "causal" if mode.name == "causal" else "full")
+    own = with_attention(checkpoint, "causal" if mode.name == "causal" else "full")
+    source: Checkpoint | Path = own
     if mode.backend == "onnx":
-        what = exportable(source, window=settings.window, size=settings.size)
+        what = exportable(own, window=settings.window, size=settings.size)
         source = folder / f"{mode.name}.onnx"
         write_export(what, source, "onnx")
     cuda = resolve_device(settings.device).type == "cuda"
@@ -259,10 +261,10 @@ def _prepare(
 def _build(mode: Mode, source: Checkpoint | Path, settings: Settings) -> tuple[System, str, str]:
     """Return a mode's system, how it runs, and its precision."""
     if mode.name == "plain":
-        return _Plain(source.model, settings), "eager", "fp32"
+        return _Plain(cast(VTSeg, cast(Checkpoint, source).model), settings), "eager", "fp32"
     if mode.name == SEGFORMER:
         dtype = resolve_precision(mode.precision, resolve_device(settings.device))
-        system = _HuggingFaceSegFormer(len(source.labels), settings, dtype)
+        system = _HuggingFaceSegFormer(len(cast(Checkpoint, source).labels), settings, dtype)
         return system, "eager", precision_name(dtype)
     options: dict[str, Any] = {}
     if mode.backend != "onnx":  # a file has its size, streaming and precision

@@ -8,6 +8,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -54,7 +56,7 @@ def measure_parts(
     """
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    ready = optimise(model, where, dtype)
+    ready = cast(VTSeg, optimise(model, where, dtype))
     width, height = size
     weights = {
         part: sum(p.numel() * p.element_size() for p in part.parameters()) / 1e6
@@ -70,7 +72,7 @@ def measure_parts(
         return Part(name, gmacs, megabytes, p50_ms, gmacs / rate * 1e3, megabytes / bandwidth)
 
     parts = []
-    modules = {
+    modules: dict[str, nn.Module] = {
         "static network": ready.static_prior,
         "encoder": ready.encoder,
         "decoder": ready.decoder,
@@ -85,7 +87,7 @@ def measure_parts(
         past = torch.zeros(1, window - 1, step.state_size, dtype=step.state_dtype, device=where)
         with FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:
             step(image, past)
-        p50_ms = _median_ms(lambda step=step, past=past: step(image, past), where)
+        p50_ms = _median_ms(partial(step, image, past), where)
         parts.append(part(f"{streaming} step, k = {window}", ready, counter.get_total_flops() / 2e9, p50_ms))
     return parts, rate, bandwidth
 
@@ -105,7 +107,8 @@ def _of_modules(
     def after(module: nn.Module, *_: object) -> None:
         times[module].append((_now(device) - began[module]) * 1e3)
 
-    with FlopCounterMode(display=False, depth=None, custom_mapping=extra_formulas()) as counter:
+    every = cast(int, None)  # None = all levels, which its type lacks
+    with FlopCounterMode(display=False, depth=every, custom_mapping=extra_formulas()) as counter:
         model(image[:, None])
     counts = counter.get_flop_counts()
     handles = [module.register_forward_pre_hook(before) for module in modules]

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def costs(model: nn.Module, *, size: tuple[int, int], frames: int) -> list[Cost]
     inputs = [torch.zeros(shape, device="meta")]
     if architecture.needs_flow:
         inputs.append(torch.zeros(1, frames - 1, 2, height, width, device="meta"))
-    counter = FlopCounterMode(display=False, depth=None)
+    counter = FlopCounterMode(display=False, depth=cast(int, None))  # None = all levels, which its type lacks
     with torch.no_grad(), counter:
         model(*inputs)
     counts, root = counter.get_flop_counts(), type(model).__name__
@@ -72,7 +72,7 @@ def parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _macs(counts: dict, name: str) -> int:
+def _macs(counts: dict[str, dict[Any, int]], name: str) -> int:
     # A multiplication and an addition are two operations to the counter.
     result: int = sum(counts[name].values()) // 2
     return result
@@ -84,14 +84,27 @@ def extra_formulas() -> dict[Any, Callable[..., int]]:
     The CPU's fused attention and prepacked layers.
     """
 
-    def attention(query: tuple, key: tuple, value: tuple, *args: object, out_shape=None, **kwargs: object):
+    def attention(
+        query: tuple[int, ...],
+        key: tuple[int, ...],
+        value: tuple[int, ...],
+        *args: object,
+        out_shape: object = None,
+        **kwargs: object,
+    ) -> int:
         batch, heads, queries, width = query
         return 4 * batch * heads * queries * key[2] * width
 
-    def layer(x: tuple, weight: tuple, *args: object, out_shape=None, **kwargs: object):
-        return 2 * math.prod(out_shape) * math.prod(weight[1:])
+    def layer(
+        x: tuple[int, ...],
+        weight: tuple[int, ...],
+        *args: object,
+        out_shape: Sequence[int] | None = None,
+        **kwargs: object,
+    ) -> int:
+        return 2 * math.prod(cast("Sequence[int]", out_shape)) * math.prod(weight[1:])
 
-    known = [
+    known: list[tuple[Any, str, Callable[..., int]]] = [
         (torch.ops.mkldnn, "_convolution_pointwise", layer),
         (torch.ops.mkldnn, "_linear_pointwise", layer),
         (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", attention),

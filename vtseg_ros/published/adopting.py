@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -75,8 +75,8 @@ def adopt(path: Path, out: Path, options: Options, *, output: str = "") -> OnnxA
         output=_output(session, path, output, len(options.labels)),
         dtype=one.type,
         classes=len(options.labels),
-        mean=mean,
-        std=std,
+        mean=cast("tuple[float, float, float]", mean),
+        std=cast("tuple[float, float, float]", std),
     )
     _try(session, adapter, path, size)
     metadata = {
@@ -120,7 +120,7 @@ def _size(session: Any, path: Path, given: tuple[int, int] | None) -> tuple[int,
     if given is None:
         if None in fixed:
             raise ConfigError(f"--size: {path} takes images of any size; expected WxH, got none")
-        return fixed
+        return cast("tuple[int, int]", fixed)
     if any(side not in (None, wanted) for side, wanted in zip(fixed, given, strict=True)):
         text = "x".join("any" if side is None else str(side) for side in fixed)
         raise ConfigError(

@@ -8,15 +8,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import save_checkpoint
 from vtseg_ros.model.licence import Licence
-from vtseg_ros.model.registry import image_architectures
+from vtseg_ros.model.registry import Network, image_architectures
 from vtseg_ros.model.state_dicts import read_state_file
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.published.table import PUBLISHED, Published
@@ -93,7 +94,7 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
             f"for other weights of this network use --as {architecture.name} --labels {entry.data}"
         )
     extra = entry.extra_classes if entry else 0
-    model = architecture.build(num_classes=len(labels) + extra)
+    model = cast(Network, architecture.build(num_classes=len(labels) + extra))
     try:
         model.load_published(state)
     except CheckpointError as err:
@@ -136,7 +137,7 @@ def sha256_of(path: Path) -> str:
     return total.hexdigest()
 
 
-def _without_extra(model: nn.Module, classes: int) -> nn.Module:
+def _without_extra(model: Network, classes: int) -> Network:
     """Return the ERFNet without its outputs behind the class list."""
     state: dict[str, Tensor] = model.state_dict()
     weight, bias = "decoder.output_conv.weight", "decoder.output_conv.bias"

@@ -145,7 +145,6 @@ class Renderer:
         normal, offset, label, owner = (np.concatenate(column) for column in zip(*self._rows))
         self.planes = Planes(normal, offset, label.astype(np.uint8), owner)
         return self.planes
-        self._rows.clear()
 
     def render(self, camera: np.ndarray, poses: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Draw a frame.

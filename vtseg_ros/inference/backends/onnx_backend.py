@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class OnnxBackend(Backend):
         kind: `stream`, `window` or `image`.
         providers: execution providers in use.
     """
+
+    longest_window: int
 
     def __init__(
         self, path: Path, device: str = "auto", *, fp16: bool = False, threads: int | None = None
@@ -94,7 +96,7 @@ class OnnxBackend(Backend):
     @classmethod
     def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> OnnxBackend:
         """See `Backend.open`."""
-        path = Path(source)
+        path = Path(cast("str | Path", source))
         if not path.is_file():
             raise CheckpointError(f"no exported network {path}: there is no such file")
         if options.precision not in ("auto", *PRECISIONS):

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.static_prior import is_own
-from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.vtseg import VTSeg, check_size
 
 CPU = torch.device("cpu")
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -98,7 +98,7 @@ class OpenVinoBackend(Backend):
         pin_threads: bool = False,
         cache_dir: Path | None = None,
     ) -> None:
-        network = checkpoint.model
+        network = cast(nn.Module, checkpoint.model)
         video = traits_of(network).takes_cache
         super().__init__(
             checkpoint=checkpoint,
@@ -107,7 +107,7 @@ class OpenVinoBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(network.attention_layers) if video else 1,
+            depth=len(cast(VTSeg, network).attention_layers) if video else 1,
         )
         self._coarse = coarse_logits and hasattr(network, "coarse_logits")
         self._config = {
@@ -118,7 +118,7 @@ class OpenVinoBackend(Backend):
             "ENABLE_CPU_PINNING": pin_threads,
         }
         # What an external static network computes is not in the state dict.
-        own = not video or is_own(network.static_prior)
+        own = not video or is_own(cast(VTSeg, network).static_prior)
         self._cache = CompiledCache(cache_dir if own else None)
         self._about = {
             "weights": _digest_of(network),
@@ -158,7 +158,7 @@ class OpenVinoBackend(Backend):
             precision=precision_name(
                 choose_precision(options.precision, CPU, source.agreement, native_bf16=has_bf16)
             ),
-            streaming=choose_streaming(source.model, options.streaming),
+            streaming=choose_streaming(cast(nn.Module, source.model), options.streaming),
             coarse_logits=options.coarse_logits,
             threads=options.threads,
             pin_threads=options.pin_threads,
@@ -225,7 +225,7 @@ class OpenVinoBackend(Backend):
     @cached_property
     def _step(self) -> Step:
         """The step of the network, optimised, fp32; built only where it is converted."""
-        network = self.checkpoint.model
+        network = cast(nn.Module, self.checkpoint.model)
         model = optimise(CoarseLogits(network) if self._coarse else network, CPU, torch.float32)
         return build_step(model, (self.input_size[1], self.input_size[0]), self.streaming)
 

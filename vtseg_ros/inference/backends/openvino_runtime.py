@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from vtseg_ros.label_set import IGNORE
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("vtseg_ros.inference")
 
@@ -46,7 +46,7 @@ def import_openvino() -> ModuleType:
     """
     hide = TELEMETRY not in sys.modules
     if hide:
-        sys.modules[TELEMETRY] = None
+        cast("dict[str, ModuleType | None]", sys.modules)[TELEMETRY] = None
     try:
         import openvino
         import openvino.tools.ovc.convert_impl  # all that looks for the telemetry
@@ -57,7 +57,8 @@ def import_openvino() -> ModuleType:
     finally:
         if hide:
             del sys.modules[TELEMETRY]
-    return openvino
+    result: ModuleType = openvino
+    return result
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.static_prior import check_prior_size
-from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.vtseg import VTSeg, check_size
 
 log = logging.getLogger("vtseg_ros.inference")
 
@@ -61,7 +62,7 @@ class TorchBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(model.attention_layers) if video else 1,
+            depth=len(cast(VTSeg, model).attention_layers) if video else 1,
         )
         self.model = model
         self.step = build_step(model, (input_size[1], input_size[0]), streaming)
@@ -78,7 +79,7 @@ class TorchBackend(Backend):
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
         dtype = choose_precision(options.precision, device, source.agreement)
-        network = source.model
+        network = cast(nn.Module, source.model)
         known = traits_of(network)
         if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
@@ -86,7 +87,7 @@ class TorchBackend(Backend):
         check_size(height, width)
         video = traits_of(network).takes_cache
         if video:
-            check_prior_size(network.static_prior, (height, width))
+            check_prior_size(cast(VTSeg, network).static_prior, (height, width))
         if options.coarse_logits and hasattr(network, "coarse_logits"):
             network = CoarseLogits(network)
         model = optimise(network, device, dtype)
@@ -176,15 +177,15 @@ class StepRunner:
                 if answer is not None:
                     return answer
             if self._compiled is not None:
-                answer = self._run_compiled(images, _stack(past, self.step, images))
-                if answer is not None:
-                    return answer[0], list(answer[1].unbind(0))
+                result = self._run_compiled(images, _stack(past, self.step, images))
+                if result is not None:
+                    return result[0], list(result[1].unbind(0))
         logits, kept = self.step(images, _stack(past, self.step, images))
         return logits, list(kept.unbind(0))
 
     def _run_compiled(self, images: Tensor, past: Tensor) -> tuple[Tensor, Tensor] | None:
         try:
-            return self._compiled(images, past)
+            return cast(StepFunction, self._compiled)(images, past)
         except torch.OutOfMemoryError:
             raise
         except Exception as err:  # inductor raises errors of many kinds: no compiler, no headers, an operator
@@ -201,7 +202,8 @@ class StepRunner:
             # The compiler works outside the capture, and may give up.
             compiled = self._compiled is not None and self._run_compiled(images, rows) is not None
             try:
-                self._graphs[key] = _Graph(self._compiled if compiled else self.step, images, rows)
+                step = cast(StepFunction, self._compiled if compiled else self.step)
+                self._graphs[key] = _Graph(step, images, rows)
             except torch.OutOfMemoryError:
                 self._graphs.clear()
                 self._too_large.add(key)
