@@ -174,7 +174,7 @@ class TestBroken:
         assert_whole(path)
         storage_file(path).unlink()
         with pytest.raises(
-            BagError, match="is not a bag: it has neither metadata.yaml nor an mcap or sqlite3"
+            BagError, match="is not a bag: it has neither metadata.yaml nor an mcap, sqlite3 or ROS 1"
         ):
             BagReader(path)
 

@@ -193,7 +193,7 @@ def test_a_recorder_that_was_killed_and_a_cut_file(bag, tmp_path):
     place = data.index(b"index_pos=") + len(b"index_pos=")
     killed = tmp_path / "killed.bag"
     killed.write_bytes(data[:place] + bytes(8) + data[place + 8 :])
-    with pytest.raises(BagError, match=r"killed\.bag cannot be read: .*no index.*rosbag reindex"):
+    with pytest.raises(BagError, match=r"killed\.bag: cannot be read: .*no index.*rosbag reindex"):
         BagReader(killed)
     for length in (20, 5000, len(data) - 200):
         cut = tmp_path / f"cut{length}.bag"

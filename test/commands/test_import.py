@@ -392,7 +392,7 @@ class TestImages:
             )
             == 2
         )
-        assert "24x16 px, its image 0.jpg 16x24, turned as its EXIF orientation says" in one_line(capsys)
+        assert "24x16 px, its image 0.jpg 16x24, rotated by its EXIF orientation" in one_line(capsys)
 
     def test_turned_and_resized(self, tmp_path):
         (tmp_path / "in").mkdir()
@@ -436,7 +436,7 @@ class TestImages:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--rate", "0"], "rate must be above 0 Hz"),
+            (["--rate", "0"], "rate: out of range; expected above 0 Hz"),
             (["--masks", "masks"], "--masks need their class list"),
             (
                 ["--masks", "masks", "--labels", "camvid"],

@@ -66,7 +66,7 @@ def test_merged_scores_equal_the_single_run(labelled, tiny_checkpoint, tmp_path,
     assert (tmp_path / "out" / "drive_1" / "result.json").stat().st_mtime_ns == written
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == merged
     assert run("evaluate", *job, "--every", "2") == 2
-    assert "neither --every" in capsys.readouterr().err
+    assert "none of --every" in capsys.readouterr().err
 
 
 def test_scores_without_the_unreadable_bag(labelled, tiny_checkpoint, tmp_path):

@@ -65,7 +65,7 @@ class TestIndexed:
         reader = MaskReader(Palette(LABELS))
         reader.ids("colours.png", png_file(IDS, INDEXED, 2, palette=list(LABELS.colors)))
         with pytest.raises(
-            ImageError, match="colours.png colours of the class list: the masks of a set mean the same"
+            ImageError, match="colours.png colours of the class list; expected one kind of mask"
         ):
             reader.ids("ids.png", png_file(IDS, INDEXED, 2, palette=VOC))
 

@@ -177,7 +177,7 @@ def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplo
     model = build(preset="tiny", warm_start=str(tmp_path / "tiny.safetensors"))
     assert torch.equal(model.encoder_mean, tiny.encoder_mean)
     assert torch.equal(model.head.classify.weight[new], tiny.head.classify.weight[old])
-    with pytest.raises(ConfigError, match="with a class_mapping they are not taken over by name"):
+    with pytest.raises(ConfigError, match="which are not matched by name with a class_mapping"):
         build(preset="tiny", warm_start=str(tmp_path / "mapped.safetensors"))
 
 

@@ -53,7 +53,7 @@ def test_files_of_windows(tmp_path, codec):
         ({"data": {"train": ["a"]}}, "data.size is missing"),
         (
             {"data": {**GOOD["data"], "random_strides": [1, 0]}},
-            "data.random_strides must be at least 1. Got: 0",
+            "data.random_strides must be at least 1, got 0",
         ),
         (
             {"data": {**GOOD["data"], "random_strides": [1, 2]}, "model": {"architecture": "erfnet"}},

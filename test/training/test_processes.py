@@ -220,7 +220,7 @@ def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
 
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume", preexec_fn=limit))
     assert code == 2 and "Traceback" not in output, output
-    assert "vtseg train: cannot save to" in output and "--resume goes on from it" in output, output
+    assert "vtseg train: cannot save to" in output and "continue from it with --resume" in output, output
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))

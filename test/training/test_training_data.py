@@ -57,7 +57,7 @@ def test_a_bag_without_a_label_map(camvid):
     """CamVid's bags have none: the configuration must name the classes."""
     bag = camvid / "camvid_val"
     assert build_labels(data_of(bag, labels="camvid")) == CAMVID
-    with pytest.raises(ConfigError, match="has no label map: give data.labels or data.class_names"):
+    with pytest.raises(ConfigError, match="has no label map. Give data.labels or data.class_names"):
         build_labels(data_of(bag))
 
 

@@ -102,7 +102,7 @@ def test_several_videos_are_sequences(clip, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--crop", "65:10:0:0"], "reaches out of the image"),
+        (["--crop", "65:10:0:0"], "extends beyond the image"),
         (["--start", "5"], "no frame to import"),
         (["--start", "2", "--end", "1"], "0 <= start < end"),
         (["--every", "0"], "--every"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing import active_children
 
 import cv2
 import numpy as np
@@ -185,18 +186,23 @@ def load_batches(loader: DataLoader[Sample]) -> Iterator[list[torch.Tensor]]:
     Raises:
         VTSegError: What a sample raised, with its own message also when a worker process raised it.
     """
+    others = set(active_children())
+    batches = iter(loader)
+    workers = set(active_children()) - others
     try:
-        yield from loader
-        return
+        yield from batches
     except VTSegError as err:
         # From a worker, torch raises the same class with the worker's traceback as its message.
         kind = type(err)
         _, found, message = str(err).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
         if not found:
             raise
-    # Out of the handler: as the new error's context, the old one would keep the loader's workers, which ignore the signal
-    # that Python sends them at its end before it waits for them.
-    raise kind(message.rstrip("\n"))
+        raise kind(message.rstrip("\n")) from None
+    finally:
+        if workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # or the loss of a worker raises an error
+        for worker in workers:  # they ignore the signal with which torch and Python end those that are left
+            worker.kill()
 
 
 def _set_up_worker(_: int) -> None:
