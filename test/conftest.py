@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tiers"]
 # Before torch starts its threads: tests run beside the processes they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before any library imports Ray, which then listens on all interfaces.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 

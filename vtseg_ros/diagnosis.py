@@ -67,6 +67,9 @@ EXTRAS = {
     "openvino": ("openvino", "backend openvino"),
     "docs": ("sphinx", "scripts/build_docs.sh"),
     "view": ("rerun", "vtseg view"),
+    "fleet": ("ray", "jobs on a Ray cluster (--ray)"),
+    "notebook": ("nbclient", "examples/bag_to_masks.ipynb"),
+    "test": ("pytest", "the tests"),
 }
 """Optional features: a module of each extra of pyproject.toml, and what needs it."""
 SHM_LEAST_MB = 128

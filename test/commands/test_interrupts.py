@@ -34,7 +34,11 @@ def interrupt(monkeypatch):
 
         monkeypatch.setattr(owner, name, wrapped)
 
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # test runners with several processes ignore it
     yield arrange
+    signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
 
 

@@ -96,7 +96,10 @@ class TestExtract:
             (["--every", "0"], "--every must be at least 1"),
             (["--count", "-1"], "--count must be at least 1"),
             (["--image-topic", "/nope"], "no topic /nope"),
-            (["--image-topic", "/camera/label_map"], "is not an image topic; expected sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage, got vtseg_ros/msg/LabelMap"),
+            (
+                ["--image-topic", "/camera/label_map"],
+                "is not an image topic; expected sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage, got vtseg_ros/msg/LabelMap",
+            ),
         ],
     )
     def test_mistakes(self, bag, tmp_path, capsys, options, words):

@@ -81,5 +81,5 @@ def test_windows_are_corrupted_after_all_else_and_labels_are_not():
 @pytest.mark.parametrize("name", ["corruption", "corruption_newest"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_a_share_that_is_none_is_refused(name, value):
-    with pytest.raises(ConfigError, match=f"augmentation.{name} : out of range; expected 0..1"):
+    with pytest.raises(ConfigError, match=f"augmentation.{name}: out of range; expected 0..1"):
         AugmentationConfig(**{"corruption": 1.0, name: value})
