@@ -160,7 +160,7 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path
     stage, step = divmod(
         int(np.random.default_rng().integers(3, 7)), 4
     )  # after the first save, before the end
-    log, line = folder / "train.log", f"stage {('prior', 'video')[stage]}, step {step + 1}/4"
+    log, line = folder / "train.log", f"stage {('static', 'video')[stage]}, step {step + 1}/4"
     process = start(sys.executable, *CLI, path, "--out", folder)
     wait_until(
         lambda: process.poll() is not None or (log.is_file() and line in log.read_text()),

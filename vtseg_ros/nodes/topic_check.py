@@ -17,6 +17,8 @@ from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, Reliabilit
 from vtseg_ros.nodes.inputs import IMAGE_TYPES, INPUT_QOS
 
 DISCOVERY_S = 3.0
+LATE_S = 10.0
+"""Further wait for a topic without publisher: busy machines take longer to know each other."""
 
 
 def check_topic(node: Node, topic: str, *, discovery_s: float = DISCOVERY_S) -> dict[str, Any]:
@@ -32,6 +34,9 @@ def check_topic(node: Node, topic: str, *, discovery_s: float = DISCOVERY_S) -> 
     """
     topic = node.resolve_topic_name(topic)
     time.sleep(discovery_s)  # there is no event for a discovery that is complete
+    until = time.monotonic() + LATE_S
+    while not node.get_publishers_info_by_topic(topic) and time.monotonic() < until:
+        time.sleep(0.1)
     publishers = node.get_publishers_info_by_topic(topic)
     subscribers = node.get_subscriptions_info_by_topic(topic)
     findings: list[dict[str, Any]] = []
