@@ -70,8 +70,25 @@ def test_select_writes_the_chosen_frames_and_repeats_itself(tiny_checkpoint, tmp
     images = {name: _bag(tmp_path / name, rng) for name in ("one", "two")}
     bags = [str(tmp_path / name) for name in images]
     for out in ("a", "b"):
-        assert main(["select", *bags, "--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--count", "4",
-                     "--spacing", "1", "--out", str(tmp_path / out)]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "select",
+                    *bags,
+                    "--checkpoint",
+                    str(tiny_checkpoint),
+                    "--device",
+                    "cpu",
+                    "--count",
+                    "4",
+                    "--spacing",
+                    "1",
+                    "--out",
+                    str(tmp_path / out),
+                ]
+            )
+            == 0
+        )
     text = (tmp_path / "a" / "scores.json").read_text()
     assert text == (tmp_path / "b" / "scores.json").read_text()
     found = json.loads(text)
