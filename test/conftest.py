@@ -197,6 +197,30 @@ def start_node(
 
 
 @pytest.fixture(scope="module")
+def start_segmenter(start_node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
+    """start_segmenter("/namespace", checkpoint, "-p", "max_gap:=5.0", ...): active, with a window of 4, no image lost."""
+
+    def start(namespace: str, checkpoint: Path, *arguments: str, **options: object) -> NodeProcess:
+        node = start_node(
+            "segmenter",
+            "-r",
+            f"__ns:={namespace}",
+            "-p",
+            f"checkpoint:={checkpoint}",
+            "-p",
+            "autostart:=true",
+            "-p",
+            "input_qos:=reliable",
+            *arguments,
+            **options,
+        )
+        node.wait_for("window 4")
+        return node
+
+    return start
+
+
+@pytest.fixture(scope="module")
 def harness(ros_environment: dict[str, str]):
     """A node of the test's own on the run's domain (see `nodes.harness`)."""
     from nodes.harness import Harness

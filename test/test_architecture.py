@@ -266,3 +266,11 @@ def test_the_public_class_is_found_where_it_is_documented() -> None:
         "print(vtseg_ros.VideoPredictor is VideoPredictor)"
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_every_public_name_of_bags_is_found() -> None:
+    from vtseg_ros import bags
+
+    assert sorted(bags.__all__) == sorted(name for names in bags.PLACES.values() for name in names)
+    for name in bags.__all__:
+        assert getattr(bags, name).__module__.startswith("vtseg_ros.bags."), name

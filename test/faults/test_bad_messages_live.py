@@ -24,23 +24,15 @@ MALFORMED, DAMAGED, CUT = 300, 150, 60
 
 
 @pytest.fixture(scope="module")
-def start(harness, start_node, tiny_checkpoint):
+def start(harness, start_segmenter, tiny_checkpoint):
     def started(namespace: str, *arguments: str, compressed: bool = False) -> Camera:
-        node = start_node(
-            "segmenter",
-            "-r",
-            f"__ns:={namespace}",
-            "-p",
-            f"checkpoint:={tiny_checkpoint}",
-            "-p",
-            "autostart:=true",
-            "-p",
-            "input_qos:=reliable",
+        node = start_segmenter(
+            namespace,
+            tiny_checkpoint,
             "-p",
             f"image_transport:={'compressed' if compressed else 'raw'}",
             *arguments,
         )
-        node.wait_for("window 4")
         return Camera(harness, node, namespace, compressed=compressed)
 
     return started

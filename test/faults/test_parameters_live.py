@@ -52,19 +52,8 @@ VALUES = [
 
 
 @pytest.fixture(scope="module")
-def camera(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/set",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-    )
-    node.wait_for("window 4")
+def camera(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/set", tiny_checkpoint)
     return Camera(harness, node, "/set")
 
 

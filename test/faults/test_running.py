@@ -38,25 +38,17 @@ rclpy.spin(node)
 
 
 @pytest.fixture(scope="module")
-def camera(harness, start_node, tiny_checkpoint) -> Iterator[Camera]:
+def camera(harness, start_segmenter, tiny_checkpoint) -> Iterator[Camera]:
     path = os.pathsep.join([str(ROOT / "test"), os.environ.get("PYTHONPATH", "")])
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/run",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
+    node = start_segmenter(
+        "/run",
+        tiny_checkpoint,
         "-p",
         "use_sim_time:=true",
         "-p",
         "static_prior:=faults.priors:fragile",
         environment={"PYTHONPATH": path},
     )
-    node.wait_for("window 4")
     made = Camera(harness, node, "/run")
     yield made
     made.idle()

@@ -25,23 +25,8 @@ SECONDS = 3.0
 CAMERAS = {"front": ((48, 80), 30.0), "rear": ((64, 64), 5.0)}
 
 
-def test_each_camera_gets_its_own_masks_and_its_share(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/both",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        "cameras:=['front','rear']",
-        "-p",
-        "max_gap:=10.0",
-    )
-    node.wait_for("window 4")
+def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/both", tiny_checkpoint, "-p", "cameras:=['front','rear']", "-p", "max_gap:=10.0")
     settings = {name: Setting(harness, node, tiny_checkpoint, f"/both/{name}") for name in CAMERAS}
     for setting in settings.values():
         setting.matched(setting.images)

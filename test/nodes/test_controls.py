@@ -23,23 +23,8 @@ from vtseg_ros.label_set import STREET, LabelSet
 
 
 @pytest.fixture(scope="module")
-def setting(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/asked",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        "max_gap:=5.0",
-        "-p",
-        "resize_mode:=crop",
-    )
-    node.wait_for("window 4")
+def setting(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/asked", tiny_checkpoint, "-p", "max_gap:=5.0", "-p", "resize_mode:=crop")
     made = Setting(harness, node, tiny_checkpoint, "/asked")
     made.matched(made.images)
     return made

@@ -19,29 +19,11 @@ from nodes.setting import Setting, pixels
 from vtseg_ros.msg import LabelEntry, LabelMap, SegmentationStatus
 
 
-def started(start_node, checkpoint, namespace: str, ego_mask):
-    node = start_node(
-        "segmenter",
-        "-r",
-        f"__ns:={namespace}",
-        "-p",
-        f"checkpoint:={checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        f"ego_mask:={ego_mask}",
-    )
-    node.wait_for("window 4")
-    return node
-
-
-def test_a_black_robot_on_a_clear_layer(harness, start_node, tiny_checkpoint, tmp_path):
+def test_a_black_robot_on_a_clear_layer(harness, start_segmenter, tiny_checkpoint, tmp_path):
     rgba = np.zeros((48, 80, 4), np.uint8)
     rgba[36:, :, 3] = 255
     (tmp_path / "hood.png").write_bytes(png_file(rgba, RGBA))
-    node = started(start_node, tiny_checkpoint, "/hood", tmp_path / "hood.png")
+    node = start_segmenter("/hood", tiny_checkpoint, "-p", f"ego_mask:={tmp_path / 'hood.png'}")
     setting = Setting(harness, node, tiny_checkpoint, "/hood")
     setting.matched(setting.images)
     status = setting.answer(setting.images, image_message(picture(1), "rgb8", setting.next_stamp()))
@@ -52,9 +34,9 @@ def test_a_black_robot_on_a_clear_layer(harness, start_node, tiny_checkpoint, tm
     assert "covers" not in node.output()
 
 
-def test_an_ego_mask_that_covers_nothing_is_told(start_node, tiny_checkpoint, tmp_path):
+def test_an_ego_mask_that_covers_nothing_is_told(start_segmenter, tiny_checkpoint, tmp_path):
     (tmp_path / "clear.png").write_bytes(png_file(np.zeros((48, 80, 4), np.uint8), RGBA))
-    node = started(start_node, tiny_checkpoint, "/clear", tmp_path / "clear.png")
+    node = start_segmenter("/clear", tiny_checkpoint, "-p", f"ego_mask:={tmp_path / 'clear.png'}")
     assert "clear.png covers nothing" in node.output()
 
 

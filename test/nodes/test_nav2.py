@@ -121,23 +121,10 @@ def cloud(width: int, height: int, stamp_ns: int) -> PointCloud2:
     return stamped(made, stamp_ns)
 
 
-def test_the_layer_marks_what_the_predictor_says(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/nav2",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        "output_size:=40x24",
-        "-p",
-        f"min_confidence:={MIN_CONFIDENCE}",
+def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter(
+        "/nav2", tiny_checkpoint, "-p", "output_size:=40x24", "-p", f"min_confidence:={MIN_CONFIDENCE}"
     )
-    node.wait_for("window 4")
     setting = Setting(harness, node, tiny_checkpoint, "/nav2")
     setting.matched(setting.images)
     setting.answer(setting.images, image_message(picture(30), "rgb8", setting.next_stamp()))

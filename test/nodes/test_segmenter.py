@@ -33,21 +33,8 @@ LOSSLESS = {"rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra1
 
 
 @pytest.fixture(scope="module")
-def setting(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/raw",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        "max_gap:=5.0",
-    )
-    node.wait_for("window 4")
+def setting(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/raw", tiny_checkpoint, "-p", "max_gap:=5.0")
     made = Setting(harness, node, tiny_checkpoint, "/raw")
     made.matched(made.images)
     return made
@@ -390,21 +377,8 @@ def test_diagnostics(setting):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
-def test_compressed_input(harness, start_node, tiny_checkpoint, kind):
-    node = start_node(
-        "segmenter",
-        "-r",
-        f"__ns:=/{kind}",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "-p",
-        "image_transport:=compressed",
-    )
-    node.wait_for("window 4")
+def test_compressed_input(harness, start_segmenter, tiny_checkpoint, kind):
+    node = start_segmenter(f"/{kind}", tiny_checkpoint, "-p", "image_transport:=compressed")
     setting = Setting(harness, node, tiny_checkpoint, f"/{kind}")
     publisher = harness.publisher(CompressedImage, f"/{kind}/image/compressed")
     setting.matched(publisher)

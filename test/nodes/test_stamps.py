@@ -23,21 +23,8 @@ PROCESSED, DROPPED = SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED
 
 
 @pytest.fixture(scope="module")
-def setting(harness, start_node, tiny_checkpoint):
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/stamps",
-        "-p",
-        f"checkpoint:={tiny_checkpoint}",
-        "-p",
-        "autostart:=true",
-        "-p",
-        "input_qos:=reliable",
-        "--log-level",
-        "stamps.segmenter:=debug",
-    )
-    node.wait_for("window 4")
+def setting(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/stamps", tiny_checkpoint, "--log-level", "stamps.segmenter:=debug")
     made = Setting(harness, node, tiny_checkpoint, "/stamps")
     made.matched(made.images)
     return made
