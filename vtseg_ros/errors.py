@@ -29,3 +29,9 @@ class DeviceError(VTSegError):
 
 class DownloadError(VTSegError):
     """Weights that cannot be fetched: not there, not reachable, or truncated."""
+
+
+def first_line(err: BaseException) -> str:
+    """Return the first line of an exception's text, or the name of its class if it has none."""
+    lines = str(err).strip().splitlines()
+    return lines[0] if lines else type(err).__name__

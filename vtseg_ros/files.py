@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written whole or not at all, and the folder of files that can be made again."""
+"""Files: written whole or not at all, digests, locks, and the folder of what can be made again."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +46,54 @@ def _remove_orphans(path: Path) -> None:
         with contextlib.suppress(OSError), orphan.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return a file itself, or all files below a folder, sorted by path."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    total = hashlib.sha256()
+    add_content(total, path)
+    return total.hexdigest()
+
+
+def add_content(total: hashlib._Hash, path: Path) -> None:
+    """Add the content of a file to a digest."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Hold a lock file, and yield whether another process had it. A folder that cannot be written is no hindrance.
+
+    Args:
+        path: of the lock file.
+        on_wait: called before the wait for another process.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb") if fcntl is not None else None
+    except OSError:
+        file = None
+    if file is None or fcntl is None:
+        yield False
+        return
+    with file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            waited = True
+        except OSError:  # a file system without locks
+            pass
+        yield waited
 
 
 def cache_folder(kind: str) -> Path:

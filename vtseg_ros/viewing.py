@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.label_set import IGNORE, LabelSet
 
 if TYPE_CHECKING:
@@ -201,5 +201,5 @@ def _unreadable(path: Path) -> str:
     try:
         RrdReader(path).store()  # reads the index at the end
     except Exception as err:  # of several kinds, by where the file ends
-        return str(err).splitlines()[0]
+        return first_line(err)
     return ""

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from vtseg_ros.bags.image_messages import ImageDecoder, decode_any, decode_float, decode_label
     from vtseg_ros.bags.topics import find_image_topic, find_label_topic, image_topics, read_label_set
 
+PLACES = {
+    "bag": ("BagReader", "BagWriter", "OpenBags", "TopicInfo"),
+    "image_messages": ("ImageDecoder", "decode_any", "decode_float", "decode_label"),
+    "topics": ("find_image_topic", "find_label_topic", "image_topics", "read_label_set"),
+}
+"""Public names by their module."""
 __all__ = [
     "BagReader",
     "BagWriter",
@@ -30,9 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first access: nodes decode images without the storage libraries."""
-    if name in __all__:
-        for module in ("image_messages", "topics", "bag"):
-            found = getattr(import_module(f"{__name__}.{module}"), name, None)
-            if found is not None:
-                return found
+    for module, names in PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

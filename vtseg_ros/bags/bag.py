@@ -38,12 +38,11 @@ from vtseg_ros.bags.storage import (
     Messages,
     Storage,
     is_too_long,
-    line_of,
     merge_in_time,
     open_storage,
 )
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
-from vtseg_ros.errors import BagError
+from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.label_set import LabelSet
 
 JPEG_QUALITY = 95
@@ -307,7 +306,7 @@ class BagReader:
         except GeneratorExit:
             raise
         except Exception as err:  # wrong lengths lead to struct, memory, value and sqlite errors
-            raise BagError(f"bag {self.path} is damaged: {line_of(err)}") from err
+            raise BagError(f"bag {self.path} is damaged: {first_line(err)}") from err
         if start_ns is None and stop_ns is None:
             for topic in self.topics if topics is None else topics:
                 self._compare(topic, read[topic])
@@ -353,7 +352,7 @@ class BagReader:
             try:
                 message = typestore().deserialize_cdr(data, msgtype)
             except Exception as err:  # wrong lengths lead to struct, index, memory and value errors
-                reason = f"not a valid {msgtype}: {line_of(err)}"
+                reason = f"not a valid {msgtype}: {first_line(err)}"
                 if on_corrupt is None:
                     raise BagError(f"bag {self.path}, topic {topic}, time {time_ns} ns: {reason}") from err
                 on_corrupt(topic, time_ns, reason)
@@ -513,7 +512,7 @@ class BagWriter:
         try:
             yield
         except Exception as err:  # sqlite's come in the class of whichever binding rosbags uses
-            raise BagError(f"bag {self.path} cannot be written: {line_of(err)}") from err
+            raise BagError(f"bag {self.path} cannot be written: {first_line(err)}") from err
 
     def write_raw(
         self,

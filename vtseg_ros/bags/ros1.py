@@ -20,8 +20,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from vtseg_ros.bags.messages import definitions_dir, typestore
-from vtseg_ros.bags.storage import Connection, Messages, line_of
-from vtseg_ros.errors import BagError
+from vtseg_ros.bags.storage import Connection, Messages
+from vtseg_ros.errors import BagError, first_line
 
 NOT_INDEXED = "not indexed"
 
@@ -52,7 +52,7 @@ class Ros1Storage:
                 raise BagError(
                     "it has no index: its recorder was killed. Run `rosbag reindex` on it, which ROS 1 has"
                 ) from err
-            raise BagError(f"it is not a ROS 1 bag that can be read: {line_of(err)}") from err
+            raise BagError(f"it is not a ROS 1 bag that can be read: {first_line(err)}") from err
 
     def _open(self) -> None:
         self.connections: dict[int, Connection] = {}

@@ -33,7 +33,7 @@ from mcap.records import Channel, Schema, Statistics
 from rosbags.interfaces import Qos
 from rosbags.rosbag2.metadata import parse_qos
 
-from vtseg_ros.errors import BagError
+from vtseg_ros.errors import BagError, first_line
 
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 SQLITE_MAGIC = b"SQLite format 3\0"
@@ -192,7 +192,7 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
             if not unpack.eof:
                 damage = "its compressed data is cut"
         except (zstandard.ZstdError, RuntimeError, EOFError) as err:
-            damage = f"its compressed data is damaged: {line_of(err)}"
+            damage = f"its compressed data is damaged: {first_line(err)}"
     if whole.stat().st_size == 0:
         raise BagError(damage or "it is empty")
     try:
@@ -205,12 +205,6 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
     if damage:
         storage.notes.insert(0, damage)
     return storage
-
-
-def line_of(err: Exception) -> str:
-    """Return the first line of the text of an exception, or its class."""
-    text = str(err).strip().splitlines()
-    return text[0] if text else type(err).__name__
 
 
 @dataclass
@@ -241,7 +235,7 @@ class McapStorage:
             raise
         except Exception as err:  # wrong lengths lead to struct, unicode, memory and value errors
             self.close()
-            raise BagError(f"it is damaged: {line_of(err)}") from err
+            raise BagError(f"it is damaged: {first_line(err)}") from err
 
     def _open(self) -> None:
         end = self._walk()
@@ -527,7 +521,7 @@ class SqliteStorage:
             self._open()
         except (sqlite3.Error, TypeError, ValueError, OverflowError) as err:
             self.close()
-            raise BagError(f"its database cannot be read: {line_of(err)}") from err
+            raise BagError(f"its database cannot be read: {first_line(err)}") from err
         except BagError:
             self.close()
             raise
@@ -587,7 +581,7 @@ class SqliteStorage:
             )
             return np.array([row[0] for row in rows], np.int64)
         except (sqlite3.Error, TypeError, ValueError, OverflowError) as err:
-            raise BagError(f"its database is damaged: {line_of(err)}") from err
+            raise BagError(f"its database is damaged: {first_line(err)}") from err
 
     def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
         """See `Storage.messages`."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 from rosbags.interfaces import Qos
 
-from vtseg_ros.bags.storage import line_of, normal_type, offered_qos
-from vtseg_ros.errors import BagError
+from vtseg_ros.bags.storage import normal_type, offered_qos
+from vtseg_ros.errors import BagError, first_line
 
 METADATA = "metadata.yaml"
 KINDS = {".mcap": "mcap", ".db3": "sqlite3", ".bag": "rosbag1"}
@@ -150,5 +150,5 @@ def _read_metadata(path: Path) -> tuple[list[str], dict[str, TopicHint], list[st
             )
         return [str(name) for name in content.get("relative_file_paths") or []], topics, []
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-        problem = line_of(err) if isinstance(err, yaml.YAMLError) else "it is not the metadata of a bag"
+        problem = first_line(err) if isinstance(err, yaml.YAMLError) else "it is not the metadata of a bag"
         return [], {}, [f"{METADATA} cannot be read ({problem}): the storage files are read without it"]

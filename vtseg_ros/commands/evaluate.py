@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -333,10 +332,8 @@ class EvaluateJob:
         class_map = self.args.class_map.read_text() if self.args.class_map else None
         return {**{name: getattr(self.args, name) for name in SETTINGS}, "class_map": class_map}
 
-    def load(self, threads: int) -> list[System]:
+    def load(self) -> list[System]:
         """See `Job.load`."""
-        if threads:
-            torch.set_num_threads(threads)
         _selection(self.args)  # refuses what does not fit together
         return []
 

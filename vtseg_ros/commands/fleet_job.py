@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vtseg_ros.commands.progress import progress_bars
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.fleet import Job, Outcome, RayOptions, Task, Watch, run_here, run_in_parts, run_on_ray
@@ -68,8 +68,7 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
     if is_on_cluster(args):
         options = RayOptions(address=args.ray, cpus=args.cpus, gpus=args.gpus, workers=args.workers)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task("frames", total=sum(task.frames for task in tasks) or None)
 
         def show_failure(outcome: Outcome) -> None:

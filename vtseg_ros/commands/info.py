@@ -80,8 +80,7 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         loaded, export = backend.checkpoint, backend.description
     else:
         loaded = load_checkpoint(path, static_prior=static_prior)
-        assert loaded.model is not None  # only exported files have none
-        parts = dict(loaded.model.named_children())
+        parts = dict(loaded.network.named_children())
     parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
     return {
         "checkpoint": str(path),

@@ -14,6 +14,12 @@ Tracker = Callable[[int | None, str], AbstractContextManager[Callable[[], None]]
 """`track`, or what takes its place."""
 
 
+def progress_bars(console: Console, *, disable: bool = False) -> Progress:
+    """Return a display of bars with description, count and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=disable)
+
+
 @contextmanager
 def track(total: int | None, what: str) -> Iterator[Callable[[], None]]:
     """Show a progress bar on standard error.
@@ -25,8 +31,7 @@ def track(total: int | None, what: str) -> Iterator[Callable[[], None]]:
     Yields:
         Function to call after each unit of work.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bars(Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 

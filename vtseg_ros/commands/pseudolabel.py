@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtseg_ros.bags.bag import BagReader, check_new_bag
 from vtseg_ros.bags.storage_files import is_bag
@@ -30,6 +29,7 @@ from vtseg_ros.commands.fleet_job import (
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
+from vtseg_ros.files import files_below, sha256_of
 from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.importers.video_files import import_videos
 from vtseg_ros.label_set import LabelSet
@@ -38,7 +38,6 @@ from vtseg_ros.labelling.pseudolabels import (
     Acceptance,
     Labelled,
     WorkFolder,
-    file_digest,
     groups_of,
     open_ego_mask,
     pseudolabel,
@@ -212,7 +211,7 @@ def _label_input(args: argparse.Namespace, prepared: Prepared, tracker: Tracker)
         bag.require(topic)
         if topic not in image_topics(bag):
             raise ConfigError(
-                f"--image-topic: {topic} is of type {bag.topics[topic].msgtype}; expected images"
+                f"--image-topic: {topic} has the wrong type; expected images, got {bag.topics[topic].msgtype}"
             )
         stop = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(tracker(bag.topics[topic].count, "labelling"))
@@ -255,10 +254,8 @@ class PseudolabelJob:
         class_map = self.args.class_map.read_text() if self.args.class_map else None
         return {**_options(self.args), "class_map": class_map, "storage": self.args.storage}
 
-    def load(self, threads: int) -> Prepared:
+    def load(self) -> Prepared:
         """See `Job.load`."""
-        if threads:
-            torch.set_num_threads(threads)
         return _prepare(self.args)
 
     def process(
@@ -305,14 +302,10 @@ def _settings(
     args: argparse.Namespace, labels: LabelSet, groups: Any, averaging: Averaging
 ) -> dict[str, Any]:
     """Everything that decides what the labels are of one input, as plain values."""
-    files = (
-        [args.input]
-        if args.input.is_file()
-        else sorted(one for one in args.input.rglob("*") if one.is_file())
-    )
+    files = files_below(args.input)
     return {
         "input": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-        "checkpoint": file_digest(resolve_checkpoint(args.checkpoint)),
+        "checkpoint": sha256_of(resolve_checkpoint(args.checkpoint)),
         "classes": list(labels.names),
         "groups": groups.astype(int).tolist(),
         **_options(args),
@@ -329,7 +322,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "neighbours": args.neighbours,
         "min_confidence": args.min_confidence,
         "class_confidence": sorted(args.class_confidence),
-        "ego_mask": file_digest(args.ego_mask) if args.ego_mask else "",
+        "ego_mask": sha256_of(args.ego_mask) if args.ego_mask else "",
         "image_topic": args.image_topic,
         "every": args.every,
         "max_gap": args.max_gap,

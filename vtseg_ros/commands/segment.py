@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
@@ -501,10 +500,8 @@ class SegmentJob:
         """See `Job.settings`."""
         return {name: getattr(self.args, name) for name in SETTINGS}
 
-    def load(self, threads: int) -> VideoPredictor:
+    def load(self) -> VideoPredictor:
         """See `Job.load`."""
-        if threads:
-            torch.set_num_threads(threads)
         return _open_predictor(self.args)
 
     def process(

@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands import interrupts
@@ -131,10 +130,8 @@ class SelectJob:
         """See `Job.settings`."""
         return {name: getattr(self.args, name) for name in ("every", "image_topic", "device")}
 
-    def load(self, threads: int) -> FrameScorer:
+    def load(self) -> FrameScorer:
         """See `Job.load`."""
-        if threads:
-            torch.set_num_threads(threads)
         return FrameScorer(load_checkpoint(self.args.checkpoint, device=resolve_device(self.args.device)))
 
     def process(

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vtseg_ros.commands.progress import progress_bars
 from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.processes import is_main_process
 from vtseg_ros.training.record import Progress as Step
@@ -126,8 +126,7 @@ def _log_file(folder: Path) -> Iterator[None]:
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[Step], None]]:
     """Yield a function that displays an update, with loss, validation mIoU and remaining time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not is_main_process()) as bar:
+    with progress_bars(Console(stderr=True), disable=not is_main_process()) as bar:
         task = bar.add_task("starting", total=None)
 
         def show(step: Step) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.evaluation.systems import System
 from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
 from vtseg_ros.text import read_yaml
@@ -77,7 +77,7 @@ def load_class_map(path: str | Path) -> ClassMap:
     try:
         values = read_yaml(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:
-        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        reason = first_line(err)
         raise ConfigError(
             f"{path}: cannot be read; expected a YAML file of target class to source classes, got: {reason}. "
             "Correct the file or its path"

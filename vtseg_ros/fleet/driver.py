@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
 from vtseg_ros.fleet.results import complete_task, identity_of
@@ -31,7 +33,7 @@ class Worker:
         job: the job.
         identity: of the job where it was started, see `identity_of`.
         mark: see `complete_task`.
-        threads: for the job; 0 = as they are.
+        threads: of PyTorch; 0 = as they are.
     """
 
     def __init__(self, job: Job, identity: dict[str, str], mark: str, threads: int = 0) -> None:
@@ -59,7 +61,9 @@ class Worker:
                         f"checkpoint {', '.join(self._job.checkpoints)}: expected it and the files of other options to be "
                         "the same on all hosts, got others on this worker. Copy them again"
                     )
-                self._loaded = self._job.load(self._threads)
+                if self._threads:
+                    torch.set_num_threads(self._threads)
+                self._loaded = self._job.load()
             except Exception as err:
                 raise LoadError(_line(err)) from err
         return self._loaded
@@ -156,7 +160,7 @@ class _Joining:
         self._job, self._results = job, results
         self.checkpoints, self.settings = job.checkpoints, job.settings
 
-    def load(self, threads: int) -> bool:
+    def load(self) -> bool:
         return True
 
     def process(self, loaded: bool, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class Job(Protocol):
     def settings(self) -> dict[str, Any]:
         """Return plain JSON values that decide the result, the checkpoints aside."""
 
-    def load(self, threads: int) -> Any:
-        """Return what a worker keeps for all its tasks, such as a model; `threads` 0 = as they are."""
+    def load(self) -> Any:
+        """Return what a worker keeps for all its tasks, such as a model."""
 
     def process(self, loaded: Any, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
         """Process a bag, or a part of it.

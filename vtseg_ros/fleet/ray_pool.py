@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.fleet.driver import ATTEMPTS, LoadError, Worker, unfinished_removed
 from vtseg_ros.fleet.jobs import Job, Outcome, Task, Watch
 from vtseg_ros.fleet.results import identity_of
@@ -173,7 +173,7 @@ def _cluster(options: RayOptions) -> Iterator[Any]:
         try:
             ray.init(**start)
         except Exception as err:  # Ray raises many kinds, some without a common base
-            reason = str(err).strip().splitlines()[0].rstrip(".") if str(err).strip() else type(err).__name__
+            reason = first_line(err).rstrip(".")
             advice = (
                 "It starts in about 10 s on an idle machine and gives up after 30 s: run the command again when other "
                 "processes leave it a core"

@@ -14,6 +14,7 @@ from typing import Any
 
 from vtseg_ros import __version__
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.files import add_content, files_below
 from vtseg_ros.fleet.jobs import Job, Outcome, Task
 from vtseg_ros.model.checkpoint import resolve_checkpoint
 
@@ -28,13 +29,10 @@ def digest_of(path: Path) -> str:
     """
     total = hashlib.sha256()
     try:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
+        for file in files_below(path):
             if path.is_dir():
                 total.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    total.update(block)
+            add_content(total, file)
     except OSError as err:
         raise BagError(f"{path}: cannot be read ({err.strerror or err}); expected a bag or a video") from err
     return total.hexdigest()
@@ -43,8 +41,7 @@ def digest_of(path: Path) -> str:
 def _listing_of(path: Path) -> str:
     """Digest of the names, sizes and times of change of a bag's files: parts do not read the whole bag."""
     try:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        listed = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        listed = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files_below(path)]
     except OSError as err:
         raise BagError(f"{path}: cannot be read ({err.strerror or err}); expected a bag") from err
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.inference.backends import BackendOptions, open_backend
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.preprocess import to_input
@@ -126,7 +126,7 @@ def exportable(
         full_window: the full window instead of the streaming step.
     """
     width, height = size or checkpoint.input_size
-    model = optimise(cast(nn.Module, checkpoint.model), CPU, torch.float32)
+    model = optimise(checkpoint.network, CPU, torch.float32)
     network = cast(VTSeg, model)  # where it takes a cache
     module: nn.Module
     arguments: tuple[Tensor, ...]
@@ -207,7 +207,7 @@ def write_export(what: Exportable, path: Path, file_format: str) -> None:
                 f"onnx export needs onnx and onnxscript: pip install vtseg_ros[onnx] ({err})"
             ) from err
         except (RuntimeError, TypeError) as err:  # torch's exporters raise subclasses of RuntimeError
-            raise ConfigError(f"this network cannot be exported: {str(err).splitlines()[0]}") from err
+            raise ConfigError(f"this network cannot be exported: {first_line(err)}") from err
 
 
 def temporary_beside(path: Path) -> Path:
@@ -264,9 +264,7 @@ def verify(
     same = total = 0
     difference = largest = 0.0
     as_clip = what.metadata["streaming"] == "causal"
-    for expected, frame in zip(
-        _reference(cast(nn.Module, checkpoint.model), frames, window, as_clip), frames
-    ):
+    for expected, frame in zip(_reference(checkpoint.network, frames, window, as_clip), frames):
         got = run(frame)
         same += int((got.argmax(1) == expected.argmax(1)).sum())
         total += expected[:, 0].numel()

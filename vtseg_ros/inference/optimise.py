@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vtseg_ros.errors import first_line
 from vtseg_ros.model.normalization import Cast, Normalization
 from vtseg_ros.model.state_dicts import use_channels_last
 
@@ -154,7 +155,7 @@ def prepack(network: nn.Module, example: Tensor) -> None:
             setattr(parent, name, layer)
         network(example)
     except (RuntimeError, AttributeError) as err:
-        log.info("weights are not packed: %s", str(err).splitlines()[0])
+        log.info("weights are not packed: %s", first_line(err))
         for parent, name, layer in places:
             setattr(parent, name, layer)
 

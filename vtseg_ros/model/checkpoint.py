@@ -14,7 +14,7 @@ import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -149,7 +149,7 @@ def save_again(path: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bo
     """Write a loaded checkpoint with everything that belongs to it; see `save_checkpoint`."""
     save_checkpoint(
         path,
-        cast(nn.Module, checkpoint.model),
+        checkpoint.network,
         labels=checkpoint.labels,
         input_size=checkpoint.input_size,
         training=checkpoint.training,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.errors import CheckpointError, ConfigError, first_line
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.model.registry import Network, register
 from vtseg_ros.model.state_dicts import load_exact
@@ -463,7 +463,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # pickle, zip and runtime errors of damaged files, and refused code
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        reason = first_line(err)
         raise CheckpointError(
             f"{path}: cannot be read; expected a PyTorch file of tensors, got: {reason}. Download it again"
         ) from err

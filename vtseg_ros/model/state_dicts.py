@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vtseg_ros.errors import CheckpointError
+from vtseg_ros.errors import CheckpointError, first_line
 from vtseg_ros.model.registry import class_dimensions
 
 METADATA_KEY = "vtseg_ros"
@@ -74,7 +74,7 @@ def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
         return dict(state)
     except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
         raise CheckpointError(
-            f"{source} cannot be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}. "
+            f"{source} cannot be read: {first_line(err)}. "
             "Expected: a whole .safetensors file, or a PyTorch file that holds nothing but tensors"
         ) from err
 

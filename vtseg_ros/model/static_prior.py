@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.errors import CheckpointError, ConfigError, first_line
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.onnx_adapter import adapter_of
 from vtseg_ros.model.registry import find_architecture, image_architectures
@@ -49,7 +49,7 @@ class OnnxPrior(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
-            raise CheckpointError(f"static prior {path} cannot be read as ONNX: {_line(err)}") from err
+            raise CheckpointError(f"static prior {path} cannot be read as ONNX: {first_line(err)}") from err
         self.input_name = self.session.get_inputs()[0].name
         metadata = json.loads(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
         self.adapter = adapter_of(metadata)
@@ -154,7 +154,7 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
         logits = _probe(prior, 1, size)
     except Exception as err:  # whatever a user's network raises
         raise ConfigError(
-            f"static prior {source} fails on an image of shape {(1, 3, *size)}: {_line(err)}"
+            f"static prior {source} fails on an image of shape {(1, 3, *size)}: {first_line(err)}"
         ) from err
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, *expected):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -175,7 +175,7 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
         _probe(prior, 1, size)
     except Exception as err:  # whatever a user's network raises
         raise ConfigError(
-            f"the static prior fails on images of {size[1]}x{size[0]} px: {_line(err)}. "
+            f"the static prior fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
             "Expected: one for this input size, or the input size that it was exported for"
         ) from err
 
@@ -187,23 +187,19 @@ def _probe(prior: nn.Module, count: int, size: tuple[int, int]) -> Tensor:
     return result
 
 
-def _line(err: Exception) -> str:
-    return str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-
-
 def _factory(source: str, num_classes: int) -> nn.Module:
     module_name, _, attribute = source.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as err:  # the user's module may raise anything
         raise ConfigError(
-            f"static prior {source}: cannot import it ({_line(err)}). Expected package.module:factory"
+            f"static prior {source}: cannot import it ({first_line(err)}). Expected package.module:factory"
         ) from err
     try:
         prior = factory(num_classes=num_classes)
     except Exception as err:
         raise ConfigError(
-            f"static prior {source}: calling it with num_classes={num_classes} fails: {_line(err)}"
+            f"static prior {source}: calling it with num_classes={num_classes} fails: {first_line(err)}"
         ) from err
     if not isinstance(prior, nn.Module):
         raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")
@@ -243,7 +239,7 @@ def _file(path: Path) -> nn.Module:
     except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
         raise CheckpointError(
             f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
-            f"{_line(err)}"
+            f"{first_line(err)}"
         ) from err
 
 

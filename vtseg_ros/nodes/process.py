@@ -17,7 +17,7 @@ from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from vtseg_ros.errors import VTSegError
+from vtseg_ros.errors import VTSegError, first_line
 from vtseg_ros.nodes.dds import remove_dead_segments
 
 
@@ -35,7 +35,7 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         _rclpy.RCLError,
         _rclpy.UnknownROSArgsError,
     ) as err:  # a parameter file or an argument that cannot be parsed
-        print(f"vtseg_ros: {str(err).splitlines()[0]}", file=sys.stderr)
+        print(f"vtseg_ros: {first_line(err)}", file=sys.stderr)
         return 2
     stop = [False]
     executor = SingleThreadedExecutor()

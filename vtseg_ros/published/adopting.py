@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from vtseg_ros.errors import CheckpointError, ConfigError
-from vtseg_ros.files import write_atomically
+from vtseg_ros.errors import CheckpointError, ConfigError, first_line
+from vtseg_ros.files import sha256_of, write_atomically
 from vtseg_ros.model.checkpoint import MAX_SIDE
 from vtseg_ros.model.licence import Licence
 from vtseg_ros.model.onnx_adapter import (
@@ -23,7 +23,7 @@ from vtseg_ros.model.onnx_adapter import (
 )
 from vtseg_ros.model.registry import UNIT_RANGE
 from vtseg_ros.model.state_dicts import METADATA_KEY
-from vtseg_ros.published.converting import Options, sha256_of
+from vtseg_ros.published.converting import Options
 
 FORMAT = 1
 
@@ -61,7 +61,7 @@ def adopt(path: Path, out: Path, options: Options, *, output: str = "") -> OnnxA
     try:
         session = onnxruntime.InferenceSession(str(path), runtime, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
-        raise CheckpointError(f"{path} cannot be read as ONNX: {str(err).splitlines()[0]}") from err
+        raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(err)}") from err
     size = _size(session, path, options.input_size)
     mean, std = options.mean or UNIT_RANGE[0], options.std or UNIT_RANGE[1]
     if not min(std) > 0 or max(map(abs, mean)) > 1:
@@ -171,5 +171,5 @@ def _try(session: Any, adapter: OnnxAdapter, path: Path, size: tuple[int, int]) 
         raise CheckpointError(f"{path}: {err}") from err
     except Exception as err:  # onnxruntime raises classes of its own
         raise CheckpointError(
-            f"{path} fails on an image of {size[0]}x{size[1]} px: {str(err).splitlines()[0]}. Give another --size"
+            f"{path} fails on an image of {size[0]}x{size[1]} px: {first_line(err)}. Give another --size"
         ) from err

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.errors import CheckpointError, ConfigError
+from vtseg_ros.files import sha256_of
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import save_checkpoint
 from vtseg_ros.model.licence import Licence
@@ -126,15 +126,6 @@ def _origin(name: str, entry: Published | None, path: Path, digest: str) -> dict
             "published_in": entry.score_source,
         }
     return origin
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def _without_extra(model: Network, classes: int) -> Network:

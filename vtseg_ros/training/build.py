@@ -84,8 +84,7 @@ def _static_prior(
             f"{', '.join(donor.labels.names)}. Give model.overrides.prior_classes and class_mapping, or use it as "
             "warm_start, which takes classes over by name"
         )
-    assert donor.model is not None  # only exported files have none
-    return donor.model
+    return donor.network
 
 
 def licence_of_run(config: TrainConfig) -> Licence:
@@ -108,19 +107,18 @@ def licence_of_run(config: TrainConfig) -> Licence:
 
 def _warm_start(model: Network, settings: ModelConfig, labels: LabelSet) -> None:
     checkpoint = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None)
-    assert checkpoint.model is not None  # only exported files have none
-    as_prior = has_prior(model) and not has_prior(checkpoint.model)
+    as_prior = has_prior(model) and not has_prior(checkpoint.network)
     target = model.static_prior if as_prior else model
-    if type(checkpoint.model) is not type(target):
+    if type(checkpoint.network) is not type(target):
         raise ConfigError(
             f"warm_start {settings.warm_start}: wrong network; expected {type(target).__name__}, "
-            f"got {type(checkpoint.model).__name__}"
+            f"got {type(checkpoint.network).__name__}"
         )
-    state = checkpoint.model.state_dict()
+    state = checkpoint.network.state_dict()
     old, new = checkpoint.labels.names, labels.names
     # A static network with other classes has a class_mapping.
     if old != new and not (as_prior and is_mapped(model)):
-        if is_mapped(model) or is_mapped(checkpoint.model):
+        if is_mapped(model) or is_mapped(checkpoint.network):
             raise ConfigError(
                 f"warm_start {settings.warm_start} has other classes, which are not matched by name with a "
                 f"class_mapping; expected {', '.join(new)}, got {', '.join(old)}"

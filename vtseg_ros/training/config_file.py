@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.text import read_yaml
 from vtseg_ros.training.config import SourceConfig, TrainConfig
 
@@ -31,9 +31,7 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         values = read_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(
-            f"training configuration {path} cannot be read: {str(err).splitlines()[0]}"
-        ) from err
+        raise ConfigError(f"training configuration {path} cannot be read: {first_line(err)}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"training configuration {path}: expected a mapping, got {type(values).__name__}")
     config: TrainConfig = parse(TrainConfig, values, "")

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.dataset.class_groups import parse_class_groups
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.files import sha256_of
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import resolve_checkpoint
@@ -132,8 +131,7 @@ def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
         return None
     where = f"stage {stage.name}: teacher {stage.teacher}"
     checkpoint = load_checkpoint(stage.teacher)
-    assert checkpoint.model is not None  # only exported files have none
-    if architecture_of(checkpoint.model).video:
+    if architecture_of(checkpoint.network).video:
         raise ConfigError(
             f"{where}: not an image network; expected one such as erfnet, got {checkpoint.architecture}"
         )
@@ -148,7 +146,7 @@ def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
             "Give teacher_classes, a mapping from its classes"
         )
     return Teacher(
-        checkpoint.model,
+        checkpoint.network,
         cells,
         temperature=stage.teacher_temperature,
         weight=stage.teacher_weight,
@@ -177,4 +175,4 @@ def _cells(
 
 def teacher_digest(name: str) -> str:
     """Return the SHA-256 of the file of a teacher, empty for no teacher: a resumed run needs the same one."""
-    return hashlib.sha256(resolve_checkpoint(name).read_bytes()).hexdigest() if name else ""
+    return sha256_of(resolve_checkpoint(name)) if name else ""

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
+from vtseg_ros.video.reader import NS
 
-NS = 1_000_000_000
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 """Without http: what it serves may be a file, of which no frame is to be skipped."""
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 10.0
@@ -87,7 +87,7 @@ class LiveReader:
             )
         except (av.FFmpegError, OSError, ValueError) as err:
             raise ConfigError(
-                f"{source}: not a stream that can be read; expected one that ffmpeg opens, got: {_reason(err)}"
+                f"{source}: not a stream that can be read; expected one that ffmpeg opens, got: {first_line(err)}"
             ) from err
         if not self._container.streams.video:
             self._container.close()
@@ -138,7 +138,7 @@ class LiveReader:
                     self._newest = frame, stamp_ns
                     self._condition.notify_all()
         except (self._error, OSError) as err:
-            self.damage = _reason(err)
+            self.damage = first_line(err)
         finally:
             with self._condition:
                 self._ended = True
@@ -151,8 +151,3 @@ class LiveReader:
         if self._first is None or seconds < self._first[0]:
             self._first = seconds, time.time_ns()
         return self._first[1] + round((seconds - self._first[0]) * NS)
-
-
-def _reason(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0] if lines else type(err).__name__

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vtseg_ros.errors import ConfigError
+from vtseg_ros.errors import ConfigError, first_line
 
 NS = 1_000_000_000
 DEFAULT_RATE_HZ = 10.0
@@ -85,7 +85,7 @@ class VideoReader:
         except (av.FFmpegError, OSError, IndexError, ValueError) as err:
             if self._file is not None:
                 self._file.close()
-            reason = "no video stream" if isinstance(err, IndexError) else _reason(err)
+            reason = "no video stream" if isinstance(err, IndexError) else first_line(err)
             raise ConfigError(
                 f"{path}: not a video that can be read; expected a file that ffmpeg decodes, got: {reason}"
             ) from err
@@ -138,12 +138,7 @@ class VideoReader:
                     yield VideoFrame(index, time_ns, np.ascontiguousarray(np.rot90(image, turns)))
                 index += 1
         except self._error as err:
-            self.damage = _reason(err)
-
-
-def _reason(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0] if lines else type(err).__name__
+            self.damage = first_line(err)
 
 
 def is_video(path: Path) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
+from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, first_line
 from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.devices import PRECISIONS, parse_device
@@ -230,7 +230,7 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
-        raise CheckpointError(f"{path} cannot be read as ONNX: {str(err).splitlines()[0]}") from err
+        raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(err)}") from err
 
 
 def _engine_key(path: Path, version: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import vtseg_ros.model as model_package
-from vtseg_ros.errors import ConfigError, DeviceError
+from vtseg_ros.errors import ConfigError, DeviceError, first_line
 from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.openvino_runtime import (
@@ -98,7 +98,7 @@ class OpenVinoBackend(Backend):
         pin_threads: bool = False,
         cache_dir: Path | None = None,
     ) -> None:
-        network = cast(nn.Module, checkpoint.model)
+        network = checkpoint.network
         video = traits_of(network).takes_cache
         super().__init__(
             checkpoint=checkpoint,
@@ -158,7 +158,7 @@ class OpenVinoBackend(Backend):
             precision=precision_name(
                 choose_precision(options.precision, CPU, source.agreement, native_bf16=has_bf16)
             ),
-            streaming=choose_streaming(cast(nn.Module, source.model), options.streaming),
+            streaming=choose_streaming(source.network, options.streaming),
             coarse_logits=options.coarse_logits,
             threads=options.threads,
             pin_threads=options.pin_threads,
@@ -225,7 +225,7 @@ class OpenVinoBackend(Backend):
     @cached_property
     def _step(self) -> Step:
         """The step of the network, optimised, fp32; built only where it is converted."""
-        network = cast(nn.Module, self.checkpoint.model)
+        network = self.checkpoint.network
         model = optimise(CoarseLogits(network) if self._coarse else network, CPU, torch.float32)
         return build_step(model, (self.input_size[1], self.input_size[0]), self.streaming)
 
@@ -258,7 +258,7 @@ class OpenVinoBackend(Backend):
                 shapes = [tuple(argument.shape) for argument in arguments]
                 return openvino.convert_model(traced, example_input=arguments, input=shapes)
             except Exception as err:  # the converter raises classes of its own
-                line = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+                line = first_line(err)
                 raise ConfigError(
                     f"backend openvino: this network cannot be converted: {line}. Use backend torch"
                 ) from err

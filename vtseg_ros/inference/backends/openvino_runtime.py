@@ -4,28 +4,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 
-from vtseg_ros.errors import ConfigError
-from vtseg_ros.files import write_atomically
+from vtseg_ros.errors import ConfigError, first_line
+from vtseg_ros.files import locked, write_atomically
 from vtseg_ros.label_set import IGNORE
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("vtseg_ros.inference")
 
@@ -102,7 +96,7 @@ class CompiledCache:
         found = self._read(path, description, config)
         if found is not None:
             return found
-        with _one_process(path.with_suffix(".lock")) as waited:
+        with locked(path.with_suffix(".lock"), _say_that_another_converts) as waited:
             if waited:
                 found = self._read(path, description, config)
                 if found is not None:
@@ -129,8 +123,12 @@ class CompiledCache:
                 raise RuntimeError("its checksum does not match")
             return core().import_model(io.BytesIO(blob), "CPU", config)
         except Exception as err:  # OpenVINO raises RuntimeError and others for files of another build
-            log.warning("%s is not used and is made again: %s", path, str(err).splitlines()[0])
+            log.warning("%s is not used and is made again: %s", path, first_line(err))
             return None
+
+
+def _say_that_another_converts() -> None:
+    log.info("another process converts the same network; waiting for it")
 
 
 def _digest(description: bytes, blob: bytes) -> bytes:
@@ -146,30 +144,6 @@ def _runtime() -> dict[str, str]:
         "processor": core().get_property("CPU", "FULL_DEVICE_NAME"),
         "capabilities": " ".join(sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))),
     }
-
-
-@contextlib.contextmanager
-def _one_process(path: Path) -> Iterator[bool]:
-    """Hold a lock file; yields whether another process had it. A folder that cannot be written is no hindrance."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb") if fcntl is not None else None
-    except OSError:
-        file = None
-    if file is None:
-        yield False
-        return
-    with file:
-        waited = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process converts the same network; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            waited = True
-        except OSError:  # a file system without locks
-            pass
-        yield waited
 
 
 class MaskModel:

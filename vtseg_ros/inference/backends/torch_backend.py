@@ -79,7 +79,7 @@ class TorchBackend(Backend):
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
         dtype = choose_precision(options.precision, device, source.agreement)
-        network = cast(nn.Module, source.model)
+        network = source.network
         known = traits_of(network)
         if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
