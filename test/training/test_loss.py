@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vtseg_ros.label_set import IGNORE
 from vtseg_ros.training.loss import cross_entropy_sum, divergence_sum, labelled_pixels
 
 
@@ -72,3 +73,12 @@ def test_divergence_against_torchs():
     got = divergence_sum(logits, target, weight, 2.0)
     assert got.item() == pytest.approx((expected * weight).sum().item(), rel=1e-4)
     assert divergence_sum(other, target, weight, 2.0).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_coarse_logits_are_upsampled_where_there_are_labels():
+    logits = torch.randn(2, 3, 2, 4, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 16, 32))
+    labels[1] = IGNORE
+    upsampled = F.interpolate(logits, size=(16, 32), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(upsampled[:1], labels[:1], reduction="sum")
+    torch.testing.assert_close(cross_entropy_sum(logits, labels), expected)

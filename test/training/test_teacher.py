@@ -137,6 +137,19 @@ def test_means_of_pixels_are_compared_by_hand():
     assert teacher.loss_sum(logits, targets, valid).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("pool", [1, 4])
+def test_coarse_logits_are_interpolated_to_the_compared_places(pool):
+    torch.manual_seed(0)
+    teacher = Teacher(Fixed([0.3, -1.0]), identity(2), pool=pool)
+    targets = teacher.targets(torch.zeros(1, 3, 32, 64))
+    logits = torch.randn(1, 2, 4, 8)
+    valid = torch.ones(1, 32, 64, dtype=torch.bool)
+    places = F.interpolate(logits, size=(32 // pool, 64 // pool), mode="bilinear", align_corners=False)
+    target = torch.tensor([0.3, -1.0]).softmax(0).reshape(1, 2, 1, 1).expand_as(places)
+    expected = F.kl_div(places.log_softmax(1), target, reduction="sum") * pool**2
+    torch.testing.assert_close(teacher.loss_sum(logits, targets, valid), expected)
+
+
 def test_the_same_names_in_another_order(tmp_path):
     path = save_erfnet(tmp_path / "t", LabelSet.from_names(["c", "a", "b"]))
     teacher = build_teacher(StageConfig("static", steps=1, teacher=path), THREE)

@@ -22,7 +22,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, members: Tensor | None = N
     The sum is meant to be divided by the number of labelled pixels of all batches and processes.
 
     Args:
-        logits: (..., C, H, W).
+        logits: (..., C, h, w); smaller ones are upsampled bilinearly to H x W.
         labels: (..., H, W) integer ids: classes, from C on groups of classes; 255 is ignored.
         members: (G, C) bool, the classes of each group. The loss of a group is -log of the summed probability of its
             classes. None = no groups.
@@ -33,6 +33,8 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, members: Tensor | None = N
     if not bool(seen.all()):  # the softmax of images without a label is not worth its time
         flat, labels = flat[seen], labels[seen]
     flat = flat.float()
+    if flat.shape[2:] != labels.shape[1:]:
+        flat = F.interpolate(flat, size=labels.shape[1:], mode="bilinear", align_corners=False)
     if members is None or not len(members):
         return F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="sum")
     grouped = (labels >= flat.shape[1]) & (labels != IGNORE)

@@ -23,6 +23,7 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.model import load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import read_metadata, save_again
+from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.registry import architecture_of
 from vtseg_ros.model.state_dicts import use_channels_last
@@ -180,7 +181,9 @@ class Training:
             lr=stage.max_lr,
             weight_decay=self.config.weight_decay,
         )
-        module, fabric_optimizer = self.fabric.setup(part, optimizer)
+        # The losses upsample logits only as far as they need.
+        student = CoarseLogits(part) if hasattr(part, "coarse_logits") else part
+        module, fabric_optimizer = self.fabric.setup(student, optimizer)
         # Fabric derives the class of its optimiser from that of the wrapped one.
         return module, cast(Optimizer, fabric_optimizer)
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,10 +78,7 @@ class Teacher:
         # Networks that upsample their logits last also have a method without upsampling, which is done once here.
         network = getattr(self.network, "coarse_logits", self.network)
         logits = network(frames.contiguous(memory_format=torch.channels_last)).float()
-        if logits.shape[2] > size[0]:
-            logits = F.interpolate(logits, size=size, mode="area")
-        elif logits.shape[2] < size[0]:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = _resized(logits, size)
         soft = (logits / self.temperature).softmax(1)
         if self._same(logits.shape[1]):
             return soft, torch.ones_like(soft[:, 0])
@@ -95,14 +94,14 @@ class Teacher:
         """Return the weighted loss, summed over pixels, nats.
 
         Args:
-            logits: (n, C, H, W) of the student.
+            logits: (n, C, h, w) of the student, h x w up to H x W.
             targets: Result of `targets` for these frames.
             valid: (n, H, W) bool, False on pixels that are left out.
         """
         soft, weight = targets
+        logits = _resized(logits, soft.shape[2:])
         shown = valid.float()
         if self.pool > 1:
-            logits = F.avg_pool2d(logits, self.pool)
             shown = F.avg_pool2d(shown, self.pool) * self.pool**2
         if not self._same(logits.shape[1]):
             # Logarithms of sums of probabilities, up to a constant that the softmax over cells removes.
@@ -114,6 +113,15 @@ class Teacher:
     def _same(self, classes: int) -> bool:
         """Return whether each class is a cell of its own, so no logits must be summed."""
         return self.cells == tuple(((number,), (number,)) for number in range(classes))
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return logits (n, C, h, w) as means over pixels or interpolated bilinearly, (n, C, *size)."""
+    if logits.shape[2] > size[0]:
+        return F.interpolate(logits, size=size, mode="area")
+    if logits.shape[2] < size[0]:
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits
 
 
 def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
