@@ -35,17 +35,23 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE:
-            raise ConfigError(f"a class list has 1 to {IGNORE} names. Got: {len(self.names)}")
+            raise ConfigError(
+                f"class list: wrong length; expected 1 to {IGNORE} names, got {len(self.names)}"
+            )
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
-            raise ConfigError(f"class names must be unique. Repeated: {', '.join(repeated)}")
+            raise ConfigError(
+                f"class list: repeated names; expected each once, got {', '.join(repeated)} more than once"
+            )
         if len(self.colors) != len(self.names):
             raise ConfigError(
-                f"a class list needs one colour per name: {len(self.names)} names, {len(self.colors)} colours"
+                f"class list: expected one colour per name ({len(self.names)}), got {len(self.colors)} colours"
             )
         for name, color in zip(self.names, self.colors):
             if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
-                raise ConfigError(f"colour of class '{name}' must be three integers in 0..255. Got: {color}")
+                raise ConfigError(
+                    f"class list: wrong colour of {name!r}; expected three integers of 0 to 255, got {color}"
+                )
 
     def __len__(self) -> int:
         return len(self.names)

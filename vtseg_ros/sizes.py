@@ -19,7 +19,7 @@ def size_from_text(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
     if not match:
-        raise ConfigError(f"a size is WIDTHxHEIGHT in px, such as 640x192. Got: {text!r}")
+        raise ConfigError(f"not a size; expected WIDTHxHEIGHT in px, such as 640x192, got {text!r}")
     return int(match[1]), int(match[2])
 
 
@@ -33,7 +33,7 @@ def parse_output_size(text: str) -> str | tuple[int, int]:
         return text
     width, height = size_from_text(text)
     if not 0 < width * height <= MAX_PIXELS:
-        raise ConfigError(f"a picture has 1 to {MAX_PIXELS} px. Got: {text}")
+        raise ConfigError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
     return width, height
 
 

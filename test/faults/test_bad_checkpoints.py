@@ -99,8 +99,8 @@ def test_lies_in_any_field(path, tmp_path, rng):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("window", 10**9, "window must be 1..64"),
-        ("window", 1.5, "window must be of type int"),
+        ("window", 10**9, "window: out of range; expected 1 to 64"),
+        ("window", 1.5, "window: wrong type; expected int"),
         ("depths", [10**9, 2, 2, 2], "claims 1000000006 layers"),
         ("embed_dims", [10**7] * 4, "claims more numbers"),
         ("mlp_ratio", 10**12, "claims more numbers"),

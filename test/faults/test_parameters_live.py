@@ -95,8 +95,16 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
         ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
         ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
         ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
-        ("segmenter", "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}", "unique"),
-        ("segmenter", "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}", "letters"),
+        (
+            "segmenter",
+            "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}",
+            "cameras: a name is repeated",
+        ),
+        (
+            "segmenter",
+            "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}",
+            "expected letters",
+        ),
         ("segmenter", "segmenter: [not a mapping", "parameter"),
         ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
         ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),

@@ -258,9 +258,9 @@ def test_any_size(size):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scene": 6}, "no scene 6. Known: 1, 2, 3, 4, 5"),
-        ({"variation": "snow"}, "no variation 'snow'. Known: clone"),
-        ({"frames": 0}, "at least one frame"),
+        ({"scene": 6}, "scene: unknown; expected one of 1, 2, 3, 4, 5, got 6"),
+        ({"variation": "snow"}, "variation: unknown; expected one of clone"),
+        ({"frames": 0}, "at least 1 frame"),
         ({"size": (8, 64)}, "16x16"),
     ],
 )

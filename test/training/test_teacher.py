@@ -164,7 +164,7 @@ def test_teachers_that_do_not_fit(tmp_path, tiny_checkpoint):
         build_teacher(StageConfig("static", steps=1, teacher=other), THREE)
     with pytest.raises(ConfigError, match="image network"):
         build_teacher(StageConfig("video", steps=1, teacher=str(tiny_checkpoint)), STREET)
-    with pytest.raises(CheckpointError, match="no checkpoint nobody"):
+    with pytest.raises(CheckpointError, match="nobody: no checkpoint"):
         build_teacher(StageConfig("static", steps=1, teacher="nobody"), THREE)
     for mapping, named in (
         ({"a": "a", "b": "b"}, "got none for x"),

@@ -176,9 +176,9 @@ def run(args: argparse.Namespace) -> int:
     args.bag = expand_inputs(args.bag)
     for name in ("every", "stride"):
         if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
     if not args.max_gap > 0:
-        raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+        raise ConfigError(f"--max-gap: out of range; expected above 0 s, got {args.max_gap}")
     for name in ("lag", "drift"):
         if getattr(args, name) and args.every > 1:
             raise ConfigError(
@@ -287,7 +287,7 @@ def _report(
         facts["missing"] = f"{missing} messages that the bags promise are not there"
     _write(args, outcome, corrupted, behaviour, facts, missing)
     if outcome.labelled == outcome.unscored:
-        raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
+        raise BagError("BAG: no labelled frame could be scored: " + outcome.corrupt[0][1])
 
 
 SETTINGS = (

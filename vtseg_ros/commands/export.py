@@ -82,7 +82,7 @@ def _format(out: Path, named: str | None) -> str:
     found = known.get(out.suffix.lower())
     if found is None or named not in (None, found):
         expected = SUFFIXES[named] if named else " or ".join(known)
-        raise ConfigError(f"--out must end in {expected}, got {out}")
+        raise ConfigError(f"--out: wrong suffix; expected {expected}, got {out}")
     return found
 
 

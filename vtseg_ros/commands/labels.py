@@ -83,7 +83,7 @@ def _chosen(args: argparse.Namespace, total: int) -> set[int]:
     """Numbers of the messages to extract."""
     for name in ("every", "count"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
     if args.count is not None:
         return set(np.linspace(0, total - 1, min(args.count, total)).round().astype(int).tolist())
     return set(range(0, total, args.every or 25))

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     except re.error as err:
         raise ConfigError(f"--exclude-regex {args.exclude_regex} is not a regular expression: {err}") from err
     if not args.rate > 0:
-        raise ConfigError(f"--rate must be above 0, got {args.rate}")
+        raise ConfigError(f"--rate: out of range; expected above 0, got {args.rate}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)
     if len(remap) != len(args.remap):
         raise ConfigError(f"--remap: expected FROM:=TO, got {' '.join(args.remap)}")

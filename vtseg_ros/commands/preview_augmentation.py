@@ -41,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     if args.windows < 1 or args.frames < 1:
-        raise ConfigError(f"--windows and --frames must be at least 1, got {args.windows}, {args.frames}")
+        raise ConfigError(
+            f"--windows, --frames: out of range; expected at least 1, got {args.windows}, {args.frames}"
+        )
     if args.out.exists():
         raise ConfigError(f"{args.out} exists: nothing is overwritten")
     if args.out.suffix.lower() != ".png":
-        raise ConfigError(f"--out must end in .png, got {args.out}")
+        raise ConfigError(f"--out: wrong suffix; expected .png, got {args.out}")
     config = load_config(args.config)
     labels = build_labels(config.data)
     groups = read_class_groups(config.data, labels, "train")

@@ -53,7 +53,7 @@ def _choose(names: list[str], known: list[str], what: str) -> list[str]:
         return known
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no {what} {name!r}. Known: {', '.join(known)}, all")
+            raise ConfigError(f"{what}: unknown; expected one of {', '.join(known)}, all, got {name!r}")
     return names
 
 

@@ -31,12 +31,12 @@ class ConfusionMatrix:
             ConfigError: if the shapes differ, or a label is outside the class list.
         """
         if mask.shape != label.shape:
-            raise ConfigError(f"mask and label must have one size. Got: {mask.shape} and {label.shape}")
+            raise ConfigError(f"mask: not of the label's size; expected {label.shape}, got {mask.shape}")
         labelled = label != IGNORE
         truth = label[labelled].astype(np.int64)
         if truth.size and truth.max() >= self.num_classes:
             raise ConfigError(
-                f"the label image holds class id {int(truth.max())}; the class list has ids 0..{self.num_classes - 1}"
+                f"label: class id out of range; expected 0 to {self.num_classes - 1}, got {int(truth.max())}"
             )
         predicted = np.minimum(mask[labelled], self.num_classes).astype(np.int64)
         columns = self.num_classes + 1

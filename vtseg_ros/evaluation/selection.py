@@ -69,11 +69,11 @@ class Selection:
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.checkpoints):
             raise ConfigError(
-                f"one name per checkpoint: {len(self.checkpoints)} checkpoints, {len(self.names)} names"
+                f"--name: expected one name per checkpoint ({len(self.checkpoints)}), got {len(self.names)}"
             )
         if min(self.windows) < 0:
             raise ConfigError(
-                f"window must be 0 (the checkpoint's) or a number of frames. Got: {min(self.windows)}"
+                f"window: out of range; expected 0 (as in the checkpoint) or more frames, got {min(self.windows)}"
             )
 
 
@@ -93,8 +93,9 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
         first = systems[0] if systems and not selection.class_map else None
         if first and part.labels.names != first.labels.names:
             raise ConfigError(
-                f"checkpoints with different class lists cannot share a table: {info.checkpoint} has "
-                f"{', '.join(part.labels.names)}; {first.info.checkpoint} has {', '.join(first.labels.names)}"
+                f"checkpoint {info.checkpoint}: other classes than {first.info.checkpoint}; expected "
+                f"{', '.join(first.labels.names)}, got {', '.join(part.labels.names)}. Evaluate it separately, "
+                "or give --class-map"
             )
         options = dict(device=selection.device, precision=selection.precision)
         if traits_of(part.model).needs_flow:
@@ -142,8 +143,8 @@ def backward_topic(index: FrameIndex) -> str:
     found = [name for name in names if "backward" in name]
     if len(found) != 1:
         raise BagError(
-            f"bag {path} has {'several topics' if found else 'no topic'} of backward flow. Name one by --flow. "
-            f"Topics with flow in their name: {', '.join(names) or 'none'}"
+            f"bag {path}: {'several topics' if found else 'no topic'} of backward flow; expected one, "
+            f"got {', '.join(found or names) or 'none'}. Name one by --flow"
         )
     return found[0]
 
@@ -157,7 +158,7 @@ def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
         video = cast("VTSeg | STGRU", loaded.model)  # the architectures with a static network
         return dataclasses.replace(loaded, model=video.static_branch().eval(), architecture=inside)
     holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
-    raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
+    raise ConfigError(f"checkpoint {name}: no {model} in it; got a {holds}")
 
 
 def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:

@@ -30,7 +30,7 @@ def parse_device(name: str) -> tuple[str, int]:
     """
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"device must be auto, cpu, cuda or cuda:N. Got: {name!r}")
+        raise DeviceError(f"device: unknown; expected auto, cpu, cuda or cuda:N, got {name!r}")
     return kind, int(index or 0)
 
 
@@ -46,7 +46,9 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if index >= count:
-            raise DeviceError(f"device {name}: this machine has {count} CUDA devices. Use auto or cpu")
+            raise DeviceError(
+                f"device: no such GPU; expected one of this machine's {count} CUDA devices, got {name}. Use auto or cpu"
+            )
     return torch.device(name)
 
 
@@ -63,9 +65,9 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float16
     if name not in PRECISIONS:
-        raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {name!r}")
+        raise DeviceError(f"precision: unknown; expected auto, {', '.join(PRECISIONS)}, got {name!r}")
     if name == "fp16" and device.type == "cpu":
-        raise DeviceError("precision fp16 needs a GPU. Use fp32 or bf16 on the CPU")
+        raise DeviceError("precision: fp16 needs a GPU; expected fp32 or bf16 on the CPU, got fp16")
     return PRECISIONS[name]
 
 

@@ -138,9 +138,7 @@ def exportable(
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
     elif network.best_streaming == "plain":
-        raise ConfigError(
-            f"a network with mix_ffn {network.config.mix_ffn} cannot be exported: it needs spatial"
-        )
+        raise ConfigError(f"mix_ffn: cannot be exported; expected spatial, got {network.config.mix_ffn}")
     elif full_window or window == 1:
         module = ExportedWindow(network)
         arguments, kind = (

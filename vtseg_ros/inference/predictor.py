@@ -161,9 +161,13 @@ class VideoPredictor:
         resize_mode: str | None = None,
     ) -> None:
         if streaming not in STREAMING:
-            raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
+            raise ConfigError(
+                f"streaming: unknown; expected one of {', '.join(STREAMING)}, got {streaming!r}"
+            )
         if upsampling not in UPSAMPLING:
-            raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
+            raise ConfigError(
+                f"upsampling: unknown; expected one of {', '.join(UPSAMPLING)}, got {upsampling!r}"
+            )
         if threads is not None and threads < 1:
             raise ConfigError(f"threads: expected at least 1, got {threads}")
         self.upsampling = upsampling
@@ -244,7 +248,7 @@ class VideoPredictor:
     @max_gap_s.setter
     def max_gap_s(self, seconds: float) -> None:
         if not seconds > 0:
-            raise ConfigError(f"max_gap must be above 0 s. Got: {seconds}")
+            raise ConfigError(f"max_gap: out of range; expected above 0 s, got {seconds}")
         self._max_gap_s = seconds
         for window in self._windows.values():
             window.max_gap_s = seconds
@@ -257,7 +261,7 @@ class VideoPredictor:
     @min_confidence.setter
     def min_confidence(self, value: float) -> None:
         if not 0 <= value <= 1:
-            raise ConfigError(f"min_confidence must be in 0..1. Got: {value}")
+            raise ConfigError(f"min_confidence: out of range; expected 0 to 1, got {value}")
         self._min_confidence = value
 
     @property
@@ -269,9 +273,11 @@ class VideoPredictor:
     def output_size(self, value: str | tuple[int, int]) -> None:
         if isinstance(value, str):
             if value not in ("input", "network"):
-                raise ConfigError(f"output_size must be input, network or (width, height). Got: {value!r}")
+                raise ConfigError(
+                    f"output_size: unknown; expected input, network or (width, height), got {value!r}"
+                )
         elif len(value) != 2 or not all(1 <= side <= 16384 for side in value):
-            raise ConfigError(f"output_size must have sides of 1..16384 px. Got: {value}")
+            raise ConfigError(f"output_size: out of range; expected sides of 1 to 16384 px, got {value}")
         self._output_size = value
 
     def check_classes(self, names: Iterable[str]) -> None:
@@ -466,8 +472,12 @@ class VideoPredictor:
 def _check_batch(batch: Sequence[CameraFrame]) -> None:
     names = [frame.camera for frame in batch]
     if len(set(names)) != len(names):
-        raise ImageError(f"a batch has one frame per camera. Got: {', '.join(names)}")
+        raise ImageError(
+            f"batch: a camera is repeated; expected one frame per camera, got {', '.join(names)}"
+        )
     for frame in batch:
         image = frame.image
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ImageError(f"we expect an image (H, W, 3) uint8 RGB. Got: {image.shape} {image.dtype}")
+            raise ImageError(
+                f"image: wrong array; expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
+            )

@@ -121,7 +121,9 @@ def save_checkpoint(
     assert isinstance(model, Network)  # all registered networks are
     config = model.config_values()
     if config["num_classes"] != len(labels):
-        raise ConfigError(f"the network has {config['num_classes']} classes and the class list {len(labels)}")
+        raise ConfigError(
+            f"labels: wrong number of classes; expected {config['num_classes']} like the network, got {len(labels)}"
+        )
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     if config.get("static_prior") == EXTERNAL:
         state = {key: value for key, value in state.items() if not key.startswith("static_prior.")}
@@ -190,16 +192,16 @@ def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
     except (OSError, RuntimeError, ValueError) as err:  # too long, of an unknown home, with a zero in it
-        raise CheckpointError(f"no checkpoint {str(name)[:100]!r}: {err}") from err
+        raise CheckpointError(f"{str(name)[:100]!r}: no checkpoint: {err}") from err
     shipped = WEIGHTS_DIR / f"{name}.safetensors"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
     known = ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
     if path.is_dir():
         raise CheckpointError(
-            f"{name} is a folder. Expected: a .safetensors file, or shipped weights: {known}"
+            f"{name}: a folder; expected a .safetensors file or the name of shipped weights ({known})"
         )
-    raise CheckpointError(f"no checkpoint {name}: neither a file nor shipped weights. Shipped: {known}")
+    raise CheckpointError(f"{name}: no checkpoint; expected a file or the name of shipped weights ({known})")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -220,14 +222,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
         # A header's length may begin with the same bytes; that of an archive, read as a length, fits no file.
         if not whole and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
-                f"{path} is a pickle or zip archive, which could run code: nothing of it was executed. "
-                "Expected: a safetensors file written by save_checkpoint"
+                f"{path}: a pickle or zip archive, which could run code, so nothing of it was executed; "
+                "expected a safetensors file written by save_checkpoint"
             )
         if len(start) < 8:
-            raise CheckpointError(f"{path} is too short for a checkpoint: {size} bytes. It may be truncated")
+            raise CheckpointError(
+                f"{path}: too short for a checkpoint; expected at least 8 bytes, got {size}. Copy it again"
+            )
         if not whole:
             raise CheckpointError(
-                f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}"
+                f"{path}: not a complete safetensors file; its header claims {length} bytes, the file has {size}"
             )
         header = file.read(length)
     try:
@@ -239,7 +243,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             f"{path} was not written by save_checkpoint: its header has no valid {METADATA_KEY!r} metadata"
         ) from err
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {metadata.get('format')!r}. Expected: {FORMAT}")
+        raise CheckpointError(f"{path}: unknown format; expected {FORMAT}, got {metadata.get('format')!r}")
     return metadata
 
 
@@ -295,8 +299,8 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
     inside, prior = config.get("static_prior", EXTERNAL), None
     if inside not in (EXTERNAL, *image_architectures()):
         raise CheckpointError(
-            f"the checkpoint names a static prior {inside!r} that is not built in. "
-            "A checkpoint cannot bring code: give it by the parameter static_prior"
+            f"static_prior: the checkpoint names {inside!r}, which is not built in, and a checkpoint cannot contain "
+            "code. Name the static prior by the parameter static_prior"
         )
     if inside == EXTERNAL and static_prior and architecture.video:
         prior = load_external_prior(static_prior, num_classes=_prior_classes(config), size=size)
@@ -350,13 +354,17 @@ def load_checkpoint(
         width, height = (int(side) for side in metadata["input_size"])
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
-            raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+            raise CheckpointError(
+                f"input_size: too large; expected sides of at most {MAX_SIDE} px, got {width}x{height}"
+            )
         resize_mode, temperature = read_use(metadata)
         agreement = read_agreement(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
         licence = licence_of(path, metadata)
         if config["num_classes"] != len(labels):
-            raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
+            raise CheckpointError(
+                f"class_names: expected {config['num_classes']} names like the network's classes, got {len(labels)}"
+            )
         state = load_file(path)
         _check_claims(config, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
@@ -366,7 +374,7 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint {path} cannot be used: {type(err).__name__}: {err}") from err
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad:
-        raise CheckpointError(f"checkpoint {path} cannot be used: {bad} holds values that are not finite")
+        raise CheckpointError(f"checkpoint {path} cannot be used: {bad} contains values that are not finite")
     digest = _digest(metadata, state)
     target: nn.Module = model
     external = config.get("static_prior") == EXTERNAL
@@ -380,7 +388,7 @@ def load_checkpoint(
     )
     if metadata.get("sha256", digest) != digest:
         raise CheckpointError(
-            f"checkpoint {path} is damaged: its contents do not have the check sum written in it"
+            f"checkpoint {path} is damaged: its contents do not match its checksum. Copy it again"
         )
     if static_prior and not external and traits_of(model).takes_cache:
         classes = _prior_classes(config)

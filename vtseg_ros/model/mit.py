@@ -93,9 +93,9 @@ def translate_mit_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return _from_authors(bare)
     else:
         raise CheckpointError(
-            "MiT state dict: no key is of a SegformerModel. Expected names like "
+            "MiT state dict: no key is of a SegformerModel; expected names like "
             "'encoder.block.0.0.attention.self.query.weight' or 'stages.0.blocks.0.attention.q_proj.weight' or "
-            f"'block1.0.attn.q.weight'. Got: {', '.join(sorted(state)[:2]) or 'nothing'}"
+            f"'block1.0.attn.q.weight', got {', '.join(sorted(state)[:2]) or 'nothing'}"
         )
     return {_renamed(key, rules): value for key, value in bare.items()}
 
@@ -118,8 +118,8 @@ def translate_segformer_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor
     }
     if not heads:
         raise CheckpointError(
-            "SegFormer state dict: it has no decode head. Expected keys that begin with 'decode_head.', "
-            f"got {', '.join(sorted(state)[:2]) or 'nothing'}. An encoder alone is for training's init_encoder"
+            "SegFormer state dict: no decode head; expected keys that begin with 'decode_head.', "
+            f"got {', '.join(sorted(state)[:2]) or 'nothing'}. To load only an encoder, use init_encoder in the training configuration"
         )
     translated = {f"encoder.{key}": value for key, value in translate_mit_state_dict(state).items()}
     for key, value in heads.items():

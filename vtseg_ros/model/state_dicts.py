@@ -45,7 +45,7 @@ def load_exact(module: nn.Module, state: dict[str, Tensor], *, source: str) -> N
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise CheckpointError(
-                f"{source}: {key} has another shape. Expected: {tuple(own[key].shape)}. Got: {tuple(value.shape)}"
+                f"{source}: {key} has another shape; expected {tuple(own[key].shape)}, got {tuple(value.shape)}"
             )
     module.load_state_dict(state, strict=False)
 
@@ -74,8 +74,8 @@ def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
         return dict(state)
     except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
         raise CheckpointError(
-            f"{source} cannot be read: {first_line(err)}. "
-            "Expected: a whole .safetensors file, or a PyTorch file that holds nothing but tensors"
+            f"{source}: cannot be read; expected a complete .safetensors file, or a PyTorch file that contains "
+            f"only tensors, got: {first_line(err)}"
         ) from err
 
 

@@ -119,14 +119,14 @@ def build_prior(name: str, *, num_classes: int) -> nn.Module:
     """
     if name == EXTERNAL:
         raise ConfigError(
-            "this network's static prior is not part of it: name it by the parameter `static_prior` "
-            "(a TorchScript, torch.export or ONNX file, or package.module:factory)"
+            "static_prior: not part of this checkpoint; expected a TorchScript, torch.export or ONNX file, or "
+            "package.module:factory, got none. Name it by the parameter `static_prior`"
         )
     known = image_architectures()
     if name not in known:
         raise ConfigError(
-            f"there is no static prior {name!r}. Known: {', '.join(known)}, a .pt, .pt2 or .onnx file, "
-            "or package.module:factory"
+            f"static_prior: unknown; expected one of {', '.join(known)}, a .pt, .pt2 or .onnx file, or "
+            f"package.module:factory, got {name!r}"
         )
     return known[name].build(num_classes=num_classes)
 
@@ -158,7 +158,7 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
         ) from err
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, *expected):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"static prior {source} has another output. Expected: {(1, *expected)}. Got: {got}")
+        raise ConfigError(f"static prior {source}: wrong output; expected {(1, *expected)}, got {got}")
     try:
         batched = tuple(_probe(prior, 2, size).shape) == (2, *expected)
     except Exception:  # exported for a batch of one, which is common
@@ -175,8 +175,8 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
         _probe(prior, 1, size)
     except Exception as err:  # whatever a user's network raises
         raise ConfigError(
-            f"the static prior fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
-            "Expected: one for this input size, or the input size that it was exported for"
+            f"static prior: it fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
+            "Use the input size that it was exported for, or export it for this one"
         ) from err
 
 
@@ -193,7 +193,7 @@ def _factory(source: str, num_classes: int) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as err:  # the user's module may raise anything
         raise ConfigError(
-            f"static prior {source}: cannot import it ({first_line(err)}). Expected package.module:factory"
+            f"static prior {source}: cannot be imported; expected package.module:factory, got: {first_line(err)}"
         ) from err
     try:
         prior = factory(num_classes=num_classes)
@@ -202,7 +202,9 @@ def _factory(source: str, num_classes: int) -> nn.Module:
             f"static prior {source}: calling it with num_classes={num_classes} fails: {first_line(err)}"
         ) from err
     if not isinstance(prior, nn.Module):
-        raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")
+        raise ConfigError(
+            f"static prior {source}: wrong result; expected a torch.nn.Module, got {type(prior).__name__}"
+        )
     return prior
 
 
@@ -224,7 +226,7 @@ def _checkpoint(path: Path) -> nn.Module:
 def _file(path: Path) -> nn.Module:
     if not path.is_file():
         raise ConfigError(
-            f"static prior {path}: no such file. Registered names: {', '.join(image_architectures())}"
+            f"static prior {path}: no such file; expected a file or one of {', '.join(image_architectures())}"
         )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":

@@ -97,9 +97,13 @@ class STGRU(Network):
         """See `Network.check_overrides`."""
         for key, value in overrides.items():
             if key not in OVERRIDES:
-                raise ConfigError(f"model.overrides of gru are {', '.join(OVERRIDES)}. Got: {key!r}")
+                raise ConfigError(
+                    f"model.overrides: unknown key for gru; expected {', '.join(OVERRIDES)}, got {key!r}"
+                )
             if key == "window" and (type(value) is not int or value < 2):
-                raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
+                raise ConfigError(
+                    f"model.overrides.window: out of range for gru; expected at least 2 frames, got {value!r}"
+                )
 
     @classmethod
     def training_window(cls, overrides: Mapping[str, Any]) -> int | None:

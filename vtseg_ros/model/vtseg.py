@@ -30,7 +30,7 @@ def check_size(height: int, width: int) -> None:
     """Raise ConfigError unless both sides are positive multiples of 32 px."""
     if height < SIZE_MULTIPLE or width < SIZE_MULTIPLE or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ConfigError(
-            f"input size must be multiples of {SIZE_MULTIPLE} px. Got: {width}x{height} (width x height)"
+            f"input_size: wrong sides; expected multiples of {SIZE_MULTIPLE} px, got {width}x{height}"
         )
 
 
@@ -143,13 +143,13 @@ class VTSeg(Network):
         """Raise ConfigError unless `mode`, `exact` or `causal`, gives what the network was trained for."""
         if mode == "causal" and self.config.attention != "causal":
             raise ConfigError(
-                "streaming causal needs a network trained with attention: causal. This one has full attention: "
-                "its frames were trained to see newer ones. Use exact"
+                "streaming: causal does not fit this network; expected one trained with attention causal, "
+                f"got attention {self.config.attention}. Use exact"
             )
         if self.config.mix_ffn != "spatial":
             raise ConfigError(
-                f"streaming {mode} needs mix_ffn: spatial. This network has {self.config.mix_ffn}, whose frames "
-                "see newer ones. Use plain"
+                f"streaming: {mode} does not fit this network; expected mix_ffn spatial, "
+                f"got {self.config.mix_ffn}. Use plain"
             )
 
     @property
@@ -215,7 +215,7 @@ class VTSeg(Network):
             and if asked for the static network's, (B, k, C, H, W).
         """
         if video.dim() != 5 or video.shape[2] != 3:
-            raise ConfigError(f"we expect a video of shape (B, k, 3, H, W). Got: {tuple(video.shape)}")
+            raise ConfigError(f"video: wrong shape; expected (B, k, 3, H, W), got {tuple(video.shape)}")
         check_size(video.shape[3], video.shape[4])
         cache = cache or FrameCache(band=self.config.band)
         static = self.static_logits(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # (B, k, C, H, W)

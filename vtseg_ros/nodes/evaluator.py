@@ -292,7 +292,7 @@ class EvaluatorNode(TypedParameters, Node):
     def _write(self) -> str:
         """Write the report; returns where, raises ConfigError when there is nothing to say or it cannot be written."""
         if self._scores is None:
-            raise ConfigError("there is no report: no label map came from the segmenter. Is it active?")
+            raise ConfigError("report: no label map was received from the segmenter. Activate the segmenter")
         system = self._scores.as_system(name="segmenter", model=None, checkpoint=None, window=None)
         data = ReportData(
             title=self._params["title"],
@@ -305,7 +305,7 @@ class EvaluatorNode(TypedParameters, Node):
         try:
             return str(write_report(folder, data)[1])
         except OSError as err:
-            raise ConfigError(f"the report cannot be written into {folder}: {err}") from err
+            raise ConfigError(f"output_dir {folder}: the report cannot be written: {err}") from err
 
     def _on_write(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:

@@ -86,7 +86,7 @@ def load_ego_mask(path: str, warn: Callable[[str], None]) -> np.ndarray | None:
         mask = read_ego_mask(path)
     except ImageError as err:
         raise ConfigError(
-            f"ego_mask {path} cannot be read: {err}. Expected: a PNG whose non-zero, or opaque, pixels are the robot"
+            f"ego_mask {path}: cannot be read; expected a PNG whose non-zero, or opaque, pixels are the robot, got: {err}"
         ) from err
     if not mask.any():
         warn(f"ego_mask {path} covers nothing: it has no pixel that is not black or clear")

@@ -36,7 +36,7 @@ def _check_device(name: str) -> None:
 
 def _check_precision(name: str) -> None:
     if name != "auto" and name not in PRECISIONS:
-        raise ConfigError(f"expected one of auto, {', '.join(PRECISIONS)}, got {name!r}")
+        raise ConfigError(f"unknown; expected one of auto, {', '.join(PRECISIONS)}, got {name!r}")
 
 
 def check_precision_on_device(precision: str, device: str) -> str:
@@ -44,7 +44,7 @@ def check_precision_on_device(precision: str, device: str) -> str:
     try:
         resolve_precision(precision, resolve_device(device))
     except VTSegError as err:
-        return f"precision: {err}"
+        return str(err)
     return ""
 
 
@@ -71,12 +71,10 @@ def _check_ego_mask(path: str) -> None:
 
 def _check_cameras(names: list[str]) -> None:
     if len(set(names)) != len(names):
-        raise ConfigError(f"camera names must be unique. Got: {', '.join(names)}")
+        raise ConfigError(f"a name is repeated; expected different names, got {', '.join(names)}")
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*", name):
-            raise ConfigError(
-                f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}"
-            )
+            raise ConfigError(f"not usable in a topic name; expected letters, digits and _, got {name!r}")
 
 
 PARAMETERS = (

@@ -36,7 +36,7 @@ def build(name: str, num_classes: int) -> nn.Module:
     """Build one of `networks()` without memory for its weights (on PyTorch's meta device)."""
     known = networks()
     if name not in known:
-        raise ConfigError(f"there is no network {name!r}. Known: {', '.join(known)}")
+        raise ConfigError(f"network: unknown; expected one of {', '.join(known)}, got {name!r}")
     with torch.device("meta"):
         return known[name](num_classes).eval()
 

@@ -98,12 +98,12 @@ def render_sequence(
         ConfigError: for an unknown scene or variation, or a size below 16x16.
     """
     if scene not in SCENES:
-        raise ConfigError(f"there is no scene {scene}. Known: {', '.join(map(str, SCENES))}")
+        raise ConfigError(f"scene: unknown; expected one of {', '.join(map(str, SCENES))}, got {scene}")
     if variation not in VARIATIONS:
-        raise ConfigError(f"there is no variation {variation!r}. Known: {', '.join(VARIATIONS)}")
+        raise ConfigError(f"variation: unknown; expected one of {', '.join(VARIATIONS)}, got {variation!r}")
     if frames < 1 or min(size) < 16:
         raise ConfigError(
-            f"we expect at least one frame of at least 16x16 px. Got: {frames} of {size[0]}x{size[1]}"
+            f"frames, size: out of range; expected at least 1 frame of 16x16 px, got {frames} of {size[0]}x{size[1]}"
         )
     weather = VARIATIONS[variation]
     world = World(scene=SCENES[scene], seed=(seed, scene), seconds=frames / RATE_HZ, sun=_sun(weather))

@@ -153,10 +153,10 @@ class Backend(ABC):
     def check_window(self, frames: int | None) -> None:
         """Raise ConfigError for a window that this network cannot have; None = its own."""
         if frames is not None and frames < 1:
-            raise ConfigError(f"window must be at least 1 frame. Got: {frames}")
+            raise ConfigError(f"window: out of range; expected at least 1 frame, got {frames}")
         if frames is not None and self.longest_window is not None and frames > self.longest_window:
             raise ConfigError(
-                f"this network was exported for windows of at most {self.longest_window} frames. Got: {frames}"
+                f"window: longer than the network was exported for; expected at most {self.longest_window} frames, got {frames}"
             )
 
     def set_window(self, frames: int | None) -> None:

@@ -98,22 +98,24 @@ class OnnxBackend(Backend):
         """See `Backend.open`."""
         path = Path(cast("str | Path", source))
         if not path.is_file():
-            raise CheckpointError(f"no exported network {path}: there is no such file")
+            raise CheckpointError(f"{path}: no such file; expected an exported network")
         if options.precision not in ("auto", *PRECISIONS):
-            raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {options.precision!r}")
+            raise DeviceError(
+                f"precision: unknown; expected auto, {', '.join(PRECISIONS)}, got {options.precision!r}"
+            )
         if options.precision == "bf16" or options.static_prior:
             raise ConfigError(
-                f"precision and static prior of {path} were fixed at its export: leave them unset"
+                f"{path}: its precision and static prior were fixed when it was exported. Leave them unset"
             )
         backend = cls(path, options.device, fp16=options.precision == "fp16", threads=options.threads)
         if options.input_size is not None and tuple(options.input_size) != backend.input_size:
             raise ConfigError(
-                f"{path} takes images of {backend.input_size[0]}x{backend.input_size[1]} px alone. "
-                f"Got: {options.input_size[0]}x{options.input_size[1]}"
+                f"input_size: fixed when {path} was exported; expected {backend.input_size[0]}x"
+                f"{backend.input_size[1]} px, got {options.input_size[0]}x{options.input_size[1]}"
             )
         if options.streaming not in ("auto", backend.streaming):
             raise ConfigError(
-                f"{path} was exported for streaming {backend.streaming}. Got: {options.streaming}"
+                f"streaming: fixed when {path} was exported; expected {backend.streaming}, got {options.streaming}"
             )
         log.info("%s runs on %s", path, ", ".join(backend.providers))
         return backend
@@ -225,7 +227,7 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as err:
-            log.warning("TensorRT's engines are not kept: %s", err)
+            log.warning("TensorRT engines are not cached: %s", err)
             providers[0][1].update(trt_engine_cache_enable="False", trt_timing_cache_enable="False")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
@@ -256,7 +258,7 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
         )
     metadata = json.loads(text)
     if metadata.get("format") != 1:
-        raise CheckpointError(f"{path} has export format {metadata.get('format')!r}. Expected: 1")
+        raise CheckpointError(f"{path}: unknown export format; expected 1, got {metadata.get('format')!r}")
     result: dict[str, Any] = metadata
     return result
 
