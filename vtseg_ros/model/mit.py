@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Names of SegFormer weights: Hugging Face transformers 4 and 5 and the authors' code (NVlabs/SegFormer) to ours."""
+"""Rename SegFormer weights of Hugging Face transformers 4 and 5 and of the authors' code (NVlabs/SegFormer) to our names."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def translate_mit_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: of transformers' SegformerModel or of the authors' MixVisionTransformer; keys of a decode head or
-            classifier are left aside.
+            classifier are ignored.
 
     Raises:
         CheckpointError: if no key is of a known naming scheme.
@@ -105,7 +105,7 @@ def translate_segformer_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor
 
     Args:
         state: of transformers' SegformerForSemanticSegmentation (4 or 5) or of the authors' code, whose unused
-            `decode_head.conv_seg` is left aside.
+            `decode_head.conv_seg` is ignored.
 
     Raises:
         CheckpointError: if no key is of a known naming scheme, or there is no decode head.

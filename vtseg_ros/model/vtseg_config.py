@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a VTSeg is made of: one frozen dataclass, saved in every checkpoint."""
+"""Configuration of VTSeg: one frozen dataclass, stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class VTSegConfig:
 
     Args:
         num_classes: classes C of the logits, 1..255.
-        window: frames k of a window; free at run time for `full` attention, the width of the band for `causal`.
+        window: window length k; can be changed at run time for `full` attention, width of the band for `causal`.
         embed_dims: widths C_1..C_4 of the stages (paper, Section III-C).
         num_heads: attention heads per stage (SegFormer-B0; the paper does not list them).
         depths: layers N per block and stage (paper: 2).
         sr_ratios: spatial reduction R of keys and values per stage (paper: 8, 4, 2, 1).
         mlp_ratio: hidden width of the Mix-FFN over the stage's width.
         head_channels: C_head (paper: 256), a multiple of 8.
-        pixel_channels: of the head's last map, at H x W; 0 = C_head / 8. Fewer than there are classes learn the rare
-            ones late. The map before it, at H/2, has C_head / 4 or this, whichever is more.
+        pixel_channels: channels of the head's last map, at H x W; 0 = C_head / 8. With fewer channels than classes, rare
+            classes are learned late. The map before it, at H/2, has C_head / 4 or this number, whichever is larger.
         attention: `full` (every frame sees all frames of the window, the paper) or `causal` (a frame sees
             itself and at most `window - 1` older ones).
         mix_ffn: `spatial` (3x3 depthwise per frame) or `spatiotemporal` (3x3x3, zero-padded in time).
         static_prior: name of the static network: a registered one, or `external` for a network that
-            the user's own configuration supplies at load time.
-        prior_classes: classes of the static network when they differ from `num_classes`; 0 = the same.
-        class_mapping: for each class of the static network its class here, or -1 for none; empty = identity.
-        static_residual: add the static logits to those of the head, whose classifier starts at zero: VTSeg starts as
-            its static network and learns what to change (paper: off).
+            the user names when the checkpoint is loaded.
+        prior_classes: number of classes of the static network if it differs from `num_classes`; 0 = equal.
+        class_mapping: for each class of the static network its class in VTSeg, or -1 for none; empty = identity.
+        static_residual: add the static logits to those of the head, whose classifier starts at zero: VTSeg starts with
+            the masks of its static network and learns the difference (paper: off).
     """
 
     num_classes: int
@@ -121,7 +121,7 @@ class VTSegConfig:
 
     @classmethod
     def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
-        """The configuration of a preset, with changes.
+        """Return the configuration of a preset, with changes.
 
         `b0` is the paper's, `small` is `b0` with a narrower head, `tiny` is for CPUs and tests.
 
@@ -134,7 +134,7 @@ class VTSegConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VTSegConfig:
-        """The configuration that `to_dict` wrote.
+        """Return the configuration that `to_dict` wrote.
 
         Raises:
             ConfigError: for an unknown key, by name, with the nearest known one.
@@ -144,7 +144,7 @@ class VTSegConfig:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f". Known: {', '.join(known)}"
-                raise ConfigError(f"VTSegConfig has no field {key!r}{hint}")
+                raise ConfigError(f"VTSegConfig: unknown field {key!r}{hint}")
         for field in dataclasses.fields(cls):
             value = values.get(field.name, field.default)
             kind = {"int": int, "str": str, "bool": bool}.get(str(field.type), (list, tuple))
@@ -159,7 +159,7 @@ class VTSegConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
 
