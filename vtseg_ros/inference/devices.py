@@ -19,7 +19,7 @@ MIN_AGREEMENT = 0.995
 """Share of pixels that must have the same class in a reduced precision as in fp32 before `auto` uses it."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Processor flags of x86 and, last, of ARM."""
+"""Flags of processors with bf16 instructions: x86 and, last, ARM."""
 
 
 def parse_device(name: str) -> tuple[str, int]:
@@ -35,7 +35,7 @@ def parse_device(name: str) -> tuple[str, int]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
+    """Return the device for `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         DeviceError: for another name, or a GPU that is not there.
@@ -53,7 +53,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` (bf16 on a GPU that has it, else fp16; fp32 on the CPU), `fp32`, `fp16` or `bf16`.
+    """Return the type for `auto` (bf16 on a GPU that has it, else fp16; fp32 on the CPU), `fp32`, `fp16` or `bf16`.
 
     Raises:
         DeviceError: for another name, or fp16 on the CPU.
@@ -74,13 +74,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def choose_precision(
     name: str, device: torch.device, agreement: Mapping[str, float], *, native_bf16: bool | None = None
 ) -> torch.dtype:
-    """Return the precision of a network: `resolve_precision`, but `auto` on a CPU is bf16 where that is safe and fast.
+    """Return the precision of a network: `resolve_precision`, but `auto` on a CPU is bf16 if that is accurate and fast.
 
     Args:
         name: `auto`, `fp32`, `fp16` or `bf16`.
         device: where it runs.
-        agreement: of the network's reduced precisions with fp32 (see `Checkpoint`).
-        native_bf16: whether the processor has bf16 instructions; None = found out.
+        agreement: agreement of reduced precisions with fp32 (see `Checkpoint`).
+        native_bf16: whether the processor has bf16 instructions; None = detect it.
 
     Raises:
         DeviceError: see `resolve_precision`.
@@ -92,7 +92,7 @@ def choose_precision(
         return dtype
     share = agreement.get("bf16")
     if share is None:
-        log.info("precision fp32: the checkpoint does not record how far bf16 agrees with it")
+        log.info("precision fp32: the checkpoint does not contain the agreement of bf16 with fp32")
         return dtype
     if share < MIN_AGREEMENT:
         log.info(
@@ -106,7 +106,7 @@ def choose_precision(
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """`fp32`, `fp16` or `bf16`."""
+    """Return `fp32`, `fp16` or `bf16`."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
@@ -121,7 +121,7 @@ def has_native_bf16() -> bool:
 
 
 def processor_name() -> str:
-    """Return the processor's name as its maker writes it."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Exported networks (.onnx) run by ONNX Runtime, on whichever of its execution providers are there."""
+"""Run exported networks (.onnx) in ONNX Runtime, on the available execution providers."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class OnnxBackend(Backend):
 
     Args:
         path: the file.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`: auto takes a GPU if ONNX Runtime has a provider for it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: auto uses a GPU if ONNX Runtime has a provider for it.
         fp16: let TensorRT compute in half precision.
-        threads: of the CPU; None = PyTorch's number.
+        threads: number of CPU threads; None = PyTorch's default.
 
     Attributes:
         kind: `stream`, `window` or `image`.
@@ -81,7 +81,7 @@ class OnnxBackend(Backend):
         )
         super().__init__(
             checkpoint=checkpoint,
-            device=CPU,  # images and masks are made on the CPU
+            device=CPU,  # images and masks are processed on the CPU
             precision="fp16" if fp16 else "fp32",
             input_size=(width, height),
             streaming=metadata["streaming"],
@@ -148,7 +148,7 @@ class OnnxBackend(Backend):
         past, valid = _padded(rows, older, (self._row,))
         feed = {"images": image[None], "past": past[None], "valid": valid}
         logits, following = self.session.run(["logits", "past_next"], feed)
-        return logits, following[0, -1].copy()  # the row alone, not the k - 1 that it came with
+        return logits, following[0, -1].copy()  # only the new row, not the k - 1 older ones
 
     def _whole_window(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         shape = (3, self.input_size[1], self.input_size[0])
@@ -168,7 +168,7 @@ def provider_options(
         kind: `cpu` or `cuda`.
         index: of the GPU.
         fp16: let TensorRT compute in half precision.
-        cache: folder of TensorRT's engines, so that a restart does not build them again.
+        cache: folder of TensorRT's engines, which avoids building them again after a restart.
     """
     options = {
         TENSORRT: {
@@ -231,12 +231,12 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
             providers[0][1].update(trt_engine_cache_enable="False", trt_timing_cache_enable="False")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+    except Exception as err:  # onnxruntime raises its own exception classes
         raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(err)}") from err
 
 
 def _engine_key(path: Path, version: str) -> str:
-    """Return a name for the engines of a file; ONNX Runtime itself may take those of another file or version."""
+    """Return a name for the engines of a file; ONNX Runtime itself may use those of another file or version."""
     about = [version]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         about.append(importlib.metadata.version("tensorrt"))
@@ -266,7 +266,7 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
 def _padded(
     entries: Sequence[np.ndarray], count: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(count, *shape) float32 with the entries last, and which of them are entries."""
+    """Return (count, *shape) float32 with the entries last, and (count,) bool, True for entries."""
     stacked, valid = np.zeros((count, *shape), np.float32), np.zeros(count, bool)
     for index, entry in enumerate(entries, start=count - len(entries)):
         stacked[index], valid[index] = entry, True
