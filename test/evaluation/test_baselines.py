@@ -107,7 +107,7 @@ def test_a_checkpoint_cannot_start_a_program_as_its_flow(street_flow_bag, tmp_pa
     training = {"config": {"model": {"flow": "evil_flow:make"}}}
     save_checkpoint(path, strong_gru(), labels=STREET, input_size=SIZE, training=training)
     assert main(["evaluate", str(street_flow_bag), "--checkpoint", str(path)]) == 2
-    assert "name it by --flow" in capsys.readouterr().err
+    assert "Pass it with --flow" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
