@@ -25,14 +25,14 @@ START_M = 12.0
 
 @dataclass(frozen=True)
 class StreetFrame:
-    """One frame with everything known about it.
+    """One frame with labels, depth and optical flow.
 
     Attributes:
         rgb: (H, W, 3) uint8.
         label: (H, W) uint8 class ids of `labels.STREET`; 255 = undefined.
         depth: (H, W) float32, m along the optical axis; inf for the sky, NaN for the few pixels of faces seen edge-on.
         flow_forward, flow_backward: (H, W, 2) float32 (dx, dy) px from this frame to the next / previous;
-            NaN where the point lies behind that frame's camera, and where the depth is.
+            NaN where the point is behind that frame's camera, and where the depth is NaN.
         focal: focal length in px; the principal point is the middle of the image.
         stamp_ns: time of the frame, ns.
         frame_id: scene and variation.
@@ -89,9 +89,9 @@ def render_sequence(
     Args:
         scene: 1 to 5.
         variation: a key of `VARIATIONS`.
-        frames: how many.
+        frames: number of frames.
         size: (width, height) px.
-        seed: of layout, traffic and noise.
+        seed: seed of layout, traffic and noise.
         start_ns: stamp of the first frame, ns.
 
     Raises:
