@@ -197,7 +197,7 @@ def test_checkpoint_swap_while_running(setting, tmp_path):
 
 
 def test_a_swap_misses_no_beat(setting, tmp_path):
-    """While another checkpoint loads and warms up, images are processed and diagnostics go on."""
+    """While another checkpoint loads and warms up, images are processed and diagnostics continue."""
     from conftest import make_checkpoint
 
     other = make_checkpoint(tmp_path / "wide.safetensors", window=8)
@@ -323,7 +323,7 @@ def test_when_the_running_checkpoints_file_is_gone(setting, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(gone.read_bytes()[:-1000])
     gone.unlink()
     assert setting.set("checkpoint", string_value=str(tmp_path / "broken.safetensors")).successful
-    wait_until(lambda: "gone.safetensors runs on, but the parameter" in setting.node.output(), 30)
+    wait_until(lambda: "gone.safetensors stays active, but its parameter" in setting.node.output(), 30)
     status = setting.answer(setting.images, image_message(picture(6), "rgb8", setting.next_stamp()))
     assert status.event == SegmentationStatus.PROCESSED
     assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
@@ -419,7 +419,7 @@ def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint,
     assert change(Transition.TRANSITION_CLEANUP) and state() == "unconfigured"
     for line in (
         "active, images from /managed/image",
-        "inactive, publishes nothing",
+        "inactive",
         "unconfigured, the network",
     ):
         assert node.output().count(line) == 1, line

@@ -90,7 +90,7 @@ PARAMETERS = (
     Param(
         "backend",
         "auto",
-        "What runs the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+        "Backend that executes the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
         allowed=BACKEND_NAMES,
     ),
     Param(
@@ -102,7 +102,7 @@ PARAMETERS = (
     Param(
         "threads",
         0,
-        "CPU threads of the network; 0 = one core fewer than there are, or all of at most two.",
+        "CPU threads of the network; 0 = all cores but one, or all if there are at most two.",
         0,
         1024,
     ),
@@ -117,25 +117,25 @@ PARAMETERS = (
     Param(
         "resize_mode",
         "",
-        "How images are brought to the input size: stretch, letterbox or crop, whose masks are 255 at the sides that "
+        "How images are resized to the input size: stretch, letterbox, or crop, where masks are 255 on the sides that "
         "are cut off; empty = the checkpoint's.",
         check=_check_resize_mode,
     ),
-    Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
+    Param("window", 0, "Window length in frames; 0 = as in the checkpoint.", 0, 32, live=True),
     Param(
         "max_rate",
         0.0,
-        "Images above this mean rate by their stamps are dropped, Hz; 0 = unlimited.",
+        "Images above this mean rate, by their stamps, are dropped, Hz; 0 = unlimited.",
         0.0,
         1000.0,
         live=True,
     ),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
-    Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
+    Param("image_transport", "raw", "Transport of the images.", allowed=("raw", "compressed")),
     Param(
         "input_qos",
         "sensor_data",
-        "sensor_data is best effort, depth 5.",
+        "QoS of the images; sensor_data is best effort with depth 5.",
         allowed=("sensor_data", "reliable"),
     ),
     Param(
@@ -148,13 +148,25 @@ PARAMETERS = (
     Param(
         "upsampling",
         "bilinear",
-        "bilinear and bicubic upsample logits, nearest the mask (cheaper).",
+        "bilinear and bicubic upsample the logits; nearest upsamples the mask and is cheaper.",
         allowed=UPSAMPLING,
     ),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
-    Param("jpeg_quality", 80, "Of the compressed overlay and colours, 100 = best.", 1, 100, live=True),
+    Param(
+        "jpeg_quality",
+        80,
+        "JPEG quality of the compressed overlay and colours, 100 = best.",
+        1,
+        100,
+        live=True,
+    ),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
-    Param("classes", [], "Names of the classes to publish, the others become 255; empty = all.", live=True),
+    Param(
+        "classes",
+        [],
+        "Names of the classes to publish; pixels of the others become 255. Empty = all.",
+        live=True,
+    ),
     Param(
         "ego_mask",
         "",
