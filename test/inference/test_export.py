@@ -26,7 +26,7 @@ TICK = 100_000_000
 
 @pytest.fixture(scope="module", params=["exact", "causal"])
 def exported(request, tmp_path_factory):
-    """A checkpoint and its streaming step as ONNX, with what the export said about it."""
+    """A checkpoint and its streaming step as ONNX, with the output of the export."""
     folder = tmp_path_factory.mktemp("exports")
     attention = "causal" if request.param == "causal" else "full"
     checkpoint = make_checkpoint(folder / f"{request.param}.safetensors", attention=attention, **SMALL)
@@ -177,7 +177,7 @@ def test_other_onnx_files_are_refused(tmp_path):
         (["--out", "x.pt"], "--out: wrong suffix"),
         (["--out", "x.onnx", "--format", "torch-export"], "expected .pt2"),
         (["--out", "x.onnx", "--size", "65x32"], "multiples of 32"),
-        (["--out", "nowhere/x.onnx"], "no folder"),
+        (["--out", "nowhere/x.onnx"], "no such folder"),
     ],
 )
 def test_wrong_arguments(tiny_checkpoint, arguments, words, capsys, tmp_path, monkeypatch):

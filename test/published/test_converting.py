@@ -266,7 +266,7 @@ def saved(tmp_path_factory):
         ),
         ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--labels", "camvid"], "has its own"),
         ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--size", "100x100"], "multiples of 32"),
-        ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--output", "x"], "belongs to --as onnx"),
+        ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--output", "x"], "only for --as onnx"),
         ("cut.safetensors", ["--as", "segformer_b0_cityscapes"], "cannot be read"),
         ("text.pth", ["--as", "segformer_b0_cityscapes"], "cannot be read"),
         ("list.pth", ["--as", "segformer_b0_cityscapes"], "not a state dict"),
