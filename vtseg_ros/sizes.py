@@ -12,7 +12,7 @@ from vtseg_ros.errors import ConfigError
 
 
 def size_from_text(text: str) -> tuple[int, int]:
-    """`WxH` in px as (width, height).
+    """Parse `WxH` in px as (width, height).
 
     Raises:
         ConfigError: if it is not of this form.
@@ -24,7 +24,7 @@ def size_from_text(text: str) -> tuple[int, int]:
 
 
 def parse_output_size(text: str) -> str | tuple[int, int]:
-    """`input`, `network` or `WxH` in px.
+    """Parse `input`, `network` or `WxH` in px.
 
     Raises:
         ConfigError: if it is none of them, or larger than any image may be.
@@ -38,7 +38,7 @@ def parse_output_size(text: str) -> str | tuple[int, int]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`size_from_text` for argparse."""
+    """Call `size_from_text` for argparse."""
     try:
         return size_from_text(text)
     except ConfigError as err:
