@@ -71,7 +71,7 @@ def test_every_form_gives_the_networks_logits(users, name, monkeypatch):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_as_the_prior_of_a_vtseg(users, name, monkeypatch, tmp_path):
-    """With a class list of its own, in training and eval mode, saved without it, loaded with it, in the engine."""
+    """With another class list, in training and eval mode, saved without it, loaded with it, in the predictor."""
     source = source_of(users, name, monkeypatch)
     torch.manual_seed(2)
     config = VTSegConfig.preset(

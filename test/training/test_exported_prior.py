@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a static network that checkpoints do not hold: it stays as it is, and stage 3 says so."""
+"""Training with a static network that checkpoints do not contain: it stays frozen, and stage 3 logs this."""
 
 from __future__ import annotations
 
