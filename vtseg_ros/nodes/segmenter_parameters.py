@@ -184,7 +184,7 @@ PARAMETERS = (
         "static_prior",
         "",
         "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
-        "package.module:factory. It can run code: trust it as a program. Empty = the checkpoint's.",
+        "package.module:factory. Executes code when loaded; use trusted files only. Empty = the checkpoint's.",
         path=True,
     ),
     Param("autostart", False, "Configure and activate without a lifecycle manager."),
