@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Processes and a client for the benchmarks: loopback Fast DDS, a domain of their own."""
+"""Processes and a client for the benchmarks: loopback Fast DDS in a separate domain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_TIMEOUT_S = 120.0
 
 
 def use_loopback(profile: str) -> None:
-    """Set this process's and its children's domain and Fast DDS profile ("" = Fast DDS's own settings)."""
+    """Set the domain and Fast DDS profile of this process and its children ("" = the defaults of Fast DDS)."""
     os.environ["ROS_DOMAIN_ID"] = str(free_domain())
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -37,7 +37,7 @@ def use_loopback(profile: str) -> None:
 
 
 class Processes:
-    """Child processes; only these are ended."""
+    """Child processes, which are ended at exit."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen] = []
@@ -56,7 +56,7 @@ class Processes:
 
 
 class Client(Node):
-    """Publishes images and waits for what answers them."""
+    """Publish images and wait for the results."""
 
     def __init__(self) -> None:
         super().__init__("benchmark")
@@ -64,7 +64,7 @@ class Client(Node):
         self.executor_.add_node(self)
 
     def wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Spin until `done()`; ends the program with `what` after the timeout."""
+        """Spin until `done()`; after the timeout, end the program with `what`."""
         deadline = time.monotonic() + timeout_s
         while not done():
             self.executor_.spin_once(timeout_sec=0.05)
@@ -73,7 +73,7 @@ class Client(Node):
 
 
 class RoundTrip:
-    """Image out, answer of the same stamp in, timed in s."""
+    """Time from sending an image to the result with the same stamp, s."""
 
     def __init__(self, client: Client, image_topic: str, answer_topic: str) -> None:
         self._client, self._answer = client, None
@@ -84,7 +84,7 @@ class RoundTrip:
         self._answer = message
 
     def connect(self) -> None:
-        """Wait until both sides know each other."""
+        """Wait until publisher and subscription are connected."""
         self._client.wait(
             lambda: (
                 self._publisher.get_subscription_count()
@@ -96,11 +96,11 @@ class RoundTrip:
         time.sleep(1.0)
 
     def publish(self, image: np.ndarray, stamp_ns: int) -> None:
-        """Send an image (H, W, 3) uint8 and do not wait."""
+        """Send an image (H, W, 3) uint8 without waiting."""
         self._publisher.publish(_message(image, stamp_ns))
 
     def __call__(self, image: np.ndarray, stamp_ns: int) -> float:
-        """Send an image and wait for its answer; s."""
+        """Send an image, wait for its result and return the time, s."""
         message = _message(image, stamp_ns)
         self._answer = None
         began = time.perf_counter()
@@ -125,10 +125,10 @@ def start_client() -> Client:
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float]:
-    """p10, p50 and p95 in ms."""
+    """Return p10, p50 and p95 in ms."""
     return {f"p{q}_ms": round(float(np.percentile(seconds, q)) * 1e3, 3) for q in (10, 50, 95)}
 
 
 def picture(size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8, noise."""
+    """Return a noise image, (H, W, 3) uint8."""
     return np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The yardstick: a bare rclpy node that answers each image with a ready-made mask-sized image."""
+"""Reference for the overhead: a bare rclpy node that returns a prepared image of the size of a mask for each image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image
 
 
 class Relay(Node):
-    """relay/image -> relay/mask, with the image's header."""
+    """Publish on relay/mask for each image on relay/image, with its header."""
 
     def __init__(self) -> None:
         super().__init__("relay")

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What ROS costs on top of the model: round trips of the segmenter and of a bare relay, interleaved in one run.
+"""Measure the overhead of ROS: round trips of the segmenter and of a bare relay, interleaved in one run.
 
-overhead = round trip image -> mask, minus a bare `VideoPredictor.step` on the same array; told as a multiple of the round
-trip of a relay that only publishes a mask-sized image. Beside it, as a check that a busy machine disturbs less: the
-same with the step's time in the node, frame by frame. Usage: python benchmarks/ros_overhead.py [--json FILE]
+overhead = round trip from image to mask, minus a direct `VideoPredictor.step` with the same array. It is printed as a multiple
+of the round trip of a relay that only publishes an image of the size of the mask. As a check that is less sensitive to load, the
+overhead is also computed with the step time of each frame in the node. Usage: python benchmarks/ros_overhead.py [--json FILE]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The segmenter at several times the rate it can serve: latency, memory and counts. Exit code 1 if a promise breaks.
+"""Measure latency, memory and counters of the segmenter under overload. Exit code 1 if a limit is exceeded.
 
-Promises: p99 of the latency below three inference times, memory flat, received = processed + dropped + rejected.
+Limits: p99 of the latency below three inference times, constant memory, received = processed + dropped + rejected.
 Usage: python benchmarks/ros_overload.py [--seconds 60] [--factor 4] [--json FILE]
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from graph import Client, Processes, RoundTrip, picture, start_client, use_loopback
 
-# Memory may still grow while the first overload fills queues and allocator pools.
+# Memory may still grow while queues and allocator pools fill up.
 SETTLE_S = 10.0
 FLAT_MB = 20.0
 
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process, MB."""
+    """Return the resident memory of a process, MB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
@@ -47,7 +47,7 @@ def resident_mb(pid: int) -> float:
 def flood(
     client: Client, trip: RoundTrip, image: np.ndarray, rate_hz: float, seconds: float, pid: int
 ) -> dict:
-    """Publish at a rate; resident memory of the segmenter once a second."""
+    """Publish at a rate, and sample the resident memory of the segmenter once per second."""
     began, memory, sent = time.monotonic(), [], 0
     while (now := time.monotonic()) - began < seconds:
         if now - began >= sent / rate_hz:
@@ -119,14 +119,14 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def settled_memory(memory_mb: list[float]) -> tuple[float, float]:
-    """Medians of the first and the last quarter after SETTLE_S: single samples differ by the images in flight."""
+    """Return the medians of the first and the last quarter after SETTLE_S; single samples depend on the current images."""
     settled = memory_mb[int(SETTLE_S) :] or memory_mb
     quarter = max(len(settled) // 4, 1)
     return float(np.median(settled[:quarter])), float(np.median(settled[-quarter:]))
 
 
 def broken(figures: dict) -> list[str]:
-    """The promises that do not hold."""
+    """Return the limits that are exceeded."""
     found = []
     if figures["latency_p99_in_inference_times"] >= 3:
         found.append(f"p99 of the latency is {figures['latency_p99_in_inference_times']} inference times")

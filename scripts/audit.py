@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The dependency audit: versions as pinned, files with the hashes on record, known vulnerabilities where pip-audit can ask.
+"""Audit the dependencies: pinned versions, hashes of the files, and known vulnerabilities if pip-audit has access.
 
-`python scripts/audit.py` checks; `--update` writes requirements/hashes.lock anew from what pip would fetch on this
-platform (other platforms' hashes stay). Exit code 1: something differs. Every check that could not be done is named.
+`python scripts/audit.py` checks; `--update` adds the hashes of the files that pip would download on this
+platform to requirements/hashes.lock. Exit code 1: something differs. Checks that could not be run are listed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def normal(name: str) -> str:
 
 
 def pins() -> dict[str, str]:
-    """Package -> the one version that constraints.txt allows."""
+    """Return the version that constraints.txt allows, by package."""
     found = {}
     for line in (FOLDER / "constraints.txt").read_text().splitlines():
         match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", line)
@@ -39,13 +39,13 @@ def pins() -> dict[str, str]:
 
 
 def installed_pins() -> dict[str, str]:
-    """The pins of what is installed here, but for those without a hash."""
+    """Return the pins of the installed packages, except those without a hash."""
     here = {normal(distribution.metadata["Name"]) for distribution in importlib.metadata.distributions()}
     return {name: version for name, version in pins().items() if name in here and name not in UNHASHED}
 
 
 def check_installed() -> list[str]:
-    """Packages installed in another version than pinned."""
+    """Return the packages whose installed version differs from the pin."""
     wanted, wrong = pins(), []
     for distribution in importlib.metadata.distributions():
         name = normal(distribution.metadata["Name"])
@@ -55,7 +55,7 @@ def check_installed() -> list[str]:
 
 
 def resolved() -> dict[str, str] | None:
-    """`name==version` -> sha256 of the file that pip would fetch here; None when it cannot be asked."""
+    """Return the SHA-256 of the files that pip would download here, by `name==version`; None without access."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         wanted = Path(folder) / "pins.txt"
@@ -95,7 +95,7 @@ def recorded() -> dict[str, set[str]]:
 
 
 def check_hashes(fetched: dict[str, str]) -> list[str]:
-    """Files that pip would fetch and whose hash is not on record."""
+    """Return the files that pip would download and whose hash is not in the lock file."""
     known = recorded()
     return [
         f"{name}: sha256 {digest} is not in {HASHES.name}"
@@ -116,7 +116,7 @@ def update(fetched: dict[str, str]) -> None:
 
 
 def known_vulnerabilities() -> tuple[list[str], str]:
-    """What pip-audit found, and why it could not be asked."""
+    """Return the vulnerabilities that pip-audit found, and the reason if it could not run."""
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", "--local", "--format", "json"], capture_output=True, text=True
     )

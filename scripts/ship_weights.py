@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Stores a trained checkpoint in half precision among the shipped weights, with its position prior.
+"""Store a trained checkpoint in half precision in the shipped weights, with its position baseline.
 
 The position prior (each pixel's most frequent training class) is the baseline that a report prints beside a score.
 """

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The soak: a player that is faster than the segmenter, one malformed image a second, and samples of the process.
+"""Soak test: a player that is faster than the segmenter, one malformed image per second, and samples of the process.
 
 Called by soak.sh. Passes when the process's memory, open descriptors, threads and latency have no trend beyond their
 own noise and every frame is accounted for.
@@ -61,7 +61,7 @@ def process_figures(pid: int) -> dict[str, float]:
 
 
 class Monitor(Node):
-    """Counts what the segmenter says and samples its process."""
+    """Count the status messages of the segmenter and sample its process."""
 
     def __init__(self, pid: int) -> None:
         super().__init__("soak")
@@ -86,7 +86,7 @@ class Monitor(Node):
         self.masks += 1
 
     def step(self) -> None:
-        """Between callbacks: send a bad image, take a sample, when it is time."""
+        """Send a malformed image or take a sample if it is due."""
         now = time.monotonic()
         if now - self._spoiled >= BAD_EVERY_S:
             self._spoiled = now
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def watch(args, segmenter: subprocess.Popen, player: subprocess.Popen) -> tuple[Monitor, dict]:
-    """Spin until the time is over and the segmenter idle; returns the monitor and the trends."""
+    """Spin until the time is over and the segmenter is idle; return the monitor and the trends."""
     rclpy.init(args=["--ros-args", "-r", f"image:={TOPIC}"])
     monitor = Monitor(segmenter.pid)
     executor = SingleThreadedExecutor()
@@ -200,7 +200,7 @@ def watch(args, segmenter: subprocess.Popen, player: subprocess.Popen) -> tuple[
                 if process.poll() is not None:
                     raise RuntimeError(f"{process.args[0]} ended early with exit code {process.returncode}")
     player.send_signal(signal.SIGINT)
-    # The node may have been idle in between too, and what it said may still be on its way: until nothing more comes.
+    # The node may have been idle before, and status messages may still arrive: wait until no more arrive.
     deadline = quiet = time.monotonic()
     deadline, told = deadline + SETTLE_S, -1
     while time.monotonic() < deadline and time.monotonic() - quiet < QUIET_S:
