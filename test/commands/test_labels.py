@@ -450,7 +450,7 @@ def test_extracted_painted_and_merged_again(tmp_path, capsys):
         assert np.abs(image[..., ::-1].astype(int) - picture(number, (40, 24))).max() <= 12  # the bag's jpeg
         save(tmp_path / "frames" / name_of(number), CLASSES.palette()[truth[number]])
     assert merge(source, tmp_path / "frames", tmp_path / "out", "--topic", "/mine/label") == 0
-    assert "labels on /camera/label/compressed too" in capsys.readouterr().out
+    assert "/camera/label/compressed also contains labels" in capsys.readouterr().out
     found = labels_in(tmp_path / "out", "/mine/label")
     assert list(found) == [0, 5, 10, 15]
     for number, ids in found.items():

@@ -267,7 +267,7 @@ def test_labels_without_an_image_are_counted(frames, tiny_checkpoint, tmp_path, 
             bag.write_label("/camera/label", label, stamp + 37 * (n % 2), "camera")
     report = run(tmp_path, tmp_path / "half", "--checkpoint", tiny_checkpoint)
     assert (report["scored_frames"], report["labels_without_image"]) == (6, 6)
-    assert "6 more labels have the header stamp of no image" in capsys.readouterr().out
+    assert "6 more labels have a header stamp that no image has" in capsys.readouterr().out
 
 
 def test_a_part_of_the_bag(short_bag, frames, tiny_checkpoint, tmp_path):
