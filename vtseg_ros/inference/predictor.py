@@ -114,7 +114,7 @@ class VideoPredictor:
         checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
             file of `vtseg export` runs in ONNX Runtime, at the size it was exported for and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        backend: `auto` (PyTorch for checkpoints, ONNX Runtime for `.onnx` files), `torch`, `openvino` or `onnx`.
+        backend: `auto` (see `backends.open_backend`), `torch`, `openvino` or `onnx`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         window: frames k; None = the checkpoint's.
         input_size: (width, height) px of the network's input, multiples of 32; None = the checkpoint's.

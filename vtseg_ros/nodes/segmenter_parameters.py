@@ -92,7 +92,7 @@ PARAMETERS = (
     Param(
         "backend",
         "auto",
-        "What runs the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+        "What runs the network: auto (OpenVINO on a CPU, PyTorch on a GPU, ONNX Runtime for an .onnx file), torch, openvino or onnx.",
         allowed=BACKEND_NAMES,
     ),
     Param(

@@ -26,6 +26,7 @@ from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.openvino_runtime import (
     CompiledCache,
+    ConversionError,
     MaskModel,
     core,
     import_openvino,
@@ -147,7 +148,7 @@ class OpenVinoBackend(Backend):
             )
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
-        known = traits_of(source.model)
+        known = traits_of(source.network)
         if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
@@ -259,7 +260,7 @@ class OpenVinoBackend(Backend):
                 return openvino.convert_model(traced, example_input=arguments, input=shapes)
             except Exception as err:  # the converter raises classes of its own
                 line = first_line(err)
-                raise ConfigError(
+                raise ConversionError(
                     f"backend openvino: this network cannot be converted: {line}. Use backend torch"
                 ) from err
 
