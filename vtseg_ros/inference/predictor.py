@@ -227,6 +227,18 @@ class VideoPredictor:
         """Raise ConfigError for a window that this network cannot have; None = the checkpoint's."""
         self.backend.check_window(frames)
 
+    def is_ready(self, window: int | None) -> bool:
+        """Return whether the network can have this window at once; None = the checkpoint's."""
+        return self.backend.is_ready(window)
+
+    def prepare_window(self, window: int | None) -> None:
+        """Compile what a window needs, which may take a minute; another thread may call `step` meanwhile.
+
+        Raises:
+            ConfigError: If this network cannot have this window, or the backend cannot convert it.
+        """
+        self.backend.prepare_window(window)
+
     @property
     def window(self) -> int:
         """Frames k the network sees at most; set to None for the checkpoint's."""

@@ -173,10 +173,14 @@ class OpenVinoBackend(Backend):
         """See `Backend.mode`."""
         return "openvino"
 
-    def set_window(self, frames: int | None) -> None:
-        """See `Backend.set_window`; another length is compiled when it is set."""
-        super().set_window(frames)
-        self._request(self.window)
+    def is_ready(self, frames: int | None) -> bool:
+        """See `Backend.is_ready`."""
+        return self._frames(frames) in self._requests
+
+    def prepare_window(self, frames: int | None) -> None:
+        """See `Backend.prepare_window`; each length is converted and compiled once."""
+        super().prepare_window(frames)
+        self._request(self._frames(frames))
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
         """See `Backend.run`; cameras run one after the other, a frame leaves a row (1, S) behind."""
