@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The cloud node: masks with depth images or points to labelled point clouds.
+"""Start the cloud node, which combines masks with depth images or points.
 
 ros2 launch vtseg_ros cloud.launch.py depth_topic:=/camera/aligned_depth_to_color/image_raw
 """
@@ -16,7 +16,11 @@ from vtseg_ros.nodes.dds import profile_environment
 
 ARGUMENTS = (
     ("source", "depth", "depth (registered depth image) or points (PointCloud2)."),
-    ("image_topic", "/camera/image", "Image topic of the mask's camera; camera_info is next to it."),
+    (
+        "image_topic",
+        "/camera/image",
+        "Image topic of the mask's camera; camera_info is in the same namespace.",
+    ),
     ("depth_topic", "/camera/depth", "Depth image, registered to the camera."),
     ("points_topic", "/points", "Point cloud."),
     (
@@ -26,7 +30,7 @@ ARGUMENTS = (
     ),
     ("color", "class", "Colour of the points: class, image or none."),
     ("classes", "", "Comma-separated names of the classes to keep; empty = all."),
-    ("max_range", "100.0", "m along the camera's z axis; points further away are left out."),
+    ("max_range", "100.0", "m along the camera's z axis; points further away are removed."),
     ("stride", "1", "Use every n-th px in both directions, or every n-th point."),
     (
         "max_time_difference",

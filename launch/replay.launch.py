@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a labelled bag to the segmenter and the evaluator under sim time; ends with the bag and leaves a report.
+"""Play a labelled bag to the segmenter and the evaluator with simulated time, and write a report at its end.
 
 ros2 launch vtseg_ros replay.launch.py bag:=/data/drive output_dir:=evaluation
 
-It ends as a whole: include it where nothing else is to go on after the bag.
+At the end of the bag, all processes of the launch exit, also those of a launch file that includes this one.
 """
 
 from pathlib import Path
@@ -32,8 +32,8 @@ from vtseg_ros.topic_names import ANSWERS
 ARGUMENTS = (
     ("image_topic", "", "Base name of the bag's image topic; empty = the only camera in the bag."),
     ("label_topic", "", "Base name of the bag's label topic; empty = the only one in the bag."),
-    ("image_transport", "", "raw or compressed: how the bag holds the images; empty = as found."),
-    ("label_transport", "", "raw or compressed: how the bag holds the labels; empty = as found."),
+    ("image_transport", "", "raw or compressed transport of the images in the bag; empty = as found."),
+    ("label_transport", "", "raw or compressed transport of the labels in the bag; empty = as found."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
@@ -43,10 +43,10 @@ ARGUMENTS = (
     (
         "class_map",
         "",
-        "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
+        "YAML that maps each label class to the segmenter's classes that count as it; empty = the same classes.",
     ),
-    ("rate", "1.0", "Speed of the bag."),
-    ("loop", "false", "Play the bag over and over, until Ctrl-C."),
+    ("rate", "1.0", "Playback speed."),
+    ("loop", "false", "Repeat the bag until Ctrl-C."),
     ("output_dir", "evaluation", "Folder for report.json and report.html."),
     ("title", "Replay evaluation", "Heading of the report."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
@@ -58,7 +58,7 @@ PATIENCE_S = "60"
 
 
 def _ends(reason):
-    """What to do at a node's exit: end all."""
+    """Return the actions at the exit of a node, which end the launch."""
 
     def on_exit(event, context):
         report_exit(event, context)
@@ -106,7 +106,7 @@ def _nodes(context):
         output="screen",
         sigterm_timeout=PATIENCE_S,
         sigkill_timeout=PATIENCE_S,
-        on_exit=_ends("the segmenter ended"),
+        on_exit=_ends("the segmenter exited"),
     )
     evaluator = Node(
         package="vtseg_ros",
@@ -127,7 +127,7 @@ def _nodes(context):
         output="screen",
         sigterm_timeout=PATIENCE_S,
         sigkill_timeout=PATIENCE_S,
-        on_exit=_ends("the evaluator ended"),
+        on_exit=_ends("the evaluator exited"),
     )
     published = {
         "image": image + ("/compressed" if image_transport == "compressed" else ""),
@@ -142,11 +142,11 @@ def _nodes(context):
             "--clock",
             "--rate",
             value("rate"),
-            # Should a node end instead of subscribing, so does all of this.
+            # If a node exits instead of subscribing, the whole launch ends.
             "--wait-timeout",
             "600",
             *(["--loop"] if loop else []),
-            # Recorded with the bag: it would be taken for this segmenter's, and this run's logs and diagnostics.
+            # Recorded topics that this run also publishes: they would be mistaken for its results, logs and diagnostics.
             "--exclude-regex",
             f"{ANSWERS}|{NOT_REPLAYED}",
             "--wait-for",
@@ -157,7 +157,7 @@ def _nodes(context):
         additional_env=profile,
         output="screen",
     )
-    # The segmenter first: it finishes what it has in work and tells its last counts, then the rest ends with it.
+    # The segmenter first: it finishes the current frame and publishes its final counters; then the other nodes end.
     end = EmitEvent(event=ShutdownProcess(process_matcher=matches_action(segmenter)))
 
     def player_ended(event, context):

@@ -24,7 +24,7 @@ def generate_launch_description():
                 "output_dir", default_value="training", description="Folder for checkpoints and logs."
             ),
             DeclareLaunchArgument(
-                "resume", default_value="false", description="Go on from the state in output_dir."
+                "resume", default_value="false", description="Continue from the state in output_dir."
             ),
             Node(
                 package="vtseg_ros",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The segmenter, and RViz when asked.
+"""Start the segmenter, and RViz if requested.
 
 ros2 launch vtseg_ros vtseg.launch.py image_topic:=/camera/image rviz:=true
 """
@@ -23,7 +23,7 @@ ARGUMENTS = (
     (
         "image_topic",
         "/camera/image",
-        "Base name of the image topic; /compressed is added by image_transport.",
+        "Base name of the image topic; the transport compressed adds /compressed.",
     ),
     ("image_transport", "", "raw or compressed; empty = the parameter file's."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
@@ -39,12 +39,16 @@ ARGUMENTS = (
         "Comma-separated image topics, one for each of cameras; empty = <camera>/image of each.",
     ),
     ("namespace", "", "Namespace of the node."),
-    ("autostart", "true", "Configure and activate at once; false leaves it to a lifecycle manager."),
-    ("respawn", "false", "Start the segmenter again, after 2 s, when it ends."),
+    (
+        "autostart",
+        "true",
+        "Configure and activate the node at its start; false leaves this to a lifecycle manager.",
+    ),
+    ("respawn", "false", "Restart the segmenter 2 s after it exits."),
     ("use_sim_time", "", "true takes the time from /clock; empty = the parameter file's."),
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("rviz", "false", "Start RViz with overlay, colour mask and camera."),
-    ("fixed_frame", "", "RViz's fixed frame; empty = segmentation_view, which is published with RViz."),
+    ("fixed_frame", "", "Fixed frame of RViz; empty = segmentation_view, which this launch file publishes."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
 TYPED = ("image_transport", "checkpoint", "device", "window", "output_size", "resize_mode", "min_confidence")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: plays a bag to a segmenter and an evaluator, then shows what came of it. Called by demo.sh."""
+"""Play a bag to a segmenter and an evaluator, and print the results. Called by demo.sh."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ console = Console()
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__)
-    parser.add_argument("--bag", type=Path, help="a bag of yours; default: held-out synthetic street")
+    parser.add_argument("--bag", type=Path, help="bag to play (default: held-out synthetic street)")
     parser.add_argument("--image-topic", default="")
     parser.add_argument("--label-topic", default="")
     parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def synthesize(path: Path) -> None:
-    """Scene 5 was never trained on; neither was this seed."""
+    """Render scene 5, which was not used for training, with a seed that was not used either."""
     command = [
         "vtseg",
         "synth",
@@ -64,7 +64,7 @@ def synthesize(path: Path) -> None:
 
 
 class Processes:
-    """Child processes with logs; only these are ended."""
+    """Child processes with log files, which are ended at exit."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -98,7 +98,7 @@ class Processes:
 
 
 def wait_for_line(path: Path, text: str, processes: Processes) -> None:
-    """Until a log holds a text."""
+    """Wait until a log contains a text."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while text not in (path.read_text() if path.exists() else ""):
         processes.check()
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     remaps = []
     for name, topic in zip(("image", "label"), suffixes):
         remaps += ["-r", f"{name}{suffixes[topic]}:={topic}"]
-    # The checkpoint's own baseline, where there is one.
+    # The baseline of the checkpoint, if there is one.
     baseline = WEIGHTS_DIR / f"{checkpoint.stem}.position_baseline.png"
     parameters = [
         "-p",
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if baseline.is_file() and args.bag is None:
         scoring += ["-p", f"baseline:={baseline}"]
-    # A domain of its own, so that two demos, or a robot on this network, do not meet.
+    # A separate domain, to be isolated from other demos and from robots on this network.
     os.environ["ROS_DOMAIN_ID"] = str(free_domain())
     processes = Processes(out)
     try:
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
         subprocess.run(play, check=True)
         processes.check()
         time.sleep(1.0)  # one inference and the idle status
-        # The segmenter first: it finishes what it has in work and tells its last counts.
+        # The segmenter first: it finishes the current frame and publishes its final counters.
         codes = {"segmenter": processes.stop("segmenter")}
         time.sleep(0.5)
         codes |= {name: processes.stop(name) for name in ("evaluator", "recorder")}
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_overlay(bag_path: Path, image: str, out: Path) -> int:
-    """overlay.mp4, each frame with the newest mask at that time; returns how many masks the bag holds."""
+    """Write overlay.mp4, each frame with the newest mask at that time; return the number of masks in the bag."""
     with BagReader(out / "masks") as recorded:
         labels = read_label_set(recorded, of_masks=True)
         topic = "/segmentation/mask/compressed"
@@ -215,7 +215,7 @@ def write_overlay(bag_path: Path, image: str, out: Path) -> int:
             found = masks.get(stamp_of(message))
             last = decode_label(found) if found is not None else last
             if last is not None:
-                with suppress(ImageError):  # the segmenter rejected it, and that was counted
+                with suppress(ImageError):  # rejected by the segmenter, which counted it
                     video.add(decode_any(message), last)
     return count
 

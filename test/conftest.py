@@ -137,7 +137,7 @@ def ros_environment() -> dict[str, str]:
 
 
 class NodeProcess:
-    """A node in a process of its own, with what it printed."""
+    """A node in a separate process, with its output."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -171,7 +171,7 @@ class NodeProcess:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, say: Callable[[], str] = lambda: "") -> None:
-    """Poll a condition; fails after the timeout with what `say` returns."""
+    """Poll a condition; after the timeout, fail with the text that `say` returns."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out after {timeout_s} s. {say()}"

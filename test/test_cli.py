@@ -87,9 +87,12 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
         (["segment", "/nowhere", "--out", "/tmp/x"], "no such bag or video"),
         (["segment", "/nowhere"], "nothing to write"),
         (["info", "/nowhere.safetensors"], "no checkpoint"),
-        (["synth", "--out", "X", "--scene", "9"], "no scene '9'"),
-        (["synth", "--out", "X", "--variation", "snow"], "no variation 'snow'"),
-        (["synth", "--out", "X", "--frames", "0"], "at least one frame"),
+        (
+            ["synth", "--out", "X", "--scene", "9"],
+            "scene: unknown; expected one of 1, 2, 3, 4, 5, all, got '9'",
+        ),
+        (["synth", "--out", "X", "--variation", "snow"], "variation: unknown"),
+        (["synth", "--out", "X", "--frames", "0"], "at least 1 frame"),
         (["train", "/nowhere.yaml", "--out", "X"], "cannot be read"),
     ],
 )

@@ -33,7 +33,7 @@ def test_other_profiles(tmp_path):
     own.write_text("<dds/>")
     assert profile_environment("", ROOT) == {}
     assert set(profile_environment(str(own), ROOT).values()) == {str(own)}
-    with pytest.raises(ConfigError, match="default, loopback or an XML file"):
+    with pytest.raises(ConfigError, match="expected default, loopback or an XML file"):
         profile_environment("defualt", ROOT)
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where an image lies in the network's input, by hand, and that masks come back to where they were."""
+"""Position of an image in the network input, by hand, and the way back for masks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_boxes_stay_inside(width, height, size, mode):
 
 
 def test_a_mask_of_a_letterbox_by_hand():
-    """An image of 40x30 lies in columns 11 to 52 of 64x32, and 43 / 40 of its size."""
+    """An image of 40x30 covers columns 11 to 52 of 64x32, at 43 / 40 of its size."""
     placed = place((40, 30), (64, 32), "letterbox")
     assert placed.target == Box(10, 0, 43, 32)
     restore = restoration(placed, (40, 30), (40, 30))
@@ -70,7 +70,7 @@ def test_a_mask_of_a_letterbox_by_hand():
 
 
 def test_a_mask_of_a_crop_by_hand():
-    """Of 64x64 the rows 16 to 47 are seen; the others are unlabelled. At half the size they are 8 to 23."""
+    """Of 64x64, the input contains rows 16 to 47; the others are unlabelled. At half the size they are 8 to 23."""
     placed = place((64, 64), (64, 32), "crop")
     mask = restoration(placed, (64, 64), (64, 64))(np.full((32, 64), 3, np.uint8), IGNORE)
     assert (mask[16:48] == 3).all() and (mask[:16] == IGNORE).all() and (mask[48:] == IGNORE).all()

@@ -31,7 +31,7 @@ PAGE = (ROOT / "docs" / "guide" / "your_own_camera.md").read_text().split("## Da
 
 
 def commands() -> list[list[str]]:
-    """What the page tells to type, comments left out."""
+    """The commands of the page, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
     return [
         shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.strip()
@@ -44,7 +44,7 @@ def truth_of(bag: Path) -> dict[int, np.ndarray]:
 
 
 def record_drive(source: Path, out: Path) -> None:
-    """The camera's images alone, as `ros2 bag record` would have them."""
+    """Only the camera's images, as `ros2 bag record` writes them."""
     with BagReader(source) as bag, BagWriter(out) as drive:
         for topic, msgtype, time_ns, data in bag.raw(["/camera/image"]):
             drive.write_raw(topic, msgtype, data, time_ns)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtseg_ros.inference import CameraFrame, Result, VideoPredictor
 
-# The generated messages (vtseg_ros.msg) live in the install space; Python run from the source
-# tree finds them beside these modules.
+# The generated messages (vtseg_ros.msg) are in the install space; Python in the source tree finds them next to
+# these modules.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = ["CameraFrame", "Result", "VideoPredictor"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public classes when they are first asked for: they need torch."""
+    """Import the public classes at their first use, because they need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vtseg_ros import inference

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The `vtseg` command: one subcommand per module of `vtseg_ros.commands`, imported only when asked for.
+"""The `vtseg` command: one subcommand per module of `vtseg_ros.commands`, imported only if it is called.
 
 A command module has `HELP` (one line), `add_arguments(parser)` and `run(args) -> int | None`. Both are called
 only for the command that was named, so a module may import what it needs at its top.
@@ -18,33 +18,33 @@ from vtseg_ros.commands import interrupts
 from vtseg_ros.errors import VTSegError
 
 COMMANDS = {
-    "synth": "synthetic street video with labels, depth and flow into a bag",
-    "train": "train from bags",
-    "preview-augmentation": "an image of the windows that a training run would see",
-    "evaluate": "score checkpoints on a labelled bag, side by side",
-    "segment": "masks for the frames of a bag, video, images, stream or camera",
-    "import": "data sets (Cityscapes, Virtual KITTI 2, CamVid, images, videos) into bags",
+    "synth": "render synthetic street video with labels, depth and optical flow into a bag",
+    "train": "train a network from bags",
+    "preview-augmentation": "draw the windows that a training run would use",
+    "evaluate": "score one or several checkpoints on labelled bags",
+    "segment": "segment the frames of a bag, video, images, stream or camera",
+    "import": "convert data sets (Cityscapes, Virtual KITTI 2, CamVid), images and videos to bags",
     "pseudolabel": "label a bag or a video with a teacher network",
     "ego-mask": "propose the mask of the robot's own body from many frames",
-    "view": "images, masks, confidence and latency in the Rerun viewer",
-    "labels": "frames of a bag out for labelling, label images back in",
+    "view": "show images, masks, confidence and latency in the Rerun viewer",
+    "labels": "extract frames of a bag for labelling, merge label images into a bag",
     "select": "choose the frames of unlabelled bags to label next",
-    "bench": "what a frame costs: full window, streaming, export",
-    "export": "a checkpoint as ONNX or torch.export file",
-    "flops": "parameters and multiply-adds of the networks",
-    "weights": "published weights by name: list, get, convert",
-    "info": "what a bag or a checkpoint holds",
-    "doctor": "versions, devices, speed and known problems, for bug reports",
+    "bench": "measure the time per frame of all modes and backends",
+    "export": "export a checkpoint to ONNX or torch.export",
+    "flops": "count parameters and multiply-adds of the networks",
+    "weights": "list, download and convert published weights",
+    "info": "show the content of a bag or a checkpoint",
+    "doctor": "print versions, devices, speed and known problems for bug reports",
     "play": "publish a bag on ROS topics (needs ROS 2)",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The top-level parser; subcommand arguments are added by `main` for the one that is called."""
+    """Return the top-level parser; `main` adds the arguments of the command that is called."""
     parser = argparse.ArgumentParser(prog="vtseg", description="Video semantic segmentation with VTSeg.")
     parser.add_argument("--version", action="version", version=f"vtseg {__version__}")
     lines = "\n".join(f"  {name:<20} {text}" for name, text in COMMANDS.items())
-    parser.epilog = f"commands:\n{lines}\n\n`vtseg COMMAND --help` explains each."
+    parser.epilog = f"commands:\n{lines}\n\nOptions of a command: vtseg COMMAND --help"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `vtseg`; returns the exit code: 0 done, 2 bad arguments or input, 1 anything else."""
+    """Run `vtseg` and return the exit code: 0 = success, 2 = invalid arguments or input, 1 = any other failure."""
     chosen = build_parser().parse_args(argv)
     try:
         name = chosen.command.replace("-", "_")
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as err:  # a full or read-only disk: nothing that a traceback would explain
+    except OSError as err:  # such as a full or read-only disk: a traceback would not help
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
         return 1
 

@@ -31,11 +31,11 @@ FIELDS = (
     ("label", 16, "uint8"),
     ("confidence", 20, "float32"),
 )
-"""(name, offset in bytes, type) of a point's fields; `rgb` holds 0x00RRGGBB in the bits of a float32, as PCL and RViz expect."""
+"""(name, offset in bytes, type) of a point's fields; `rgb` contains 0x00RRGGBB in the bits of a float32, as PCL and RViz expect."""
 MILLIMETRES = ("16UC1", "mono16")
 METRES = ("32FC1",)
 POINT_TYPES = {7: "f4", 8: "f8"}
-"""Values of sensor_msgs/PointField's datatype that coordinates may have."""
+"""Allowed values of sensor_msgs/PointField's datatype for coordinates."""
 BLOCK_ROWS = 32
 _POINT = np.dtype((np.void, POINT_STEP))
 
@@ -88,7 +88,7 @@ class Camera:
 
         Args:
             info: the message; binning and region of interest must already be applied to its matrices.
-            rectified: the images are rectified: `p` holds and there is no distortion. Otherwise `k` and `d` hold.
+            rectified: the images are rectified: use `p` without distortion instead of `k` and `d`.
         """
         if rectified:
             p = info.p
@@ -104,7 +104,7 @@ class Camera:
         )
 
     def resized(self, width: int, height: int) -> Camera:
-        """Return the intrinsics of the same image at another size; px centres are at whole numbers."""
+        """Return the intrinsics of the same image at another size; pixel centres are at integers."""
         if (width, height) == (self.width, self.height):
             return self
         sx, sy = width / self.width, height / self.height
@@ -310,7 +310,7 @@ def cloud_from_depth(
     palette: np.ndarray | None = None,
     keep: CloudFilter,
 ) -> np.ndarray:
-    """Return the labelled points of a depth image that is registered to the mask's camera.
+    """Return the labelled points of a depth image that is registered to the camera of the mask.
 
     Args:
         depth: (H, W) float32, m along z; not finite or out of range = no point.
@@ -330,7 +330,7 @@ def cloud_from_depth(
     rows = np.arange(0, depth.shape[0], keep.stride)
 
     def sampled(pixels: np.ndarray) -> np.ndarray:
-        """Values at the depth's pixels of an image of the same view and any size."""
+        """Return the values of an image of the same view, of any size, at the pixels of the depth image."""
         if pixels.shape[:2] == depth.shape:
             return pixels[:: keep.stride, :: keep.stride]
         y = (2 * rows + 1) * pixels.shape[0] // (2 * depth.shape[0])
@@ -380,8 +380,8 @@ def cloud_from_points(
 ) -> np.ndarray:
     """Return the points that the camera sees, with the label of the pixel that each falls on.
 
-    Points that something nearer hides from the camera get the label of what hides it: sensors next to each other see
-    nearly the same surfaces, and `max_range_m` limits the rest.
+    A point that is hidden from the camera gets the label of the object that hides it. Sensors next to each other see nearly
+    the same surfaces; `max_range_m` limits the effect.
 
     Args:
         points: (N, 3) float in the sensor's frame, m; not finite = no point.
@@ -404,7 +404,7 @@ def cloud_from_points(
     if not len(points):
         return np.empty((0, POINT_STEP // 4), np.float32)
     pixels = camera.project(seen)
-    # px centres are at whole numbers: the image reaches from -0.5 to width - 0.5.
+    # pixel centres are at integers, so the image reaches from -0.5 to width - 0.5.
     x, y = (pixels[:, 0] + 0.5) / camera.width, (pixels[:, 1] + 0.5) / camera.height
     inside = (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
     points, x, y = points[inside], x[inside], y[inside]
@@ -433,7 +433,7 @@ def _pack(
     colors: np.ndarray | None,
     palette: np.ndarray | None,
 ) -> np.ndarray:
-    """Lay points out as FIELDS says.
+    """Arrange points in the layout of FIELDS.
 
     Args:
         coordinates: x, y and z of the points, arrays of one shape S, float32.

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about an installation and the known problems it has, for bug reports.
+"""Collect facts about an installation and its known problems, for bug reports.
 
-Only the standard library is imported here, and every package is imported in a child process, so that a broken package
-is a finding and not a failure: some end the process that imports them.
+This module imports only the standard library. It imports every other package in a child process, because a broken package
+may end the process that imports it.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ IMPORTS = {
     "rclpy": "import rclpy; print(rclpy.get_rmw_implementation_identifier())",
     "vtseg_ros.msg": "import vtseg_ros.msg",
 }
-"""What is imported in a child process of its own."""
+"""Code that is executed in a child process."""
 NEEDS_ROS = ("cv_bridge", "rclpy", "vtseg_ros.msg")
 OPTIONAL = ("cv_bridge",)
 EXTRAS = {
     "street": ("panda3d", "vtseg synth"),
     "video": ("imageio_ffmpeg", "overlay videos"),
     "train": ("lightning_fabric", "vtseg train"),
-    "plot": ("matplotlib", "plots of vtseg bench, evaluate and cost"),
+    "plot": ("matplotlib", "plots of vtseg bench"),
     "hub": ("huggingface_hub", "vtseg weights get"),
     "onnx": ("onnxruntime", "vtseg export, .onnx networks"),
     "openvino": ("openvino", "backend openvino"),
@@ -71,9 +71,9 @@ EXTRAS = {
     "notebook": ("nbclient", "examples/bag_to_masks.ipynb"),
     "test": ("pytest", "the tests"),
 }
-"""Optional features: a module of each extra of pyproject.toml, and what needs it."""
+"""Optional features: a module of each extra in pyproject.toml, and the feature that needs it."""
 SHM_LEAST_MB = 128
-"""Two processes with the package's Fast DDS profiles (34 MB each) and what else is in it."""
+"""Space for two processes with the package's Fast DDS profiles (34 MB each), and for other content."""
 MEMORY_LEAST_MB = 1024
 NUMPY_1 = re.compile(
     r"compiled using NumPy 1\.x|_ARRAY_API not found|numpy\.core\.multiarray failed to import"
@@ -90,7 +90,7 @@ class Finding:
         name: short identifier, such as `numpy_1_module`.
         text: what is wrong.
         remedy: what to do.
-        problem: False for a hint: something that only limits what can be done.
+        problem: False for a hint: a missing feature.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Child:
-    """What a child process left."""
+    """Result of a child process."""
 
     code: int
     output: str
@@ -121,7 +121,7 @@ class _Child:
 
     @property
     def reason(self) -> str:
-        """Why it failed, in one line; empty if it did not."""
+        """Reason of the failure, in one line; empty if there is none."""
         if self.code == 0:
             return ""
         if self.code < 0:
@@ -131,10 +131,10 @@ class _Child:
 
 
 def diagnose(*, topic: str = "", speed: bool = True) -> Diagnosis:
-    """Collect facts and recognise known problems; never raises for what is broken.
+    """Collect facts and detect known problems; never raises an exception for a broken package.
 
     Args:
-        topic: also report who publishes a topic, who subscribes to it and whether their QoS match; needs ROS 2.
+        topic: also report publishers, subscribers and mismatched QoS of this topic; needs ROS 2.
         speed: segment blank images for 2 s with `street_tiny`.
     """
     diagnosis = Diagnosis()
@@ -154,7 +154,7 @@ def diagnose(*, topic: str = "", speed: bool = True) -> Diagnosis:
     for name, collect in sections.items():
         try:
             diagnosis.facts[name] = collect(diagnosis.findings)
-        except Exception as err:  # whatever is broken, the other sections are wanted
+        except Exception as err:  # the other sections are reported even if one fails
             diagnosis.facts[name] = {"error": f"{type(err).__name__}: {err}"}
             diagnosis.findings.append(
                 Finding(
@@ -191,7 +191,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _exists(module: str) -> bool:
-    """Whether a module is on the path, without importing its package."""
+    """Return whether a module is on the path, without importing its package."""
     try:
         return importlib.util.find_spec(module.partition(".")[0]) is not None
     except (ImportError, ValueError):
@@ -211,7 +211,7 @@ def _versions(findings: list[Finding]) -> dict[str, Any]:
         findings.append(
             Finding(
                 "two_opencv",
-                f"several OpenCV packages are installed over each other: {names}",
+                f"several OpenCV packages overwrite each other: {names}",
                 f"pip uninstall -y {' '.join(opencv)}; pip install opencv-python-headless",
             )
         )
@@ -220,7 +220,7 @@ def _versions(findings: list[Finding]) -> dict[str, Any]:
             Finding(
                 "two_opencv",
                 f"OpenCV is in several folders of the path: {', '.join(folders)}; the first is used",
-                "Nothing, if that one works: a virtual environment on top of ROS 2 has both. Else remove one.",
+                "None needed if the first one works, as in a virtual environment on top of ROS 2. Otherwise remove one.",
                 problem=False,
             )
         )
@@ -245,7 +245,7 @@ def _imports(findings: list[Finding]) -> dict[str, Any]:
         findings.append(
             Finding(
                 "no_ros",
-                "ROS 2 is not in this environment: nodes and vtseg play do not run, the library does",
+                "ROS 2 is not in this environment: only the library and the other commands work, not the nodes and vtseg play",
                 "source /opt/ros/$ROS_DISTRO/setup.bash, or use scripts/setup.sh and . scripts/env.sh",
                 problem=False,
             )
@@ -285,7 +285,7 @@ def _imports(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _meminfo() -> dict[str, int]:
-    """Sizes of /proc/meminfo in kB by name; empty where there is none."""
+    """Return the sizes of /proc/meminfo in kB by name; empty if the file does not exist."""
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
@@ -381,7 +381,7 @@ def _weights(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _bad_weights(path: Path, size: int) -> str:
-    """Return why a safetensors file cannot be whole; empty if it can."""
+    """Return why a safetensors file is not complete; empty if it is."""
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
@@ -457,7 +457,7 @@ def _speed(findings: list[Finding]) -> dict[str, Any]:
     if child.reason:
         findings.append(
             Finding(
-                "no_segmentation", f"street_tiny does not run: {child.reason}", "Install what the line names."
+                "no_segmentation", f"street_tiny does not run: {child.reason}", "Install the missing package."
             )
         )
         return {"error": child.reason}

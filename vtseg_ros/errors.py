@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions a user can cause. Each message says what was wrong, what was expected, what to do."""
+"""Exceptions that input can cause. Each message contains the problem, the expected value and the remedy."""
 
 
 class VTSegError(Exception):
-    """Base of all errors caused by input, arguments or files; the command line exits with 2 on it."""
+    """Base class of all errors caused by input, arguments or files; the command line exits with 2."""
 
 
 class CheckpointError(VTSegError):
@@ -20,7 +20,7 @@ class BagError(VTSegError):
 
 
 class ImageError(VTSegError):
-    """An image message or file that cannot be decoded; the message says why."""
+    """An image message or file that cannot be decoded; the message contains the reason."""
 
 
 class DeviceError(VTSegError):
@@ -28,7 +28,7 @@ class DeviceError(VTSegError):
 
 
 class DownloadError(VTSegError):
-    """Weights that cannot be fetched: not there, not reachable, or truncated."""
+    """Weights that cannot be downloaded: missing, not reachable, or truncated."""
 
 
 def first_line(err: BaseException) -> str:

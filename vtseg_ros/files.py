@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files: written whole or not at all, digests, locks, and the folder of what can be made again."""
+"""Atomic writes, digests, locks, and the cache folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ except ImportError:  # not on Windows
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that `path` holds either what it held or all of `payload`, whenever the process ends."""
+    """Write a file atomically: `path` contains its old content or all of `payload`, even if the process is killed."""
     _remove_orphans(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, payload: bytes) -> None:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Temporary files that killed processes left beside `path`: nobody holds their lock any more."""
+    """Remove temporary files of killed processes next to `path`: no process holds their lock any more."""
     if fcntl is None:
         return
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -69,11 +69,11 @@ def add_content(total: hashlib._Hash, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Hold a lock file, and yield whether another process had it. A folder that cannot be written is no hindrance.
+    """Lock a file, and yield whether another process held the lock. Without effect if the folder cannot be written.
 
     Args:
-        path: of the lock file.
-        on_wait: called before the wait for another process.
+        path: lock file.
+        on_wait: called before waiting for another process.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +97,10 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the user's folder for files that can be made again: below VTSEG_CACHE, XDG_CACHE_HOME or ~/.cache.
+    """Return the user's cache folder: below VTSEG_CACHE, XDG_CACHE_HOME or ~/.cache.
 
     Args:
-        kind: name of a folder in it.
+        kind: name of a subfolder.
     """
     chosen = os.environ.get("VTSEG_CACHE")
     if chosen:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Images as arrays: the resize that networks are fed with, class colours and overlays."""
+"""Images as arrays: the resize to the network input, class colours and overlays."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vtseg_ros.resize import FILL, place
 
 
 def colorize(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """(H, W) uint8 class ids -> (H, W, 3) uint8 RGB; ids without a class are black."""
+    """Return the class colours, (H, W, 3) uint8 RGB, of (H, W) uint8 class ids; ids without a class are black."""
     result: np.ndarray = labels.palette()[mask]
     return result
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
-    """The image with the classes' colours blended in; unlabelled pixels stay as they are.
+    """Return the image blended with the class colours; unlabelled pixels stay unchanged.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -34,15 +34,15 @@ def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float 
 
 
 def resize_rgb(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") -> np.ndarray:
-    """One antialiased bilinear resize.
+    """Resize with antialiased bilinear interpolation.
 
     Args:
         image: (H, W, 3) uint8.
         size: (width, height) px.
-        mode: see `place`; what a letterbox leaves free is `FILL`.
+        mode: see `place`; the borders of a letterbox have the colour `FILL`.
 
     Returns:
-        (height, width, 3) uint8; the image itself when it has this size.
+        (height, width, 3) uint8; the image itself if it has this size.
     """
     if mode != "stretch":
         placement = place((image.shape[1], image.shape[0]), size, mode)
@@ -55,7 +55,7 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int], mode: str = "stretch") 
         return canvas
     if (image.shape[1], image.shape[0]) == size:
         return image
-    # Imported here, so that reading bags needs no torch; its resize is the one that networks are trained with.
+    # Imported here, because reading bags must not need torch. Networks are trained with this resize.
     import torch
     from torch.nn import functional as F
 

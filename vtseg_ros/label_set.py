@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Class lists: which ids a mask holds, what they are called and how they are painted."""
+"""Class lists: ids, names and colours of the classes in a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IGNORE = 255
 """Label id of pixels without a class (void, undefined, unlabelled)."""
 
 OUTSIDE = 254
-"""Label id, in training data, of pixels that are not of the image: filled in by augmentation or resizing."""
+"""Label id, in training data, of pixels outside the image, which augmentation or resizing adds."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,30 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE:
-            raise ConfigError(f"a class list has 1 to {IGNORE} names. Got: {len(self.names)}")
+            raise ConfigError(
+                f"class list: wrong length; expected 1 to {IGNORE} names, got {len(self.names)}"
+            )
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
-            raise ConfigError(f"class names must be unique. Repeated: {', '.join(repeated)}")
+            raise ConfigError(
+                f"class list: repeated names; expected each once, got {', '.join(repeated)} more than once"
+            )
         if len(self.colors) != len(self.names):
             raise ConfigError(
-                f"a class list needs one colour per name: {len(self.names)} names, {len(self.colors)} colours"
+                f"class list: expected one colour per name ({len(self.names)}), got {len(self.colors)} colours"
             )
         for name, color in zip(self.names, self.colors):
             if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
-                raise ConfigError(f"colour of class '{name}' must be three integers in 0..255. Got: {color}")
+                raise ConfigError(
+                    f"class list: wrong colour of {name!r}; expected three integers of 0 to 255, got {color}"
+                )
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
     def from_names(cls, names: tuple[str, ...] | list[str]) -> LabelSet:
-        """A list with distinct colours chosen for names that have none (golden-ratio hues)."""
+        """Return a class list for these names with distinct colours (golden-ratio hues)."""
         import colorsys
 
         colors: list[tuple[int, int, int]] = []
@@ -81,13 +87,13 @@ class LabelSet:
         return frozenset(self.names.index(name) for name in wanted)
 
     def palette(self) -> np.ndarray:
-        """(256, 3) uint8 RGB: row i is the colour of id i; ids without a class are black."""
+        """Return (256, 3) uint8 RGB: row i is the colour of id i; ids without a class are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self)] = np.asarray(self.colors, np.uint8)
         return table
 
 
-# Classes of Virtual KITTI 2 in the order of the paper's Table II; colours are the data set's own.
+# Classes of Virtual KITTI 2 in the order of the paper's Table II, with the colours of the data set.
 STREET = LabelSet(
     (
         "terrain",

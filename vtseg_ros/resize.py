@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry of the resize to the network's input, with and without the image's aspect."""
+"""Geometry of the resize to the network input, with and without keeping the aspect ratio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vtseg_ros.errors import ConfigError
 
 RESIZE_MODES = ("stretch", "letterbox", "crop")
 FILL = (124, 116, 104)
-"""RGB of what a letterbox leaves free: ImageNet's mean."""
+"""RGB of the borders of a letterbox: ImageNet's mean."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's input.
+    """Position of an image in the network input.
 
     Attributes:
-        source: part of the image that the network sees.
+        source: part of the image that is in the input.
         target: part of the input that shows it.
         input_size: (width, height) px of the input.
     """
@@ -45,18 +45,18 @@ class Placement:
 
     @property
     def fills(self) -> bool:
-        """Whether nothing of the input is left free."""
+        """Whether the image covers the whole input."""
         return (self.target.width, self.target.height) == self.input_size
 
 
 def place(image_size: tuple[int, int], input_size: tuple[int, int], mode: str) -> Placement:
-    """Return where an image lies in the input.
+    """Return the position of an image in the input.
 
     Args:
         image_size: (width, height) px.
         input_size: (width, height) px.
-        mode: `stretch` (all of the image, its aspect not kept), `letterbox` (all of it, its aspect kept, centred) or
-            `crop` (the largest part of the input's aspect, from the middle).
+        mode: `stretch` (the whole image with a changed aspect ratio), `letterbox` (the whole image with its aspect ratio,
+            centred) or `crop` (the largest centred part with the aspect ratio of the input).
 
     Raises:
         ConfigError: for another mode.
@@ -76,19 +76,19 @@ def place(image_size: tuple[int, int], input_size: tuple[int, int], mode: str) -
 
 
 def check_resize_mode(mode: str, where: str = "resize_mode") -> None:
-    """Raise ConfigError unless a mode exists."""
+    """Raise ConfigError if a mode does not exist."""
     if mode not in RESIZE_MODES:
         raise ConfigError(f"{where}: unknown mode; expected one of {', '.join(RESIZE_MODES)}, got {mode!r}")
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """How a mask of the whole input becomes one of the image.
+    """Geometry of the conversion from a mask of the whole input to one of the image.
 
     Attributes:
         whole: (width, height) px that the whole input is scaled to, so that its `target` has the size of `paste`.
         cut: part of that which shows the image.
-        paste: where it lies in the mask.
+        paste: position of that part in the mask.
         size: (width, height) px of the mask.
     """
 
@@ -98,7 +98,7 @@ class Restoration:
     size: tuple[int, int]
 
     def __call__(self, scaled: np.ndarray, fill: int) -> np.ndarray:
-        """Return the mask (H, W) of an input that was scaled to `whole`; what the network did not see is `fill`."""
+        """Return the mask (H, W) of an input that was scaled to `whole`; pixels that are not in the input are `fill`."""
         part = self.cut.of(scaled)
         if (self.paste.width, self.paste.height) == self.size:
             return np.ascontiguousarray(part)
@@ -108,10 +108,10 @@ class Restoration:
 
 
 def restoration(placement: Placement, image_size: tuple[int, int], size: tuple[int, int]) -> Restoration:
-    """Return how the mask of an image is made.
+    """Return the geometry for the mask of an image.
 
     Args:
-        placement: of the image in the input.
+        placement: position of the image in the input.
         image_size: (width, height) px of the image.
         size: (width, height) px of the mask, which shows the whole image.
     """

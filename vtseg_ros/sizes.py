@@ -12,19 +12,19 @@ from vtseg_ros.errors import ConfigError
 
 
 def size_from_text(text: str) -> tuple[int, int]:
-    """`WxH` in px as (width, height).
+    """Parse `WxH` in px as (width, height).
 
     Raises:
         ConfigError: if it is not of this form.
     """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
     if not match:
-        raise ConfigError(f"a size is WIDTHxHEIGHT in px, such as 640x192. Got: {text!r}")
+        raise ConfigError(f"not a size; expected WIDTHxHEIGHT in px, such as 640x192, got {text!r}")
     return int(match[1]), int(match[2])
 
 
 def parse_output_size(text: str) -> str | tuple[int, int]:
-    """`input`, `network` or `WxH` in px.
+    """Parse `input`, `network` or `WxH` in px.
 
     Raises:
         ConfigError: if it is none of them, or larger than any image may be.
@@ -33,12 +33,12 @@ def parse_output_size(text: str) -> str | tuple[int, int]:
         return text
     width, height = size_from_text(text)
     if not 0 < width * height <= MAX_PIXELS:
-        raise ConfigError(f"a picture has 1 to {MAX_PIXELS} px. Got: {text}")
+        raise ConfigError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
     return width, height
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`size_from_text` for argparse."""
+    """Call `size_from_text` for argparse."""
     try:
         return size_from_text(text)
     except ConfigError as err:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Text and YAML files as people save them: UTF-8, with or without the byte order mark that Windows writes, and UTF-16 with it."""
+"""Read text and YAML files in UTF-8, with or without a byte order mark, and in UTF-16 with one."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def decode_text(data: bytes) -> str:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML loader that refuses a key which appears twice in a mapping, where YAML takes the last value."""
+    """YAML loader that rejects a key that appears twice in a mapping; by default, the last value is used."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node.
 
         Args:
             node: the mapping in the file.
-            deep: construct the values at once.
+            deep: construct the values immediately.
 
         Raises:
             yaml.YAMLError: if a key appears twice.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Names of topics that our nodes publish, and of files that are not looked at."""
+"""Names of topics that our nodes publish, and of files to ignore."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import re
 from pathlib import PurePosixPath
 
 SEGMENTER = "(^|/)segmentation/"
-"""Found in the name of every topic of a segmenter, in whatever namespace."""
+"""Matches the name of every topic of a segmenter, in any namespace."""
 
 ANSWERS = f"{SEGMENTER}|(^|/)evaluation$"
-"""Found in the names of topics that would be taken for this run's when they are played from a bag."""
+"""Matches recorded topics that must not be played, because this run publishes them itself."""
 
 
 def is_of_segmenter(topic: str) -> bool:
-    """Whether a topic is what a segmenter node publishes."""
+    """Return whether a topic is one that a segmenter node publishes."""
     return re.search(SEGMENTER, topic) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, named relative to where it was looked for, is one that systems and editors put beside files."""
+    """Return whether a file, given relative to the searched folder, is a hidden file of a system or an editor."""
     parts = PurePosixPath(name).parts
     return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Images, masks, confidence and latency for the Rerun viewer, on a timeline of the frames' stamps."""
+"""Show images, masks, confidence and latency in the Rerun viewer, on a timeline of frame stamps."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ MASK_OPACITY = 0.5
 WEB_PORT = 9090
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 FLUSH_S = 20.0
-"""Limit of the time in which what waits is written or sent."""
+"""Longest time to write or send the remaining data, s."""
 
 
 class Recording:
-    """What the viewer shows: written to a file, or sent to a viewer that is started.
+    """A recording for the viewer, which is written to a file or sent to a viewer.
 
     Entities, below the name of the camera: `image`, `mask` (with the class list), `confidence`; below
-    `latency/CAMERA`: one scalar in ms per part of the latency. Each is logged at its stamp; in any order.
+    `latency/CAMERA`: one scalar in ms per part of the latency. Each value is logged at its stamp, in any order.
 
     Args:
         save: file to write (.rrd); None = start a viewer.
         web: serve the viewer for a browser on this machine instead of opening a window.
-        port: of the web viewer; the data is served on the next one.
+        port: port of the web viewer; the next port serves the data.
 
     Raises:
         ConfigError: if rerun-sdk is missing, the file exists, or no viewer can be started.
@@ -98,13 +98,13 @@ class Recording:
         self.close(keep=kind is None or issubclass(kind, KeyboardInterrupt))
 
     def close(self, *, keep: bool = True) -> None:
-        """Send what waits and finish the file.
+        """Send the remaining data and finish the file.
 
         Args:
             keep: False removes the unfinished file.
 
         Raises:
-            ConfigError: if not everything could be written or sent; the file is removed.
+            ConfigError: if the data could not be written or sent completely; the file is removed.
         """
         part, self._part = self._part, None
         problem = ""
@@ -112,13 +112,13 @@ class Recording:
             self._stream.flush(timeout_sec=FLUSH_S)
         except RuntimeError as err:
             problem = str(err)
-        # Waits for a writer thread that a full disk may have ended, at times without end.
+        # Waits for a writer thread; if a full disk ended the thread, this may never return.
         ending = threading.Thread(target=self._stream.disconnect, daemon=True)
         ending.start()
         ending.join(FLUSH_S)
         if ending.is_alive():
-            problem = problem or "its writer does not end"
-            atexit.unregister(self._rerun.rerun_shutdown)  # which would wait for it as well
+            problem = problem or "its writer does not finish"
+            atexit.unregister(self._rerun.rerun_shutdown)  # which would also wait for it
         if part is not None:
             if keep and self.counts and not problem:
                 problem = _unreadable(part)
@@ -172,7 +172,7 @@ class Recording:
         self.counts[entity] = self.counts.get(entity, 0) + 1
 
     def _add_camera(self, camera: str) -> None:
-        """Lay the views out again when a camera is new: mask over image, confidence, latency."""
+        """Update the layout for a new camera: mask over image, confidence, latency."""
         if camera in self._cameras:
             return
         self._cameras.add(camera)
@@ -190,12 +190,12 @@ class Recording:
 
 
 def turn_analytics_off() -> None:
-    """Turn off that the Rerun viewer sends usage data, for this user; it has no other switch."""
+    """Turn off the usage data of the Rerun viewer for this user; there is no other switch."""
     subprocess.run([sys.executable, "-m", "rerun", "analytics", "disable"], capture_output=True, timeout=60)
 
 
 def _unreadable(path: Path) -> str:
-    """Return why a recording cannot be whole; empty if it ends as it should. Rerun only logs that a disk is full."""
+    """Return why a recording is not complete; empty if it is. Rerun only logs that a disk is full."""
     from rerun.chunk import RrdReader
 
     try:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Small bags made for the tests: known pictures, labels that say which frame they are, and ways to break them."""
+"""Small bags for the tests: known images, labels that identify their frame, and functions that damage them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = LabelSet.from_names([f"class{i}" for i in range(20)])
 
 
 def picture(number: int, size: tuple[int, int] = (64, 32)) -> np.ndarray:
-    """(H, W, 3) uint8 RGB whose every pixel says which frame it is from."""
+    """(H, W, 3) uint8 RGB whose pixels all identify the frame."""
     image = np.zeros((size[1], size[0], 3), np.uint8)
     image[..., 0], image[..., 1] = number, 255 - number
     image[..., 2] = np.arange(size[0], dtype=np.uint8)[None]

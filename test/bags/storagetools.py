@@ -50,7 +50,7 @@ def image(number: int, stamp_ns: int, size: tuple[int, int] = (8, 4), frame_id: 
 
 
 def messages(count: int = 12) -> list[Message]:
-    """Images at 10 Hz and a text with each third one; some of them later in the file than their times say."""
+    """Images at 10 Hz and a text with each third one; some are stored later in the file than their times."""
     made: list[Message] = []
     for number in range(count):
         time = START + number * STEP

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Bags in and out: both storages, split files, compression; what is broken is said in one line."""
+"""Reading and writing of bags: both storages, split files, compression; errors are one line."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ class TestWriter:
         "name", ["take #2", "a?b=c", "100%41", "12:30:00", "ä ö", " x ", "-n", "a\nb", "b" * 250]
     )
     def test_any_name(self, tmp_path, monkeypatch, storage, name):
-        """Absolute and relative; nothing appears beside the bag."""
+        """Absolute and relative paths; no file is written next to the bag."""
         monkeypatch.chdir(tmp_path)
         for path in (tmp_path / name, Path("below") / name):
             write_bag(path, STAMPS, storage=storage)

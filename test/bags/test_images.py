@@ -340,7 +340,7 @@ VIDEO = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(range(250)) * 8
     ],
 )
 def test_a_cut_jpeg_is_refused_even_with_an_end_behind_it(behind, options):
-    """The pixels stop before the image does, whatever is taken for more of them."""
+    """The data ends before the image does, whatever bytes follow."""
     whole = jpeg_file(smooth_picture(1, (96, 64)), *options)
     first = whole.rindex(b"\xff\xda") + 14
     for length in range(first, len(whole) - 40, 29):
@@ -415,7 +415,7 @@ def test_depth_and_flow(rng, big):
 
 
 def turned_jpeg(image: np.ndarray) -> bytes:
-    """A jpeg whose EXIF says that it is to be turned by 90 degrees for display, as phones write them."""
+    """A jpeg with an EXIF orientation of 90 degrees, as phones write them."""
     buffer, exif = io.BytesIO(), PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.fromarray(image).save(buffer, "JPEG", quality=95, exif=exif)

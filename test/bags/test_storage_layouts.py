@@ -139,7 +139,7 @@ class TestKilledRecorders:
     @pytest.mark.parametrize("layout", MCAP_LAYOUTS)
     @pytest.mark.parametrize("tail", [b"", bytes(5000)])
     def test_mcap_without_end(self, tmp_path, layout, tail, caplog):
-        """Wherever a file ends, all messages before are read, with a line that says so."""
+        """Wherever a file is cut, all messages before are read, and a line is logged."""
         whole = tools.write_mcap(tmp_path / "whole.mcap", CONTENT, **MCAP_LAYOUTS[layout]).read_bytes()
         most = 0
         for share in (0.3, 0.5, 0.8, 0.95):
@@ -371,7 +371,7 @@ WHOLE = {
     end=st.one_of(st.none(), st.integers(0, 20_000)),
 )
 def test_any_damage_is_refused_or_named(tmp_path, layout, flips, end):
-    """Nothing but a BagError of one line comes out of a damaged file, and a cut alone invents no message."""
+    """A damaged file raises only a BagError of one line, and truncation adds no message."""
     data = bytearray(WHOLE[layout])
     for place, bits in flips:
         data[place % len(data)] ^= bits
@@ -386,7 +386,7 @@ def test_any_damage_is_refused_or_named(tmp_path, layout, flips, end):
 
 
 def test_more_layouts(tmp_path):
-    """Messages beside chunks and records of unknown kinds, a file compressed by lz4, a wrong suffix, a symbolic link."""
+    """Messages outside chunks, records of unknown kinds, a file compressed by lz4, a wrong suffix, a symbolic link."""
     whole, place = WHOLE["as rosbag2"], 8
     while whole[place] != 0x0F:  # data end
         place += 9 + int.from_bytes(whole[place + 1 : place + 9], "little")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which topics of a bag are taken for the camera's images, its labels, and the classes of the labels."""
+"""Choice of the topics of a bag with the camera's images, its labels, and the classes of the labels."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_none(tmp_path):
 
 
 class TestTransports:
-    """All that image_transport publishes beside a camera's topic is one camera."""
+    """The topics that image_transport adds to a camera's topic count as one camera."""
 
     def make(self, tmp_path, **counts):
         with BagWriter(tmp_path / "bag") as bag:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that systems and editors put beside files are not looked at, in folders and in zip files."""
+"""Hidden files of systems and editors are ignored, in folders and in zip files."""
 
 from __future__ import annotations
 

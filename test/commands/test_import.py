@@ -409,7 +409,7 @@ class TestImages:
             assert next(m.data.tobytes() for _, _, m in bag.messages([IMAGE])) == whole
 
     def test_masks_are_read_alike(self, tmp_path, capsys):
-        """A mask of index 0 by itself means what the others of its folder mean."""
+        """A mask that contains only index 0 is read like the other masks of its folder."""
         for number in range(2):
             save(tmp_path / f"in/{number}.png", picture(number))
         palette = [(0, 0, 0), (1, 2, 3), (4, 5, 6)]
@@ -437,7 +437,7 @@ class TestImages:
         ("options", "words"),
         [
             (["--rate", "0"], "rate: out of range; expected above 0 Hz"),
-            (["--masks", "masks"], "--masks need their class list"),
+            (["--masks", "masks"], "--masks: no class list"),
             (
                 ["--masks", "masks", "--labels", "camvid"],
                 "masks is not a folder; expected a folder of labels",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Commands ended by SIGINT or SIGTERM: nothing half written stays, what is there is named, `--resume` goes on."""
+"""Commands that SIGINT or SIGTERM ends: no incomplete file stays, complete ones are listed, `--resume` continues."""
 
 from __future__ import annotations
 

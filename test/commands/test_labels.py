@@ -93,8 +93,8 @@ class TestExtract:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--every", "0"], "--every must be at least 1"),
-            (["--count", "-1"], "--count must be at least 1"),
+            (["--every", "0"], "--every: out of range; expected at least 1"),
+            (["--count", "-1"], "--count: out of range; expected at least 1"),
             (["--image-topic", "/nope"], "no topic /nope"),
             (
                 ["--image-topic", "/camera/label_map"],

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg play`: what is sent, what is told, and how it ends."""
+"""`vtseg play`: messages sent, messages logged, and exit codes."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_a_seed_gives_the_same_sheet(config, tmp_path):
 @pytest.mark.parametrize(
     ("out", "options", "words"),
     [
-        ("sheet.jpg", [], "must end in .png"),
+        ("sheet.jpg", [], "expected .png"),
         ("sheet.png", ["--windows", "0"], "at least 1, got 0, 4"),
         ("train.yaml", [], "nothing is overwritten"),
     ],

@@ -201,7 +201,7 @@ def test_ranges_that_make_no_sense_are_refused(change, words):
 
 
 def test_pictures_smaller_than_the_frame_move_within_it(rng):
-    """A scale below 1: all of the picture is in the frame, at places that differ."""
+    """A scale below 1: the whole image is in the frame, at varying places."""
     config = AugmentationConfig(pseudo_clips=0.0, flip=0.0, scale=(0.5, 0.5), rotation_deg=0.0)
     corners = np.array([[0, 0, 1], [SIZE[0], SIZE[1], 1.0]])
     places = [corners @ Augmentation(config).draw(1, SIZE, rng).transforms[0].T for _ in range(200)]

@@ -38,7 +38,7 @@ def test_the_share_of_the_windows_and_one_kind_per_window():
 
 
 def test_without_corruption_nothing_is_drawn():
-    """A run without corruption sees the windows that it saw before the option existed."""
+    """Without corruption, the windows are the same as before the option was added."""
     rng = np.random.default_rng(2)
     assert draw(4, rng, share=0.0) == ()
     assert rng.random() == np.random.default_rng(2).random()

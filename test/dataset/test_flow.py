@@ -150,7 +150,7 @@ def test_estimators_by_name(store, monkeypatch):
 def test_mistakes(store, street_flow_bag, street_bag, tmp_path):
     with pytest.raises(BagError, match="no topic /camera/flow_backward"):
         WindowFlow(TOPIC, FrameIndex([BagSource(street_bag)]))
-    with pytest.raises(ConfigError, match="data.stride must be 1"):
+    with pytest.raises(ConfigError, match="expected 1, without random_strides"):
         WindowFlow(TOPIC, store.index, stride=2)
     with pytest.raises(ConfigError, match="expected sensor_msgs/msg/Image"):
         WindowFlow("/camera/camera_info", store.index)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames covered in part: how many, where, always the same ones; the rest of the picture stays."""
+"""Partly covered frames: number, places and repeatability; other pixels are not changed."""
 
 from __future__ import annotations
 

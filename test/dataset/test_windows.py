@@ -206,7 +206,7 @@ class TestWindows:
 
 @pytest.fixture
 def _no_threads_of_opencv():
-    """They do not survive a fork; training sees to it itself."""
+    """They do not survive a fork; training handles this."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     yield

@@ -48,9 +48,9 @@ def test_merge_is_the_sum():
 
 
 def test_wrong_input():
-    with pytest.raises(ConfigError, match="one size"):
+    with pytest.raises(ConfigError, match="not of the label's size"):
         ConfusionMatrix(2).update(u8([0]), u8([0, 1]))
-    with pytest.raises(ConfigError, match="class id 5"):
+    with pytest.raises(ConfigError, match="got 5"):
         ConfusionMatrix(2).update(u8([0]), u8([5]))
 
 

@@ -330,7 +330,7 @@ def test_the_report_has_tables_and_every_systems_pictures(short_bag, tiny_checkp
 def test_a_bag_without_a_label_map_is_said(frames, tiny_checkpoint, tmp_path, capsys):
     bag = write_bag(tmp_path / "bag", *frames, names=None)
     found = run(tmp_path, bag, "--checkpoint", tiny_checkpoint, "--every", 6)
-    assert "names none" in found["facts"]["classes"] and "no label map" in capsys.readouterr().out
+    assert "contains none" in found["facts"]["classes"] and "no label map" in capsys.readouterr().out
 
 
 def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
@@ -347,16 +347,16 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
     unlabelled = write_bag(tmp_path / "unlabelled", *frames, labelled=lambda n: False)
     sparse = write_bag(tmp_path / "sparse", *frames, labelled=lambda n: n % 4 == 3)
     for words, arguments in (
-        ("different class lists", [other]),
+        ("other classes than the", [other]),
         ("no label topic", [unlabelled]),
         (
-            "holds no segformer_b0: it is a vtseg with the static network erfnet",
+            "no segformer_b0 in it; got a vtseg with the static network erfnet",
             [short_bag, "--model", "segformer_b0"],
         ),
-        ("holds no gru", [short_bag, "--model", "gru"]),
-        ("window must be", [short_bag, "--window", "-1"]),
+        ("no gru in it", [short_bag, "--model", "gru"]),
+        ("window: out of range", [short_bag, "--window", "-1"]),
         ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
-        ("--every must be at least 1", [short_bag, "--every", "0"]),
+        ("--every: out of range; expected at least 1", [short_bag, "--every", "0"]),
         ("corruption severity: out of range; expected 1 to 5, got 9", [short_bag, "--corrupt", "dirt:9"]),
         ("corruption run: out of range", [short_bag, "--corrupt", "dirt:3", "--corrupt-run", "4"]),
         ("--lag: needs every label; expected --every 1, got 2", [short_bag, "--lag", "--every", "2"]),

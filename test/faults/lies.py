@@ -130,7 +130,7 @@ def lie(rng: np.random.Generator, message: SimpleNamespace) -> SimpleNamespace:
 
 
 def is_true(message: SimpleNamespace) -> bool:
-    """Whether a message says enough to be one picture; written from the interface's text, not from the decoder."""
+    """Whether a message describes a complete image; written from the interface definition, not from the decoder."""
     encoding, height, width = message.encoding, message.height, message.width
     if encoding not in BYTES or not 0 < height * width <= MAX_PIXELS:
         return False
@@ -163,7 +163,7 @@ def step_of(message: SimpleNamespace) -> int:
 
 
 def unpadded(message: SimpleNamespace) -> SimpleNamespace:
-    """The same picture gathered byte by byte: no padding, nothing after its end, little-endian."""
+    """The same image copied byte by byte: no padding, nothing after its end, little-endian."""
     rows, step = message.height * planes(message.encoding) // 2, step_of(message)
     row = message.width * BYTES[message.encoding]
     if message.encoding == "nv24":  # a row of colours is two rows long, and so is its padding

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A camera of the test's own in front of a segmenter process: what it sent, and what the node said became of it."""
+"""A test camera for a segmenter process: the images it sent, and their status from the node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLD = (SegmentationStatus.PROCESSED, SegmentationStatus.DROPPED, SegmentationSt
 
 
 def ros_image(message: SimpleNamespace) -> Image:
-    """A message of `lies` as rclpy's."""
+    """Convert a message of `lies` to one of rclpy."""
     made = Image(height=message.height, width=message.width, encoding=message.encoding)
     made.is_bigendian, made.step = message.is_bigendian, message.step
     made.data = array.array("B", message.data.tobytes())
@@ -76,7 +76,7 @@ class Camera:
         return self.ask(image_message(picture(seed, **size), "rgb8", 0), gap_s)
 
     def idle(self, timeout_s: float = 60.0) -> SegmentationStatus:
-        """Wait until the node is idle and every frame that it received is told; its last status."""
+        """Wait until the node is idle and has reported every received frame; return its last status."""
 
         def settled() -> bool:
             last = self.status[-1] if self.status else None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A static network that fails when the picture says so: what a broken GPU does, in a real process without one."""
+"""A static network that fails for certain images, to simulate a broken GPU in a real process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Fragile(nn.Module):
-    """Logits of a 1x1 convolution; out of memory on a red picture, an error on a white one."""
+    """Logits of a 1x1 convolution; out of memory on a red image, an error on a white one."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

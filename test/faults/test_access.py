@@ -218,7 +218,7 @@ def test_a_command_runs_without_any_network(street_bag, tiny_checkpoint, tmp_pat
 
 
 def test_a_bag_cannot_name_a_module_to_import(tmp_path, monkeypatch):
-    """The player needs the classes of a bag's types; importing whatever a bag names would run what lies beside it."""
+    """The player needs the classes of a bag's types; importing any name in a bag would execute files next to it."""
     pytest.importorskip("rclpy")
     from vtseg_ros.nodes.player import _message_class
 

@@ -90,7 +90,7 @@ def test_flipped_bytes_anywhere(bag, tmp_path, rng):
     ],
 )
 def test_metadata_that_is_none(bag, tmp_path, content, capsys, caplog):
-    """It is only a hint: the storage files are read without it, with one line that says so."""
+    """It is only a hint: the storage files are read without it, and one line is logged."""
     path, file = copy_of(bag, tmp_path, "m")
     (path / "metadata.yaml").write_text(content)
     assert main(["info", str(path)]) == 0 and read_all(path) == 16
@@ -132,7 +132,7 @@ def test_wrong_cdr_is_counted_and_the_rest_read(bag, tmp_path, rng):
 
 
 def test_no_messages_and_unknown_types(tmp_path, tiny_checkpoint, capsys):
-    """Told in one line with what there is instead."""
+    """Reported in one line with the existing topics."""
     with BagWriter(tmp_path / "empty"):
         pass
     for command in (

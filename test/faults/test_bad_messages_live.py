@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Bad messages over DDS to segmenter processes: each processed or rejected, counted, and the node goes on."""
+"""Invalid messages over DDS to segmenter processes: each is processed or rejected and counted, and the node continues."""
 
 from __future__ import annotations
 

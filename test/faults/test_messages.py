@@ -43,7 +43,7 @@ def traced() -> Iterator[Callable[[], int]]:
 
 
 def test_mutated_images_are_right_or_refused(rng, traced):
-    """Accepted exactly when the fields make a picture, and then equal to it; no message needs memory of its claims."""
+    """Accepted exactly if the fields describe an image, and then equal to it; no message uses the memory that it claims."""
     told: Counter[str] = Counter()
     for _ in range(MUTATED):
         message = lies.lie(rng, lies.good(rng))
@@ -122,7 +122,7 @@ def test_any_file_is_decoded_or_refused(start, middle, end):
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_damaged_files_are_right_or_refused(rng, kind):
-    """A png has check sums, so that it is the picture or refused; a jpeg has none: what decodes has the size it claims."""
+    """A png has checksums, so it is decoded correctly or rejected; a jpeg has none: if it decodes, its size is the declared one."""
     rgb = cv2.resize(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), (32, 24))
     whole = cv2.imencode(f".{kind}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
     undamaged = decode_compressed(compressed(whole, kind))
@@ -165,7 +165,7 @@ def test_bombs_are_refused_before_decoding(name, traced):
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused():
-    """Each progressive scan walks the whole picture: 242 kB of VGA would take 8 s."""
+    """Each progressive scan covers the whole image: 242 kB of VGA would take 8 s."""
     whole = cv2.imencode(".jpg", np.zeros((480, 640, 3), np.uint8), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[
         1
     ].tobytes()

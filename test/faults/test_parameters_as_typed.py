@@ -129,7 +129,7 @@ def test_a_size_of_zero_on_the_command_line(start_node, tiny_checkpoint):
     [
         ("segmenter", ["overlay_alfa:=0.3"], "did you mean overlay_alpha"),
         ("segmenter", ["ego_mask:=~nobody_of_this_name/x.png", "autostart:=true"], "unknown user"),
-        ("segmenter", ["precision:=fp16", "device:=cpu", "autostart:=true"], "precision fp16 needs a GPU"),
+        ("segmenter", ["precision:=fp16", "device:=cpu", "autostart:=true"], "precision: fp16 needs a GPU"),
         ("segmenter", ["max_gap:=two"], "max_gap"),
         ("evaluator", ["output_dirr:=x"], "did you mean output_dir"),
     ],

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong parameters: at start, in files, and over the service; refused by name, and the node goes on."""
+"""Wrong parameters at the start, in files, and by service: rejected by name, and the node continues."""
 
 from __future__ import annotations
 
@@ -95,8 +95,16 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
         ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
         ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
         ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
-        ("segmenter", "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}", "unique"),
-        ("segmenter", "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}", "letters"),
+        (
+            "segmenter",
+            "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}",
+            "cameras: a name is repeated",
+        ),
+        (
+            "segmenter",
+            "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}",
+            "expected letters",
+        ),
         ("segmenter", "segmenter: [not a mapping", "parameter"),
         ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
         ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),
@@ -105,7 +113,7 @@ def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, content, words):
-    """Exit code 2 and the reason; a misspelt name is not taken for a wish to keep the default."""
+    """Exit code 2 and the reason; a misspelt name is not ignored."""
     file = tmp_path / "parameters.yaml"
     file.write_text(content)
     given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
@@ -115,7 +123,7 @@ def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, conte
 
 
 def test_a_section_for_several_nodes_may_hold_another_nodes_parameters(start_node, tiny_checkpoint, tmp_path):
-    """Whatever their names look like: what may be a slip is told, and the node runs."""
+    """A name that may be a typing error is logged, and the node runs."""
     text = "'/**': {ros__parameters: {camera_name: front, camera: rear, input_sise: 64x32, frame_rate: 10.0}}"
     (tmp_path / "all.yaml").write_text(text)
     node = start_node(

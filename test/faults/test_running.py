@@ -89,7 +89,7 @@ def test_another_size_and_back(camera):
 
 
 def test_time_runs_back(camera):
-    """A looped bag: the window starts anew, nothing is refused."""
+    """A looped bag: a new window starts, nothing is rejected."""
     for _ in range(3):
         assert camera.good(gap_s=-5.0).frames_in_window == 1
         assert [camera.good().frames_in_window for _ in range(2)] == [2, 3]
@@ -112,7 +112,7 @@ def test_the_clock_stops_and_jumps(camera):
 
 
 def test_a_flood(camera):
-    """Ten times what the network can take: newest frames processed, the others dropped and told, memory bounded."""
+    """Ten times the rate of the network: newest frames are processed, the others dropped and reported, memory is bounded."""
     camera.idle()
     rgb = picture(1, 480, 640)
     before, memory = camera.good(height=480, width=640), camera.node.peak_memory_mb()
@@ -164,7 +164,7 @@ def test_a_publisher_that_dies_and_returns(camera, ros_environment, street_bag):
 
 
 def test_a_subscriber_that_does_not_read(camera, ros_environment, tmp_path):
-    """A stopped process that wants every mask reliably: the others get theirs, none later than without it."""
+    """A stopped process with a reliable subscription: the other subscribers get their masks without delay."""
     camera.idle()
     log = tmp_path / "slow.log"
     with log.open("w") as file:

@@ -21,7 +21,7 @@ from conftest import wait_until
 
 @pytest.fixture
 def arguments(tiny_checkpoint, street_bag, tmp_path):
-    """What each node needs, and what it says or does when it is ready."""
+    """Arguments of each node, and its output or action when it is ready."""
     values = {
         "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 2},
         "model": {"architecture": "erfnet"},

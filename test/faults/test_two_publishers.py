@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Two publishers of one image topic, a restarted driver or a bag beside a camera: memory stays where it is.
+"""Two publishers of one image topic (a restarted driver, or a bag and a camera): memory stays constant.
 
 With a history of one image Fast DDS 2.14 loses a payload of 92 KB now and then, 0.7 MB a second at these rates.
 """

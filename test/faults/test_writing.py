@@ -116,7 +116,7 @@ def training_yaml(folder: Path, bag: Path) -> Path:
 
 
 def test_training_onto_a_full_disk(small_disk, tmp_path, street_bag, capsys):
-    """One line says it, the exit code is not 0, what was saved before still loads, no half files."""
+    """One line on standard error, exit code not 0, earlier files can still be loaded, no incomplete files."""
     config, run = training_yaml(tmp_path, street_bag), small_disk / "run"
     stop: list[int] = []
     assert not train(
@@ -171,7 +171,7 @@ def test_reports_onto_a_full_disk(small_disk, rng):
     ],
 )
 def test_a_read_only_disk(tmp_path, street_bag, tiny_checkpoint, command):
-    """Also for root, whom permissions do not stop: a read-only mount, in a process of its own."""
+    """Also for root, who ignores permissions: a read-only mount, in a separate process."""
     folder = tmp_path / "disk"
     folder.mkdir()
     names = {

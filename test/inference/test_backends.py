@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of backends: state per camera, batches that fail, windows that change, and a backend of one's own."""
+"""The protocol of backends: state per camera, failing batches, changing windows, and a custom backend."""
 
 from __future__ import annotations
 

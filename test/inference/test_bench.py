@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg bench`: every mode in one run, numbers that belong together. What they are is no test's business."""
+"""`vtseg bench`: every mode in one run, with consistent numbers; their values are not tested."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_operations_of_one_frame_are_the_same_in_every_mode():
 
 
 def test_operations_by_hand():
-    """A convolution and an attention count as their definitions say."""
+    """The operations of a convolution and an attention follow their definitions."""
     conv, x = torch.nn.Conv2d(4, 6, 3, padding=1), torch.rand(2, 4, 5, 7)
     query, key = torch.rand(1, 2, 10, 8), torch.rand(1, 2, 3, 8)
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=extra_formulas()) as counter:

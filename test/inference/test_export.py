@@ -26,7 +26,7 @@ TICK = 100_000_000
 
 @pytest.fixture(scope="module", params=["exact", "causal"])
 def exported(request, tmp_path_factory):
-    """A checkpoint and its streaming step as ONNX, with what the export said about it."""
+    """A checkpoint and its streaming step as ONNX, with the output of the export."""
     folder = tmp_path_factory.mktemp("exports")
     attention = "causal" if request.param == "causal" else "full"
     checkpoint = make_checkpoint(folder / f"{request.param}.safetensors", attention=attention, **SMALL)
@@ -145,11 +145,11 @@ def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):
         (dict(window=4), ConfigError, "at most 3 frames"),
         (dict(input_size=(96, 32)), ConfigError, "64x32"),
         (dict(precision="bf16"), ConfigError, "precision"),
-        (dict(streaming="plain"), ConfigError, "exported for streaming"),
+        (dict(streaming="plain"), ConfigError, "streaming: fixed when .* was exported; expected"),
         (dict(device="cuda"), DeviceError, "CUDA"),
         (dict(precision="fp16"), DeviceError, "TensorRT"),
-        (dict(precision="bf16"), ConfigError, "fixed at its export"),
-        (dict(precision="int8"), DeviceError, "precision must be auto"),
+        (dict(precision="bf16"), ConfigError, "fixed when it was exported"),
+        (dict(precision="int8"), DeviceError, "precision: unknown; expected auto"),
     ],
 )
 def test_what_an_export_fixed_cannot_be_changed(exported, options, error, words):
@@ -174,10 +174,10 @@ def test_other_onnx_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out", "x.pt"], "must end in"),
-        (["--out", "x.onnx", "--format", "torch-export"], "must end in .pt2"),
+        (["--out", "x.pt"], "--out: wrong suffix"),
+        (["--out", "x.onnx", "--format", "torch-export"], "expected .pt2"),
         (["--out", "x.onnx", "--size", "65x32"], "multiples of 32"),
-        (["--out", "nowhere/x.onnx"], "no folder"),
+        (["--out", "nowhere/x.onnx"], "no such folder"),
     ],
 )
 def test_wrong_arguments(tiny_checkpoint, arguments, words, capsys, tmp_path, monkeypatch):

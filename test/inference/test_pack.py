@@ -88,7 +88,7 @@ def test_counted_as_many_operations_as_before():
 
 
 class TheirPrior(nn.Module):
-    """Somebody's network, which takes images of one size alone."""
+    """A user's network, which accepts images of one size only."""
 
     def __init__(self) -> None:
         super().__init__()

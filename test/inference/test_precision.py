@@ -60,7 +60,7 @@ def agreement(weights, images, streaming="auto", device="cpu", precision="bf16")
     [
         ("auto", {"bf16": 0.995}, True, torch.bfloat16, "precision bf16: it has the same class"),
         ("auto", {"bf16": 0.9949}, True, torch.float32, "99.49 % of pixels, less than 99.5 %"),
-        ("auto", {}, True, torch.float32, "does not record"),
+        ("auto", {}, True, torch.float32, "does not contain"),
         ("auto", {"bf16": 1.0}, False, torch.float32, ""),
         ("fp32", {"bf16": 1.0}, True, torch.float32, ""),
         ("bf16", {"bf16": 0.5}, False, torch.bfloat16, ""),

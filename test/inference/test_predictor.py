@@ -134,10 +134,10 @@ def test_folding_keeps_the_output(kind):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        (dict(device="gpu"), DeviceError, "device must be"),
+        (dict(device="gpu"), DeviceError, "device: unknown"),
         (dict(device="cuda:7"), DeviceError, "CUDA devices"),
         (dict(device="cpu", precision="fp16"), DeviceError, "needs a GPU"),
-        (dict(device="cpu", precision="int8"), DeviceError, "precision must be"),
+        (dict(device="cpu", precision="int8"), DeviceError, "precision: unknown"),
         (dict(input_size=(65, 32)), ConfigError, "multiples of 32"),
         (dict(output_size="large"), ConfigError, "output_size"),
         (dict(streaming="fast"), ConfigError, "streaming"),

@@ -87,7 +87,7 @@ class TestGrey:
 
     @pytest.mark.parametrize("color_type", [RGB, RGBA])
     def test_as_colours(self, color_type):
-        """Ids in all three channels, as some tools save them; black by itself is told by the other masks."""
+        """Ids in all three channels, as some tools save them; the other masks decide about a black one."""
         channels = 3 if color_type == RGB else 4
 
         def as_colors(ids: np.ndarray) -> bytes:

@@ -27,7 +27,7 @@ def body() -> np.ndarray:
 
 
 def drive(rng, frames=40, border=0, speed=7):
-    """A texture that moves behind a textured body; each frame has noise of its own."""
+    """A texture that moves behind a textured body; each frame has different noise."""
     world = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT, WIDTH * 4, 3), dtype=np.uint8), (0, 0), 3)
     world = cv2.normalize(world, None, 20, 235, cv2.NORM_MINMAX)
     paint = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8), (0, 0), 3)

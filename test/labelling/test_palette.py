@@ -40,9 +40,9 @@ def test_cvats_own_list():
         ("# c\n\nroad:1,2::", "line 3"),
         ("road:1,2,x::", "line 1"),
         (":1,2,3::", "line 1"),
-        ("road:1,2,300::", "x.txt: colour of class 'road'"),
-        ("road:1,2,3::\nroad:4,5,6::", "x.txt: class names must be unique. Repeated: road"),
-        ("# nothing\n", "x.txt: a class list has 1 to 255 names"),
+        ("road:1,2,300::", "x.txt: class list: wrong colour of 'road'"),
+        ("road:1,2,3::\nroad:4,5,6::", "x.txt: class list: repeated names; expected each once, got road"),
+        ("# nothing\n", "x.txt: class list: wrong length; expected 1 to 255 names"),
     ],
 )
 def test_bad_lists(text, words):

@@ -63,4 +63,4 @@ def test_rviz_that_is_not_installed_is_told_before_anything_starts(ros_environme
 def test_a_checkpoint_that_does_not_exist(ros_environment):
     done = launch(ros_environment, "vtseg", "checkpoint:=/nowhere/x.safetensors")
     said = done.stdout + done.stderr
-    assert done.returncode == 1 and "no checkpoint /nowhere/x.safetensors" in said, said
+    assert done.returncode == 1 and "/nowhere/x.safetensors: no checkpoint" in said, said

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""launch/train.launch.py: the trainer tells its progress, and SIGINT saves."""
+"""launch/train.launch.py: the trainer publishes its progress, and SIGINT saves."""
 
 from __future__ import annotations
 

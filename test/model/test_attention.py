@@ -14,7 +14,7 @@ from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace, banded_ma
 
 
 def attend(module: VideoAttention, x, memory, size, frames, band=0):
-    """The attention of frames that are all at hand: (B*k, N, D), as a layer of the network composes it."""
+    """The attention of a complete window, (B*k, N, D), as a layer of the network composes it."""
     queries = module.project_queries(x.unflatten(0, (-1, frames)))
     keys, values = module.project_memory(memory.unflatten(0, (-1, frames)), size)
     inputs, mask = FrameCache(band=band).update(LayerPlace("layer", 0), LayerInputs(x, queries, keys, values))

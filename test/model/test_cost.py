@@ -56,7 +56,7 @@ def test_every_network_is_countable():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match="Known: ERFNet"):
+    with pytest.raises(ConfigError, match="expected one of ERFNet"):
         build("UNet", 3)
     with pytest.raises(ConfigError, match="multiples of 32"):
         costs(build("ERFNet", 3), size=(100, 32), frames=1)

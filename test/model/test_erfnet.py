@@ -128,7 +128,7 @@ def test_another_class_count_is_refused():
 
 
 def test_a_published_file_becomes_the_prior_of_19_classes(tmp_path):
-    """The file as its authors wrote it (DataParallel, 19 classes and one that is ignored), as the document says."""
+    """The published file (DataParallel, 19 classes and one that is ignored), loaded as in the documentation."""
     published = {f"module.{key}": value for key, value in randomised(20).state_dict().items()}
     torch.save(published, tmp_path / "erfnet_pretrained.pth")
     network = ERFNet(num_classes=20)

@@ -71,7 +71,7 @@ def test_every_form_gives_the_networks_logits(users, name, monkeypatch):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_as_the_prior_of_a_vtseg(users, name, monkeypatch, tmp_path):
-    """With a class list of its own, in training and eval mode, saved without it, loaded with it, in the engine."""
+    """With another class list, in training and eval mode, saved without it, loaded with it, in the predictor."""
     source = source_of(users, name, monkeypatch)
     torch.manual_seed(2)
     config = VTSegConfig.preset(
@@ -111,7 +111,7 @@ def test_a_checkpoint_does_not_bring_or_name_its_external_prior(users, tmp_path,
     prior = load_external_prior(source_of(users, "net.pt", monkeypatch), num_classes=5, size=SIZE)
     file = tmp_path / "v.safetensors"
     save_checkpoint(file, VTSeg(config, static_prior=prior), labels=LABELS, input_size=SIZE[::-1])
-    with pytest.raises(CheckpointError, match="name it by the parameter `static_prior`"):
+    with pytest.raises(CheckpointError, match="Name it by the parameter `static_prior`"):
         load_checkpoint(file)
     assert main(["info", str(file)]) == 2
     assert main(["info", str(file), "--static-prior", str(users[0] / "net.pt")]) == 0
@@ -124,18 +124,18 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
     (tmp_path / "broken.pt2").write_bytes((users[0] / "net.pt2").read_bytes()[:900])
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     for source, classes, error, words in (
-        (users[0] / "net.pt", 4, ConfigError, r"Expected: \(1, 4, 32, 64\). Got: \(1, 5, 32, 64\)"),
-        (users[0] / "net.onnx", 4, ConfigError, r"Expected: \(1, 4, 32, 64\). Got: \(1, 5, 32, 64\)"),
-        ("users_net:flat", 5, ConfigError, r"Got: \(1, 6144\)"),
-        ("users_net:no_module", 5, ConfigError, "must return a torch.nn.Module. Got: int"),
+        (users[0] / "net.pt", 4, ConfigError, r"expected \(1, 4, 32, 64\), got \(1, 5, 32, 64\)"),
+        (users[0] / "net.onnx", 4, ConfigError, r"expected \(1, 4, 32, 64\), got \(1, 5, 32, 64\)"),
+        ("users_net:flat", 5, ConfigError, r"got \(1, 6144\)"),
+        ("users_net:no_module", 5, ConfigError, "expected a torch.nn.Module, got int"),
         ("users_net:no_arguments", 5, ConfigError, "calling it with num_classes=5 fails"),
-        ("users_net:missing", 5, ConfigError, "cannot import it"),
-        ("no_such_package:factory", 5, ConfigError, "cannot import it"),
+        ("users_net:missing", 5, ConfigError, "cannot be imported"),
+        ("no_such_package:factory", 5, ConfigError, "cannot be imported"),
         (
             tmp_path / "missing.pt",
             5,
             ConfigError,
-            "no such file. Registered names: erfnet, segformer_b0, segformer_b1",
+            "no such file; expected a file or one of erfnet, segformer_b0, segformer_b1",
         ),
         (tmp_path / "broken.pt", 5, CheckpointError, "cannot be read as TorchScript"),
         (tmp_path / "broken.pt2", 5, CheckpointError, "cannot be read as torch.export"),
@@ -160,9 +160,11 @@ def test_the_size_is_tried_where_the_network_is():
 
 
 def test_other_classes_need_a_mapping():
-    with pytest.raises(ConfigError, match="5 classes and VTSeg 3: class_mapping must give"):
+    with pytest.raises(
+        ConfigError, match="class_mapping: missing; .* 5 classes of the static prior, since VTSeg has 3"
+    ):
         VTSegConfig.preset("tiny", num_classes=3, prior_classes=5)
-    with pytest.raises(ConfigError, match="Expected: 5. Got: 2"):
+    with pytest.raises(ConfigError, match=r"\(5\), got 2"):
         VTSegConfig.preset("tiny", num_classes=3, prior_classes=5, class_mapping=(0, 1))
 
 

@@ -63,5 +63,5 @@ def test_streaming_adds_the_newest_frame_s_static_logits(attention, streaming, c
 
 
 def test_its_value_is_a_bool():
-    with pytest.raises(ConfigError, match="static_residual must be of type bool. Got: 1"):
+    with pytest.raises(ConfigError, match="static_residual: wrong type; expected bool, got 1"):
         VTSegConfig.preset("tiny", num_classes=5, static_residual=1)

@@ -188,5 +188,5 @@ def test_the_last_map_has_more_channels_than_there_are_classes(preset):
 def test_checkpoints_from_before_pixel_channels_keep_their_head():
     config = VTSegConfig.from_dict({"num_classes": 5, "head_channels": 64})
     assert VTSegHead(config).classify.in_channels == 8
-    with pytest.raises(ConfigError, match="pixel_channels must be at least 0"):
+    with pytest.raises(ConfigError, match="pixel_channels: out of range; expected at least 0"):
         VTSegConfig.preset("b0", num_classes=5, pixel_channels=-1)

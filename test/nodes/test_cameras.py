@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Two cameras of different sizes and rates on one model: neither starves, each sees its single-camera masks."""
+"""Two cameras of different sizes and rates with one network: neither starves, and masks equal those of a single camera."""
 
 from __future__ import annotations
 

@@ -329,7 +329,7 @@ def test_the_page_lists_the_parameters():
         (["extrinsics:='1 2 3'"], "expected 7 numbers x y z qx qy qz qw, got '1 2 3'"),
         (["extrinsics:='0 0 0 0 0 0 0'"], "not a transform"),
         (["min_range:=5.0", "max_range:=2.0"], "expected 0 <= min_range < max_range"),
-        (["source:=radar"], "source must be one of depth, points"),
+        (["source:=radar"], "source: unknown; expected one of depth, points"),
         pytest.param(["source:=points"], "Set it, for example extrinsics:='0 0 0 0 0 0 1'", id="no tf2"),
     ],
 )

@@ -101,4 +101,4 @@ def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, 
 def test_without_it_the_node_says_what_is_missing(start_node, checkpoint):
     node = start_node("segmenter", "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true")
     wait_until(lambda: "static_prior" in node.output(), 60, node.output)
-    assert "name it by the parameter `static_prior`" in node.output() and "Traceback" not in node.output()
+    assert "Name it by the parameter `static_prior`" in node.output() and "Traceback" not in node.output()

@@ -156,7 +156,7 @@ def test_live_parameters(setting):
     for name, value, words in (
         ("output_size", {"string_value": "big"}, "WIDTHxHEIGHT"),
         ("overlay_alpha", {"double_value": 1.5}, "overlay_alpha"),
-        ("device", {"string_value": "gpu"}, "device must be"),
+        ("device", {"string_value": "gpu"}, "device: unknown"),
         ("image_transport", {"string_value": "compressed"}, "cannot change"),
         ("checkpoint", {"string_value": "/nowhere"}, "no checkpoint"),
     ):
@@ -197,7 +197,7 @@ def test_checkpoint_swap_while_running(setting, tmp_path):
 
 
 def test_a_swap_misses_no_beat(setting, tmp_path):
-    """While another checkpoint loads and warms up, images are processed and diagnostics go on."""
+    """While another checkpoint loads and warms up, images are processed and diagnostics continue."""
     from conftest import make_checkpoint
 
     other = make_checkpoint(tmp_path / "wide.safetensors", window=8)
@@ -235,7 +235,7 @@ def test_a_request_is_refused_as_a_whole(setting):
     service = f"{setting.ns}/segmenter/set_parameters_atomically"
     request = SetParametersAtomically.Request(parameters=parameters)
     result = setting.harness.call(SetParametersAtomically, service, request).result
-    assert not result.successful and "device must be" in result.reason
+    assert not result.successful and "device: unknown" in result.reason
     status = setting.answer(setting.images, image_message(picture(5), "rgb8", setting.next_stamp()))
     wait_until(lambda: setting.masks[-1].header.stamp == status.header.stamp, 5)
     assert (setting.masks[-1].width, setting.masks[-1].height) == (80, 48)
@@ -300,7 +300,7 @@ def test_a_window_is_judged_by_the_network_that_gets_it(harness, start_node, tmp
         return status.frames_in_window
 
     refused = ask(overlay_alpha=0.1, window=8)
-    assert not refused.successful and "windows of at most 2 frames. Got: 8" in refused.reason
+    assert not refused.successful and "expected at most 2 frames, got 8" in refused.reason
     assert told() == [str(export), 0, 0.5] and frames(3) == 2
     # For the checkpoint of the same request it is right.
     assert ask(overlay_alpha=0.1, checkpoint=str(wide), window=8).successful
@@ -323,7 +323,7 @@ def test_when_the_running_checkpoints_file_is_gone(setting, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(gone.read_bytes()[:-1000])
     gone.unlink()
     assert setting.set("checkpoint", string_value=str(tmp_path / "broken.safetensors")).successful
-    wait_until(lambda: "gone.safetensors runs on, but the parameter" in setting.node.output(), 30)
+    wait_until(lambda: "gone.safetensors stays active, but its parameter" in setting.node.output(), 30)
     status = setting.answer(setting.images, image_message(picture(6), "rgb8", setting.next_stamp()))
     assert status.event == SegmentationStatus.PROCESSED
     assert setting.set("checkpoint", string_value=str(setting.checkpoint)).successful
@@ -419,7 +419,7 @@ def test_lifecycle_by_services_and_silence(harness, start_node, tiny_checkpoint,
     assert change(Transition.TRANSITION_CLEANUP) and state() == "unconfigured"
     for line in (
         "active, images from /managed/image",
-        "inactive, publishes nothing",
+        "inactive",
         "unconfigured, the network",
     ):
         assert node.output().count(line) == 1, line

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A publisher that is there before it sends, as a player with a delay, is not reported at once."""
+"""A publisher that exists before it sends, such as a player with a delay, is not reported immediately."""
 
 from __future__ import annotations
 

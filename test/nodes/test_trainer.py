@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer as a process of its own: progress over DDS, a checkpoint at shutdown, going on from it."""
+"""The trainer as a process: progress over DDS, a checkpoint at shutdown, resuming."""
 
 from __future__ import annotations
 

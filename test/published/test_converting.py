@@ -246,9 +246,9 @@ def saved(tmp_path_factory):
         (
             "model.safetensors",
             ["--as", "segformer_b1_cityscapes"],
-            "another shape. Expected: (64,). Got: (32,)",
+            "another shape; expected (64,), got (32,)",
         ),
-        ("model.safetensors", ["--as", "segformer_b0_ade20k"], "Expected: (150,). Got: (19,)"),
+        ("model.safetensors", ["--as", "segformer_b0_ade20k"], "expected (150,), got (19,)"),
         (
             "model.safetensors",
             ["--as", "erfnet_cityscapes"],
@@ -258,7 +258,7 @@ def saved(tmp_path_factory):
         ("model.safetensors", ["--as", "efficientvit_b1_cityscapes"], "does not hold the weights of"),
         ("model.safetensors", ["--as", "segformer_b9"], "--as: expected onnx, segformer_b0_cityscapes"),
         ("model.safetensors", ["--as", "segformer_b0"], "--labels: no class list"),
-        ("model.safetensors", ["--as", "segformer_b0", "--labels", "camvid"], "Expected: (11,). Got: (19,)"),
+        ("model.safetensors", ["--as", "segformer_b0", "--labels", "camvid"], "expected (11,), got (19,)"),
         (
             "model.safetensors",
             ["--as", "segformer_b0", "--labels", "/nowhere"],
@@ -266,11 +266,11 @@ def saved(tmp_path_factory):
         ),
         ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--labels", "camvid"], "has its own"),
         ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--size", "100x100"], "multiples of 32"),
-        ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--output", "x"], "belongs to --as onnx"),
+        ("model.safetensors", ["--as", "segformer_b0_cityscapes", "--output", "x"], "only for --as onnx"),
         ("cut.safetensors", ["--as", "segformer_b0_cityscapes"], "cannot be read"),
         ("text.pth", ["--as", "segformer_b0_cityscapes"], "cannot be read"),
         ("list.pth", ["--as", "segformer_b0_cityscapes"], "not a state dict"),
-        ("encoder.safetensors", ["--as", "segformer_b0_cityscapes"], "it has no decode head"),
+        ("encoder.safetensors", ["--as", "segformer_b0_cityscapes"], "no decode head"),
         ("nan.safetensors", ["--as", "segformer_b0_cityscapes"], "expected finite values"),
     ],
 )

@@ -187,7 +187,7 @@ def test_no_server(get, monkeypatch):
 
 
 def test_telemetry_is_off(server, weights, tmp_path):
-    """In a process of its own: huggingface_hub reads its environment once."""
+    """In a separate process, because huggingface_hub reads its environment once."""
     server.files[f"{REPOSITORY}model.safetensors"] = weights
     code = (
         "import sys; from vtseg_ros.cli import main; code = main(sys.argv[1:]);"

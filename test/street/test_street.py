@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic street: the same everywhere, and exact. Geometry is checked against the pictures and by formulas."""
+"""The synthetic street is repeatable and exact: geometry is checked against the images and by formulas."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_flow_forward_and_backward_undo_each_other(drive):
 
 
 def test_the_picture_moves_with_the_flow(drive):
-    """The renderer's pictures know nothing of the flow: brought back by it, the next one looks like this one."""
+    """Images are rendered without the flow: the next one, warped back by the flow, looks like this one."""
     now, after = drive[0], drive[1]
     gray = [
         cv2.GaussianBlur(cv2.cvtColor(f.rgb, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1) for f in drive
@@ -160,7 +160,7 @@ def test_the_picture_moves_with_the_flow(drive):
 
 
 def test_the_road_is_a_plane_below_the_camera(drive):
-    """From depth and pixel position alone, the road lies 1.65 m (and a bob of 3 cm) below the camera."""
+    """By depth and pixel position, the road is 1.65 m (and a bob of 3 cm) below the camera."""
     frame = drive[0]
     _, v = grid()
     near = (frame.label == STREET.names.index("road")) & (frame.depth < 12)
@@ -258,9 +258,9 @@ def test_any_size(size):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scene": 6}, "no scene 6. Known: 1, 2, 3, 4, 5"),
-        ({"variation": "snow"}, "no variation 'snow'. Known: clone"),
-        ({"frames": 0}, "at least one frame"),
+        ({"scene": 6}, "scene: unknown; expected one of 1, 2, 3, 4, 5, got 6"),
+        ({"variation": "snow"}, "variation: unknown; expected one of clone"),
+        ({"frames": 0}, "at least 1 frame"),
         ({"size": (8, 64)}, "16x16"),
     ],
 )

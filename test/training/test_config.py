@@ -47,9 +47,9 @@ def test_files_of_windows(tmp_path, codec):
     [
         ({"stagess": []}, "did you mean stages"),
         ({"data": {**GOOD["data"], "labels_stride": 2}}, "did you mean data.label_stride"),
-        ({"data": {**GOOD["data"], "size": [64]}}, "data.size must be a list"),
+        ({"data": {**GOOD["data"], "size": [64]}}, "data.size: not a list"),
         ({"data": {**GOOD["data"], "size": [64, 33]}}, "multiples of 32"),
-        ({"data": {**GOOD["data"], "workers": "two"}}, "data.workers must be of type int"),
+        ({"data": {**GOOD["data"], "workers": "two"}}, "data.workers: wrong type; expected int"),
         ({"data": {"train": ["a"]}}, "data.size is missing"),
         (
             {"data": {**GOOD["data"], "random_strides": [1, 0]}},
@@ -108,7 +108,7 @@ def test_files_of_windows(tmp_path, codec):
             {"stages": [{"name": "end_to_end", "steps": 1, "static_loss": float("nan")}]},
             "static_loss must be at least 0, got nan",
         ),
-        ({"seed": True}, "seed must be of type int"),
+        ({"seed": True}, "seed: wrong type; expected int"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
         ({"clip_norm": float("nan")}, "clip_norm must be at least 0, got nan"),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a static network that checkpoints do not hold: it stays as it is, and stage 3 says so."""
+"""Training with a static network that checkpoints do not contain: it stays frozen, and stage 3 logs this."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
     assert not (tmp_path / "mapped").exists()
     config = dataclasses.replace(config, stages=config.stages[:1])
     model = dataclasses.replace(config.model, overrides={"window": 2, "prior_classes": 5})
-    with pytest.raises(ConfigError, match="class_mapping must give"):
+    with pytest.raises(ConfigError, match="class_mapping: missing"):
         train(dataclasses.replace(config, model=model), tmp_path)
     model = dataclasses.replace(config.model, overrides={"window": 2})
-    with pytest.raises(ConfigError, match=r"Expected: \(1, 14, 32, 64\). Got: \(1, 5, 32, 64\)"):
+    with pytest.raises(ConfigError, match=r"expected \(1, 14, 32, 64\), got \(1, 5, 32, 64\)"):
         train(dataclasses.replace(config, model=model), tmp_path)

@@ -67,6 +67,6 @@ def test_all_stages(config, tmp_path):
 
 
 def test_mistakes(config):
-    for overrides, words in (({"depths": [2]}, "Got: 'depths'"), ({"window": 1}, "at least 2 frames")):
+    for overrides, words in (({"depths": [2]}, "got 'depths'"), ({"window": 1}, "at least 2 frames")):
         with pytest.raises(ConfigError, match=words):
             dataclasses.replace(config, model=ModelConfig(architecture="gru", overrides=overrides))

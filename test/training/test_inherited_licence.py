@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A trained checkpoint has the stricter of its own licence and those of the weights that it started from."""
+"""A trained checkpoint has the stricter of its licence and those of the weights that it started from."""
 
 from __future__ import annotations
 

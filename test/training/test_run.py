@@ -73,7 +73,7 @@ def test_stages_and_what_they_leave(config, tmp_path):
 
 
 def test_convolutions_over_time_are_trained(config, tmp_path):
-    """Their weights have five axes, which channels last knows nothing of."""
+    """Their weights have five axes, which channels last does not support."""
     model = dataclasses.replace(config.model, overrides={"window": 2, "mix_ffn": "spatiotemporal"})
     stages = (StageConfig("video", steps=2, batch=1, max_lr=1e-3),)
     seen, done = losses(dataclasses.replace(config, model=model, stages=stages), tmp_path)

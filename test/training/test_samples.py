@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step sees."""
+"""Samples of a training step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_label_of_a_window_is_used_when_none_is_left_out(street_bag):
 
 
 def test_a_class_id_outside_the_list(street_bag):
-    """The street has ids up to 13; a list of 11 classes knows 0 to 10."""
+    """The street has ids up to 13; a list of 11 classes has 0 to 10."""
     store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
     samples = Samples(store, [[0, 1]], length=2, augmentation=None, seed=1, stage=0, num_classes=11)
     with pytest.raises(ConfigError) as error:
@@ -103,7 +103,7 @@ def test_windows_draw_their_stride(tmp_path):
 
 
 def test_workers_start_after_opencv_used_its_threads(street_bag):
-    """In a process of its own, since it hung: a forked worker that ends threads which did not come along."""
+    """In a separate process, because it hung: a forked worker that ends threads of its parent."""
     code = """if True:
         import sys
         import cv2, numpy as np
@@ -133,7 +133,7 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
 
 
 def test_corrupt_frames_are_counted_by_the_training(tmp_path, caplog):
-    """One undecodable image among 12: said by the process that counts, whichever worker met it."""
+    """One undecodable image among 12: counted by the main process, whichever worker read it."""
     pytest.importorskip("lightning_fabric")
     from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
     from vtseg_ros.training.run import train

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Soft targets of a teacher: its classes, what it sees, gradients, and runs with it."""
+"""Soft targets of a teacher: classes, input, gradients, and training runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def identity(classes):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_gradients_against_the_loss_written_out(weight):
-    """Labels on one window of two, and on both a teacher that sees frames of twice the size."""
+    """Labels on one window of two, and a teacher on both with frames of twice the size."""
     torch.manual_seed(0)
     model = VTSeg(VTSegConfig.preset("tiny", num_classes=3, window=2)).eval()
     network = ERFNet(num_classes=3)
@@ -80,7 +80,7 @@ def test_gradients_against_the_loss_written_out(weight):
 
 
 class Fixed(nn.Module):
-    """The same logits whatever it sees."""
+    """The same logits for every input."""
 
     def __init__(self, logits):
         super().__init__()
@@ -164,7 +164,7 @@ def test_teachers_that_do_not_fit(tmp_path, tiny_checkpoint):
         build_teacher(StageConfig("static", steps=1, teacher=other), THREE)
     with pytest.raises(ConfigError, match="image network"):
         build_teacher(StageConfig("video", steps=1, teacher=str(tiny_checkpoint)), STREET)
-    with pytest.raises(CheckpointError, match="no checkpoint nobody"):
+    with pytest.raises(CheckpointError, match="nobody: no checkpoint"):
         build_teacher(StageConfig("static", steps=1, teacher="nobody"), THREE)
     for mapping, named in (
         ({"a": "a", "b": "b"}, "got none for x"),

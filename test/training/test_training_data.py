@@ -37,7 +37,7 @@ def test_a_stage_with_a_shorter_window(street_bag):
     assert lengths == [4, 2, 1, 1]
     judged = [max(map(len, data.validator(s, fabric=fabric, should_stop=bool).windows)) for s in stages]
     assert judged == [4, 2, 1, 1]
-    with pytest.raises(ConfigError, match=r"stage video: window must be 1..4 frames.*got 5"):
+    with pytest.raises(ConfigError, match=r"stage video: window out of range; expected 1 to 4 frames.*got 5"):
         training_data(StageConfig("video", steps=2, window=5))
 
 

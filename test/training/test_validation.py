@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a validation says, by hand, and what is left of it to be read."""
+"""Results of a validation, by hand, and the files that record them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Streams: a real RTSP server on loopback, and what is none. No V4L2 camera is at hand: only its errors are tested."""
+"""Streams: a real RTSP server on loopback, and invalid sources. Without a V4L2 camera, only its errors are tested."""
 
 from __future__ import annotations
 

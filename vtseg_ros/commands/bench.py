@@ -33,38 +33,74 @@ PICTURES = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="b0", help="random weights, 19 classes")
-    parser.add_argument("--checkpoint", help="weights to use instead of a preset")
-    parser.add_argument("--size", type=parse_size, nargs="+", default=[(256, 128)], metavar="WxH")
-    parser.add_argument("--window", type=int, nargs="+", default=[4], metavar="K")
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=", ".join(MODES)
+        "--preset", choices=tuple(PRESETS), default="b0", help="preset with random weights and 19 classes"
+    )
+    parser.add_argument("--checkpoint", help="checkpoint to measure instead of a preset")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        nargs="+",
+        default=[(256, 128)],
+        metavar="WxH",
+        help="image sizes (default 256x128)",
+    )
+    parser.add_argument(
+        "--window", type=int, nargs="+", default=[4], metavar="K", help="window lengths in frames (default 4)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=list(MODES),
+        metavar="MODE",
+        help=f"modes to measure: {', '.join(MODES)} (default: all)",
     )
     parser.add_argument(
         "--backends",
         nargs="+",
         choices=tuple(BACKENDS),
         metavar="BACKEND",
-        help=f"of exact and causal: {', '.join(BACKENDS)}; default: all that are installed",
+        help=f"backends of exact and causal: {', '.join(BACKENDS)} (default: all that are installed)",
     )
     parser.add_argument(
-        "--baseline", nargs="+", choices=AGAINST, default=[], metavar="NETWORK", help=", ".join(AGAINST)
+        "--baseline",
+        nargs="+",
+        choices=AGAINST,
+        default=[],
+        metavar="NETWORK",
+        help=f"other networks to measure: {', '.join(AGAINST)}",
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
+    )
     parser.add_argument(
         "--precision",
         default="auto",
         help="precision of every mode except plain, which is fp32; auto also times bf16 if the processor has it",
     )
-    parser.add_argument("--no-cuda-graphs", action="store_true", help="launch every kernel from Python")
-    parser.add_argument("--compile", action="store_true", help="torch.compile in every mode except plain")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: the default of torch")
-    parser.add_argument("--seconds", type=float, default=20.0, help="measuring time for each size and window")
     parser.add_argument(
-        "--breakdown", action="store_true", help="operations, bytes and time of each part, and their floor"
+        "--no-cuda-graphs",
+        action="store_true",
+        help="launch every kernel separately instead of using CUDA graphs",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="cost against k and against size")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile in every mode except plain")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the default of torch)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="measuring time for each size and window, s"
+    )
+    parser.add_argument(
+        "--breakdown",
+        action="store_true",
+        help="operations, bytes and time of each part, and their lower bounds",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="plot of the time per frame over window length and image size",
+    )
 
 
 def _random_checkpoint(preset: str) -> Checkpoint:

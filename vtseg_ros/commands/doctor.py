@@ -21,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="report QoS and types of a topic's publishers and subscribers (needs ROS 2)",
     )
-    parser.add_argument("--no-speed", action="store_true", help="leave the speed test of 2 s out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report; - = to standard output")
+    parser.add_argument("--no-speed", action="store_true", help="omit the speed test of 2 s")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the report as JSON; - = standard output"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; returns 1 if there is a problem."""
+    """Print the report and return 1 if there is a problem, otherwise 0."""
     diagnosis = diagnose(topic=args.topic, speed=not args.no_speed)
     text = json.dumps(diagnosis.as_dict(), indent=2)
     if args.json and str(args.json) == "-":

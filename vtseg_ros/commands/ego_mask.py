@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PNG",
-        help="mask to write, the body in white; PNG's name with _preview.jpg shows it",
+        help="mask to write, the robot's body in white; a preview is written to NAME_preview.jpg",
     )
-    parser.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument(
         "--every",
         type=int,
@@ -50,15 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.25,
         metavar="SHARE",
-        help="of the image's median deviation over time, below which a pixel is static; more = a larger "
-        "mask (default 0.25)",
+        help="share of the median deviation over time below which a pixel is static; a larger share gives a "
+        "larger mask (default 0.25)",
     )
     parser.add_argument(
         "--top",
         action="store_true",
-        help="take static regions of the upper half too (a roof, a mast); a clear sky is one",
+        help="include static regions of the upper half, such as a roof or a mast; a clear sky is static too",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,8 +84,8 @@ def run(args: argparse.Namespace) -> int:
     share = float(found.mask.mean())
     print(f"{args.out}: {100 * share:.1f} % of the image is masked, from {found.frames} frames")
     if found.still:
-        print(f"  {found.still} frames show the same as the one before and were not used")
-    print(f"  look at {shown}, and correct the mask with any paint program")
+        print(f"  {found.still} frames equal the previous one and were not used")
+    print(f"  check {shown}; correct the mask in an image editor if needed")
     if args.json:
         made = {"mask": str(args.out), "preview": str(shown), "share": share, "frames": found.frames}
         args.json.write_text(json.dumps({**made, "still": found.still}, indent=2) + "\n")

@@ -48,7 +48,7 @@ from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
 
-HELP = "Score checkpoints on a labelled bag by the paper's protocol; several of them side by side."
+HELP = "Score one or several checkpoints on labelled bags with the protocol of the paper."
 FILE_WIDTH = 240
 
 
@@ -64,18 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["street_tiny"],
         metavar="C",
-        help="files, or shipped weights by name (default street_tiny)",
+        help="checkpoint files or names of shipped weights (default street_tiny)",
     )
     parser.add_argument(
-        "--name", nargs="+", default=[], metavar="NAME", help="one per checkpoint, for the tables"
+        "--name", nargs="+", default=[], metavar="NAME", help="name of each checkpoint in the tables"
     )
     parser.add_argument(
         "--model",
         nargs="+",
         default=[],
         choices=model_names(),
-        help="which network of each checkpoint (default: what it is); `static`, or an image network's name, stands "
-        "for the static network inside a vtseg or gru checkpoint",
+        help="network of each checkpoint to score (default: the whole one); `static`, or the name of an image "
+        "network, scores the static network inside a vtseg or gru checkpoint",
     )
     parser.add_argument(
         "--window",
@@ -83,15 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=[0],
         metavar="N",
-        help="frames; several give the sweep over windows; 0 = the checkpoint's (default)",
+        help="window lengths in frames; 0 = as in the checkpoint (default)",
     )
     parser.add_argument(
         "--flow",
         nargs="+",
         default=[],
         metavar="F",
-        help="optical flow of gru checkpoints: dis, topic (the bag's backward flow), a topic's name, or "
-        "package.module:factory, which can run code (default: what it was trained with)",
+        help="optical flow of gru checkpoints: dis, topic (the bag's backward flow), the name of a topic, or "
+        "package.module:factory, which executes code (default: as in training)",
     )
     parser.add_argument(
         "--static-prior", help="external static network; executes code when loaded, use trusted files only"
@@ -100,14 +100,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-map",
         type=Path,
         metavar="FILE",
-        help="YAML of label class to the checkpoint's classes that count as it, in the order of the label ids; applied to "
-        "the masks. A checkpoint that has the labels' classes stays as it is",
+        help="YAML file that maps each label class, in the order of the ids, to the checkpoint classes that count as "
+        "it. Not applied to checkpoints that have the classes of the labels",
     )
     parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
-    parser.add_argument("--label-topic", default="", help="image topic; required if a bag has several")
-    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="s after each bag's begin")
+    parser.add_argument("--label-topic", default="", help="label topic; required if a bag has several")
     parser.add_argument(
-        "--end", type=float, default=0.0, metavar="S", help="s after each bag's begin; 0 = its end"
+        "--start",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="first time to score, s after the start of each bag",
+    )
+    parser.add_argument(
+        "--end",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="last time to score, s after the start of each bag; 0 = its end",
     )
     parser.add_argument(
         "--every",
@@ -117,10 +127,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score every n-th labelled frame; temporal scores need 1 (default)",
     )
     parser.add_argument(
-        "--stride", type=int, default=1, metavar="N", help="frames of a window are this far apart"
+        "--stride",
+        type=int,
+        default=1,
+        metavar="N",
+        help="distance between the frames of a window (default 1)",
     )
     parser.add_argument(
-        "--max-gap", type=float, default=1.0, metavar="S", help="s; a longer pause ends a sequence"
+        "--max-gap",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="longest pause within a sequence, s (default 1)",
     )
     parser.add_argument(
         "--corrupt",
@@ -130,14 +148,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score again with a share of the frames (default 1/3) corrupted, once per kind: "
         + ", ".join(KINDS)
         + ", or all; "
-        "severity 1 to 5. Corrupted frames, the frames after them and the others are scored apart",
+        "severity 1 to 5. Corrupted frames, the frames after them and the others are scored separately",
     )
     parser.add_argument(
         "--corrupt-run",
         type=int,
         default=1,
         metavar="N",
-        help="consecutive frames corrupted at a time, 1 to 3 (default 1)",
+        help="number of consecutive frames to corrupt, 1 to 3 (default 1)",
     )
     parser.add_argument(
         "--lag",
@@ -160,15 +178,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compare the last with the first tenth of N frames of each sequence (default 1000); needs labels on all frames",
     )
-    parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--backend", choices=BACKEND_NAMES, default="auto", help="what runs the networks (default auto)"
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
     )
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--pictures", type=int, default=6, metavar="N", help="rows of pictures (default 6)")
+    parser.add_argument(
+        "--backend",
+        choices=BACKEND_NAMES,
+        default="auto",
+        help="backend that executes the networks (default auto)",
+    )
+    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 (default auto)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        metavar="N",
+        help="number of frames shown in the report (default 6)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json and report.html")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--html", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="scores as a JSON file")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="report as an HTML file")
     add_ray_arguments(parser)
 
 
@@ -177,9 +206,9 @@ def run(args: argparse.Namespace) -> int:
     args.bag = expand_inputs(args.bag)
     for name in ("every", "stride"):
         if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
     if not args.max_gap > 0:
-        raise ConfigError(f"--max-gap must be above 0 s. Got: {args.max_gap}")
+        raise ConfigError(f"--max-gap: out of range; expected above 0 s, got {args.max_gap}")
     for name in ("lag", "drift"):
         if getattr(args, name) and args.every > 1:
             raise ConfigError(
@@ -196,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
     systems = open_systems(selection, store.index)
     owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
     named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
-    # Refused before the frames are scored.
+    # Report it before the frames are scored.
     labelled = [number for number, _ in index.labelled()]
     if not any(later == earlier + 1 for earlier, later in zip(labelled, labelled[1:])):
         for name in ("lag", "drift"):
@@ -278,18 +307,18 @@ def _report(
     named: bool,
     missing: int,
 ) -> None:
-    """Print and write the scores; `named` = all bags name their classes, `missing` = lost messages."""
+    """Print and write the scores; `named` = all bags contain their class names, `missing` = number of lost messages."""
     whose = "class map's" if args.class_map else "checkpoint's"
     if not named:
-        facts["classes"] = f"the {whose}; the bag names none"
+        facts["classes"] = f"the {whose}; the bag contains none"
     _print(outcome, corrupted, behaviour)
     if not named:
-        print(f"The bag has no label map: its class ids were taken for the {whose}.")
+        print(f"The bag has no label map: its class ids are interpreted as those of the {whose[:-2]}.")
     if missing:
-        facts["missing"] = f"{missing} messages that the bags promise are not there"
+        facts["missing"] = f"{missing} messages that the bags announce are missing"
     _write(args, outcome, corrupted, behaviour, facts, missing)
     if outcome.labelled == outcome.unscored:
-        raise BagError("no labelled frame could be scored: " + outcome.corrupt[0][1])
+        raise BagError("BAG: no labelled frame could be scored: " + outcome.corrupt[0][1])
 
 
 SETTINGS = (
@@ -308,15 +337,15 @@ SETTINGS = (
     "backend",
     "precision",
 )
-"""Options that decide the scores."""
+"""Options that determine the scores."""
 COUNTS = "counts.json"
 MOST_NAMES = 20
-"""More bags are counted, not named."""
+"""If there are more bags, only their number is shown."""
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Scores of bags, each by itself, as counts that can be added.
+    """Scores of each bag separately, as counts that can be added.
 
     Args:
         args: of `vtseg evaluate`.
@@ -336,7 +365,7 @@ class EvaluateJob:
 
     def load(self) -> list[System]:
         """See `Job.load`."""
-        _selection(self.args)  # refuses what does not fit together
+        _selection(self.args)  # raises an error if they do not fit together
         return []
 
     def process(
@@ -363,7 +392,7 @@ class EvaluateJob:
 
 
 def run_evaluate_job(args: argparse.Namespace) -> int:
-    """Score each bag in a task of its own and report the sum.
+    """Score each bag in a separate task and report the sum.
 
     Returns:
         The exit code: 0 = all bags are scored, 1 = some failed.
@@ -379,7 +408,7 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
         )
     args.checkpoint = [absolute_checkpoint(name) for name in args.checkpoint]
     if args.class_map:
-        load_class_map(args.class_map)  # refused before the cluster starts
+        load_class_map(args.class_map)  # reports errors before the cluster starts
         args.class_map = args.class_map.absolute()
     outcomes = run_job(EvaluateJob(args), plan_tasks(args.bag, args.out, args.image_topic), args)
     complete = [one for one in outcomes if one.state != "failed"]
@@ -402,13 +431,13 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
 
 
 def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
-    """Whether the bag names its classes; ConfigError if they are others."""
+    """Return whether the bag contains its class names; raise ConfigError if they differ."""
     with BagReader(path) as bag:
         own = read_label_set(bag)
     if own is not None and own.names != labels.names:
         raise ConfigError(
-            f"bag {path} and {owner} have different class lists: {', '.join(own.names)}; "
-            f"{', '.join(labels.names)}"
+            f"bag {path}: other classes than the {owner}; expected {', '.join(labels.names)}, "
+            f"got {', '.join(own.names)}. Give --class-map"
         )
     return own is not None
 
@@ -434,7 +463,7 @@ def _facts(
 
 
 def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[str, Any]) -> None:
-    # A file or pipe has no width: eighty columns would cut a table of many systems.
+    # A file or pipe has no width; 80 columns would cut off a table of many systems.
     width = None if sys.stdout.isatty() else FILE_WIDTH
     console, systems = Console(markup=False, width=width), entries(outcome)
     shown = [systems[place] for place in widest(outcome.infos)]
@@ -474,7 +503,7 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[s
         console.print(f"temporal consistency of the labels: {outcome.label_consistency:.2f}")
     console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
     if outcome.unmatched:
-        console.print(f"{outcome.unmatched} more labels have the header stamp of no image")
+        console.print(f"{outcome.unmatched} more labels have a header stamp that no image has")
     if outcome.corrupt:
         console.print(f"{len(outcome.corrupt)} messages could not be decoded:")
         for stamp_ns, reason in outcome.corrupt[:5]:
@@ -535,4 +564,4 @@ def _write(
             for path in pages:
                 write_atomically(path, page)
     except OSError as err:
-        raise ConfigError(f"the report cannot be written: {err}") from err
+        raise ConfigError(f"report: cannot be written: {err}") from err

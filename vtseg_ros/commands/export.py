@@ -35,15 +35,19 @@ HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
-    parser.add_argument("checkpoint", help="shipped weights by name, or a file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".onnx or .pt2")
-    parser.add_argument("--format", choices=tuple(SUFFIXES), help="default: from the suffix of --out")
+    parser.add_argument("checkpoint", help="checkpoint file, or name of shipped weights")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write, .onnx or .pt2"
+    )
+    parser.add_argument(
+        "--format", choices=tuple(SUFFIXES), help="file format (default: from the suffix of --out)"
+    )
     parser.add_argument("--window", type=int, default=0, help="number of frames k; 0 = as in the checkpoint")
     parser.add_argument(
         "--size", type=parse_size, metavar="WxH", help="input size (default: as in the checkpoint)"
     )
     parser.add_argument(
-        "--full-window", action="store_true", help="the full window instead of the streaming step"
+        "--full-window", action="store_true", help="export the full window instead of the streaming step"
     )
     parser.add_argument(
         "--bag",
@@ -52,12 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bag with images to verify the export on (default: a random moving image)",
     )
     parser.add_argument(
-        "--image-topic", default="", help="of --bag; image topic; required if the bag has several"
+        "--image-topic", default="", help="image topic of --bag; required if the bag has several"
     )
     parser.add_argument(
         "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the result of the verification")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON file to write: the result of the verification"
+    )
 
 
 def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
@@ -73,7 +79,7 @@ def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
             if len(images) == count:
                 break
     if not images:
-        raise BagError(f"{path} has no image that can be decoded")
+        raise BagError(f"{path}: no image that can be decoded; expected a bag with images, got none")
     return images
 
 
@@ -82,7 +88,7 @@ def _format(out: Path, named: str | None) -> str:
     found = known.get(out.suffix.lower())
     if found is None or named not in (None, found):
         expected = SUFFIXES[named] if named else " or ".join(known)
-        raise ConfigError(f"--out must end in {expected}, got {out}")
+        raise ConfigError(f"--out: wrong suffix; expected {expected}, got {out}")
     return found
 
 
@@ -96,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             f"--window: out of range; expected 0 (as in the checkpoint) or more frames, got {args.window}"
         )
     if not args.out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {args.out.parent}. Create it")
+        raise ConfigError(f"--out: no such folder; expected {args.out.parent} to exist. Create it")
     checkpoint = load_checkpoint(args.checkpoint, static_prior=args.static_prior)
     what = exportable(checkpoint, window=args.window or None, size=args.size, full_window=args.full_window)
     window, size = what.metadata["config"]["window"], tuple(what.metadata["input_size"])
@@ -124,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out.stat().st_size / 1e6:.1f} MB; inputs {', '.join(what.inputs)}; outputs {', '.join(what.outputs)}"
     )
     for precision, share in what.metadata["agreement"].items():
-        print(f"{precision} has the same class as fp32 on {100 * share:.2f} % of pixels")
+        print(f"{precision} agrees with fp32 on {100 * share:.2f} % of pixels")
     if args.json:
         args.json.write_text(json.dumps({"file": str(args.out), **vars(result)}, indent=2) + "\n")
     return 0
@@ -132,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _say(result: Verification, real: bool) -> None:
     print(
-        f"against PyTorch on {result.frames} {'frames of the bag' if real else 'random pictures (--bag BAG: real ones)'}: "
+        f"against PyTorch on {result.frames} {'frames of the bag' if real else 'random images (use --bag for real ones)'}: "
         f"the same class on {100 * result.agreement:.3f} % of pixels, logits differ by at most {result.difference:.2e} "
         f"(largest logit {result.largest:.1f})"
     )

@@ -15,7 +15,9 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.profiling.flops import Cost, build, costs, networks
 from vtseg_ros.sizes import parse_size
 
-HELP = "Parameters and multiply-adds of the networks, by module, size and window; counted, not measured."
+HELP = (
+    "Count parameters and multiply-adds of the networks by module, size and window, without measuring time."
+)
 SIZES = ((1024, 512), (640, 192), (320, 96))
 
 
@@ -30,13 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(known)} (default: all)",
     )
-    parser.add_argument("--size", nargs="+", type=parse_size, default=list(SIZES), metavar="WxH")
     parser.add_argument(
-        "--window", nargs="+", type=int, default=[1, 4], metavar="N", help="frames (default 1 4)"
+        "--size",
+        nargs="+",
+        type=parse_size,
+        default=list(SIZES),
+        metavar="WxH",
+        help="sizes of the network input",
     )
-    parser.add_argument("--classes", type=int, default=19, metavar="C", help="default 19 (Cityscapes)")
-    parser.add_argument("--markdown", action="store_true", help="tables for a document")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--window",
+        nargs="+",
+        type=int,
+        default=[1, 4],
+        metavar="N",
+        help="window lengths in frames (default 1 4)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=19,
+        metavar="C",
+        help="number of classes (default 19, as in Cityscapes)",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="data_set", required=True, metavar="{cityscapes,vkitti2,camvid,images,video}"
     )
     city = sets.add_parser("cityscapes", help="leftImg8bit_sequence and gtFine; the 19 train ids")
-    city.add_argument("--split", choices=cityscapes.SPLITS, default="train")
+    city.add_argument(
+        "--split", choices=cityscapes.SPLITS, default="train", help="split to import (default train)"
+    )
     city.add_argument(
         "--before",
         type=int,
@@ -38,9 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames to keep before each labelled one (default 3, for windows of 4)",
     )
-    city.add_argument("--after", type=int, default=0, metavar="N", help="and after it (default 0)")
+    city.add_argument(
+        "--after", type=int, default=0, metavar="N", help="frames to keep after each labelled one (default 0)"
+    )
     kitti = sets.add_parser("vkitti2", help="Virtual KITTI 2: six variations, 14 classes")
-    kitti.add_argument("--split", choices=vkitti2.SPLITS, default="train")
+    kitti.add_argument(
+        "--split", choices=vkitti2.SPLITS, default="train", help="split to import (default train)"
+    )
     kitti.add_argument(
         "--by",
         choices=("scene", "time"),
@@ -48,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split into whole scenes (default; 68, 21 and 11 %% of the frames), or cut each scene in time "
         f"(70, 20 and 10 %%, {vkitti2.GUARD} frames apart)",
     )
-    kitti.add_argument("--camera", type=int, choices=(0, 1), default=0, help="left (default) or right")
-    cam = sets.add_parser("camvid", help="CamVid's colours as the usual 11 classes")
+    kitti.add_argument("--camera", type=int, choices=(0, 1), default=0, help="0 = left (default), 1 = right")
+    cam = sets.add_parser("camvid", help="CamVid with the usual 11 classes")
     cam.add_argument("--list", type=Path, metavar="FILE", help="text file with the image names of a split")
     folder = sets.add_parser(
         "images", help="a folder of png or jpeg files, sorted by the numbers in their names"
@@ -57,38 +63,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     folder.add_argument(
         "--rate", type=float, default=10.0, metavar="HZ", help="frames per second (default 10)"
     )
-    folder.add_argument("--frame-id", default="camera")
-    folder.add_argument("--masks", type=Path, metavar="DIR", help="labels: png files with the images' names")
+    folder.add_argument("--frame-id", default="camera", help="frame_id of the images (default camera)")
+    folder.add_argument(
+        "--masks", type=Path, metavar="DIR", help="folder of labels: png files with the names of the images"
+    )
     folder.add_argument(
         "--labels",
         default="",
         metavar="LIST",
-        help="their class list: street, camvid, cityscapes or a labelmap.txt",
+        help="class list of the labels: street, camvid, cityscapes or a labelmap.txt",
     )
-    clips = sets.add_parser("video", help="video files, with the frames' own times")
+    clips = sets.add_parser("video", help="video files; keeps the time of each frame")
     clips.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="each becomes a sequence of the bag"
+        "files", type=Path, nargs="+", metavar="FILE", help="video files; each becomes a sequence of the bag"
     )
     clips.add_argument("--every", type=int, default=1, metavar="N", help="keep every n-th frame (default 1)")
     clips.add_argument(
-        "--start", type=float, default=0.0, metavar="S", help="s after each video's first frame"
+        "--start",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="first time to import, s after the first frame of each video",
     )
     clips.add_argument(
-        "--end", type=float, metavar="S", help="s after each video's first frame (default: its end)"
+        "--end",
+        type=float,
+        metavar="S",
+        help="last time to import, s after the first frame of each video (default: its end)",
     )
     clips.add_argument(
-        "--crop", type=_parse_crop, metavar="W:H:X:Y", help="part of the images, px, as ffmpeg's crop"
+        "--crop",
+        type=_parse_crop,
+        metavar="W:H:X:Y",
+        help="part of the images to keep, px, in the format of ffmpeg's crop",
     )
     clips.add_argument(
-        "--quality", type=int, default=95, metavar="Q", help="of the jpeg images, 1 to 100 (default 95)"
+        "--quality",
+        type=int,
+        default=95,
+        metavar="Q",
+        help="quality of the jpeg images, 1 to 100 (default 95)",
     )
     _add_output(clips)
     folder.add_argument(
         "--unknown",
         choices=UNKNOWN,
         default="refuse",
-        help="pixels of masks that show no class (smoothed edges, half transparent ones): refuse the "
-        "mask (default), or take them as unlabelled",
+        help="for pixels of no class (smoothed edges, partly transparent pixels): refuse the mask (default), or "
+        "treat them as unlabelled",
     )
     for one in (city, kitti, cam, folder):
         _add_output(one)
@@ -97,10 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to create")
     parser.add_argument("--size", type=parse_size, metavar="WxH", help="resize images and labels")
-    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made")
+    parser.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was made")
 
 
 def _parse_crop(text: str) -> Crop:
@@ -201,7 +225,7 @@ def _find(args: argparse.Namespace, reader: MaskReader | None) -> tuple[list[Dat
     if args.data_set == "camvid":
         return camvid.find_frames(args.root, names=args.list), CAMVID
     if args.masks and not args.labels:
-        raise ConfigError("--masks need their class list: --labels")
+        raise ConfigError("--masks: no class list; expected one for the labels, got none. Add --labels")
     frames = image_folder.find_frames(
         args.root, rate_hz=args.rate, frame_id=args.frame_id, labels=args.masks, reader=reader
     )

@@ -20,20 +20,20 @@ from vtseg_ros.errors import BagError
 from vtseg_ros.inference.backends import BackendOptions, is_exported, open_backend
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
-HELP = "What a bag, a checkpoint or an exported network holds."
+HELP = "Show the content of a bag, a checkpoint or an exported network."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("what", help="a bag's folder, a checkpoint or .onnx file, or shipped weights by name")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument(
-        "--static-prior", help="of a checkpoint whose static network is external; it can run code: trust it"
+        "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
 
 
 def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | None:
-    """A topic that is taken when none is named; None if there is no or more than one."""
+    """Return the topic that is used by default; None if there is none or more than one."""
     try:
         return find(bag)
     except BagError:

@@ -23,31 +23,29 @@ from vtseg_ros.labelling.masks import UNKNOWN
 from vtseg_ros.labelling.merge import check_labels, merge, place_images
 from vtseg_ros.labelling.palette import format_palette, open_palette
 
-HELP = "Frames of a bag out for labelling, and label images back into a copy of the bag."
+HELP = "Extract frames of a bag for labelling, and merge label images into a copy of the bag."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="{extract,merge}")
-    extract = actions.add_parser("extract", help="write frames as PNG files whose names carry their stamps")
-    extract.add_argument("bag", type=Path)
-    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    extract = actions.add_parser("extract", help="write frames as PNG files whose names contain the stamps")
+    extract.add_argument("bag", type=Path, help="bag to read")
+    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
     which = extract.add_mutually_exclusive_group()
-    which.add_argument(
-        "--every", type=int, metavar="N", help="every N-th frame, from the first on (default 25)"
-    )
-    which.add_argument("--count", type=int, metavar="N", help="N frames, evenly spaced over the bag")
-    extract.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
-    join = actions.add_parser("merge", help="write a copy of the bag that has the labels too")
-    join.add_argument("bag", type=Path)
+    which.add_argument("--every", type=int, metavar="N", help="extract every N-th frame (default 25)")
+    which.add_argument("--count", type=int, metavar="N", help="extract N frames, evenly spaced over the bag")
+    extract.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
+    join = actions.add_parser("merge", help="write a copy of the bag that also contains the labels")
+    join.add_argument("bag", type=Path, help="bag to copy")
     join.add_argument(
         "masks",
         type=Path,
         metavar="DIR_OR_ZIP",
         help="PNG files of class ids or colours, a CVAT export (Segmentation mask 1.1), or a Label Studio "
-        "export (Brush labels to PNG, its JSON export beside it)",
+        "export (Brush labels to PNG, with its JSON export in the same folder)",
     )
-    join.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to make")
+    join.add_argument("--out", type=Path, required=True, metavar="BAG", help="bag to create")
     join.add_argument(
         "--labels",
         default="",
@@ -55,23 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="class list: street, camvid, cityscapes or a labelmap.txt (default: the export's, then the "
         "bag's)",
     )
-    join.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
+    join.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     join.add_argument(
-        "--topic", default="/camera/label/compressed", help="of the labels (default %(default)s)"
+        "--topic", default="/camera/label/compressed", help="topic of the labels (default %(default)s)"
     )
-    join.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
     join.add_argument(
-        "--skip-refused", action="store_true", help="merge the others when some files cannot be used"
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
+    )
+    join.add_argument(
+        "--skip-refused", action="store_true", help="merge the other files if some cannot be used"
     )
     join.add_argument(
         "--unknown",
         choices=UNKNOWN,
         default="refuse",
-        help="pixels of no class (smoothed edges, half transparent ones): refuse the file (default), or "
-        "take them as unlabelled",
+        help="for pixels of no class (smoothed edges, partly transparent pixels): refuse the file (default), or "
+        "treat them as unlabelled",
     )
     for action in (extract, join):
-        action.add_argument("--json", type=Path, metavar="FILE")
+        action.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(args: argparse.Namespace, total: int) -> set[int]:
-    """Numbers of the messages to extract."""
+    """Return the numbers of the messages to extract."""
     for name in ("every", "count"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
     if args.count is not None:
         return set(np.linspace(0, total - 1, min(args.count, total)).round().astype(int).tolist())
     return set(range(0, total, args.every or 25))
@@ -91,7 +91,7 @@ def _chosen(args: argparse.Namespace, total: int) -> set[int]:
 
 def _extract(args: argparse.Namespace) -> int:
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ConfigError(f"{args.out} exists and is not an empty folder: nothing is overwritten")
+        raise ConfigError(f"--out: {args.out} exists; expected a new or empty folder. Nothing is overwritten")
     written: list[str] = []
     left_out: list[str] = []
     with BagReader(args.bag) as bag:
@@ -116,12 +116,14 @@ def _extract(args: argparse.Namespace) -> int:
             if labels is not None:
                 (args.out / CLASS_LIST).write_text(format_palette(labels))
         except OSError as err:
-            raise ConfigError(f"frames cannot be written to {args.out}: {err.strerror or err}") from err
+            raise ConfigError(
+                f"--out: frames cannot be written to {args.out}: {err.strerror or err}"
+            ) from err
     print(f"{len(written)} frames of {args.bag} in {args.out}")
     for line in left_out:
         print(f"  left out: {line}")
     if labels is not None:
-        print(f"  {CLASS_LIST} holds the bag's class list")
+        print(f"  {CLASS_LIST} contains the bag's class list")
     if args.json:
         found = {"frames": written, "left_out": left_out, "messages_missing": missing}
         args.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -140,7 +142,7 @@ def _merge(args: argparse.Namespace) -> int:
             places = place_images(bag, topic, {file.stamp_ns for file in found.files})
             good, refused = check_labels(found.files, places, taken)
             refused = found.refused + refused
-            _tell_refused(refused, args, found)
+            _report_refused(refused, args, found)
             if not good:
                 raise ConfigError(
                     f"{args.masks}: none of its {found.kind} files can be merged; nothing was written"
@@ -165,18 +167,18 @@ def _merge(args: argparse.Namespace) -> int:
     for line in notes:
         print(f"  {line}")
     for name in lost:
-        print(f"  left out: topic {name}, of a type whose definition is not in the bag")
+        print(f"  left out: topic {name}, because the bag does not contain the definition of its type")
     for name in others:
-        print(f"  there are labels on {name} too: name one of the two as label_topic in a training")
+        print(f"  {name} also contains labels: set label_topic in the training configuration")
     if labels is None:
-        print("  without a class list: name the classes in the training's data.class_names")
+        print("  no class list: set data.class_names in the training configuration")
     if args.json:
-        told = [{"file": name, "reason": reason} for name, reason in refused]
+        reasons = [{"file": name, "reason": reason} for name, reason in refused]
         args.json.write_text(
             json.dumps(
                 {
                     "labels": len(good),
-                    "refused": told,
+                    "refused": reasons,
                     "topics_left_out": lost,
                     "messages_missing": missing,
                     "notes": notes,
@@ -190,17 +192,18 @@ def _merge(args: argparse.Namespace) -> int:
 def _stamps(bag: BagReader, topic: str) -> set[int]:
     if bag.topics[topic].msgtype != COMPRESSED_IMAGE:
         raise ConfigError(
-            f"{topic} of bag {bag.path} is of type {bag.topics[topic].msgtype}. Choose another --topic"
+            f"--topic: {topic} has another type in bag {bag.path}; expected {COMPRESSED_IMAGE}, "
+            f"got {bag.topics[topic].msgtype}. Choose another topic"
         )
     return {header_stamp(data) for _, _, _, data in bag.raw([topic])}
 
 
-def _tell_refused(refused: list[tuple[str, str]], args: argparse.Namespace, found: LabelFiles) -> None:
+def _report_refused(refused: list[tuple[str, str]], args: argparse.Namespace, found: LabelFiles) -> None:
     for name, reason in refused:
         print(f"vtseg labels: refused {name}: {reason}", file=sys.stderr)
     if refused and not args.skip_refused:
         total = len({name for name, _ in refused} | {file.name for file in found.files})
         raise ConfigError(
-            f"{len(refused)} of {total} files in {args.masks} cannot be used, as said above; nothing was written. "
-            "Mend or remove them, or merge the others with --skip-refused"
+            f"{args.masks}: {len(refused)} of {total} files cannot be used, see above; nothing was written. "
+            "Correct or remove them, or merge the others with --skip-refused"
         )

@@ -18,9 +18,9 @@ HELP = "Publish a bag's messages on their topics (needs ROS 2), like `ros2 bag p
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
-    parser.add_argument("bag", type=Path)
-    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded")
-    parser.add_argument("--loop", action="store_true", help="start over at the end")
+    parser.add_argument("bag", type=Path, help="bag to play")
+    parser.add_argument("--rate", type=float, default=1.0, help="playback speed; 1 = as recorded")
+    parser.add_argument("--loop", action="store_true", help="repeat the bag until Ctrl-C")
     parser.add_argument(
         "--clock",
         type=float,
@@ -28,34 +28,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=100.0,
         default=0.0,
         metavar="HZ",
-        help="publish /clock in bag time (100 Hz when no rate is given)",
-    )
-    parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="only these")
-    parser.add_argument(
-        "--exclude-regex", default="", metavar="REGEX", help="leave out topics in whose name it is found"
+        help="publish /clock in bag time (100 Hz if no rate is given)",
     )
     parser.add_argument(
-        "--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish under other names"
+        "--topics", nargs="+", default=[], metavar="TOPIC", help="topics to publish (default: all)"
+    )
+    parser.add_argument(
+        "--exclude-regex",
+        default="",
+        metavar="REGEX",
+        help="do not publish topics whose name contains a match",
+    )
+    parser.add_argument(
+        "--remap", nargs="+", default=[], metavar="FROM:=TO", help="publish topics under other names"
     )
     parser.add_argument(
         "--wait-for",
         nargs="+",
         default=[],
         metavar="TOPIC",
-        help="start when these have subscribers; name one twice for two",
+        help="start when these topics have a subscriber; repeat a topic to wait for two",
     )
     parser.add_argument(
         "--wait-timeout",
         type=float,
         default=60.0,
         metavar="S",
-        help="give up waiting for subscribers after this (default 60)",
+        help="longest time to wait for subscribers, s (default 60)",
     )
     parser.add_argument(
-        "--start-paused", action="store_true", help="until the service player/pause says false"
+        "--start-paused", action="store_true", help="start paused; the service player/pause continues"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write how many messages were sent on each topic"
+        "--json", type=Path, metavar="FILE", help="JSON file to write: number of messages sent on each topic"
     )
 
 
@@ -66,14 +71,16 @@ def run(args: argparse.Namespace) -> int:
         from vtseg_ros.nodes.process import run_node
     except ImportError as err:
         raise ConfigError(
-            f"vtseg play needs ROS 2, which is not here ({err}). Source it, or use scripts/setup.sh"
+            f"vtseg play: ROS 2 is missing; expected rclpy, got: {err}. Source ROS 2, or use scripts/setup.sh"
         ) from err
     try:
         re.compile(args.exclude_regex)
     except re.error as err:
-        raise ConfigError(f"--exclude-regex {args.exclude_regex} is not a regular expression: {err}") from err
+        raise ConfigError(
+            f"--exclude-regex: not a regular expression; got {args.exclude_regex}: {err}"
+        ) from err
     if not args.rate > 0:
-        raise ConfigError(f"--rate must be above 0, got {args.rate}")
+        raise ConfigError(f"--rate: out of range; expected above 0, got {args.rate}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)
     if len(remap) != len(args.remap):
         raise ConfigError(f"--remap: expected FROM:=TO, got {' '.join(args.remap)}")

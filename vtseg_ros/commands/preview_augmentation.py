@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg preview-augmentation`: a contact sheet of augmented windows with their labels."""
+"""`vtseg preview-augmentation`: draw a contact sheet of augmented windows with their labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.preview import joined
 from vtseg_ros.training.training_data import build_labels, build_sources, build_store, read_class_groups
 
-HELP = (
-    "A contact sheet of the augmented windows that a training would see, labels blended in below the frames."
-)
+HELP = "Draw a contact sheet of augmented training windows, with the labels blended in below the frames."
 TITLE_HEIGHT, GAP_HEIGHT = 24, 10
 FRAME_WIDTH = 320
 
@@ -31,21 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("config", type=Path, help="training YAML")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="PNG", help="picture to write; must not exist"
+        "--out", type=Path, required=True, metavar="PNG", help="image to write; must not exist"
     )
-    parser.add_argument("--windows", type=int, default=6, metavar="N", help="how many (default 6)")
-    parser.add_argument("--frames", type=int, default=4, metavar="K", help="frames of a window (default 4)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the draws (default: the configuration's)")
+    parser.add_argument("--windows", type=int, default=6, metavar="N", help="number of windows (default 6)")
+    parser.add_argument("--frames", type=int, default=4, metavar="K", help="frames per window (default 4)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: from the configuration)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     if args.windows < 1 or args.frames < 1:
-        raise ConfigError(f"--windows and --frames must be at least 1, got {args.windows}, {args.frames}")
+        raise ConfigError(
+            f"--windows, --frames: out of range; expected at least 1, got {args.windows}, {args.frames}"
+        )
     if args.out.exists():
-        raise ConfigError(f"{args.out} exists: nothing is overwritten")
+        raise ConfigError(f"--out: {args.out} exists; expected a new file, nothing is overwritten")
     if args.out.suffix.lower() != ".png":
-        raise ConfigError(f"--out must end in .png, got {args.out}")
+        raise ConfigError(f"--out: wrong suffix; expected .png, got {args.out}")
     config = load_config(args.config)
     labels = build_labels(config.data)
     groups = read_class_groups(config.data, labels, "train")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_bytes(payload)
     except OSError as err:
-        raise ConfigError(f"{args.out} cannot be written: {err.strerror}") from err
+        raise ConfigError(f"--out: {args.out} cannot be written: {err.strerror}") from err
     print(f"{args.out}: {count} windows of {args.frames} frames, oldest on the left")
     return 0
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def contact_sheet(
     config: TrainConfig, store: FrameStore, labels: LabelSet, count: int, length: int, seed: int
 ) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: windows below each other, frames above frames with their labels."""
+    """Draw the windows below each other, each frame above the same frame with its labels: (H, W, 3) uint8 RGB."""
     chosen = _chosen(config, store)
     labelled = {number for number, _ in store.index.labelled(config.data.label_stride)}
     rng = np.random.default_rng(seed)
@@ -92,12 +92,12 @@ def contact_sheet(
 
 
 def _taught(config: TrainConfig) -> bool:
-    """Whether a stage has a teacher, so that frames without labels are used."""
+    """Return whether a stage has a teacher and therefore uses frames without labels."""
     return any(stage.teacher for stage in config.stages)
 
 
 def _chosen(config: TrainConfig, store: FrameStore) -> list[tuple[int, int]]:
-    """(frame number, first frame of its sequence) of the newest frame of each window."""
+    """Return (frame number, first frame of its sequence) of the newest frame of each window."""
     chosen = store.index.labelled(config.data.label_stride)
     if _taught(config):
         strides = [source.unlabelled_stride for source in config.data.train]
@@ -118,7 +118,7 @@ def _title(draw: Draw, store: FrameStore, newest: int) -> str:
 
 
 def _window(video: np.ndarray, ids: np.ndarray, labels: LabelSet, title: str) -> list[np.ndarray]:
-    """A title, the frames, the frames with labels, and a gap, all of one width."""
+    """Return a title, the frames, the frames with labels, and a gap, all of one width."""
     scale = max(1, round(FRAME_WIDTH / video.shape[2]))
     size = (video.shape[2] * scale, video.shape[1] * scale)
     above, below = [], []

@@ -58,12 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a bag's folder or a video file; several, globs or a .txt list of paths make a job",
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="TEACHER", help="a file, or shipped weights by name"
+        "--checkpoint", required=True, metavar="TEACHER", help="checkpoint file, or name of shipped weights"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="BAG", help="bag to make; of a job: its folder"
+        "--out", type=Path, required=True, metavar="BAG", help="bag to create; for a job, its folder"
     )
-    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument(
         "--size",
         type=parse_size,
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1.0],
         metavar="F",
-        help="factors of --size whose predictions are averaged (default 1)",
+        help="average the predictions at these factors of --size (default 1)",
     )
     parser.add_argument("--flip", action="store_true", help="also average with mirrored images")
     parser.add_argument(
@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=P",
-        help="the same for one class of the labels; may be repeated",
+        help="as --min-confidence, for one class; may be repeated",
     )
     parser.add_argument(
         "--class-map",
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ego-mask",
         type=Path,
         metavar="PNG",
-        help="its non-zero pixels (the robot's own body) get no label; see vtseg ego-mask",
+        help="mask whose non-zero pixels (the robot's own body) get no label; see vtseg ego-mask",
     )
     parser.add_argument(
         "--every", type=int, default=1, metavar="N", help="label every n-th image (default 1)"
@@ -120,12 +120,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="s; windows and neighbours do not extend over a longer pause (default 1)",
+        help="longest pause within a window or between neighbours, s (default 1)",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was labelled")
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
+    )
+    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 (default auto)")
+    parser.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was labelled")
     add_ray_arguments(parser)
 
 
@@ -301,7 +305,7 @@ def _class_confidence(texts: list[str]) -> dict[str, float]:
 def _settings(
     args: argparse.Namespace, labels: LabelSet, groups: Any, averaging: Averaging
 ) -> dict[str, Any]:
-    """Everything that decides what the labels are of one input, as plain values."""
+    """Return all values that determine the labels of one input, as plain values."""
     files = files_below(args.input)
     return {
         "input": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
@@ -314,7 +318,7 @@ def _settings(
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options that decide the labels, as plain values."""
+    """Return the options that determine the labels, as plain values."""
     return {
         "size": list(args.size) if args.size else None,
         "scales": list(args.scales),

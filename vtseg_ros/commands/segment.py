@@ -52,9 +52,7 @@ from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
 
-HELP = (
-    "Masks for the frames of bags, videos, images, a stream or a camera: into bags, an overlay mp4, or both."
-)
+HELP = "Segment the frames of bags, videos, images, a stream or a camera; write masks, an overlay video, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
 MASKS_BAG = "masks"
 WHOLE = (None, None)
@@ -148,36 +146,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input",
         nargs="+",
         help="a bag's folder or file, a video file, a folder or quoted glob of images, a stream (rtsp://...) or a camera "
-        "(/dev/video0); of the last two the newest frame is taken, until Ctrl-C or --frames. Several bags or videos, a "
-        "quoted glob of them or a .txt list of paths make a job",
+        "(/dev/video0). Streams and cameras are read until Ctrl-C or --frames, always the newest frame. Several bags or "
+        "videos, a quoted glob of them or a .txt list of paths make a job",
     )
-    parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
     parser.add_argument(
-        "--out", type=Path, metavar="BAG", help="bag to write the masks into; of a job: its folder"
+        "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="BAG", help="bag of masks to create; for a job, its folder"
     )
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
-    parser.add_argument("--image-topic", default="", help="needed when the bag has several")
-    parser.add_argument("--frames", type=int, default=0, metavar="N", help="only the first N frames; 0 = all")
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
+    parser.add_argument(
+        "--frames", type=int, default=0, metavar="N", help="segment the first N frames only; 0 = all"
+    )
     parser.add_argument(
         "--image-rate",
         type=float,
         default=IMAGE_RATE_HZ,
         metavar="HZ",
-        help=f"of image files, which have no times (default {IMAGE_RATE_HZ:g})",
+        help=f"frame rate of image files, which have no times (default {IMAGE_RATE_HZ:g})",
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
+    )
     parser.add_argument(
         "--backend",
         choices=BACKEND_NAMES,
         default="auto",
         help="backend that executes the network (default auto)",
     )
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--window", type=int, default=0, help="number of frames; 0 = as in the checkpoint")
-    parser.add_argument("--streaming", choices=STREAMING, default="auto", help="how older frames are kept")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 (default auto)")
+    parser.add_argument(
+        "--window", type=int, default=0, help="window length in frames; 0 = as in the checkpoint"
+    )
+    parser.add_argument(
+        "--streaming", choices=STREAMING, default="auto", help="streaming mode (default auto)"
+    )
     parser.add_argument("--output-size", default="input", help="size of the masks: input, network or WxH")
     parser.add_argument(
-        "--upsampling", choices=UPSAMPLING, default="bilinear", help="of the logits, or of the mask"
+        "--upsampling",
+        choices=UPSAMPLING,
+        default="bilinear",
+        help="upsampling of the logits; nearest upsamples the mask (default bilinear)",
     )
     parser.add_argument(
         "--min-confidence", type=float, default=0.0, help="pixels with a lower confidence, 0..1, become 255"
@@ -191,21 +202,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize-mode",
         choices=RESIZE_MODES,
-        help="how images are brought to the input size (default: the checkpoint's)",
+        help="how images are resized to the input size (default: as in the checkpoint)",
     )
-    parser.add_argument("--max-gap", type=float, default=1.0, help="s; a longer pause starts a new window")
+    parser.add_argument(
+        "--max-gap", type=float, default=1.0, help="longest pause within a window, s (default 1)"
+    )
     parser.add_argument(
         "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="continue the masks in --out after an interrupted run"
+        "--resume", action="store_true", help="continue an interrupted run that wrote to --out"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     add_ray_arguments(parser).add_argument(
         "--part-frames",
         type=int,
         metavar="N",
-        help=f"of a job: split longer bags into parts of N frames; 0 = never (default {PART_FRAMES} on a cluster, else 0)",
+        help=f"for a job: split longer bags into parts of N frames; 0 = never (default {PART_FRAMES} on a cluster, else 0)",
     )
 
 

@@ -28,7 +28,7 @@ from vtseg_ros.labelling.palette import format_palette
 from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.selection import SCORES, FrameScorer, choose, combined_score
 
-HELP = "Choose the frames of unlabelled bags to label next: uncertain and diverse ones."
+HELP = "Choose the most uncertain and diverse frames of unlabelled bags to label next."
 SCORES_FILE, FEATURES_FILE = "scores.json", "features.npy"
 TILE = (240, 180)
 """Width and height of the images in a contact sheet, px."""
@@ -38,20 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("bags", nargs="+", metavar="BAG", help="bags, globs or .txt lists of paths")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--count", type=int, default=50, help="frames to choose (default %(default)s)")
-    parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
+    parser.add_argument(
+        "--count", type=int, default=50, help="number of frames to choose (default %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
+    )
     parser.add_argument(
         "--score",
         choices=("combined", *SCORES),
         default="combined",
-        help="combined = mean rank of the others",
+        help="score to rank the frames by; combined = mean rank over all scores (default)",
     )
     parser.add_argument(
-        "--spacing", type=float, default=1.0, help="s; least time between chosen frames of a bag"
+        "--spacing", type=float, default=1.0, help="least time between chosen frames of a bag, s (default 1)"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="score every N-th frame")
     parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
+    )
     add_ray_arguments(parser)
 
 

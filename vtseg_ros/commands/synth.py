@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg synth`: the synthetic street into a bag."""
+"""`vtseg synth`: render the synthetic street into a bag."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vtseg_ros.sizes import parse_size
 from vtseg_ros.street.scenes import SCENES, VARIATIONS
 from vtseg_ros.street.sequence import RATE_HZ, render_sequence
 
-HELP = "Write synthetic street video with labels, depth and optical flow into a bag."
+HELP = "Render synthetic street video with labels, depth and optical flow into a bag."
 START_NS = 1_000_000_000_000
 SEQUENCE_GAP_NS = 20_000_000_000
 
@@ -26,26 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("--out", type=Path, required=True, help="the bag's folder; must not exist")
     parser.add_argument(
-        "--scene", nargs="+", default=["1"], metavar="N", help="1 to 5, several, or all (default 1)"
+        "--scene", nargs="+", default=["1"], metavar="N", help="scenes 1 to 5, or all (default 1)"
     )
     parser.add_argument(
         "--variation",
         nargs="+",
         default=["clone"],
         metavar="V",
-        help=f"{', '.join(VARIATIONS)}, several, or all",
+        help=f"variations: {', '.join(VARIATIONS)}, or all (default clone)",
+    )
+    parser.add_argument("--frames", type=int, default=100, help="frames per sequence, at 10 Hz (default 100)")
+    parser.add_argument(
+        "--size", type=parse_size, default=(640, 192), metavar="WxH", help="image size (default 640x192)"
     )
     parser.add_argument(
-        "--frames", type=int, default=100, help="frames of each sequence, at 10 Hz (default 100)"
+        "--seed", type=int, default=0, help="random seed of layout, traffic and noise (default 0)"
     )
-    parser.add_argument("--size", type=parse_size, default=(640, 192), metavar="WxH", help="default 640x192")
-    parser.add_argument("--seed", type=int, default=0, help="layout, traffic and noise (default 0)")
-    parser.add_argument("--compressed", action="store_true", help="images as jpeg, labels as png")
-    parser.add_argument("--no-label", action="store_true", help="leave labels and their class list out")
-    parser.add_argument("--no-depth", action="store_true", help="leave the depth topic out")
-    parser.add_argument("--no-flow", action="store_true", help="leave the flow topics out")
-    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was made")
+    parser.add_argument("--compressed", action="store_true", help="write images as jpeg and labels as png")
+    parser.add_argument("--no-label", action="store_true", help="write neither labels nor their class list")
+    parser.add_argument("--no-depth", action="store_true", help="write no depth topic")
+    parser.add_argument("--no-flow", action="store_true", help="write no optical flow")
+    parser.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was made")
 
 
 def _choose(names: list[str], known: list[str], what: str) -> list[str]:
@@ -53,7 +57,7 @@ def _choose(names: list[str], known: list[str], what: str) -> list[str]:
         return known
     for name in names:
         if name not in known:
-            raise ConfigError(f"there is no {what} {name!r}. Known: {', '.join(known)}, all")
+            raise ConfigError(f"{what}: unknown; expected one of {', '.join(known)}, all, got {name!r}")
     return names
 
 

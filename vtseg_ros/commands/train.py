@@ -23,7 +23,7 @@ from vtseg_ros.training.record import Progress as Step
 from vtseg_ros.training.run import train
 from vtseg_ros.training.state import refuse_used, saving
 
-HELP = "Train from bags with a YAML configuration; Ctrl-C saves and ends, --resume continues."
+HELP = "Train a network from bags with a YAML configuration. Ctrl-C saves the state, --resume continues."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init-encoder",
         type=Path,
         metavar="FILE",
-        help="weights that the encoder starts from: those of a Hugging Face SegformerModel (.safetensors or .bin), or a "
-        "checkpoint of segformer_b* or vtseg",
+        help="initial weights of the encoder: a Hugging Face SegformerModel (.safetensors or .bin), or a checkpoint of "
+        "segformer_b* or vtseg",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the final numbers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: the final scores")
 
 
 def run(args: argparse.Namespace) -> int:

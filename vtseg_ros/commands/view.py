@@ -47,32 +47,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE_TOPIC",
         nargs="?",
         const="/camera/image",
-        help="a running segmenter's topics and its images (default /camera/image); needs ROS 2",
+        help="show a running segmenter and this image topic (default /camera/image); needs ROS 2",
     )
-    parser.add_argument("--namespace", default="", help="of the segmenter, with --topics")
+    parser.add_argument("--namespace", default="", help="namespace of the segmenter, for --topics")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="stop after this, with --topics; default: Ctrl-C"
+        "--seconds", type=float, metavar="S", help="stop after this time, for --topics (default: Ctrl-C)"
     )
     parser.add_argument(
-        "--masks", type=Path, metavar="BAG", help="bag with the masks of SOURCE, such as vtseg segment writes"
+        "--masks", type=Path, metavar="BAG", help="bag with the masks of SOURCE, as written by vtseg segment"
     )
     parser.add_argument(
         "--checkpoint",
         default="",
-        help="segment the images with this; default: the bag's masks, or street_tiny if there are none",
+        help="segment the images with this checkpoint (default: show the masks in the bag; if it has none, street_tiny)",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--image-topic", default="", help="image topic; required if the bag has several")
-    parser.add_argument("--frames", type=int, metavar="N", help="only the first N frames that are segmented")
     parser.add_argument(
-        "--save", type=Path, metavar="FILE.rrd", help="write a recording; no viewer is started"
+        "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
+    )
+    parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
+    parser.add_argument("--frames", type=int, metavar="N", help="segment the first N frames only")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE.rrd", help="write a recording instead of starting a viewer"
     )
     parser.add_argument("--web", action="store_true", help="serve the viewer for a browser until Ctrl-C")
     parser.add_argument(
         "--port",
         type=int,
         default=WEB_PORT,
-        help=f"of the web viewer, default {WEB_PORT}; the data is served on the next one",
+        help=f"port of the web viewer (default {WEB_PORT}); the next port serves the data",
     )
 
 
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         elif segmenter is not None:
             _log_segmented(args, segmenter, recording, left_out)
         if not recording.counts:
-            raise BagError(f"{args.source} has nothing to show" + (f": {left_out[0]}" if left_out else ""))
+            raise BagError(f"{args.source}: nothing to show" + (f": {left_out[0]}" if left_out else ""))
         _report(recording, left_out)
         if args.web:
             print(f"open {recording.url} in a browser; Ctrl-C ends")
@@ -137,7 +139,7 @@ def _report(recording: Recording, left_out: list[str]) -> None:
 
 
 def _segmenter_topics(bag: BagReader) -> dict[str, tuple[str, str]]:
-    """Topics with masks, confidence and status: name to camera and kind; of two transports of a mask the raw one."""
+    """Return camera and kind of each topic with masks, confidence or status; of two transports, only the raw one."""
     found: dict[tuple[str, str], str] = {}
     for name, info in bag.topics.items():
         base, _, last = name.rpartition("segmentation/")
@@ -197,11 +199,11 @@ def _log_recorded(
 def _images(
     args: argparse.Namespace, cameras: list[str], left_out: list[str]
 ) -> Iterator[tuple[int, np.ndarray | ImageError]]:
-    """Yield the stamps in ns and images (H, W, 3) uint8 RGB of the source; none if only masks are there."""
+    """Yield the stamps in ns and images (H, W, 3) uint8 RGB of the source; none if there are only masks."""
     with ExitStack() as stack:
         try:
             if len(cameras) > 1:
-                raise BagError(f"the masks are of several cameras: {', '.join(cameras)}")
+                raise BagError(f"--masks: several cameras; expected one, got {', '.join(cameras)}")
             source = open_source(args.source, args.image_topic, stack, left_out)
         except BagError as err:
             if args.image_topic or args.masks:

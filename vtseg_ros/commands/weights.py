@@ -19,7 +19,7 @@ from vtseg_ros.published.converting import Options, convert
 from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
 from vtseg_ros.sizes import parse_size
 
-HELP = "Published weights by name: list them, download one (the only command that uses the network), convert a file."
+HELP = "List published weights, download them (the only command that connects to the Internet), or convert a file."
 ONNX = "onnx"
 TABLE_WIDTH = 100
 
@@ -27,28 +27,35 @@ TABLE_WIDTH = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|get|convert")
-    listing = actions.add_parser("list", help="names, classes, licences and published scores")
-    listing.add_argument("--json", type=Path, metavar="FILE")
-    getting = actions.add_parser("get", help="download weights and convert them (uses the network)")
-    getting.add_argument("name", metavar="NAME", help="a name of vtseg weights list")
-    converting = actions.add_parser("convert", help="convert a downloaded file, without the network")
-    converting.add_argument("file", type=Path, metavar="FILE", help=".safetensors, .bin, .pth, .pt or .onnx")
+    listing = actions.add_parser("list", help="list names, classes, licences and published scores")
+    listing.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
+    getting = actions.add_parser("get", help="download weights and convert them")
+    getting.add_argument("name", metavar="NAME", help="name from `vtseg weights list`")
+    converting = actions.add_parser("convert", help="convert a downloaded file; needs no connection")
+    converting.add_argument(
+        "file", type=Path, metavar="FILE", help="file to convert: .safetensors, .bin, .pth, .pt or .onnx"
+    )
     converting.add_argument(
         "--as",
         dest="name",
         required=True,
         metavar="NAME",
-        help="a name of vtseg weights list, an architecture for weights of your own, or onnx",
+        help="name from `vtseg weights list`, architecture of your own weights, or onnx",
     )
     for action in (getting, converting):
-        action.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.safetensors")
         action.add_argument(
-            "--size", type=parse_size, metavar="WxH", help="network input; default: the table's"
+            "--out", type=Path, metavar="FILE", help="file to write (default: NAME.safetensors)"
+        )
+        action.add_argument(
+            "--size",
+            type=parse_size,
+            metavar="WxH",
+            help="size of the network input (default: from the table)",
         )
     converting.add_argument(
         "--labels",
         metavar="FILE_OR_NAME",
-        help="class list of weights of your own: a labelmap.txt, street, camvid, cityscapes or ade20k",
+        help="class list of your own weights: a labelmap.txt, street, camvid, cityscapes or ade20k",
     )
     for name in ("mean", "std"):
         converting.add_argument(
@@ -56,10 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             nargs=3,
             type=float,
             metavar=("R", "G", "B"),
-            help="of RGB in [0, 1], of weights of your own",
+            help=f"{name} of RGB in [0, 1], for your own weights",
         )
-    converting.add_argument("--licence", help="of weights of your own, such as Apache-2.0")
-    converting.add_argument("--output", default="", help="of an ONNX network: the output, where several fit")
+    converting.add_argument("--licence", help="licence of your own weights, such as Apache-2.0")
+    converting.add_argument("--output", default="", help="output of an ONNX network to use, if several fit")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{out}: {adapter.classes} classes, input {adapter.input}, output {adapter.output}")
         return 0
     if args.output:
-        raise ConfigError("--output: belongs to --as onnx; expected none, got one")
+        raise ConfigError("--output: only for --as onnx; expected none, got one")
     _check_suffix(out)
     _report(out, convert(args.file, args.name, out, options))
     return 0

@@ -92,7 +92,7 @@ def parse_class_groups(
         numbers = [key for key in groups if isinstance(key, int) and not isinstance(key, bool)]
         if len(numbers) != len(groups) or not all(0 <= number < OUTSIDE for number in numbers):
             raise ConfigError(
-                f"{where}: keys must be the bag's classes; expected names or ids of 0..{OUTSIDE - 1}, "
+                f"{where}: not the bag's classes; expected names or ids of 0..{OUTSIDE - 1}, "
                 f"got {', '.join(map(repr, groups))}. Name all of them or none"
             )
         own = LabelSet.from_names([str(number) for number in range(max(numbers) + 1)])
@@ -123,8 +123,8 @@ def _members(value: object, labels: LabelSet, where: str) -> tuple[int, ...]:
     unknown = [name for name in wanted if name not in labels.names]
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise ConfigError(
-            f"{where}: must be a class of the network, a list of different ones, or `{IGNORED}`; expected "
-            f"of {', '.join(labels.names)}, got {value!r}"
+            f"{where}: wrong value; expected a class of the network ({', '.join(labels.names)}), a list of "
+            f"different ones, or `{IGNORED}`, got {value!r}"
         )
     return tuple(sorted(labels.names.index(name) for name in wanted))
 

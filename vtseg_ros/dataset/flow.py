@@ -209,7 +209,8 @@ class WindowFlow:
             build_provider(source)  # an unknown name is an error now, instead of later in a worker process
         elif stride != 1:
             raise ConfigError(
-                f"data.stride: topic {source} has flow to the previous recorded frame only; data.stride must be 1, without random_strides, "
+                f"data.stride: topic {source} has flow to the previous recorded frame only; expected 1, without "
+                "random_strides, "
                 f"got {stride}"
             )
         else:

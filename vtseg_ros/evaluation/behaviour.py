@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Behaviour over time: new objects, recovery after a disturbance, and drift over long sequences.
 
-The measures observe `protocol.evaluate`: they see each scored frame's label and every system's mask. All systems are
-measured on the same events, which depend on the labels and on the disturbance only.
+Each measure is an observer of `protocol.evaluate`: it gets the label of each scored frame and the masks of all systems. All
+systems are measured on the same events, which depend only on the labels and the disturbance.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.label_set import IGNORE, LabelSet
 
 MIN_AREA = 0.001
-"""Share of the image's pixels from which on an object counts as visible."""
+"""Least share of the pixels of the image for an object to count as visible."""
 REACH = 0.02
-"""Share of the image's width that an object may move from frame to frame without overlapping itself."""
+"""Largest movement of an object between two frames without overlap, as a share of the width of the image."""
 SEGMENTED = 0.5
 """Share of an object's pixels that must have its class in the mask."""
 TOLERANCE = 1.0
-"""Points of mIoU: a frame's score is back when it loses no more than this to the undisturbed run."""
+"""Points of mIoU: a frame has recovered if it loses at most this much compared with the undisturbed run."""
 LOSS_FRAMES = 8
 """Frames after a disturbance whose mean loss is reported."""
 
 
 class Observer(Protocol):
-    """Sees the scored frames of an evaluation in order."""
+    """Receives the scored frames of an evaluation in order."""
 
     def update(self, number: int, first: int, label: np.ndarray, masks: Sequence[np.ndarray]) -> None:
-        """Take a frame.
+        """Add a frame.
 
         Args:
             number: of the frame in its index.
@@ -50,7 +50,7 @@ class Observer(Protocol):
 
 
 def references(infos: Sequence[SystemInfo]) -> list[int | None]:
-    """Return for each system the place of the one of its family with a window of one frame; None = there is none."""
+    """Return for each system the index of the system of its family with a window of one frame; None if there is none."""
     single = {info.family: place for place, info in enumerate(infos) if info.window == 1}
     return [single.get(info.family) for info in infos]
 
@@ -60,13 +60,13 @@ def references(infos: Sequence[SystemInfo]) -> list[int | None]:
 
 @dataclass
 class Appearance:
-    """An object that appeared while its sequence was running.
+    """An object that appeared during a sequence.
 
     Attributes:
         class_id: of the object.
         number: of the frame on which it appeared.
-        frames: for each system the frames until it was segmented, 0 = on its first frame; None = it was not while it
-            could be followed.
+        frames: for each system the number of frames until the object was segmented, 0 = on its first frame; None = not
+            segmented while it was tracked.
     """
 
     class_id: int
@@ -84,13 +84,13 @@ class _Objects:
 
 
 class AppearanceLag:
-    """Frames until objects that newly appear are segmented.
+    """Number of frames until newly appeared objects are segmented.
 
     An object is a connected component of a class in the label. It appears on the frame on which it covers at least
     MIN_AREA of the image and continues no object that was visible before; objects of a sequence's first frame do not
     count. A component continues the component of the frame before that it overlaps most, or that it comes within REACH
     of. An object is segmented on a frame when at least SEGMENTED of its pixels have its class in the mask. An object
-    that vanishes, or becomes a part of a larger one, is followed no further. Labels of consecutive frames are needed:
+    that disappears, or becomes part of a larger one, is not tracked any further. This needs labels of consecutive frames:
     a gap starts a new sequence.
 
     Args:
@@ -128,7 +128,7 @@ class AppearanceLag:
         count, components, stats, _ = cv2.connectedComponentsWithStats((label == class_id).astype(np.uint8))
         objects = _Objects(components)
         taken: set[int] = set()
-        # The largest first: of the pieces of an object that falls apart, the largest is followed.
+        # Largest first: if an object falls into pieces, the largest one is tracked.
         for one in sorted(range(1, count), key=lambda place: -stats[place, cv2.CC_STAT_AREA]):
             parent = _parent(components, one, stats[one], before.components) if before else 0
             area = int(stats[one, cv2.CC_STAT_AREA])
@@ -148,7 +148,7 @@ class AppearanceLag:
         return objects
 
     def to_dict(self, infos: Sequence[SystemInfo], labels: LabelSet) -> dict[str, Any]:
-        """Return plain JSON values, one entry per system; absent is None."""
+        """Return plain JSON values, one entry per system; None if not available."""
         systems = []
         for place, (info, reference) in enumerate(zip(infos, references(infos))):
             classes = {
@@ -223,7 +223,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 class FrameScores:
-    """Each frame's own score: the mean IoU of the classes in its label, 0 to 100, for every system.
+    """Scores of single frames for every system: the mean IoU of the classes in the label, 0 to 100.
 
     Args:
         num_classes: C.
@@ -251,8 +251,8 @@ class After:
     """A frame after a disturbance.
 
     Attributes:
-        age: frames since the first one that is not disturbed itself, 0 = that one.
-        disturbed, undisturbed: the frame's number in the disturbed and in the undisturbed run.
+        age: number of frames since the first undisturbed one, 0 = that one.
+        disturbed, undisturbed: number of the frame in the disturbed and in the undisturbed run.
     """
 
     age: int
@@ -261,14 +261,14 @@ class After:
 
 
 def after_corruption(store: CorruptedStore) -> list[list[After]]:
-    """Return for each corrupted run of frames the clean ones up to the next run, or to the end of the sequence."""
+    """Return for each run of corrupted frames the clean frames up to the next run or the end of the sequence."""
     events: list[list[After]] = []
     for start, stop in store.index.sequences:
         for number in range(start, stop):
             part = store.part(number)
             if part == "recovering":
                 events.append([])
-            # Clean frames before the first run of a sequence follow no disturbance.
+            # Clean frames before the first run of a sequence are not after a disturbance.
             if part != "corrupted" and events and (events[-1] or part == "recovering"):
                 events[-1].append(After(len(events[-1]), number, number))
         events.append([])
@@ -278,7 +278,7 @@ def after_corruption(store: CorruptedStore) -> list[list[After]]:
 def recovery(
     events: Iterable[Sequence[After]], disturbed: FrameScores, undisturbed: FrameScores, systems: int
 ) -> list[dict[str, Any]]:
-    """Return how fast each system's score comes back after disturbances.
+    """Return how fast the scores of each system recover after disturbances.
 
     Args:
         events: the frames after each disturbance.
@@ -287,9 +287,9 @@ def recovery(
         systems: number of systems.
 
     Returns:
-        Plain JSON values for each system: `events` with at least one scored frame; `recovered`, those with a frame that
-        loses at most TOLERANCE to the undisturbed run; `mean_frames` until the first such frame, 0 = at once; and
-        `loss`, the mean loss in points on the first, second, ... frame after the disturbance (None = no frame).
+        Plain JSON values for each system: `events`: number of events with a scored frame; `recovered`: number of
+        events with a frame that loses at most TOLERANCE; `mean_frames`: mean number of frames until the first such frame,
+        0 = at once; `loss`: mean loss in points on the first, second, ... frame after the disturbance (None = no frame).
     """
     events = [
         [one for one in event if one.disturbed in disturbed.scores and one.undisturbed in undisturbed.scores]
@@ -326,9 +326,9 @@ def recovery(
 class Drift:
     """Scores at the beginning and at the end of long sequences.
 
-    Of each sequence of at least `frames` frames, the first tenth of that number is scored, and the tenth that ends there.
-    The scene changes meanwhile: the change of the same network with a window of one frame, which remembers nothing, shows
-    how much of the change is due to that.
+    In each sequence of at least `frames` frames, the first and the last tenth of the first `frames` frames are scored. The
+    scene also changes the score: the change of the same network with a window of one frame, which uses no older frames, shows
+    by how much.
 
     Args:
         index: the frames.
@@ -365,7 +365,7 @@ class Drift:
                 matrix.update(mask, label)
 
     def to_dict(self, infos: Sequence[SystemInfo]) -> dict[str, Any]:
-        """Return plain JSON values; mIoU 0 to 100, absent is None."""
+        """Return plain JSON values; mIoU 0 to 100, None if not available."""
         scores = np.array([[matrix.miou() for matrix in self._parts[part]] for part in ("first", "last")])
         change = scores[1] - scores[0]
         systems = [

@@ -16,26 +16,26 @@ TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(4.0), 33))
 
 
 def expected_calibration_error(count: np.ndarray, confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the mean distance of confidence and accuracy over bins, weighted by their pixels, 0..100; NaN without any.
+    """Return the mean difference of confidence and accuracy over bins, weighted by their pixels, 0..100; NaN without pixels.
 
     Args:
         count: (bins,) pixels in each bin of confidence.
         confidence: (bins,) sum of their confidences, 0..1 each.
-        correct: (bins,) how many of them are right.
+        correct: (bins,) number of correct pixels.
     """
     total = count.sum()
     return float(100.0 * np.abs(confidence - correct).sum() / total) if total else float("nan")
 
 
 class ConfidenceCounts:
-    """Counts of labelled pixels by the confidence of a mask, and how many of them are right."""
+    """Counts of correct and wrong labelled pixels by the confidence of a mask."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((256, 2), np.int64)
-        """Row c: pixels of confidence c / 255 that are wrong and right."""
+        """Row c: number of wrong and of correct pixels with confidence c / 255."""
 
     def update(self, mask: np.ndarray, confidence: np.ndarray, label: np.ndarray) -> None:
-        """Count a frame: mask, confidence (0..255) and label, (H, W) uint8 each; 255 in mask or label is left out."""
+        """Count a frame: mask, confidence (0..255) and label, (H, W) uint8 each; 255 in mask or label is ignored."""
         known = (label != IGNORE) & (mask != IGNORE)
         places = confidence[known].astype(np.int64) * 2 + (mask == label)[known]
         self.counts += np.bincount(places, minlength=512).reshape(256, 2)
@@ -52,11 +52,11 @@ class ConfidenceCounts:
 
 
 class TemperatureFit:
-    """Finds the temperature with the lowest negative log-likelihood of labels, in one pass over frames.
+    """Find the temperature with the lowest negative log-likelihood of the labels, in one pass over the frames.
 
     Attributes:
         sums: (temperatures, 1 + 3 * bins) float64: the negative log-likelihood, then per bin of confidence the pixels,
-            the sum of their confidences and how many are right. Sums of several processes can be added.
+            the sum of their confidences and the number of correct ones. Sums of several processes can be added.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class TemperatureFit:
         Args:
             logits: (P, C).
             truth: (P,) int64 ids of groups.
-            members: (G, C) bool, the classes of each group; the identity where each class is its own group.
+            members: (G, C) bool, the classes of each group; the identity if each class is its own group.
         """
         if not len(logits):
             return
@@ -88,7 +88,7 @@ class TemperatureFit:
             row[1:] += torch.cat(parts).cpu().numpy()
 
     def best(self) -> int:
-        """Return the row of the best temperature; that of 1 without pixels."""
+        """Return the row of the best temperature; without pixels, that of temperature 1."""
         return int(self.sums[:, 0].argmin())
 
     def temperature(self) -> float:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring masks of one class list against labels of another: source classes become target classes after the argmax."""
+"""Score masks of one class list against labels of another: source classes are replaced by target classes after the argmax."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClassMap:
     """For each target class the source classes that count as it.
 
     Args:
-        source: of the map, for errors: its file.
+        source: file of the map, for errors.
         labels: target classes, in the order of the label ids.
         groups: names of the source classes of each target class; may be empty.
     """
@@ -33,10 +33,10 @@ class ClassMap:
     groups: tuple[tuple[str, ...], ...]
 
     def table(self, labels: LabelSet) -> np.ndarray:
-        """Return the target id of every id of a mask.
+        """Return the target id for every id of a mask.
 
         Args:
-            labels: class list of the masks. If it is the target's own, ids stay as they are.
+            labels: class list of the masks. If it equals the target classes, ids stay unchanged.
 
         Returns:
             (256,) uint8; 255 for source classes without a target and ids without a class.
@@ -61,7 +61,7 @@ class ClassMap:
         return table
 
     def unmapped(self, labels: LabelSet) -> tuple[str, ...]:
-        """Return the classes of `labels` that no target takes: their pixels count as none of the targets."""
+        """Return the classes of `labels` that belong to no target class; their pixels count as wrong."""
         return tuple(name for name, target in zip(labels.names, self.table(labels)) if target == IGNORE)
 
 
@@ -107,7 +107,7 @@ def load_class_map(path: str | Path) -> ClassMap:
 
 
 def _name(path: str | Path, value: Any) -> str:
-    # YAML makes `on` and `no` truth values and 1 a number: no class was called that on purpose.
+    # YAML reads `on` and `no` as truth values and 1 as a number; these are not meant as class names.
     if not isinstance(value, str) or not value:
         raise ConfigError(
             f"{path}: a class name is not a text; expected one such as road, got {value!r}. "

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Systems side by side: one table per class, the sweep over windows, pictures in rows; as JSON and as a page."""
+"""Comparison of systems as JSON and as an HTML page: scores per class, scores by window length, and images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHOWN_CORRUPT = 20
 
 @dataclass(frozen=True)
 class Sweep:
-    """mIoU by window (paper, Table IV): windows, and per family of systems its entry for each (or None)."""
+    """mIoU by window length (paper, Table IV): the lengths, and for each family of systems its entries (or None)."""
 
     windows: list[int]
     rows: dict[str, list[dict[str, Any] | None]]
 
 
 def entries(outcome: Outcome) -> list[dict[str, Any]]:
-    """The `systems` of the JSON report, in order; scores 0 to 100, absent is None."""
+    """Return the `systems` of the JSON report, in order; scores 0 to 100, None if absent."""
     return [
         {
             **scores.as_system(
@@ -43,7 +43,7 @@ def entries(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def as_json(outcome: Outcome, facts: dict[str, str]) -> dict[str, Any]:
-    """The content of the JSON file."""
+    """Return the content of the JSON file."""
     return {
         "systems": entries(outcome),
         "label_temporal_consistency": or_none(outcome.label_consistency),
@@ -57,7 +57,7 @@ def as_json(outcome: Outcome, facts: dict[str, str]) -> dict[str, Any]:
 
 
 def widest(infos: list[SystemInfo]) -> list[int]:
-    """Places of the systems that stand for their families in the class table: those with the longest window."""
+    """Return the indices of the systems with the longest window of their family, which the class table shows."""
     best: dict[str, int] = {}
     for place, info in enumerate(infos):
         if info.family not in best or info.window > infos[best[info.family]].window:
@@ -66,7 +66,7 @@ def widest(infos: list[SystemInfo]) -> list[int]:
 
 
 def sweep(systems: list[dict[str, Any]]) -> Sweep | None:
-    """The sweep over windows, or None when no family was run with several."""
+    """Return the scores by window length; None if no family was run with several."""
     families: dict[str, dict[int, dict[str, Any]]] = {}
     for system in systems:
         families.setdefault(system["family"], {})[system["window"]] = system
@@ -89,8 +89,8 @@ def render_html(
     Args:
         outcome: of the frames as they were recorded.
         title: heading of the page.
-        facts: what was evaluated, shown below the heading.
-        corrupted: scores under corruptions, shown in a table of their own.
+        facts: properties of the evaluation, shown below the heading.
+        corrupted: scores on corrupted frames, shown in a separate table.
         behaviour: rows of the table of measures over time, see `robustness.behaviour_rows`.
     """
     systems, labels = entries(outcome), outcome.scores[0].labels
@@ -131,6 +131,6 @@ def render_html(
 
 
 def _best(values: list[float | None]) -> float | None:
-    """The highest score, where there is something to compare."""
+    """Return the highest score if there are several systems, otherwise None."""
     known = [value for value in values if value]
     return max(known) if len(values) > 1 and known else None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes of single bags as plain values, and their exact sum: counts are added, scores are computed from the sums."""
+"""Outcomes of single bags as plain values, and their exact sum: scores are computed from added counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vtseg_ros.label_set import LabelSet
 
 
 def to_counts(outcome: Outcome) -> dict[str, Any]:
-    """Return plain JSON values from which `merge` makes an outcome again; without pictures and parts."""
+    """Return plain JSON values that `merge` converts to an outcome again; without images and parts."""
     labels = outcome.scores[0].labels
     return {
         "classes": list(labels.names),
@@ -38,10 +38,10 @@ def merge(parts: Iterable[dict[str, Any]]) -> Outcome:
     """Return the outcome of several bags, equal to that of one evaluation of all of them.
 
     Args:
-        parts: from `to_counts`, in the order of the bags; at least one. Each is dropped before the next is taken.
+        parts: from `to_counts`, in the order of the bags; at least one. Each is released before the next is read.
 
     Raises:
-        ConfigError: if they are of different systems or classes.
+        ConfigError: if they belong to different systems or classes.
     """
     first: dict[str, Any] = {}
     for part in parts:
@@ -54,7 +54,9 @@ def merge(parts: Iterable[dict[str, Any]]) -> Outcome:
             outcome = Outcome(infos, [Scores(labels, keep=0) for _ in infos])
             outcome.warped_labels = warped_labels = ConfusionMatrix(len(labels))
         if any(part[name] != first[name] for name in ("classes", "systems")):
-            raise ConfigError("scores: of different systems or classes; expected equal ones. Evaluate again")
+            raise ConfigError(
+                "scores: different systems or classes; expected equal ones in all bags. Evaluate again"
+            )
         for scores, counts in zip(outcome.scores, part["scores"], strict=True):
             scores.add(counts)
         if part["warped_labels"] is not None:

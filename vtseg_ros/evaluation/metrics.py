@@ -22,7 +22,7 @@ class ConfusionMatrix:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.matrix = np.zeros((num_classes, num_classes + 1), np.int64)
-        """(C, C + 1): rows are true classes, columns predicted ones; the last column is "none of them"."""
+        """(C, C + 1): rows are true classes, columns predicted ones; the last column is "no class"."""
 
     def update(self, mask: np.ndarray, label: np.ndarray) -> None:
         """Count a frame: mask and label (H, W) uint8.
@@ -31,12 +31,12 @@ class ConfusionMatrix:
             ConfigError: if the shapes differ, or a label is outside the class list.
         """
         if mask.shape != label.shape:
-            raise ConfigError(f"mask and label must have one size. Got: {mask.shape} and {label.shape}")
+            raise ConfigError(f"mask: not of the label's size; expected {label.shape}, got {mask.shape}")
         labelled = label != IGNORE
         truth = label[labelled].astype(np.int64)
         if truth.size and truth.max() >= self.num_classes:
             raise ConfigError(
-                f"the label image holds class id {int(truth.max())}; the class list has ids 0..{self.num_classes - 1}"
+                f"label: class id out of range; expected 0 to {self.num_classes - 1}, got {int(truth.max())}"
             )
         predicted = np.minimum(mask[labelled], self.num_classes).astype(np.int64)
         columns = self.num_classes + 1
@@ -44,11 +44,11 @@ class ConfusionMatrix:
         self.matrix += counts.reshape(self.num_classes, columns)
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add another matrix's counts."""
+        """Add the counts of another matrix."""
         self.matrix += other.matrix
 
     def iou(self) -> np.ndarray:
-        """(C,) float64 intersection over union per class, 0..100; NaN where TP + FP + FN = 0."""
+        """Return the intersection over union per class, (C,) float64, 0..100; NaN where TP + FP + FN = 0."""
         hit = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(axis=1) + self.matrix[:, : self.num_classes].sum(axis=0) - hit
         result: np.ndarray = np.divide(
@@ -57,11 +57,11 @@ class ConfusionMatrix:
         return result
 
     def miou(self) -> float:
-        """Mean of the classes' IoU that exist, 0..100; NaN if none does."""
+        """Return the mean IoU of the classes that have one, 0..100; NaN if none does."""
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
     def pixel_accuracy(self) -> float:
-        """Share of labelled pixels that are right, 0..100; NaN without labelled pixels."""
+        """Return the share of labelled pixels that are correct, 0..100; NaN without labelled pixels."""
         total = self.matrix.sum()
         return float(100.0 * np.trace(self.matrix[:, : self.num_classes]) / total) if total else float("nan")

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's evaluation protocol: every labelled frame of some bags, through every system, none left out silently.
+"""The evaluation protocol of the paper: score every system on every labelled frame, and report frames without a score.
 
-Images are resized to the size that a system was trained at, its logits upsampled bicubically to the label's size,
-then argmax (paper, Section IV-C).
+Images are resized to the training size of the system, its logits are upsampled bicubically to the size of the label, and
+the argmax is taken (paper, Section IV-C).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vtseg_ros.evaluation.temporal import WarpedConsistency
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One frame as pictures at most PICTURE_WIDTH wide: image (h, w, 3) uint8 RGB, the others (h, w) uint8 ids."""
+    """One frame as images of at most PICTURE_WIDTH px width: image (h, w, 3) uint8 RGB, the others (h, w) uint8 ids."""
 
     stamp_ns: int
     image: np.ndarray
@@ -36,18 +36,18 @@ class PictureRow:
 
 @dataclass
 class Outcome:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
-        infos, scores: of the systems, in order.
-        rows: some frames with every system's mask.
-        labelled: labelled frames chosen.
-        corrupt: (stamp in ns, what was wrong) of images, labels and flow that could not be decoded; bag time for a
-            message without a readable stamp.
-        unscored: labelled frames without image or label; labelled = scored + unscored.
-        unmatched: labels whose stamp is no image's; not among `labelled`.
-        parts: by name of a part of the frames, one confusion matrix per system.
-        warped_labels: counts of each label image against the one before, warped by optical flow.
+        infos, scores: information and scores of the systems, in order.
+        rows: some frames with the masks of all systems.
+        labelled: number of chosen labelled frames.
+        corrupt: (stamp in ns, reason) of images, labels and flow that could not be decoded; the bag time if the message
+            has no readable stamp.
+        unscored: number of labelled frames whose image or label is corrupt; labelled = scored + unscored.
+        unmatched: number of labels without an image of the same stamp; not part of `labelled`.
+        parts: for each part of the frames, by name, one confusion matrix per system.
+        warped_labels: counts of each label image compared with the previous one, warped by optical flow.
     """
 
     infos: list[SystemInfo]
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def label_consistency(self) -> float:
-        """Temporal consistency of the labels in place of a system's masks, 0 to 100, which a perfect system has.
+        """Temporal consistency of the labels, 0 to 100: the score of perfect masks.
 
         NaN without labels of consecutive frames.
         """
@@ -70,7 +70,7 @@ class Outcome:
 
 
 class _Images:
-    """Decoded frames by number, the last few kept; a corrupt one is noted once."""
+    """Cache of the last decoded frames by number; a corrupt one is reported once."""
 
     def __init__(self, store: FrameStore, keep: int, corrupt: list[tuple[int, str]]) -> None:
         self._store, self._keep, self._corrupt = store, keep, corrupt
@@ -90,9 +90,9 @@ class _Images:
 
 
 class _Feed:
-    """Gives one system the frames that the windows of the scored frames hold, each once and in order.
+    """Passes the frames in the windows of the scored frames to one system, each once and in order.
 
-    With a stride, windows of neighbouring frames have no frame in common: each residue is a stream of its own.
+    With a stride, windows of neighbouring frames have no frame in common: each remainder of the frame number is a separate stream.
     """
 
     def __init__(self, system: System, index: FrameIndex) -> None:
@@ -100,7 +100,7 @@ class _Feed:
         self._fed: dict[int, tuple[int, int]] = {}
 
     def mask(self, images: _Images, newest: int, first: int, size: tuple[int, int]) -> np.ndarray:
-        """Mask of frame `newest`, whose sequence starts at `first`; its image is not corrupt."""
+        """Return the mask of frame `newest`, whose sequence starts at `first`; its image must not be corrupt."""
         system, stride = self.system, self._index.stride
         window = self._index.window(newest, first, system.info.window)
         stream = newest % stride
@@ -131,13 +131,13 @@ def evaluate(
         store: frames as they were recorded (no `size`).
         systems: of one class list.
         every: score every n-th labelled frame; temporal scores need 1.
-        pictures: rows of pictures to keep, evenly spaced.
-        part_of: from a frame's number to the name of the part whose scores it counts in as well; None = no parts.
-        observers: see each scored frame.
+        pictures: number of frames to keep as images, evenly spaced.
+        part_of: function from a frame number to the name of a part with separate scores; None = no parts.
+        observers: receive each scored frame.
         on_frame: called after each labelled frame.
 
     Raises:
-        ConfigError: if a label holds an id outside the class list.
+        ConfigError: if a label contains an id outside the class list.
     """
     index, labels = store.index, systems[0].labels
     outcome = Outcome(

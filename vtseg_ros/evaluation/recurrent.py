@@ -25,7 +25,7 @@ from vtseg_ros.model.stgru import DEFAULT_WINDOW, STGRU
 
 @dataclass(frozen=True)
 class _Past:
-    """What is kept of a frame: its number, pixels, input (1, 3, h, w), static logits and backward flow (1, 2, h, w)."""
+    """Cached values of a frame: its number, pixels, input (1, 3, h, w), static logits and backward flow (1, 2, h, w)."""
 
     number: int
     pixels: np.ndarray
@@ -35,11 +35,12 @@ class _Past:
 
 
 class RecurrentSystem:
-    """STGRU on a sliding window: each newest frame's recurrence starts k - 1 frames before it, as in training.
+    """STGRU on a sliding window: as in training, the recurrence for each frame starts k - 1 frames before it.
 
     Args:
-        info, checkpoint: what it is; the checkpoint's network is an STGRU.
-        flow: where optical flow comes from, made for the index that frame numbers belong to.
+        info: information for tables.
+        checkpoint: checkpoint of an STGRU.
+        flow: source of optical flow for the index of the frame numbers.
         device, precision: as `VideoPredictor`.
     """
 
@@ -83,11 +84,11 @@ class RecurrentSystem:
         return mask
 
     def _backward_flow(self, past: _Past | None, number: int, pixels: np.ndarray) -> Tensor | None:
-        """(1, 2, h, w) to the frame before, or None where the window must start anew."""
+        """Return the flow to the previous frame, (1, 2, h, w) px; None if a new window must start."""
         if past is None:
             return None
         if is_topic(self._flow.source) and past.number != number - 1:
-            return None  # a corrupt frame between them: the topic's flow leads there
+            return None  # a corrupt frame is between them: the flow of the topic refers to it
         try:
             flow = self._flow.window([past.number, number], np.stack([past.pixels, pixels]))[0]
         except (ImageError, BagError) as err:
@@ -97,29 +98,29 @@ class RecurrentSystem:
 
 
 def trained_flow(checkpoint: Checkpoint, name: str) -> str:
-    """The flow source that a checkpoint was trained with, when it is a topic or built in.
+    """Return the flow source that a checkpoint was trained with, if it is a topic or built in.
 
     Raises:
-        ConfigError: if it is another program, which a checkpoint cannot start.
+        ConfigError: if it is a Python factory, which a checkpoint cannot start.
     """
     source = _of_training(checkpoint, "flow", str) or "dis"
     if not is_topic(source) and source not in PROVIDERS:
         raise ConfigError(
-            f"checkpoint {name} was trained with the optical flow {source!r}, a program, and a checkpoint cannot "
-            "start one: name it by --flow"
+            f"checkpoint {name}: its optical flow {source!r} is code, which a checkpoint cannot start; expected it as "
+            "an option, got none. Pass it with --flow"
         )
     return source
 
 
 def trained_window(checkpoint: Checkpoint) -> int:
-    """Frames k of the windows that an STGRU was trained on; 4 where its checkpoint does not say."""
+    """Return the window length k that an STGRU was trained with; 4 if its checkpoint does not contain it."""
     overrides = _of_training(checkpoint, "overrides", dict) or {}
     window = overrides.get("window")
     return window if isinstance(window, int) and window > 0 else DEFAULT_WINDOW
 
 
 def _of_training(checkpoint: Checkpoint, key: str, kind: type) -> Any:
-    """A value of the training's model configuration, or None where the summary has none of this type."""
+    """Return a value of the model configuration used in training; None if there is none of this type."""
     value: Any = checkpoint.training
     for part in ("config", "model", key):
         value = value.get(part) if isinstance(value, dict) else None

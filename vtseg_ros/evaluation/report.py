@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""report.json and a self-contained report.html."""
+"""Write report.json and a self-contained report.html."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ HISTOGRAM_BINS = 24
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report shows.
+    """Content of a report.
 
     Args:
         title: heading.
         scores: of the (main) system.
         systems: JSON entries, one per system (see `Scores.as_system`).
-        counts: frames by what became of them.
+        counts: number of processed, dropped, rejected and lost frames.
         latencies_s: total latency of each processed frame, s.
-        facts: name -> text, shown in the head.
+        facts: properties of the evaluation by name, shown below the heading.
     """
 
     title: str
@@ -44,7 +44,7 @@ class ReportData:
 
 
 def latency_percentiles(latencies_s: list[float]) -> dict[str, float | None]:
-    """p50, p95 and p99 in s; None without any."""
+    """Return p50, p95 and p99 in s; None without latencies."""
     if not latencies_s:
         return {"latency_p50_s": None, "latency_p95_s": None, "latency_p99_s": None}
     values = np.percentile(latencies_s, (50, 95, 99))
@@ -52,7 +52,7 @@ def latency_percentiles(latencies_s: list[float]) -> dict[str, float | None]:
 
 
 def as_json(data: ReportData) -> dict[str, Any]:
-    """The content of report.json."""
+    """Return the content of report.json."""
     baseline = data.scores.baseline
     return {
         "systems": data.systems,
@@ -64,7 +64,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
 
 
 def picture_source(rgb: np.ndarray, kind: str = ".png") -> str:
-    """An image (H, W, 3) uint8 RGB as a data URI; kind is `.png` or `.jpg`."""
+    """Return an image (H, W, 3) uint8 RGB as a data URI; kind is `.png` or `.jpg`."""
     payload = cv2.imencode(kind, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1]
     return f"data:image/{'jpeg' if kind == '.jpg' else 'png'};base64,{base64.b64encode(payload.tobytes()).decode()}"
 
@@ -80,7 +80,7 @@ def _histogram(latencies_s: list[float]) -> dict[str, Any]:
 
 
 def confusion_rows(scores: Scores) -> list[dict[str, Any]]:
-    """Per true class its name, the shares of what was predicted (last: none of them) in %, and its pixels."""
+    """Return per true class its name, the shares of the predicted classes (last: no class) in %, and its pixels."""
     matrix = scores.confusion.matrix.astype(np.float64)
     rows = []
     for index, name in enumerate(scores.labels.names):
@@ -91,7 +91,7 @@ def confusion_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template beside this module."""
+    """Render a template from the folder of this module."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
         autoescape=True,
@@ -110,7 +110,7 @@ def class_items(labels: LabelSet) -> list[dict[str, str]]:
 
 
 def render_html(data: ReportData) -> str:
-    """The report as one HTML page without outside references."""
+    """Return the report as one HTML page without external references."""
     labels = data.scores.labels
     samples = [
         {
@@ -143,13 +143,13 @@ def render_html(data: ReportData) -> str:
 
 
 def write_report(output_dir: Path, data: ReportData) -> tuple[Path, Path]:
-    """Write report.json and report.html; each is replaced as a whole.
+    """Write report.json and report.html; each file is replaced atomically.
 
     Returns:
         their paths.
 
     Raises:
-        OSError: if the folder cannot be written; earlier reports are untouched.
+        OSError: if the folder cannot be written; earlier reports stay unchanged.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     as_file = output_dir / "report.json"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores on corrupted frames and at scene cuts: what a system loses, and how fast it recovers."""
+"""Scores on corrupted frames and after scene cuts: the loss, and how fast a system recovers."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class CorruptedScores:
     """Scores of all systems under one corruption.
 
     Attributes:
-        corruption: what was done to the frames.
-        infos: of the systems, in order.
-        parts: by part of the frames (see `CorruptedStore.part`), one confusion matrix per system.
-        outcome: everything else that the evaluation found.
+        corruption: corruption of the frames.
+        infos: information on the systems, in order.
+        parts: one confusion matrix per system, by part of the frames (see `CorruptedStore.part`).
+        outcome: all other results of the evaluation.
         recovery: of each system after corrupted frames, see `behaviour.recovery`; empty = not measured.
     """
 
@@ -58,7 +58,7 @@ class CorruptedScores:
     recovery: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; scores 0 to 100, absent is None."""
+        """Return plain JSON values; scores 0 to 100, None if not available."""
         systems = []
         for place, info in enumerate(self.infos):
             scores = {
@@ -96,9 +96,9 @@ def evaluate_corrupted(
     Args:
         index: frames of the bags.
         systems: of one class list.
-        corruptions: what is done to the frames, one after the other.
+        corruptions: corruptions to apply, one per run.
         every: score every n-th labelled frame.
-        undisturbed: scores of the same systems without corruption, from which recovery is measured; None = it is not.
+        undisturbed: scores of the same systems without corruption, needed to measure the recovery; None = not measured.
         on_frame: called after each labelled frame of each corruption.
 
     Raises:
@@ -127,7 +127,7 @@ def evaluate_corrupted(
 
 
 def check_cuts(systems: Sequence[System]) -> None:
-    """Raise ConfigError for a system that cannot run on frames in another order."""
+    """Raise ConfigError for a system that needs the frames in the recorded order."""
     for system in systems:
         if system.info.flow and is_topic(system.info.flow):
             raise ConfigError(
@@ -161,7 +161,7 @@ def evaluate_cuts(
     evaluate(FrameStore(cut), systems, pictures=0, observers=[frames], on_frame=on_frame)
     events, start = [], 0
     for piece in pieces:
-        if start:  # the first piece follows no cut
+        if start:  # there is no cut before the first piece
             events.append([After(age, start + age, number) for age, number in enumerate(piece)])
         start += len(piece)
     found = recovery(events, frames, undisturbed, len(systems))
@@ -175,7 +175,7 @@ def evaluate_cuts(
 
 
 def mean_corrupted(scores: Sequence[CorruptedScores]) -> list[float | None]:
-    """Return each system's mIoU on corrupted frames, averaged over the corruptions; None where there is no score."""
+    """Return each system's mIoU on corrupted frames, averaged over the corruptions; None if there is no score."""
     if not scores:
         return []
     rows = np.array([[matrix.miou() for matrix in one.parts["corrupted"]] for one in scores])

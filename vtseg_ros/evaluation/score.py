@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""All scores of one system over a stream of frames, and its worst frames as pictures."""
+"""Scores of one system over a stream of frames, and its worst frames as images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURE_WIDTH = 480
 
 @dataclass(frozen=True)
 class Sample:
-    """A frame kept for the report: pictures at most PICTURE_WIDTH wide, accuracy 0..100."""
+    """A frame for the report: images of at most PICTURE_WIDTH px width, accuracy 0..100."""
 
     stamp_ns: int
     accuracy: float
@@ -31,14 +31,14 @@ class Sample:
 
 
 class Scores:
-    """Accumulates one system's scores.
+    """Accumulate the scores of one system.
 
     Args:
         labels: class list.
-        keep: worst frames to keep as pictures; 0 = none.
+        keep: number of worst frames to keep as images; 0 = none.
         max_gap_s: a longer pause starts a new sequence for the temporal scores.
-        baseline: (h, w) uint8 class ids that are scored beside as if they were every frame's mask (the position
-            prior: each pixel's most frequent training class); None = none.
+        baseline: (h, w) uint8 class ids that are scored as if they were the mask of every frame (the position baseline:
+            the most frequent class of each pixel in training); None = no baseline.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Scores:
         """Score a frame against its label.
 
         Args:
-            stamp_ns: of the frame; a jump starts mVC anew.
+            stamp_ns: stamp of the frame; a jump starts a new run for mVC.
             mask: (h, w) uint8; stretched to the label's size if it has another.
             label: (H, W) uint8.
-            image: (H, W, 3) uint8 RGB for the report's pictures, or None.
+            image: (H, W, 3) uint8 RGB for the images of the report, or None.
             confidence: (H, W) uint8 of the mask, softmax maximum * 255, for the calibration error, or None.
         """
         if mask.shape != label.shape:
@@ -101,7 +101,7 @@ class Scores:
             self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
 
     def watch(self, stamp_ns: int, mask: np.ndarray, image: np.ndarray) -> None:
-        """The temporal consistency of a frame, which needs no label: mask (h, w) uint8, image (H, W, 3) uint8 RGB."""
+        """Update the temporal consistency, which needs no label: mask (h, w) uint8, image (H, W, 3) uint8 RGB."""
         if not self._follows(stamp_ns, self._watched_ns):
             self._warped.reset()
         self._watched_ns = stamp_ns
@@ -111,12 +111,12 @@ class Scores:
         return previous_ns is not None and 0 < stamp_ns - previous_ns <= self._max_gap_ns
 
     def new_labels(self) -> None:
-        """The next label does not follow the last one frame by frame: mVC starts anew."""
+        """Start a new run of labels for mVC, because the next label is not that of the next frame."""
         for consistency in self._consistency.values():
             consistency.reset()
 
     def new_sequence(self) -> None:
-        """The next frame does not follow the last one: all temporal scores start anew."""
+        """Start a new sequence for all temporal scores."""
         self._warped.reset()
         self.new_labels()
 
@@ -137,7 +137,7 @@ class Scores:
         ]
 
     def mvc(self, frames: int) -> float:
-        """Return mVC over 8 or 16 frames; NaN where labels are not dense."""
+        """Return mVC over 8 or 16 frames; NaN if not all frames have labels."""
         return self._consistency[frames].score()
 
     def temporal_consistency(self) -> float:
@@ -155,7 +155,7 @@ class Scores:
         }
 
     def add(self, counts: dict[str, Any]) -> None:
-        """Add what `counts` returned for other frames, whose sequences are apart from these."""
+        """Add what `counts` returned for other frames, which belong to other sequences."""
         self.frames += counts["frames"]
         self.confusion.matrix += np.array(counts["confusion"], np.int64)
         self.confidences.counts += np.array(counts["confidences"], np.int64)
@@ -166,7 +166,7 @@ class Scores:
     def as_system(
         self, *, name: str, model: str | None, checkpoint: str | None, window: int | None
     ) -> dict[str, Any]:
-        """The entry of a JSON report; absent is None."""
+        """Return the entry of a JSON report; absent scores are None."""
         return {
             "name": name,
             "model": model,
@@ -184,7 +184,7 @@ class Scores:
 
 
 def or_none(value: float) -> float | None:
-    """A score for JSON: None for NaN."""
+    """Return a score for JSON: None for NaN."""
     return None if np.isnan(value) else round(float(value), 4)
 
 
@@ -194,7 +194,7 @@ def score_text(value: float | None) -> str:
 
 
 def error_picture(sample: Sample) -> np.ndarray:
-    """(H, W, 3) uint8: the image in grey, wrong pixels in red."""
+    """Draw the image in grey with wrong pixels in red, (H, W, 3) uint8 RGB."""
     gray = cv2.cvtColor(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     wrong = (sample.label != IGNORE) & (sample.mask != sample.label)
     gray[wrong] = (gray[wrong] * 0.35 + np.array([220, 40, 40]) * 0.65).astype(np.uint8)

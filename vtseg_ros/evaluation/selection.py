@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From what a user names to systems: checkpoints, which of their networks, windows and optical flow."""
+"""Build the systems that a user selects: checkpoints, the networks in them, window lengths and optical flow."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
     from vtseg_ros.model.vtseg import VTSeg
 
 STATIC = "static"
-"""The static network inside a video network, whatever it is."""
+"""Name of the static network inside any video network."""
 
 
 def model_names() -> tuple[str, ...]:
-    """Return what a selection may name: the architectures, and the static network."""
+    """Return the possible names in a selection: the architectures, and the static network."""
     return (*architectures(), STATIC)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: every combination of checkpoint, network, window and flow.
+    """Selection of the user: every combination of checkpoint, network, window and flow.
 
     Args:
         checkpoints: files, or names of shipped weights.
-        models: networks of `model_names()`; empty = what each checkpoint is. An image network's name, or `static`,
-            stands for the static network inside a video network.
-        windows: frames k; 0 = the checkpoint's. Image networks have one, of one frame.
-        flows: of `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as it was trained.
-        names: one per checkpoint, for tables, followed by the network where there are several; empty = by network.
+        models: names of `model_names()`; empty = the whole network of each checkpoint. An image network's name, or `static`,
+            selects the static network inside a video network.
+        windows: window lengths k; 0 = as in the checkpoint. Image networks always have one frame.
+        flows: for `gru`: estimators, topics, or `topic` = the bag's backward flow; empty = as in training.
+        names: one per checkpoint, for tables; with several networks, the network is appended. Empty = name by network.
         static_prior: as `load_checkpoint`.
         stride: of the index that frames are taken from.
         device, backend, precision: as `VideoPredictor`; networks with optical flow run in PyTorch.
-        class_map: from the checkpoints' classes to the labels'; None = they are the same.
+        class_map: map from the classes of the checkpoints to those of the labels; None = they are equal.
     """
 
     checkpoints: Sequence[str]
@@ -69,19 +69,19 @@ class Selection:
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.checkpoints):
             raise ConfigError(
-                f"one name per checkpoint: {len(self.checkpoints)} checkpoints, {len(self.names)} names"
+                f"--name: expected one name per checkpoint ({len(self.checkpoints)}), got {len(self.names)}"
             )
         if min(self.windows) < 0:
             raise ConfigError(
-                f"window must be 0 (the checkpoint's) or a number of frames. Got: {min(self.windows)}"
+                f"window: out of range; expected 0 (as in the checkpoint) or more frames, got {min(self.windows)}"
             )
 
 
 def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
-    """The systems of a selection, for the frames of an index.
+    """Open the systems of a selection for the frames of an index.
 
     Raises:
-        ConfigError, CheckpointError, BagError: naming what does not fit.
+        ConfigError, CheckpointError, BagError: if a part of the selection cannot be used; names it.
     """
     systems: list[System] = []
     for model, info in _named(_choose(selection, index)):
@@ -89,12 +89,13 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
         loaded = load_checkpoint(info.checkpoint, static_prior=selection.static_prior)
         part = _part(loaded, info.checkpoint, model)
         if selection.class_map:
-            selection.class_map.table(part.labels)  # refused before the network is made ready
+            selection.class_map.table(part.labels)  # raises an error before the network is optimised
         first = systems[0] if systems and not selection.class_map else None
         if first and part.labels.names != first.labels.names:
             raise ConfigError(
-                f"checkpoints with different class lists cannot share a table: {info.checkpoint} has "
-                f"{', '.join(part.labels.names)}; {first.info.checkpoint} has {', '.join(first.labels.names)}"
+                f"checkpoint {info.checkpoint}: other classes than {first.info.checkpoint}; expected "
+                f"{', '.join(first.labels.names)}, got {', '.join(part.labels.names)}. Evaluate it separately, "
+                "or give --class-map"
             )
         options = dict(device=selection.device, precision=selection.precision)
         if traits_of(part.model).needs_flow:
@@ -107,7 +108,7 @@ def open_systems(selection: Selection, index: FrameIndex) -> list[System]:
 
 
 def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, SystemInfo]]:
-    """(title, model, info) of every combination."""
+    """Return (title, model, info) of every combination."""
     chosen = []
     for place, name in enumerate(selection.checkpoints):
         loaded = load_checkpoint(name, static_prior=selection.static_prior)
@@ -131,10 +132,10 @@ def _choose(selection: Selection, index: FrameIndex) -> list[tuple[str, str, Sys
 
 
 def backward_topic(index: FrameIndex) -> str:
-    """The topic of backward flow in the first bag of an index.
+    """Return the topic of backward flow in the first bag of an index.
 
     Raises:
-        BagError: if there is none or more than one; names what there is.
+        BagError: if there is none or more than one; lists the topics.
     """
     path = index.sources[0].path
     with BagReader(path) as bag:
@@ -142,22 +143,22 @@ def backward_topic(index: FrameIndex) -> str:
     found = [name for name in names if "backward" in name]
     if len(found) != 1:
         raise BagError(
-            f"bag {path} has {'several topics' if found else 'no topic'} of backward flow. Name one by --flow. "
-            f"Topics with flow in their name: {', '.join(names) or 'none'}"
+            f"bag {path}: {'several topics' if found else 'no topic'} of backward flow; expected one, "
+            f"got {', '.join(found or names) or 'none'}. Name one by --flow"
         )
     return found[0]
 
 
 def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
-    """The checkpoint, or the static network inside it."""
+    """Return the checkpoint, or the static network inside it."""
     if model == loaded.architecture or (model == STATIC and not architecture(loaded.architecture).video):
         return loaded
     inside = loaded.config.get("static_prior", "")
     if inside and model in (inside, STATIC):
-        video = cast("VTSeg | STGRU", loaded.model)  # the architectures with a static network
+        video = cast("VTSeg | STGRU", loaded.model)  # the architectures that contain a static network
         return dataclasses.replace(loaded, model=video.static_branch().eval(), architecture=inside)
     holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
-    raise ConfigError(f"checkpoint {name} holds no {model}: it is a {holds}")
+    raise ConfigError(f"checkpoint {name}: no {model} in it; got a {holds}")
 
 
 def _windows(part: Checkpoint, windows: Sequence[int]) -> list[int]:
@@ -175,13 +176,13 @@ def _info(part: Checkpoint, checkpoint: str, window: int, flow: str) -> SystemIn
 
 
 def _label_of(checkpoint: str) -> str:
-    """`best.safetensors` says nothing: the run's folder does."""
+    """Return the name of the file of a checkpoint, or of its folder for `best` and `last`."""
     path = Path(checkpoint)
     return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem
 
 
 def _named(chosen: list[tuple[str, str, SystemInfo]]) -> list[tuple[str, SystemInfo]]:
-    """(model, info) with names that tell the systems apart."""
+    """Return (model, info) with a different name for each system."""
     sources = {title: {(i.checkpoint, m) for t, m, i in chosen if t == title} for title, _, _ in chosen}
     families = []
     for title, model, info in chosen:
@@ -193,7 +194,7 @@ def _named(chosen: list[tuple[str, str, SystemInfo]]) -> list[tuple[str, SystemI
     for family, model, info in families:
         name = f"{family}, k={info.window}" if sizes[family] > 1 else family
         seen[name] += 1
-        if seen[name] > 1:  # two folders of one name
+        if seen[name] > 1:  # two folders with the same name
             family, name = f"{family} #{seen[name]}", f"{name} #{seen[name]}"
         named.append((model, dataclasses.replace(info, name=name, family=family)))
     return named

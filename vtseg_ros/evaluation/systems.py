@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What `vtseg evaluate` compares: systems that take the frames of a sequence and give masks."""
+"""The systems that `vtseg evaluate` compares: they take the frames of a sequence and return masks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vtseg_ros.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """What a system is, for tables and reports.
+    """Information on a system, for tables and reports.
 
     Attributes:
         name: unique among the systems compared.
         model: `vtseg`, `gru` or the image network's name.
         checkpoint: as the user named it.
-        window: frames k it sees.
-        family: name without the window: systems of one family differ in the window alone.
-        parameters: of the network.
+        window: window length k in frames.
+        family: name without the window; systems of one family differ only in the window length.
+        parameters: number of parameters of the network.
         input_size: (width, height) px of its input.
-        flow: where a recurrent network's optical flow comes from; empty = it uses none.
+        flow: source of optical flow of a recurrent network; empty = none.
     """
 
     name: str
@@ -40,11 +40,11 @@ class SystemInfo:
 
 
 class System(Protocol):
-    """Frames of a sequence in order, masks out; several streams of frames at once.
+    """Segments the frames of sequences in order; several streams at once.
 
     Attributes:
-        info, labels: what it is, and its class list.
-        problems: (frame number, what was wrong) of what it could not use besides the image.
+        info, labels: information for tables, and the class list.
+        problems: (frame number, reason) of inputs other than the image that could not be used.
         confidence: (height, width) uint8 of the last mask, softmax maximum * 255.
     """
 
@@ -74,10 +74,10 @@ class System(Protocol):
 
 
 class PredictorSystem:
-    """VTSeg or an image network, through the predictor that the node uses.
+    """VTSeg or an image network in the predictor that the node uses.
 
     Args:
-        info, checkpoint: what it is.
+        info, checkpoint: information for tables, and the network.
         device, backend, precision: as `VideoPredictor`.
     """
 
@@ -102,7 +102,7 @@ class PredictorSystem:
     def step(self, number: int, image: np.ndarray, size: tuple[int, int], stream: int) -> np.ndarray:
         """Return the mask of the next frame, (height, width) uint8; see `System.step`."""
         self._segmenter.output_size = size
-        # Without a stamp a frame always joins: where sequences end is the index's to say.
+        # A frame without a stamp is always appended; the index determines where sequences end.
         result = self._segmenter.step(image, camera=str(stream))
         self.confidence = result.confidence
         return result.mask

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How steady masks are over time. Scores are 0 to 100."""
+"""Temporal consistency of masks. Scores are 0 to 100."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vtseg_ros.label_set import IGNORE
 class VideoConsistency:
     """mVC over n frames (Miao et al., "VSPW: A Large-scale Dataset for Video Scene Parsing in the Wild", 2021).
 
-    Of the pixels whose label stays the same over n consecutive frames: the share whose mask is that label in all
-    n frames; the mean over all runs of n frames.
+    The share of the pixels with the same label in n consecutive frames whose mask equals this label in all n frames;
+    averaged over all runs of n frames.
 
     Args:
-        frames: n.
+        frames: number n of frames.
     """
 
     def __init__(self, frames: int) -> None:
@@ -31,12 +31,12 @@ class VideoConsistency:
         """Score of each run of n frames, 0 to 100."""
 
     def reset(self) -> None:
-        """A new sequence begins."""
+        """Start a new sequence."""
         self._labels.clear()
         self._right.clear()
 
     def update(self, mask: np.ndarray, label: np.ndarray) -> None:
-        """The next frame's mask and label, (H, W) uint8."""
+        """Add the mask and label of the next frame, (H, W) uint8."""
         if self._labels and self._labels[-1].shape != label.shape:
             self.reset()
         self._labels.append(label.copy())
@@ -50,7 +50,7 @@ class VideoConsistency:
                 self.shares.append(float(100.0 * steady.sum() / same.sum()))
 
     def score(self) -> float:
-        """Mean over the runs; NaN if there was none."""
+        """Return the mean over the runs, 0 to 100; NaN if there was none."""
         return float(np.mean(self.shares)) if self.shares else float("nan")
 
 
@@ -72,16 +72,16 @@ class WarpedConsistency:
         self._previous: tuple[np.ndarray, np.ndarray] | None = None
 
     def reset(self) -> None:
-        """A new sequence begins."""
+        """Start a new sequence."""
         self._previous = None
 
     def update(self, image: np.ndarray, mask: np.ndarray) -> None:
-        """The next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        """Add the next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
         size = (self._width, max(8, round(image.shape[0] * self._width / image.shape[1])))
         gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
         small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
         if self._previous is not None and self._previous[0].shape == gray.shape:
-            # From this frame to the previous one; OpenCV's stub lacks the None.
+            # From this frame to the previous one; the type stub of OpenCV does not allow None.
             flow = self._flow.calc(gray, self._previous[0], None)  # type: ignore[call-overload]
             xs, ys = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
             warped = cv2.remap(
@@ -98,5 +98,5 @@ class WarpedConsistency:
         self._previous = (gray, small)
 
     def score(self) -> float:
-        """mIoU; NaN before the second frame."""
+        """Return the mIoU, 0 to 100; NaN before the second frame."""
         return self.confusion.miou()

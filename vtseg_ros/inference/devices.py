@@ -19,7 +19,7 @@ MIN_AGREEMENT = 0.995
 """Share of pixels that must have the same class in a reduced precision as in fp32 before `auto` uses it."""
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Processor flags of x86 and, last, of ARM."""
+"""Flags of processors with bf16 instructions: x86 and, last, ARM."""
 
 
 def parse_device(name: str) -> tuple[str, int]:
@@ -30,12 +30,12 @@ def parse_device(name: str) -> tuple[str, int]:
     """
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
-        raise DeviceError(f"device must be auto, cpu, cuda or cuda:N. Got: {name!r}")
+        raise DeviceError(f"device: unknown; expected auto, cpu, cuda or cuda:N, got {name!r}")
     return kind, int(index or 0)
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
+    """Return the device for `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         DeviceError: for another name, or a GPU that is not there.
@@ -46,12 +46,14 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if index >= count:
-            raise DeviceError(f"device {name}: this machine has {count} CUDA devices. Use auto or cpu")
+            raise DeviceError(
+                f"device: no such GPU; expected one of this machine's {count} CUDA devices, got {name}. Use auto or cpu"
+            )
     return torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` (bf16 on a GPU that has it, else fp16; fp32 on the CPU), `fp32`, `fp16` or `bf16`.
+    """Return the type for `auto` (bf16 on a GPU that has it, else fp16; fp32 on the CPU), `fp32`, `fp16` or `bf16`.
 
     Raises:
         DeviceError: for another name, or fp16 on the CPU.
@@ -63,22 +65,22 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float16
     if name not in PRECISIONS:
-        raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {name!r}")
+        raise DeviceError(f"precision: unknown; expected auto, {', '.join(PRECISIONS)}, got {name!r}")
     if name == "fp16" and device.type == "cpu":
-        raise DeviceError("precision fp16 needs a GPU. Use fp32 or bf16 on the CPU")
+        raise DeviceError("precision: fp16 needs a GPU; expected fp32 or bf16 on the CPU, got fp16")
     return PRECISIONS[name]
 
 
 def choose_precision(
     name: str, device: torch.device, agreement: Mapping[str, float], *, native_bf16: bool | None = None
 ) -> torch.dtype:
-    """Return the precision of a network: `resolve_precision`, but `auto` on a CPU is bf16 where that is safe and fast.
+    """Return the precision of a network: `resolve_precision`, but `auto` on a CPU is bf16 if that is accurate and fast.
 
     Args:
         name: `auto`, `fp32`, `fp16` or `bf16`.
         device: where it runs.
-        agreement: of the network's reduced precisions with fp32 (see `Checkpoint`).
-        native_bf16: whether the processor has bf16 instructions; None = found out.
+        agreement: agreement of reduced precisions with fp32 (see `Checkpoint`).
+        native_bf16: whether the processor has bf16 instructions; None = detect it.
 
     Raises:
         DeviceError: see `resolve_precision`.
@@ -90,7 +92,7 @@ def choose_precision(
         return dtype
     share = agreement.get("bf16")
     if share is None:
-        log.info("precision fp32: the checkpoint does not record how far bf16 agrees with it")
+        log.info("precision fp32: the checkpoint does not contain the agreement of bf16 with fp32")
         return dtype
     if share < MIN_AGREEMENT:
         log.info(
@@ -104,7 +106,7 @@ def choose_precision(
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """`fp32`, `fp16` or `bf16`."""
+    """Return `fp32`, `fp16` or `bf16`."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
@@ -119,7 +121,7 @@ def has_native_bf16() -> bool:
 
 
 def processor_name() -> str:
-    """Return the processor's name as its maker writes it."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

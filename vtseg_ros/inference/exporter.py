@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as files for other runtimes, written and compared with the network that they came from.
+"""Export networks to files for other runtimes, and compare them with the original network.
 
-A file holds the streaming step or the full window, with static k and size.
-
-The file carries what a checkpoint carries beside the weights, so that a predictor needs nothing else.
+A file contains the streaming step or the full window, with fixed k and size, and the metadata of the checkpoint, so a
+predictor needs no other file.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ MAX_DIFFERENCE = 1e-4
 
 
 class ExportedStream(nn.Module):
-    """A streaming step whose state comes in and goes out, to be fed back as it is.
+    """A streaming step with its state as input and output.
 
     Args:
-        step: of a network on the CPU, fp32.
+        step: step of a network on the CPU, fp32.
     """
 
     def __init__(self, step: Step) -> None:
@@ -55,12 +54,12 @@ class ExportedStream(nn.Module):
         self.step = step
 
     def forward(self, images: Tensor, past: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One frame.
+        """Process one frame.
 
         Args:
             images: (1, 3, H, W) float32 in [0, 1].
-            past: (1, k - 1, S) float32, what older frames left behind, oldest first; zeros at the start.
-            valid: (k - 1,) bool, which of them are there; all False at the start.
+            past: (1, k - 1, S) float32, cached values of older frames, oldest first; zeros at the start.
+            valid: (k - 1,) bool, True for older frames that exist; all False at the start.
 
         Returns:
             logits (1, C, H, W), and `past` and `valid` for the next frame.
@@ -71,7 +70,7 @@ class ExportedStream(nn.Module):
 
 
 class ExportedWindow(nn.Module):
-    """The full window; only what the newest frame's logits need is computed.
+    """The full window; computes only what the logits of the newest frame depend on.
 
     Args:
         model: a network on the CPU, fp32.
@@ -82,11 +81,11 @@ class ExportedWindow(nn.Module):
         self.model = model
 
     def forward(self, video: Tensor, valid: Tensor) -> Tensor:
-        """Logits of the newest frame, (1, C, H, W).
+        """Return the logits of the newest frame, (1, C, H, W).
 
         Args:
             video: (1, k, 3, H, W) float32 in [0, 1], oldest frame first.
-            valid: (k,) bool, which frames are there; the newest must be.
+            valid: (k,) bool, True for frames that exist; always True for the newest.
         """
         band = self.model.window_band(video.shape[1])
         result: Tensor = self.model(video, FrameCache(band=band, valid=valid, newest_only=True))[:, -1]
@@ -99,7 +98,7 @@ class Exportable:
 
     Attributes:
         kind: `stream`, `window` or `image`.
-        metadata: what the file carries.
+        metadata: content of the metadata entry of the file.
     """
 
     module: nn.Module
@@ -127,7 +126,7 @@ def exportable(
     """
     width, height = size or checkpoint.input_size
     model = optimise(checkpoint.network, CPU, torch.float32)
-    network = cast(VTSeg, model)  # where it takes a cache
+    network = cast(VTSeg, model)  # of networks with a cache
     module: nn.Module
     arguments: tuple[Tensor, ...]
     inputs: tuple[str, ...]
@@ -138,9 +137,7 @@ def exportable(
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
     elif network.best_streaming == "plain":
-        raise ConfigError(
-            f"a network with mix_ffn {network.config.mix_ffn} cannot be exported: it needs spatial"
-        )
+        raise ConfigError(f"mix_ffn: cannot be exported; expected spatial, got {network.config.mix_ffn}")
     elif full_window or window == 1:
         module = ExportedWindow(network)
         arguments, kind = (
@@ -211,7 +208,7 @@ def write_export(what: Exportable, path: Path, file_format: str) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new empty file in the same folder and of the same suffix, to be renamed."""
+    """Create an empty file in the same folder and with the same suffix, to be renamed."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
     return Path(name)
@@ -219,10 +216,10 @@ def temporary_beside(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Verification:
-    """How an export compares.
+    """Result of the comparison of an export with the original network.
 
     Attributes:
-        frames: compared.
+        frames: number of frames compared.
         agreement: share of pixels with the same class, 0..1.
         difference, largest: largest difference of logits, and largest logit.
     """
@@ -233,7 +230,7 @@ class Verification:
     largest: float
 
     def check(self, path: Path) -> None:
-        """Raise ConfigError if it is off."""
+        """Raise ConfigError if the difference is too large."""
         if self.agreement < MIN_AGREEMENT or not self.difference <= MAX_DIFFERENCE * self.largest:
             raise ConfigError(
                 f"the export differs from the network and was not written to {path}: the same class on "
@@ -246,15 +243,15 @@ class Verification:
 def verify(
     path: Path, what: Exportable, checkpoint: Checkpoint, images: Sequence[np.ndarray]
 ) -> Verification:
-    """Run the file and the untouched network over a sequence of frames.
+    """Run the file and the original network on a sequence of frames.
 
-    The network runs as trained: the whole window for each frame, or for causal streaming one banded forward over
-    all frames.
+    The original network processes the whole window for each frame, or, for causal streaming, all frames in one forward
+    pass with the banded mask.
 
     Args:
         path: the file.
-        what: what was exported.
-        checkpoint: the network's own.
+        what: the exported module.
+        checkpoint: checkpoint of the original network.
         images: frames of one video, each (H, W, 3) uint8 RGB.
     """
     width, height = what.metadata["input_size"]

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Networks made ready for inference: layers fused, channels last in memory, weights in the wanted precision, prepacked.
+"""Optimise networks for inference: fuse layers, use channels-last memory and reduced precision, prepack weights.
 
-A module that has a cheaper form in eval mode defines `fused()`, which returns it. A network that consists of parts of
-different precision defines `for_inference()` and `own_parts()` (see `VTSeg`).
+A module with a cheaper form in eval mode defines `fused()`, which returns it. A network whose parts have different precision
+defines `for_inference()` and `own_parts()` (see `VTSeg`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def optimise(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn
 def fuse(network: nn.Module) -> nn.Module:
     """Return a copy of a network, in eval mode, with fewer layers and the same output.
 
-    BatchNorms go into the convolutions right before them, keys and values come from one projection, and VTSeg's head
-    is fused into its levels.
+    BatchNorm is fused into the convolution before it, keys and values use one projection, and the fusion convolution of
+    VTSeg's head is merged into its levels.
     """
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
@@ -67,18 +67,18 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     module = fuse(module).requires_grad_(False)
     constants = [(part, part.mean, part.std) for part in module.modules() if isinstance(part, Normalization)]
     module = module.to(device, dtype)
-    for part, mean, std in constants:  # rounded constants would shift every pixel
+    for part, mean, std in constants:  # rounded constants would change every pixel
         part.mean, part.std = mean.to(device), std.to(device)
     use_channels_last(module)
     return module
 
 
 class PackedConv2d(nn.Module):
-    """A convolution.
+    """A convolution with prepacked weights.
 
     Args:
-        conv: whose weights it takes.
-        shape: of its input, (n, C, H, W): the order depends on it. Other shapes are right as well, and may be slower.
+        conv: convolution whose weights are used.
+        shape: of its input, (n, C, H, W), which determines the layout. Other shapes give the same result, but may be slower.
     """
 
     def __init__(self, conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
@@ -90,8 +90,8 @@ class PackedConv2d(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, grid: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C', H', W')."""
-        # Looked up here: a PyTorch without oneDNN has no such operator, and must be able to import this module.
+        """Map (n, C, H, W) to (n, C', H', W')."""
+        # Looked up here, because this module must also be importable without oneDNN, which has the operator.
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(
             grid, self.weight, self.bias, *self.window, "none", [], ""
         )
@@ -99,7 +99,7 @@ class PackedConv2d(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer.
+    """A linear layer with prepacked weights.
 
     Args:
         weight: (out, in).
@@ -112,33 +112,33 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Map (..., in) to (..., out)."""
         result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, "none", [], "")
         return result
 
 
 class PackedPointwise(PackedLinear):
-    """A 1x1 convolution as a linear layer over the channels: as fast, and for every shape."""
+    """A 1x1 convolution as a linear layer over the channels, which is equally fast and works for every shape."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.weight[:, :, 0, 0].contiguous(), conv.bias)
 
     def forward(self, grid: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C', H, W), channels last in memory."""
+        """Map (n, C, H, W) to (n, C', H, W), channels last in memory."""
         return super().forward(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
 def prepack(network: nn.Module, example: Tensor) -> None:
-    """Bring the weights of an optimised network on the CPU in the order that oneDNN wants, once, in place.
+    """Convert the weights of an optimised network on the CPU to oneDNN's layout, once, in place.
 
-    Without it they are brought in order before every convolution and matrix product. A frame has few pixels and many
-    weights: for 70 MB of them that costs as much as some of the products. An external static network stays as it is.
-    Where this PyTorch or processor cannot, the network stays as it is and the reason is logged.
+    Otherwise the weights are reordered before every convolution and matrix product. A frame has few pixels and many
+    weights; reordering 70 MB of them takes as long as some of the products. An external static network stays unchanged. If
+    PyTorch or the processor does not support prepacking, the network stays unchanged and the reason is logged.
 
     Args:
         network: from `optimise`.
-        example: an input of the shape that it will see.
+        example: an input of the shape that the network will process.
     """
     parts = cast("VTSeg", network).own_parts() if hasattr(network, "own_parts") else [network]
     shapes = _input_shapes(network, parts, example)
@@ -172,7 +172,7 @@ def _packed(layer: nn.Module, shapes: dict[nn.Module, tuple[int, ...]]) -> nn.Mo
 def _input_shapes(
     network: nn.Module, parts: list[nn.Module], video: Tensor
 ) -> dict[nn.Module, tuple[int, ...]]:
-    """The input shape of each convolution of the parts when the network sees `video`."""
+    """Return the input shape of each convolution of the parts when the network processes `video`."""
     shapes: dict[nn.Module, tuple[int, ...]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

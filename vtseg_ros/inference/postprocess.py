@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to mask and confidence, and what is taken out of the mask."""
+"""From logits to mask and confidence, and pixels that become unlabelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
 def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float) -> Tensor:
-    """Class ids and confidences.
+    """Return class ids and confidences.
 
     Args:
         logits: (n, C, h, w).
@@ -41,22 +41,22 @@ def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidenc
 
 
 def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of the highest logit, the first of equals, and its softmax: (n, C, H, W) -> twice (n, H, W)."""
-    # The classes last, where channels-last logits have them adjacent: reducing across planes takes the CPU longer.
+    """Return the class of the highest logit, the first of equals, and its softmax, (n, H, W) each, of (n, C, H, W)."""
+    # Classes last, where they are adjacent in channels-last logits: reducing across planes takes longer on a CPU.
     logits = logits.permute(0, 2, 3, 1)
     best, ids = logits.max(dim=3)
     return ids.to(torch.uint8), (logits - best[..., None]).exp_().sum(dim=3).reciprocal_()
 
 
 MAX_LOGITS = 64 * 1024 * 1024
-"""Upsampled logits above this number (256 MB) are made band by band: 14 classes of 64 MP would take 8 GB."""
+"""Upsampled logits above this number (256 MB) are computed in bands: 14 classes at 64 MP would take 8 GB."""
 BAND_LOGITS = 16 * 1024 * 1024
 
 
 def to_mask(
     logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and confidence of one frame: logits (1, C, h, w); the rest as `decide`.
+    """Return mask and confidence of one frame: logits (1, C, h, w); other arguments as in `decide`.
 
     Returns:
         mask (H, W) uint8 class ids and confidence (H, W) uint8, softmax maximum * 255.
@@ -65,7 +65,7 @@ def to_mask(
     if upsampling == "bilinear" and too_large:
         return _to_mask_in_bands(logits, size, min_confidence)
     both = decide(logits, size, upsampling, min_confidence)[0]
-    if both.is_cuda:  # one download, into memory that the GPU writes directly
+    if both.is_cuda:  # one download, into page-locked memory
         host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
         host.copy_(both, non_blocking=True)
         torch.cuda.current_stream(both.device).synchronize()
@@ -77,7 +77,7 @@ def to_mask(
 def _to_mask_in_bands(
     logits: Tensor, size: tuple[int, int], min_confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`to_mask` with bilinear upsampling, a few rows at a time."""
+    """Compute `to_mask` with bilinear upsampling, a few rows at a time."""
     width, height = size
     low = logits.shape[2]
     wide = F.interpolate(logits.float(), size=(low, width), mode="bilinear", align_corners=False)
@@ -98,7 +98,7 @@ def _to_mask_in_bands(
 
 
 def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:
-    """A mask with the pixels of the ego mask unlabelled.
+    """Return a mask with the pixels of the ego mask unlabelled.
 
     Args:
         mask: (H, W) uint8 class ids.

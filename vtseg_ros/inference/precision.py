@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How far the masks of reduced precision agree with those of fp32."""
+"""Agreement of the masks in reduced precision with those in fp32."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from vtseg_ros.model.checkpoint import Checkpoint
 def measure_agreement(checkpoint: Checkpoint, images: Sequence[np.ndarray], precision: str = "bf16") -> float:
     """Return the share of pixels, 0 to 1, that have the same class in a reduced precision as in fp32.
 
-    Both run in PyTorch on the CPU, where bf16 is emulated if the processor has no such instructions; the rounding is
-    the same.
+    Both run in PyTorch on the CPU. If the processor has no bf16 instructions, bf16 is emulated with the same rounding.
 
     Args:
         checkpoint: the network.
@@ -34,6 +33,6 @@ def measure_agreement(checkpoint: Checkpoint, images: Sequence[np.ndarray], prec
 
 
 def with_agreement(checkpoint: Checkpoint, images: Sequence[np.ndarray]) -> Checkpoint:
-    """Return a checkpoint that records how far bf16 agrees with fp32 on some frames; see `measure_agreement`."""
+    """Return a checkpoint with the measured agreement of bf16 and fp32 on some frames; see `measure_agreement`."""
     agreement = {**checkpoint.agreement, "bf16": round(measure_agreement(checkpoint, images), 6)}
     return dataclasses.replace(checkpoint, agreement=agreement)

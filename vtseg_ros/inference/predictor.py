@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The video predictor: camera images in, masks and confidences out, one sliding window per camera."""
+"""The video predictor: from camera images to masks and confidences, with one sliding window per camera."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Result:
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
         confidence: (H, W) uint8, softmax maximum * 255.
-        frames_in_window: frames the network saw, 1..window; 0 for a dropped frame.
-        dropped: why the frame was left out (its stamp repeats the newest one or is late): nothing was computed, mask
-            and confidence are empty, the window is as it was. Empty for a processed frame.
-        restarted: why a new window began with this frame; empty if none did.
+        frames_in_window: number of frames that the network processed, 1..window; 0 for a dropped frame.
+        dropped: reason why the frame was dropped (its stamp repeats the newest one or is late). Mask and confidence are
+            empty then, and the window is unchanged. Empty for a processed frame.
+        restarted: reason why a new window starts with this frame; empty if none does.
         preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
-        error: why there is no mask (it and the confidence are empty); the camera's window then starts anew.
+        error: why there is no mask (mask and confidence are empty); the camera then starts a new window.
         labels: class list: names and colours by id.
         image: the frame itself, (H, W, 3) uint8 RGB, not copied.
     """
@@ -92,7 +92,7 @@ class CameraFrame:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A frame that waits for its turn: pixels (1, 3, h, w) on the device."""
+    """A frame to be processed: pixels (1, 3, h, w) on the device."""
 
     index: int
     frame: CameraFrame
@@ -102,17 +102,17 @@ class _Pending:
 
 
 _Answer = tuple[np.ndarray, np.ndarray, float]
-"""Mask, confidence and seconds that it took."""
+"""Mask, confidence and the time to compute them, s."""
 
 
 class VideoPredictor:
-    """Runs a network over the latest frames of one or several cameras.
+    """Segment the latest frames of one or several cameras.
 
-    Not thread-safe: one caller at a time.
+    Not thread-safe.
 
     Args:
         checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
-            file of `vtseg export` runs in ONNX Runtime, at the size it was exported for and windows up to its k.
+            file of `vtseg export` runs in ONNX Runtime, with its exported size and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         backend: `auto` (see `backends.open_backend`), `torch`, `openvino` or `onnx`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
@@ -121,18 +121,18 @@ class VideoPredictor:
         max_gap_s: a longer pause starts a new window, s.
         output_size: `input` (the image's), `network`, or (width, height) px.
         upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
-        streaming: `exact` keeps what depends on one frame only, `causal` keeps keys and values (for networks trained
-            with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
-            A network with nothing to keep (of single images, or with a Mix-FFN over time) runs `plain`.
+        streaming: `exact` caches features that depend on one frame only, `causal` caches keys and values (for networks
+            trained with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
+            Networks of single images or with a Mix-FFN over time run `plain`.
         static_prior: an external static network (see `model.static_prior.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
-        classes: names of the classes to keep, the pixels of the others become 255; None or empty = all.
-        compile: use torch.compile; the first full window then takes about a minute.
+        classes: names of the classes to keep; pixels of the others become 255. None or empty = all.
+        compile: use torch.compile; the first full window takes about a minute then.
         cuda_graphs: capture CUDA graphs on a GPU, which saves the launches of its kernels.
-        threads: of the CPU; None = PyTorch's number. With PyTorch they are the whole process's.
-        pin_threads: keep each thread on one core (OpenVINO); not on a machine that other programs share.
-        resize_mode: how images are brought to the input size: `stretch`, `letterbox` or `crop`, whose mask is 255 at
-            the sides that the network does not see; None = the checkpoint's.
+        threads: number of CPU threads; None = PyTorch's default. PyTorch uses it for the whole process.
+        pin_threads: keep each thread on one core (OpenVINO); only if no other program needs these cores.
+        resize_mode: how images are resized to the input size: `stretch`, `letterbox` or `crop` (the mask is 255 on the
+            sides that are cut off); None = as in the checkpoint.
 
     Raises:
         CheckpointError, ConfigError, DeviceError: naming what is wrong.
@@ -161,9 +161,13 @@ class VideoPredictor:
         resize_mode: str | None = None,
     ) -> None:
         if streaming not in STREAMING:
-            raise ConfigError(f"streaming must be one of {', '.join(STREAMING)}. Got: {streaming!r}")
+            raise ConfigError(
+                f"streaming: unknown; expected one of {', '.join(STREAMING)}, got {streaming!r}"
+            )
         if upsampling not in UPSAMPLING:
-            raise ConfigError(f"upsampling must be one of {', '.join(UPSAMPLING)}. Got: {upsampling!r}")
+            raise ConfigError(
+                f"upsampling: unknown; expected one of {', '.join(UPSAMPLING)}, got {upsampling!r}"
+            )
         if threads is not None and threads < 1:
             raise ConfigError(f"threads: expected at least 1, got {threads}")
         self.upsampling = upsampling
@@ -179,7 +183,7 @@ class VideoPredictor:
             cuda_graphs=cuda_graphs,
             threads=threads,
             pin_threads=pin_threads,
-            coarse_logits=upsampling != "nearest",  # which upsamples a mask of the network's size
+            coarse_logits=upsampling != "nearest",  # upsamples a mask of the network's size
         )
         self.backend = open_backend(
             checkpoint if isinstance(checkpoint, Checkpoint) else Path(checkpoint), options
@@ -195,7 +199,7 @@ class VideoPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where images are brought before the network runs."""
+        """Device that images are moved to and the network runs on."""
         return self.backend.device
 
     @property
@@ -220,11 +224,11 @@ class VideoPredictor:
 
     @property
     def history(self) -> int:
-        """Older frames that a mask depends on: those of its window, with causal attention once per layer."""
+        """Number of older frames that a mask depends on: k - 1; with causal attention, k - 1 per layer."""
         return (self.window - 1) * (self.backend.depth if self.streaming == "causal" else 1)
 
     def check_window(self, frames: int | None) -> None:
-        """Raise ConfigError for a window that this network cannot have; None = the checkpoint's."""
+        """Raise ConfigError if the network does not support a window length; None = that of the checkpoint."""
         self.backend.check_window(frames)
 
     def is_ready(self, window: int | None) -> bool:
@@ -241,7 +245,7 @@ class VideoPredictor:
 
     @property
     def window(self) -> int:
-        """Frames k the network sees at most; set to None for the checkpoint's."""
+        """Window length k in frames; set to None for that of the checkpoint."""
         return self.backend.window
 
     @window.setter
@@ -256,20 +260,20 @@ class VideoPredictor:
     @max_gap_s.setter
     def max_gap_s(self, seconds: float) -> None:
         if not seconds > 0:
-            raise ConfigError(f"max_gap must be above 0 s. Got: {seconds}")
+            raise ConfigError(f"max_gap: out of range; expected above 0 s, got {seconds}")
         self._max_gap_s = seconds
         for window in self._windows.values():
             window.max_gap_s = seconds
 
     @property
     def min_confidence(self) -> float:
-        """Below it a pixel becomes 255."""
+        """Confidence below which a pixel becomes 255, 0..1."""
         return self._min_confidence
 
     @min_confidence.setter
     def min_confidence(self, value: float) -> None:
         if not 0 <= value <= 1:
-            raise ConfigError(f"min_confidence must be in 0..1. Got: {value}")
+            raise ConfigError(f"min_confidence: out of range; expected 0 to 1, got {value}")
         self._min_confidence = value
 
     @property
@@ -281,13 +285,15 @@ class VideoPredictor:
     def output_size(self, value: str | tuple[int, int]) -> None:
         if isinstance(value, str):
             if value not in ("input", "network"):
-                raise ConfigError(f"output_size must be input, network or (width, height). Got: {value!r}")
+                raise ConfigError(
+                    f"output_size: unknown; expected input, network or (width, height), got {value!r}"
+                )
         elif len(value) != 2 or not all(1 <= side <= 16384 for side in value):
-            raise ConfigError(f"output_size must have sides of 1..16384 px. Got: {value}")
+            raise ConfigError(f"output_size: out of range; expected sides of 1 to 16384 px, got {value}")
         self._output_size = value
 
     def check_classes(self, names: Iterable[str]) -> None:
-        """Raise ConfigError for a class that the network does not know."""
+        """Raise ConfigError for a class that the network does not have."""
         self.labels.ids_of(names)
 
     @property
@@ -304,7 +310,7 @@ class VideoPredictor:
         self._classes, self._kept = names, table if names else None
 
     def reset(self, camera: str | None = None) -> None:
-        """Forget the window of a camera, or of all."""
+        """Clear the window of a camera, or of all cameras."""
         if camera is None:
             self._windows.clear()
         else:
@@ -312,15 +318,15 @@ class VideoPredictor:
         self.backend.reset(camera)
 
     def stream(self, source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator[Result]:
-        """Segment every frame of a sequence; its window is its own.
+        """Segment every frame of a sequence, in a separate window.
 
         Args:
             source: a video file, a folder or glob of images, a bag's folder or file, the URL of a stream (`rtsp://...`),
-                a camera (`/dev/video0`), or images (H, W, 3) uint8 RGB. Of streams and cameras the newest frame is taken
-                when the predictor is free.
+                a camera (`/dev/video0`), or images (H, W, 3) uint8 RGB. From streams and cameras, the newest frame is read
+                whenever the predictor is free.
 
         Yields:
-            one result per frame; a frame that cannot be decoded has an `error`.
+            One result per frame; a frame that cannot be decoded has an `error`.
 
         Raises:
             BagError, ConfigError: if the source cannot be read.
@@ -346,12 +352,12 @@ class VideoPredictor:
             image: (H, W, 3) uint8 RGB.
             stamp_ns: ns; None or 0 = none.
             frame_id: of the image's header.
-            camera: whose window it joins.
+            camera: name of the camera, which has its own window.
 
         Raises:
             ImageError: if the image is not (H, W, 3) uint8.
-            DeviceError: if the GPU has not enough memory.
-            Exception: whatever the network raised.
+            DeviceError: if the GPU memory is not sufficient.
+            Exception: any exception of the network.
         """
         result = self.step_many([CameraFrame(camera, image, stamp_ns, frame_id)])[0]
         if result.error is not None:
@@ -366,9 +372,9 @@ class VideoPredictor:
             batch: at most one frame per camera.
 
         Returns:
-            results in the same order, each equal to the camera's own single run. What goes wrong with one camera is
-            its result's `error` and leaves the others alone: a DeviceError if the GPU has not enough memory, or
-            whatever the network raised.
+            Results in the same order, each equal to that of a separate call for the camera. If the frame of a camera
+            fails, its result has an `error` (a DeviceError if the GPU memory is not sufficient, or any exception of the
+            network), and the other cameras are not affected.
 
         Raises:
             ImageError: if an image is not (H, W, 3) uint8, or a camera appears twice.
@@ -416,14 +422,14 @@ class VideoPredictor:
         return cast("list[Result]", results)  # none is left out
 
     def _failed(self, camera: str, error: Exception) -> Result:
-        self.reset(camera)  # its window has taken a frame that left nothing behind
+        self.reset(camera)  # its window contains a frame without cached values
         return Result(EMPTY, EMPTY, 0, error=error)
 
     def _infer(self, group: list[_Pending]) -> Sequence[_Answer | Exception]:
         try:
             return self._answers(group)
         except Exception as err:
-            # Not handled in here: while the error lives with its traceback, the failed pass's tensors do too.
+            # Not handled here: as long as the error and its traceback exist, so do the tensors of the failed pass.
             failure = err.with_traceback(None)
         if isinstance(failure, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
@@ -437,7 +443,7 @@ class VideoPredictor:
         frames = self.backend.older_frames(group[0].frame.camera) + 1
         failure = DeviceError(f"{self.device} is out of memory at {width}x{height} px, {frames} frames")
         if len(group) > 1:
-            log.warning("%s and %d cameras at once: one at a time", failure, len(group))
+            log.warning("%s with %d cameras in a batch; retrying them one by one", failure, len(group))
         return failure
 
     def _answers(self, group: list[_Pending]) -> list[_Answer]:
@@ -448,17 +454,17 @@ class VideoPredictor:
             mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
             mask = mask if self._kept is None else self._kept[mask]
             answers.append((mask, confidence, time.monotonic() - started))
-        # Only when all went well: a group that is tried again must find its windows as they were.
+        # Only after success: a batch that is tried again needs its windows unchanged.
         self.backend.commit([one.frame.camera for one in group])
         return answers
 
     def _logits(self, group: list[_Pending]) -> Tensor:
-        """(B, C, h, w) of the newest frames."""
+        """Return the logits of the newest frames, (B, C, h, w)."""
         images = torch.cat([one.pixels for one in group])
         return self.backend.infer(images, [one.frame.camera for one in group])
 
     def _mask(self, logits: Tensor, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
+        """Return mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
         target, image_size = self._target(image), (image.shape[1], image.shape[0])
         logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
         placement = place(image_size, self.input_size, self.resize_mode)
@@ -478,8 +484,12 @@ class VideoPredictor:
 def _check_batch(batch: Sequence[CameraFrame]) -> None:
     names = [frame.camera for frame in batch]
     if len(set(names)) != len(names):
-        raise ImageError(f"a batch has one frame per camera. Got: {', '.join(names)}")
+        raise ImageError(
+            f"batch: a camera is repeated; expected one frame per camera, got {', '.join(names)}"
+        )
     for frame in batch:
         image = frame.image
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ImageError(f"we expect an image (H, W, 3) uint8 RGB. Got: {image.shape} {image.dtype}")
+            raise ImageError(
+                f"image: wrong array; expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}"
+            )

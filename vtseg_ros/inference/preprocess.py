@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""From an image to the network's input."""
+"""Convert an image to the network input."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vtseg_ros.image_ops import resize_rgb
 
 
 def to_input(image: np.ndarray, size: tuple[int, int], device: torch.device, mode: str = "stretch") -> Tensor:
-    """(H, W, 3) uint8 RGB -> (1, 3, height, width) float32 in [0, 1] on the device; uint8 is what is uploaded.
+    """Convert (H, W, 3) uint8 RGB to (1, 3, height, width) float32 in [0, 1] on the device; the upload is uint8.
 
-    A GPU stretches by itself; the result may differ from `resize_rgb` by 1/255.
+    On a GPU, the GPU resizes; the result may differ from `resize_rgb` by 1/255.
     """
     if device.type != "cuda" or mode != "stretch":
         image = resize_rgb(image, size, mode)
-    # Messages give read-only views, which torch does not take.
+    # Messages contain read-only views, which torch does not accept.
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)

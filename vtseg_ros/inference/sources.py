@@ -34,10 +34,10 @@ class SourceFrame:
     """A frame of a sequence.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB; None where it cannot be decoded.
-        stamp_ns: header stamp; None = there is none, frames follow each other without a gap.
+        image: (H, W, 3) uint8 RGB; None if it cannot be decoded.
+        stamp_ns: header stamp; None = no stamp, and no gap to the previous frame.
         frame_id: of its header.
-        error: why there is no image.
+        error: reason why there is no image.
     """
 
     image: np.ndarray | None
@@ -52,7 +52,7 @@ def frames_of(source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator
     Args:
         source: a bag's folder or file (its only image topic), a folder or a glob (`run1/*.png`) of png and jpeg files
             in the order of their names, a video file, a stream's URL or a camera's device (see `video.live`, which skips
-            frames that come too fast), or images (H, W, 3) uint8 RGB.
+            frames that arrive too fast), or images (H, W, 3) uint8 RGB.
 
     Raises:
         BagError, ConfigError: if it cannot be read.
@@ -92,7 +92,7 @@ def image_files(source: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return the pixels of a png or jpeg file, (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Return the pixels of a png or jpeg file, (H, W, 3) uint8 RGB, rotated by its EXIF orientation.
 
     Raises:
         ImageError: if it cannot be decoded.
@@ -143,7 +143,7 @@ def _live_frames(source: str) -> Iterator[SourceFrame]:
 def _video_frames(path: Path) -> Iterator[SourceFrame]:
     with VideoReader(path) as video:
         for frame in video.frames():
-            # A stamp of zero would mean that there is none.
+            # A stamp of zero means that there is no stamp.
             yield SourceFrame(frame.image, FIRST_STAMP_NS + frame.time_ns)
         if video.damage:
             yield SourceFrame(None, error=ImageError(f"{path}: {video.damage}"))

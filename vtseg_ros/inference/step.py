@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The step of a stream as a pure function of tensors, which is run, compiled, captured and exported.
+"""The streaming step as a pure function of tensors that can be executed, compiled, captured and exported.
 
-What a frame leaves behind for later ones travels as one row of S values.
+The cached values of a frame are passed as one row of S values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Step(nn.Module):
 
     Args:
         model: the network, in eval mode.
-        layout: (rows, width) of each tensor that a frame leaves behind, by name.
+        layout: (rows, width) of each cached tensor of a frame, by name.
         dtype: of these tensors.
 
     Attributes:
@@ -50,20 +50,20 @@ class Step(nn.Module):
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1].
-            past: (B, m, S), what the m older frames left behind, oldest first.
-            valid: (m,) bool, the older frames that are there; None = all. Not for a full window.
+            past: (B, m, S), cached values of the m older frames, oldest first.
+            valid: (m,) bool, True for older frames that exist; None = all. Not for a full window.
 
         Returns:
-            logits (B, C, H, W) and what these frames leave behind, (B, S).
+            logits (B, C, H, W) and the cached values of these frames, (B, S).
         """
         raise NotImplementedError
 
     def _pack(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Tensors (B, 1, rows, width) -> (B, S)."""
+        """Pack tensors (B, 1, rows, width) into (B, S)."""
         return torch.cat([state[name].flatten(1) for name in self.layout], dim=1)
 
     def _unpack(self, past: Tensor) -> dict[str, Tensor]:
-        """(B, m, S) -> tensors (B, m, rows, width); none where there are no older frames."""
+        """Split (B, m, S) into tensors (B, m, rows, width); empty if there are no older frames."""
         if past.shape[1] == 0:
             return {}
         parts = past.split([math.prod(shape) for shape in self.layout.values()], dim=2)
@@ -71,7 +71,7 @@ class Step(nn.Module):
 
 
 class ImageStep(Step):
-    """A network of single images: nothing is kept."""
+    """A network of single images: nothing is cached."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, {})
@@ -82,7 +82,7 @@ class ImageStep(Step):
 
 
 class PlainStep(Step):
-    """The whole window is computed again for every frame: images are kept."""
+    """The whole window is computed again for every frame: only images are cached."""
 
     model: VTSeg
 
@@ -100,10 +100,10 @@ class PlainStep(Step):
 
 
 class StreamStep(Step):
-    """Exact or causal streaming: what the cache keeps of a frame is not computed again.
+    """Exact or causal streaming: cached values of older frames are not computed again.
 
     Args:
-        model: the network, in eval mode; one frame is run through it to learn what its layers keep.
+        model: the network, in eval mode; it processes one frame to determine the cached tensors of its layers.
         size: (H, W) of its input.
         streaming: `exact` or `causal`.
     """
@@ -133,7 +133,7 @@ class StreamStep(Step):
 
 
 def with_newest(valid: Tensor) -> Tensor:
-    """Append the newest frame, which is always there: (m,) -> (m + 1,) bool."""
+    """Append True for the newest frame, which always exists: (m,) -> (m + 1,) bool."""
     return torch.cat([valid, valid.new_ones(1)])
 
 
@@ -146,23 +146,23 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
         streaming: one of `STREAMING`; ignored for networks of single images.
 
     Raises:
-        ConfigError: if the network cannot be streamed so.
+        ConfigError: if the network does not support this streaming mode.
     """
     if not traits_of(model).takes_cache:
         return ImageStep(model)
-    video = cast("VTSeg", model)  # what takes a cache has its methods
+    video = cast("VTSeg", model)  # networks with a cache have these methods
     return PlainStep(video, size) if streaming == "plain" else StreamStep(video, size, streaming)
 
 
 def choose_streaming(model: nn.Module, wanted: str) -> str:
-    """Return how a network is streamed: `plain`, `exact` or `causal`.
+    """Return the streaming mode of a network: `plain`, `exact` or `causal`.
 
     Args:
         model: the network.
         wanted: one of `STREAMING`, or `auto` for the network's best.
 
     Raises:
-        ConfigError: if causal streaming is wanted of a network that was not trained for it.
+        ConfigError: for causal streaming of a network that was not trained for it.
     """
     if not traits_of(model).takes_cache or wanted == "plain":
         return "plain"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The sliding window's rules: when a frame joins it, starts it anew or is left out."""
+"""The rules of the sliding window: a frame is appended, starts a new window, or is dropped."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Decision:
 
 
 class FrameWindow:
-    """Decides per frame of one camera.
+    """Decide what to do with each frame of one camera.
 
-    A pause longer than `max_gap_s`, a stamp that runs back by more than it, another image size or frame_id start a
-    new window. A frame that repeats the newest stamp, or is late by at most `max_gap_s`, is dropped and leaves the
-    window as it is. A frame without a stamp (None) always joins.
+    A pause longer than `max_gap_s`, a stamp that is older by more than that, another image size or another frame_id
+    starts a new window. A frame that repeats the newest stamp, or is late by at most `max_gap_s`, is dropped and does not
+    change the window. A frame without a stamp (None) is always appended.
 
     Args:
-        max_gap_s: seconds.
+        max_gap_s: longest pause within a window, s.
     """
 
     def __init__(self, max_gap_s: float = 1.0) -> None:

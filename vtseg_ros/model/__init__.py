@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, as the paper names them, and their checkpoints."""
+"""The networks, with the names of the paper, and their checkpoints."""
 
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vtseg_ros.model.efficientvit import EfficientViTB0, EfficientViTB1, EfficientViTSeg

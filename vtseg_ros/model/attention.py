@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def serialize(tokens: Tensor) -> Tensor:
-    """Put the tokens of a window in one row, frame-major, oldest first: (B, k, N, D) -> (B, k*N, D)."""
+    """Concatenate the tokens of all frames, oldest frame first: (B, k, N, D) -> (B, k*N, D)."""
     return tokens.flatten(1, 2)
 
 
@@ -46,7 +46,7 @@ class VideoAttention(nn.Module):
         self.reduce_norm = nn.LayerNorm(dim, eps=1e-5) if reduction > 1 else None
 
     def split_heads(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) -> (B, heads, T, D / heads)."""
+        """Split (B, T, D) into (B, heads, T, D / heads)."""
         batch, count, dim = tokens.shape
         return tokens.reshape(batch, count, self.heads, dim // self.heads).transpose(1, 2)
 
@@ -59,7 +59,7 @@ class VideoAttention(nn.Module):
         """Return the keys and values of each frame.
 
         Args:
-            memory: (B, k, H*W, D), where they come from.
+            memory: (B, k, H*W, D), tokens that keys and values are computed from.
             size: (H, W) of its token grid.
 
         Returns:
@@ -84,7 +84,7 @@ class VideoAttention(nn.Module):
             queries: (B, q, N, D), of the q newest frames.
             keys: (B, k, M, D).
             values: (B, k, M, D).
-            mask: True = may be seen, broadcasts to (B, heads, q*N, k*M); None = all are seen.
+            mask: True = visible, broadcasts to (B, heads, q*N, k*M); None = all keys are visible.
 
         Returns:
             (B, q, N, D), output projection included.
@@ -99,7 +99,7 @@ class VideoAttention(nn.Module):
         return result
 
     def fused(self) -> FusedAttention:
-        """Return the same attention with fewer layers."""
+        """Return an equivalent attention with fewer layers."""
         return FusedAttention(self)
 
 
@@ -107,7 +107,7 @@ class FusedAttention(VideoAttention):
     """A VideoAttention whose keys and values come from one linear layer.
 
     Args:
-        attention: whose weights it takes.
+        attention: module whose weights are used.
     """
 
     def __init__(self, attention: VideoAttention) -> None:

@@ -17,12 +17,12 @@ NORM_EPS = 1e-5
 
 
 def to_tokens(grid: Tensor) -> Tensor:
-    """(..., D, H, W) -> (..., H*W, D)."""
+    """Convert a map (..., D, H, W) to tokens (..., H*W, D)."""
     return grid.flatten(-2).transpose(-2, -1)
 
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., H*W, D) -> (..., D, H, W)."""
+    """Convert tokens (..., H*W, D) to a map (..., D, H, W)."""
     result: Tensor = tokens.transpose(-2, -1).unflatten(-1, size)
     return result
 
@@ -54,7 +54,7 @@ class OverlapPatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, video: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, k, C, H, W) -> tokens (B, k, H'*W', D) and (H', W')."""
+        """Embed (B, k, C, H, W) as tokens (B, k, H'*W', D), and return (H', W')."""
         grid = self.proj(video.flatten(0, 1))  # (B*k, D, H', W')
         tokens = self.norm(to_tokens(grid)).unflatten(0, video.shape[:2])
         return tokens, (grid.shape[2], grid.shape[3])
@@ -78,7 +78,7 @@ class MixFFN(nn.Module):
         self.spatiotemporal = spatiotemporal
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, k, H*W, D) -> (B, k, H*W, D)."""
+        """Map tokens (B, k, H*W, D) to (B, k, H*W, D)."""
         grid = to_grid(self.fc1(x), size)  # (B, k, hidden, H, W)
         if self.spatiotemporal:
             grid = self.dwconv(grid.transpose(1, 2)).transpose(1, 2)
@@ -92,10 +92,10 @@ class VTLayer(nn.Module):
     """x + VideoAttention(LN(x), LN(m)), then x + MixFFN(LN(x)); m = x when `cross` is off.
 
     Args:
-        place: where the layer stands, for caches.
+        place: identifies the layer for caches.
         dim, heads, reduction: as `VideoAttention`.
         mlp_ratio: hidden width of the Mix-FFN over dim.
-        cross: keys and values come from another feature map, with a LayerNorm of its own.
+        cross: keys and values come from another feature map, with a separate LayerNorm.
         spatiotemporal: as `MixFFN`.
     """
 
@@ -122,13 +122,13 @@ class VTLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x: (B, k, H*W, D), of the frames at hand.
+            x: (B, k, H*W, D), of the current frames.
             memory: (B, k', H*W, D), of as many frames or more; None for self-attention.
             size: (H, W) of the token grid.
-            cache: decides which frames go on from here and what is reused of older ones.
+            cache: selects the frames to continue with and the values of older frames to reuse.
 
         Returns:
-            (B, k'', H*W, D): the frames at hand, fewer where the newest suffices, or more where the cache adds some.
+            (B, k'', H*W, D): the current frames, fewer if only the newest is needed, more if the cache adds older ones.
         """
         normed = self.norm1(x)
         source = normed if self.norm_memory is None else self.norm_memory(memory)
@@ -168,7 +168,7 @@ class VTEncBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, video: Tensor, cache: FrameCache) -> Tensor:
-        """(B, k, C, H, W) -> (B, k, D, H', W')."""
+        """Map (B, k, C, H, W) to (B, k, D, H', W')."""
         x, size = self.embed(video)
         for layer in self.layers:
             x = layer(x, None, size, cache)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Caches that VTSeg's one forward pass consults at every attention layer.
+"""Caches for the attention layers in VTSeg's forward pass.
 
-A cache decides which frames' queries a layer computes, which tensors of older frames it reuses, and which keys a query
-may see. Layers name themselves, so that no cache depends on the order of the layers.
+A cache selects the frames whose queries a layer computes, the tensors of older frames to reuse, and the keys that a query
+sees. Each layer passes its name, so a cache does not depend on the order of the layers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vtseg_ros.errors import ConfigError
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Where an attention layer stands in the network; given to it at construction.
+    """Position of an attention layer in the network, set at construction.
 
     Args:
         block: name of its block, such as `encoder_1`, `decoder_self_1` or `decoder_cross_1`.
         index: its place within the block, from 0.
-        frame_local: its input depends on one frame only, so that everything before its attention can be kept.
+        frame_local: its input depends on one frame only, so everything before its attention can be cached.
         newest_suffices: no later layer reads its output for older frames.
     """
 
@@ -43,7 +43,7 @@ class LayerPlace:
 class LayerInputs(NamedTuple):
     """Inputs of a layer's attention, each (B, frames, rows, D); the frames are adjacent, the newest last.
 
-    `tokens` and `queries` have as many frames as go on from this layer, `keys` and `values` as many as may be seen.
+    `tokens` and `queries` have the frames that continue after this layer, `keys` and `values` all visible frames.
     """
 
     tokens: Tensor
@@ -57,13 +57,13 @@ State = dict[str, Tensor]
 
 
 class FrameCache:
-    """Reuse nothing: every frame of the window is at hand. The base of the other caches.
+    """Cache nothing: the input contains every frame of the window. Base class of the other caches.
 
     Args:
         band: frames that a frame sees: itself and `band - 1` older ones; 0 = all frames of the window.
-        valid: (k,) bool, oldest frame first: which frames of a window of fixed length are there. The keys of the others
-            are hidden. None = all.
-        newest_only: compute only what the newest frame's logits need.
+        valid: (k,) bool, oldest frame first: which frames of a window of fixed length exist. The keys of the others are
+            masked. None = all.
+        newest_only: compute only what the logits of the newest frame depend on.
     """
 
     def __init__(self, *, band: int = 0, valid: Tensor | None = None, newest_only: bool = False) -> None:
@@ -72,18 +72,18 @@ class FrameCache:
         self.newest_only = newest_only
 
     def query_frames(self, place: LayerPlace, frames: int) -> int:
-        """Return how many of the newest frames go on from a layer that got `frames` of them."""
+        """Return how many of the newest frames continue after a layer with `frames` input frames."""
         return 1 if self.newest_only and place.newest_suffices else frames
 
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
-        """Complete the inputs of a layer's attention by what is kept of older frames.
+        """Complete the inputs of a layer's attention with the cached values of older frames.
 
         Args:
             place: the layer.
-            inputs: of the frames at hand.
+            inputs: of the current frames.
 
         Returns:
-            Inputs of all frames, and a mask (True = may be seen) that broadcasts to (B, heads, queries, keys), or None.
+            Inputs of all frames, and a mask (True = visible) that broadcasts to (B, heads, queries, keys), or None.
         """
         return inputs, self._mask(inputs)
 
@@ -91,27 +91,27 @@ class FrameCache:
         asking, queries = inputs.queries.shape[1:3]
         frames, keys = inputs.keys.shape[1:3]
         device = inputs.keys.device
-        # The newest frame may see the whole window, which no band is narrower than.
+        # The newest frame sees the whole window; no band is narrower than that.
         banded = bool(self.band) and not (asking == 1 and self.band >= frames)
         if self.valid is None:
             return banded_mask(frames, self.band, queries, keys, device, asking) if banded else None
         mask = self.valid.repeat_interleave(keys)[None, None, None]  # (1, 1, 1, frames * keys)
         if banded:
             mask = mask & banded_mask(frames, self.band, queries, keys, device, asking)
-            # A frame that is not there sees itself: a row without any key has no softmax.
+            # A missing frame sees itself, because the softmax of a row without keys is not defined.
             mask = mask | banded_mask(frames, 1, queries, keys, device, asking)
         return mask
 
 
 class StreamingCache(FrameCache):
-    """Keep some of the layers' inputs for the frames to come. The base of the streaming caches.
+    """Cache some inputs of the layers for later frames. Base class of the streaming caches.
 
     Args:
-        past: what older frames left behind, each (B, m, rows, D); empty = there are no older frames.
-        band, valid, newest_only: as `FrameCache`; `valid` has the older frames and those at hand.
+        past: cached values of older frames, each (B, m, rows, D); empty = there are no older frames.
+        band, valid, newest_only: as `FrameCache`; `valid` contains the older and the current frames.
 
     Attributes:
-        new: what the frames at hand leave behind, each (B, frames, rows, D).
+        new: values of the current frames to cache, each (B, frames, rows, D).
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StreamingCache(FrameCache):
         self.new: State = {}
 
     def fields(self, place: LayerPlace) -> Iterable[str]:
-        """Return the names of the `LayerInputs` that are kept at a layer."""
+        """Return the names of the `LayerInputs` that are cached at a layer."""
         raise NotImplementedError
 
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
@@ -141,10 +141,10 @@ class StreamingCache(FrameCache):
 
 
 class ExactCache(StreamingCache):
-    """Keep what depends on one frame only; the rest is computed for the whole window.
+    """Cache values that depend on one frame only; compute everything else for the whole window.
 
-    Kept are the inputs of the first attention layers of the encoder and of the decoder, which cover the patch
-    embeddings and the static logits. The newest frame's logits equal those of a forward pass over the whole window.
+    The cache contains the inputs of the first attention layers of encoder and decoder. This avoids computing the patch
+    embeddings and the static logits again. The newest frame's logits equal those of a forward pass over the whole window.
     """
 
     def __init__(
@@ -158,10 +158,10 @@ class ExactCache(StreamingCache):
 
 
 class CausalCache(StreamingCache):
-    """Keep every layer's keys and values: a frame costs one frame's queries.
+    """Cache the keys and values of every layer, so only the queries of the new frame are computed.
 
-    For networks of causal attention; equal to one forward pass over the whole clip whose band is the number of frames
-    kept plus one. It takes one new frame at a time.
+    For networks with causal attention. The result equals one forward pass over the whole clip with a band of the number
+    of cached frames plus one. Takes one new frame at a time.
     """
 
     def __init__(self, past: Mapping[str, Tensor] | None = None, *, valid: Tensor | None = None) -> None:
@@ -183,15 +183,15 @@ class CausalCache(StreamingCache):
 def banded_mask(
     frames: int, band: int, queries: int, keys: int, device: torch.device, asking: int | None = None
 ) -> Tensor:
-    """Return the causal mask of serialized tokens, (asking * queries, frames * keys) bool, True = may be seen.
+    """Return the causal mask of serialized tokens, (asking * queries, frames * keys) bool, True = visible.
 
     Args:
-        frames: of the keys, oldest first.
+        frames: number of frames with keys, oldest first.
         band: a frame's queries see the keys of that frame and of at most `band - 1` older ones.
         queries: tokens of queries per frame.
         keys: tokens of keys per frame.
         device: of the mask.
-        asking: how many of the newest frames have queries; None = all.
+        asking: number of newest frames with queries; None = all.
     """
     index = torch.arange(frames, device=device)
     age = index[frames - (asking or frames) :, None] - index[None, :]  # how much older the key's frame is

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: safetensors files that carry weights, configuration, classes, input size and training summary.
+"""Checkpoints: safetensors files with weights, configuration, classes, input size and training summary.
 
-Nothing in a checkpoint is code, and nothing in it is executed.
+A checkpoint contains no code, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ WEIGHTS_DIR = Path(__file__).resolve().parent.parent / "weights"
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_SIDE = 16384
 KEPT_FP32 = ("running_mean", "running_var", "normalization.mean", "normalization.std")
-"""Ends of names of tensors that half precision would shift."""
+"""Suffixes of names of tensors that stay in fp32, because half precision is too inexact for them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded network and what belongs to it.
+    """A loaded network and its metadata.
 
     Attributes:
-        model: the network, in eval mode, fp32; None where another runtime has it (exported files).
+        model: the network, in eval mode, fp32; None for exported files, which another runtime executes.
         architecture: name of its kind in `vtseg_ros.model.registry`.
         config: the network's configuration as plain values.
         labels: its class list.
@@ -52,10 +52,10 @@ class Checkpoint:
         training: summary of its training (plain JSON values).
         path: the file.
         licence: of the weights.
-        resize_mode: how images are brought to that size: `stretch`, `letterbox` or `crop`.
+        resize_mode: how images are resized to that size: `stretch`, `letterbox` or `crop`.
         temperature: divides the logits before the softmax, so that confidences are calibrated.
         agreement: share of pixels, 0 to 1, with the same class as in fp32, by reduced precision (`bf16`); measured on
-            real frames, empty where it was not.
+            real frames; empty if not measured.
     """
 
     model: nn.Module | None
@@ -75,7 +75,7 @@ class Checkpoint:
         """The network.
 
         Raises:
-            CheckpointError: if another runtime has it (exported files).
+            CheckpointError: for an exported file, which has no PyTorch network.
         """
         if self.model is None:
             raise CheckpointError(
@@ -98,14 +98,14 @@ def save_checkpoint(
     temperature: float = 1.0,
     agreement: dict[str, float] | None = None,
 ) -> None:
-    """Write a checkpoint: to a temporary file beside `path`, which is then renamed.
+    """Write a checkpoint to a temporary file next to `path`, and rename it.
 
     Args:
         path: the file; `.safetensors` by convention.
         model: a registered network.
         labels: class list, as long as the network's logits.
         input_size: (width, height) in px of the network's input.
-        training: summary to carry along; plain JSON values.
+        training: summary of the training run; plain JSON values.
         half: store weights in half precision (BatchNorm statistics and normalisation stay fp32).
         licence: of the weights.
         resize_mode: see `Checkpoint`.
@@ -114,14 +114,16 @@ def save_checkpoint(
 
     Raises:
         ConfigError: if the class list does not fit the network.
-        OSError: if the file cannot be written; what stood at `path` is untouched.
+        OSError: if the file cannot be written; an existing file at `path` stays unchanged.
     """
     path = Path(path)
     architecture = architecture_of(model)
     assert isinstance(model, Network)  # all registered networks are
     config = model.config_values()
     if config["num_classes"] != len(labels):
-        raise ConfigError(f"the network has {config['num_classes']} classes and the class list {len(labels)}")
+        raise ConfigError(
+            f"labels: wrong number of classes; expected {config['num_classes']} like the network, got {len(labels)}"
+        )
     state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     if config.get("static_prior") == EXTERNAL:
         state = {key: value for key, value in state.items() if not key.startswith("static_prior.")}
@@ -146,7 +148,7 @@ def save_checkpoint(
 
 
 def save_again(path: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bool = False) -> None:
-    """Write a loaded checkpoint with everything that belongs to it; see `save_checkpoint`."""
+    """Write a loaded checkpoint with its metadata; see `save_checkpoint`."""
     save_checkpoint(
         path,
         checkpoint.network,
@@ -162,7 +164,7 @@ def save_again(path: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bo
 
 
 def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the metadata (without the sum itself) and of every tensor's name, type, shape and bytes."""
+    """Return the SHA-256 of the metadata (without the checksum) and of every tensor's name, type, shape and bytes."""
     plain = {key: value for key, value in metadata.items() if key != "sha256"}
     total = hashlib.sha256(json.dumps(json.loads(json.dumps(plain)), sort_keys=True).encode())
     for key in sorted(tensors):
@@ -175,35 +177,39 @@ def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 def _stored(key: str, value: Tensor, half: bool) -> Tensor:
     keep = not value.is_floating_point() or key.endswith(KEPT_FP32)
     value = value.detach().cpu()
-    # An own copy: tensors of a tied or expanded storage cannot be saved as they are.
+    # Copied, because tensors with a shared or expanded storage cannot be saved.
     return (value if keep or not half else value.half()).contiguous().clone()
 
 
 def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
-    """The file of a checkpoint: a path, or the name of shipped weights.
+    """Return the file of a checkpoint, given a path or the name of shipped weights.
 
     Raises:
-        CheckpointError: if there is neither; lists the shipped names.
+        CheckpointError: if neither exists; lists the shipped names.
     """
     try:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError) as err:  # too long, of an unknown home, with a zero in it
-        raise CheckpointError(f"no checkpoint {str(name)[:100]!r}: {err}") from err
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as err:  # name too long, unknown home folder, or a NUL character
+        raise CheckpointError(f"{str(name)[:100]!r}: no checkpoint: {err}") from err
     shipped = WEIGHTS_DIR / f"{name}.safetensors"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
     known = ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
     if path.is_dir():
         raise CheckpointError(
-            f"{name} is a folder. Expected: a .safetensors file, or shipped weights: {known}"
+            f"{name}: a folder; expected a .safetensors file or the name of shipped weights ({known})"
         )
-    raise CheckpointError(f"no checkpoint {name}: neither a file nor shipped weights. Shipped: {known}")
+    raise CheckpointError(f"{name}: no checkpoint; expected a file or the name of shipped weights ({known})")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint, read without touching its tensors.
+    """Read the metadata of a checkpoint without loading its tensors.
 
     Raises:
         CheckpointError: if the file is not a whole safetensors file written by `save_checkpoint`.
@@ -212,22 +218,24 @@ def read_metadata(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         file = path.open("rb")
     except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}") from err
+        raise CheckpointError(f"{path}: cannot be read: {err.strerror}") from err
     with file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         whole = len(start) == 8 and length <= min(MAX_HEADER_BYTES, size - 8)
-        # A header's length may begin with the same bytes; that of an archive, read as a length, fits no file.
+        # The length of a header may begin with the same bytes, but those of an archive are larger than any file.
         if not whole and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
-                f"{path} is a pickle or zip archive, which could run code: nothing of it was executed. "
-                "Expected: a safetensors file written by save_checkpoint"
+                f"{path}: a pickle or zip archive, which could run code, so nothing of it was executed; "
+                "expected a safetensors file written by save_checkpoint"
             )
         if len(start) < 8:
-            raise CheckpointError(f"{path} is too short for a checkpoint: {size} bytes. It may be truncated")
+            raise CheckpointError(
+                f"{path}: too short for a checkpoint; expected at least 8 bytes, got {size}. Copy it again"
+            )
         if not whole:
             raise CheckpointError(
-                f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}"
+                f"{path}: not a complete safetensors file; its header claims {length} bytes, the file has {size}"
             )
         header = file.read(length)
     try:
@@ -239,7 +247,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             f"{path} was not written by save_checkpoint: its header has no valid {METADATA_KEY!r} metadata"
         ) from err
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {metadata.get('format')!r}. Expected: {FORMAT}")
+        raise CheckpointError(f"{path}: unknown format; expected {FORMAT}, got {metadata.get('format')!r}")
     return metadata
 
 
@@ -277,7 +285,7 @@ def read_agreement(metadata: dict[str, Any]) -> dict[str, float]:
     """Return the agreement of reduced precisions in a file's metadata; older files have none.
 
     Raises:
-        CheckpointError: for what is no share of pixels.
+        CheckpointError: if a value is not a share of pixels.
     """
     found = metadata.get("agreement", {})
     if not isinstance(found, dict) or not all(
@@ -295,8 +303,8 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
     inside, prior = config.get("static_prior", EXTERNAL), None
     if inside not in (EXTERNAL, *image_architectures()):
         raise CheckpointError(
-            f"the checkpoint names a static prior {inside!r} that is not built in. "
-            "A checkpoint cannot bring code: give it by the parameter static_prior"
+            f"static_prior: the checkpoint names {inside!r}, which is not built in, and a checkpoint cannot contain "
+            "code. Name the static prior by the parameter static_prior"
         )
     if inside == EXTERNAL and static_prior and architecture.video:
         prior = load_external_prior(static_prior, num_classes=_prior_classes(config), size=size)
@@ -309,10 +317,12 @@ def _prior_classes(config: dict[str, Any]) -> int:
 
 
 def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Refuse a configuration that claims a network much larger than the file: it would be built before it is compared."""
+    """Raise CheckpointError if the configuration describes a network much larger than the file, before it is built."""
     layers = sum(config.get("depths", ()))
     if layers > len(state):
-        raise CheckpointError(f"its configuration claims {layers} layers, the file has {len(state)} tensors")
+        raise CheckpointError(
+            f"depths: the configuration claims {layers} layers, the file contains {len(state)} tensors"
+        )
     elements = sum(value.numel() for value in state.values())
     ratio = config.get("mlp_ratio", 1)
     sides = [
@@ -322,9 +332,11 @@ def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     for width, reduction in zip(config.get("embed_dims", ()), config.get("sr_ratios", ())):
         sides += [("sr_ratios", width, reduction * reduction), ("mlp_ratio", width, ratio)]
     for key, width, times in sides:
-        # Each is a matrix or kernel of the network: width x width, so many times.
+        # Each is a matrix or kernel of the network with width x width x times values.
         if width * width * times > elements:
-            raise CheckpointError(f"its {key} claims more numbers than the {elements} in the file")
+            raise CheckpointError(
+                f"{key}: the configuration claims more values than the {elements} in the file"
+            )
 
 
 def load_checkpoint(
@@ -336,7 +348,7 @@ def load_checkpoint(
         name: a file, or a name such as `street_tiny`.
         device: where to put the network.
         static_prior: for a VTSeg trained on an external static network: that network (see
-            `load_external_prior`). With any other VTSeg it replaces the static network that the checkpoint carries.
+            `load_external_prior`). With any other VTSeg, it replaces the static network in the checkpoint.
 
     Raises:
         CheckpointError: if the file is truncated, not a checkpoint, or of another network; one line says which.
@@ -350,23 +362,27 @@ def load_checkpoint(
         width, height = (int(side) for side in metadata["input_size"])
         check_size(height, width)
         if max(width, height) > MAX_SIDE:
-            raise CheckpointError(f"its input is {width}x{height} px. Expected: sides of at most {MAX_SIDE}")
+            raise CheckpointError(
+                f"input_size: too large; expected sides of at most {MAX_SIDE} px, got {width}x{height}"
+            )
         resize_mode, temperature = read_use(metadata)
         agreement = read_agreement(metadata)
         config, training = dict(metadata["config"]), dict(metadata["training"])
         licence = licence_of(path, metadata)
         if config["num_classes"] != len(labels):
-            raise CheckpointError(f"{config['num_classes']} classes in the network, {len(labels)} names")
+            raise CheckpointError(
+                f"class_names: expected {config['num_classes']} names like the network's classes, got {len(labels)}"
+            )
         state = load_file(path)
         _check_claims(config, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
     except CheckpointError:
         raise
-    except Exception as err:  # whatever lying values lead to in the libraries that they reach
+    except Exception as err:  # invalid values cause all kinds of errors in libraries
         raise CheckpointError(f"checkpoint {path} cannot be used: {type(err).__name__}: {err}") from err
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad:
-        raise CheckpointError(f"checkpoint {path} cannot be used: {bad} holds values that are not finite")
+        raise CheckpointError(f"checkpoint {path} cannot be used: {bad} contains values that are not finite")
     digest = _digest(metadata, state)
     target: nn.Module = model
     external = config.get("static_prior") == EXTERNAL
@@ -380,7 +396,7 @@ def load_checkpoint(
     )
     if metadata.get("sha256", digest) != digest:
         raise CheckpointError(
-            f"checkpoint {path} is damaged: its contents do not have the check sum written in it"
+            f"checkpoint {path} is damaged: its contents do not match its checksum. Copy it again"
         )
     if static_prior and not external and traits_of(model).takes_cache:
         classes = _prior_classes(config)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The VTSeg decoder: static segmentation and RGB in, feature maps of the semantic space out (paper, Section III-D)."""
+"""The VTSeg decoder: from static logits and RGB to feature maps of the semantic space (paper, Section III-D)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class VTDecConcat(nn.Module):
         self.norm = nn.LayerNorm(num_classes, eps=NORM_EPS)
 
     def forward(self, static_logits: Tensor, rgb: Tensor) -> Tensor:
-        """(n, C, H, W) and (n, 3, H, W) in [0, 1] -> (n, C + 3, H, W)."""
+        """Join logits (n, C, H, W) and images (n, 3, H, W) in [0, 1] to (n, C + 3, H, W)."""
         normed = self.norm(static_logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return torch.cat([F.gelu(normed), rgb.to(normed.dtype)], dim=1)
 
 
 class VTSegDecoder(nn.Module):
-    """For each stage a VTEncBlock of its own and a VTDecBlock that attends to the encoder's map.
+    """A VTEncBlock and a VTDecBlock, which attends to the encoder's map, for each stage.
 
     Args:
         config: the network's hyperparameters.
@@ -67,7 +67,7 @@ class VTSegDecoder(nn.Module):
             cache: see `VTSeg.forward`.
 
         Returns:
-            D_1..D_4, each (B, k_i, C_i, H_i, W_i): of the frames that the cache lets through, the newest last.
+            D_1..D_4, each (B, k_i, C_i, H_i, W_i), of the frames that the cache selects, newest last.
         """
         cache = cache or FrameCache(band=self.band)
         y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
@@ -80,10 +80,10 @@ class VTSegDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, encoder: VTSegEncoder, mean: Tensor, std: Tensor) -> None:
-        """Give the decoder's VTEncBlocks the encoder's weights, and let all else begin as if it were not there.
+        """Copy the encoder's weights to the decoder's VTEncBlocks, and initialise the other layers so that they add nothing.
 
-        The static logits and the VTDecBlocks then add nothing to what the encoder sees in RGB, and training lets them
-        in as far as they help (our choice; the paper does not say where its decoder starts).
+        The decoder then starts from the encoder's features of the RGB image. Training increases the influence of the static
+        logits and the VTDecBlocks (our choice; the paper does not specify the initialisation of the decoder).
 
         Args:
             encoder: of the same configuration.

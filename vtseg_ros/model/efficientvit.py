@@ -152,7 +152,7 @@ def relu_linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tens
     # A row of ones among the values gives the sum of the similarities.
     context = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(2, 3)  # (n, heads, D + 1, D)
     weighted, total = (context @ q).split([v.shape[2], 1], dim=2)  # (n, heads, D, N), (n, heads, 1, N)
-    # Clamped, where the authors add: ONNX Runtime drops so small a summand, and 0 / 0 is not a number.
+    # Clamped, where the authors add a small value: ONNX Runtime drops it, and 0 / 0 would be NaN.
     result: Tensor = (weighted / total.clamp(min=ATTENTION_EPS)).to(values.dtype)
     return result
 
@@ -275,8 +275,8 @@ class EfficientViTHead(nn.Module):
 class EfficientViTSeg(Network):
     """EfficientViT-Seg: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W).
 
-    The head's logits at 1/8 are upsampled bilinearly. Any H and W are taken; the published network knows multiples of
-    32 only. The buffers `mean` and `std` normalise the RGB, so that a VTSeg feeds it images in [0, 1] too.
+    The head's logits at 1/8 are upsampled bilinearly. Any H and W are possible; the published network takes multiples
+    of 32 only. The buffers `mean` and `std` normalise the RGB, so the input is in [0, 1].
 
     Args:
         num_classes: C.
@@ -316,8 +316,8 @@ class EfficientViTSeg(Network):
         """Load the weights that the authors published for segmentation.
 
         Args:
-            state: tensors under the published key names, or a mapping that holds them as `state_dict`. They carry no
-                normalisation: `mean` and `std` become ImageNet's, which the authors use.
+            state: tensors under the published key names, or a mapping that contains them as `state_dict`. They contain
+                no normalisation: `mean` and `std` become ImageNet's, which the authors use.
 
         Raises:
             CheckpointError: if a key is missing, unexpected or of another shape.
@@ -404,9 +404,9 @@ class EfficientViTB1(EfficientViTSeg):
 
 
 class CoarseLogits(nn.Module):
-    """A network that leaves the upsampling of its logits to the caller: (n, 3, H, W) -> (n, C, H / 8, W / 8).
+    """A network without the upsampling of its logits: (n, 3, H, W) -> (n, C, H / 8, W / 8).
 
-    Logits that are upsampled to the size of a mask in one go cost less, and the interpolation is the caller's choice.
+    The caller upsamples the logits to the size of the mask in one step, which is cheaper.
 
     Args:
         network: has the method `coarse_logits`; shared, not copied.
@@ -444,7 +444,7 @@ def _renamed(key: str) -> str:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    """The state dict itself, taken out of the mapping that the authors' files wrap it in."""
+    """Return the state dict from the mapping in which the authors' files wrap it."""
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

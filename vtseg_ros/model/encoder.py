@@ -37,8 +37,8 @@ def build_encoder_blocks(
     Args:
         config: the network's hyperparameters.
         in_channels: channels of each frame's input.
-        name: of the blocks' places, which a stage's number (from 1) is appended to.
-        newest_suffices_at_end: nothing reads the last block's output for older frames.
+        name: prefix of the names of the blocks, followed by the number of the stage (from 1).
+        newest_suffices_at_end: only the newest frame of the last block's output is used.
     """
     channels = (in_channels, *config.embed_dims)
 
@@ -68,7 +68,7 @@ def build_encoder_blocks(
 
 
 class VTSegEncoder(nn.Module):
-    """E_1..E_4 on the video as given: no normalisation inside.
+    """Encoder blocks E_1..E_4; the input must be normalised already.
 
     Args:
         config: the network's hyperparameters.
@@ -103,7 +103,7 @@ class VTSegEncoder(nn.Module):
     def load_mit_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load a Mix Transformer of Hugging Face transformers (`SegformerModel`), either naming scheme.
 
-        Keys may carry a `segformer.` prefix; keys of a decode head or classifier are left aside.
+        Keys may carry a `segformer.` prefix; keys of a decode head or classifier are ignored.
 
         Raises:
             CheckpointError: if keys or shapes are not those of this configuration.

@@ -3,7 +3,7 @@
 """ERFNet, the paper's static network.
 
 Source: Romera et al., "ERFNet: Efficient Residual Factorized ConvNet for Real-time Semantic Segmentation", 2018.
-Submodules carry the names of the published weights' keys.
+Submodules are named like the keys of the published weights.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class ERFNet(Network):
     def load_reference_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load weights under the published key names, with or without the `module.` prefix.
 
-        The reference's unused `encoder.output_conv` is left aside.
+        The unused `encoder.output_conv` of the reference is ignored.
 
         Raises:
             CheckpointError: if keys or shapes differ.

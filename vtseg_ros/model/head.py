@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation head: feature maps of one frame to its logits by pixel shuffle (paper, Section III-E).
 
-The widths are our choice (the paper gives C_head = 256 alone); see docs/explanation/network.md.
+The widths are our choice (the paper specifies only C_head = 256); see docs/explanation/network.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def icnr_(weight: Tensor, factor: int) -> None:
 
 
 def shuffle_conv(in_channels: int, out_channels: int, kernel: int, factor: int) -> nn.Sequential:
-    """Convolution and PixelShuffle: (n, in, H, W) -> (n, out, factor * H, factor * W)."""
+    """Return a convolution and PixelShuffle: (n, in, H, W) -> (n, out, factor * H, factor * W)."""
     conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
     icnr_(conv.weight, factor)
     assert conv.bias is not None
@@ -41,7 +41,7 @@ def shuffle_conv(in_channels: int, out_channels: int, kernel: int, factor: int) 
 
 
 class VTSegHead(nn.Module):
-    """All levels to H/4, fused, then twice a convolution and PixelShuffle(2); frame by frame.
+    """Fuse all levels at H/4, then apply a convolution and PixelShuffle(2) twice, separately for each frame.
 
     Args:
         config: the network's hyperparameters.
@@ -64,22 +64,22 @@ class VTSegHead(nn.Module):
         self.classify = nn.Conv2d(last, config.num_classes, 1)
 
     def fuse_levels(self, maps: list[Tensor]) -> Tensor:
-        """D_1..D_4, each (n, C_i, H / s_i, W / s_i) -> (n, C_head, H / 4, W / 4)."""
+        """Fuse D_1..D_4, each (n, C_i, H / s_i, W / s_i), into (n, C_head, H / 4, W / 4)."""
         result: Tensor = self.fuse(torch.cat([level(grid) for level, grid in zip(self.levels, maps)], dim=1))
         return result
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """D_1..D_4, each (n, C_i, H / s_i, W / s_i) with s = 4, 8, 16, 32 -> logits (n, C, H, W)."""
+        """Map D_1..D_4, each (n, C_i, H / s_i, W / s_i) with s = 4, 8, 16, 32, to logits (n, C, H, W)."""
         result: Tensor = self.classify(self.up2(self.up1(self.fuse_levels(maps))))
         return result
 
     def fused(self) -> FusedHead:
-        """Return the same head with fewer layers, for inference."""
+        """Return an equivalent head with fewer layers, for inference."""
         return FusedHead(self)
 
 
 class FusedHead(VTSegHead):
-    """A VTSegHead whose fusing convolution and BatchNorm went into the levels' own convolutions.
+    """A VTSegHead whose fusion convolution and BatchNorm are merged into the convolutions of the levels.
 
     Both are linear and 1x1, and PixelShuffle only moves values: instead of concatenating 4 * C_head channels and
     fusing them, the levels' maps of C_head channels are added up.

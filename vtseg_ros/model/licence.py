@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Licences of weights: what a checkpoint records about its use, and what derived weights inherit."""
+"""Licences of weights: the terms that a checkpoint contains and that derived weights inherit."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Licence:
     """Licence of a set of weights.
 
     Args:
-        name: SPDX identifier such as `Apache-2.0`, or words such as `non-commercial research`; empty = not stated.
-        note: where the terms come from, or which data they follow from.
+        name: SPDX identifier such as `Apache-2.0`, or a text such as `non-commercial research`; empty = not stated.
+        note: source of the terms, or the data that they follow from.
     """
 
     name: str = ""
@@ -31,7 +31,7 @@ class Licence:
 
     @property
     def restricted(self) -> bool:
-        """Whether a licence is stated that is not a permissive one."""
+        """Whether a licence is stated and is not permissive."""
         return any(name not in PERMISSIVE for name in self.name.split(JOIN)) if self.name else False
 
     def __str__(self) -> str:
@@ -69,11 +69,11 @@ def derived_licence(own: Licence, sources: Iterable[Licence]) -> Licence:
     """Return the licence of weights that were trained from other weights.
 
     Args:
-        own: what the user states for the result.
-        sources: of the weights that it starts from or learns from.
+        own: licence that the user states for the result.
+        sources: licences of the weights that it starts from or learns from.
 
     Returns:
-        `own` when no source is restricted; otherwise every restricted licence that applies, joined by `AND`.
+        `own` if no source is restricted; otherwise every restricted licence that applies, joined by `AND`.
     """
     restricted = [licence for licence in (own, *sources) if licence.restricted]
     if not restricted:

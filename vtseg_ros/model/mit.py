@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Names of SegFormer weights: Hugging Face transformers 4 and 5 and the authors' code (NVlabs/SegFormer) to ours."""
+"""Rename SegFormer weights of Hugging Face transformers 4 and 5 and of the authors' code (NVlabs/SegFormer) to our names."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def translate_mit_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: of transformers' SegformerModel or of the authors' MixVisionTransformer; keys of a decode head or
-            classifier are left aside.
+            classifier are ignored.
 
     Raises:
         CheckpointError: if no key is of a known naming scheme.
@@ -93,9 +93,9 @@ def translate_mit_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return _from_authors(bare)
     else:
         raise CheckpointError(
-            "MiT state dict: no key is of a SegformerModel. Expected names like "
+            "MiT state dict: no key is of a SegformerModel; expected names like "
             "'encoder.block.0.0.attention.self.query.weight' or 'stages.0.blocks.0.attention.q_proj.weight' or "
-            f"'block1.0.attn.q.weight'. Got: {', '.join(sorted(state)[:2]) or 'nothing'}"
+            f"'block1.0.attn.q.weight', got {', '.join(sorted(state)[:2]) or 'nothing'}"
         )
     return {_renamed(key, rules): value for key, value in bare.items()}
 
@@ -105,7 +105,7 @@ def translate_segformer_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor
 
     Args:
         state: of transformers' SegformerForSemanticSegmentation (4 or 5) or of the authors' code, whose unused
-            `decode_head.conv_seg` is left aside.
+            `decode_head.conv_seg` is ignored.
 
     Raises:
         CheckpointError: if no key is of a known naming scheme, or there is no decode head.
@@ -118,8 +118,8 @@ def translate_segformer_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor
     }
     if not heads:
         raise CheckpointError(
-            "SegFormer state dict: it has no decode head. Expected keys that begin with 'decode_head.', "
-            f"got {', '.join(sorted(state)[:2]) or 'nothing'}. An encoder alone is for training's init_encoder"
+            "SegFormer state dict: no decode head; expected keys that begin with 'decode_head.', "
+            f"got {', '.join(sorted(state)[:2]) or 'nothing'}. To load only an encoder, use init_encoder in the training configuration"
         )
     translated = {f"encoder.{key}": value for key, value in translate_mit_state_dict(state).items()}
     for key, value in heads.items():

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation of RGB as a part of a network, whose constants travel with the weights, and casts at its ends."""
+"""Normalisation of RGB as a module, whose constants are stored with the weights, and casts of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalization(nn.Module):
-    """Subtract a mean and divide by a standard deviation per channel; 0 and 1 as built.
+    """Subtract a mean and divide by a standard deviation per channel; 0 and 1 by default.
 
     Args:
         mean: of RGB in [0, 1].
@@ -49,12 +49,12 @@ class Normalization(nn.Module):
 
 
 class Cast(nn.Module):
-    """A network of another precision than its surroundings.
+    """A network that computes in another precision than its inputs and outputs.
 
     Args:
         network: takes and returns one tensor.
-        input: what its input is cast to; None = left as it is.
-        output: what its output is cast to; None = left as it is.
+        input: type to cast the input to; None = unchanged.
+        output: type to cast the output to; None = unchanged.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Cast(nn.Module):
         self.input, self.output = input, output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cast, run and cast."""
+        """Cast the input, run the module and cast its output."""
         y = self.network(x if self.input is None else x.to(self.input))
         result: Tensor = y if self.output is None else y.to(self.output)
         return result

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation networks in ONNX files that this package did not export: checked, described and run."""
+"""Check, describe and run segmentation networks in ONNX files that this package did not export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTEGERS = (
     "tensor(uint16)",
 )
 CERTAIN = 20.0
-"""Logit of the class of a network that returns ids: its softmax is 1 in 8 bits."""
+"""Logit of the predicted class of a network that returns ids; its softmax is 1 in 8 bits."""
 EXPECTED_INPUT = "one float input (1, 3, H, W)"
 EXPECTED_OUTPUT = "float logits (1, C, h, w), or integer class ids (1, h, w) or (1, 1, h, w)"
 
@@ -65,7 +65,7 @@ class OnnxAdapter:
             return cls(**names, classes=int(values["classes"]), mean=mean, std=std)
         except (KeyError, TypeError, ValueError) as err:
             raise CheckpointError(
-                f"the file's entry `adapter` cannot be used ({err}). Write it again with vtseg weights convert"
+                f"adapter: the entry in the file's metadata cannot be used: {err}. Convert the file again with vtseg weights convert"
             ) from err
 
     def run(self, session: Any, image: np.ndarray) -> np.ndarray:
@@ -114,5 +114,5 @@ def as_logits(output: np.ndarray, classes: int) -> np.ndarray:
 
 
 def adapter_of(metadata: dict[str, Any]) -> OnnxAdapter | None:
-    """Return the adapter that a file's metadata holds; None for a network of our own export."""
+    """Return the adapter in a file's metadata; None for a network that this package exported."""
     return OnnxAdapter.from_dict(metadata["adapter"]) if "adapter" in metadata else None

@@ -226,7 +226,7 @@ def architecture(name: str) -> Architecture:
     """
     known = architectures()
     if name not in known:
-        raise ConfigError(f"unknown architecture {name!r}. Known: {', '.join(known)}")
+        raise ConfigError(f"architecture: unknown; expected one of {', '.join(known)}, got {name!r}")
     return known[name]
 
 

@@ -51,15 +51,15 @@ VARIANTS = {
 
 
 def name_of(variant: str) -> str:
-    """Return the architecture's name, as checkpoints and configurations record it."""
+    """Return the name of the architecture in checkpoints and configurations."""
     return f"segformer_{variant}"
 
 
 class SegFormer(Network):
     """Mix Transformer and all-MLP decode head: (n, 3, H, W) RGB in [0, 1] -> logits (n, C, H, W).
 
-    The head's logits at H/4 are upsampled bilinearly. `normalization` holds the mean and standard deviation of the
-    RGB that the weights were trained on (0 and 1 as built).
+    The head's logits at H/4 are upsampled bilinearly. `normalization` contains the mean and standard deviation of the
+    RGB that the weights were trained on (0 and 1 by default).
 
     Args:
         num_classes: C.
@@ -150,5 +150,5 @@ for _variant in VARIANTS:
         options=("init", "init_encoder", "normalize_encoder"),
         class_dimensions={r"classify\.(weight|bias)": (0,)},
         normalization=(IMAGENET_MEAN, IMAGENET_STD),
-        sizes=None if _variant == "b0" else {},  # the tables of costs list the smallest
+        sizes=None if _variant == "b0" else {},  # the cost tables list the smallest one only
     )(SegFormer)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""State dicts: read, checked against a network, translated to other classes or dimensions, laid out in memory."""
+"""Read state dicts, check them against a network, and convert them to other classes, dimensions or memory layouts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vtseg_ros.errors import CheckpointError, first_line
 from vtseg_ros.model.registry import class_dimensions
 
 METADATA_KEY = "vtseg_ros"
-"""Under which our files (.safetensors, .onnx, .pt2) carry their metadata."""
+"""Key of the metadata in our files (.safetensors, .onnx, .pt2)."""
 SHOWN = 3
 OPTIONAL = ("num_batches_tracked", "normalization.mean", "normalization.std")
-"""Ends of names that a state may lack: no part of the output, or what `Normalization` then sets to 0 and 1."""
+"""Suffixes of optional entries: they do not affect the output, or `Normalization` sets them to 0 and 1."""
 
 
 def _some(names: list[str]) -> str:
@@ -31,7 +31,7 @@ def load_exact(module: nn.Module, state: dict[str, Tensor], *, source: str) -> N
     Entries that end in one of `OPTIONAL` may be absent.
 
     Raises:
-        CheckpointError: naming the first keys that are missing, unexpected or of another shape.
+        CheckpointError: if keys are missing, unexpected or of another shape; names the first ones.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith(OPTIONAL)]
@@ -45,7 +45,7 @@ def load_exact(module: nn.Module, state: dict[str, Tensor], *, source: str) -> N
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise CheckpointError(
-                f"{source}: {key} has another shape. Expected: {tuple(own[key].shape)}. Got: {tuple(value.shape)}"
+                f"{source}: {key} has another shape; expected {tuple(own[key].shape)}, got {tuple(value.shape)}"
             )
     module.load_state_dict(state, strict=False)
 
@@ -54,11 +54,11 @@ def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors or PyTorch file; nothing in it is executed.
 
     Args:
-        path: a state dict, or a mapping that holds one as `state_dict` or `model`, as training programs write it.
-        source: how messages name the file.
+        path: file with a state dict, or with a mapping that contains one as `state_dict` or `model`.
+        source: name of the file in messages.
 
     Raises:
-        CheckpointError: if it cannot be read, or holds no state dict.
+        CheckpointError: if it cannot be read, or contains no state dict.
     """
     if not path.is_file():
         raise CheckpointError(f"{source}: no such file")
@@ -70,25 +70,24 @@ def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it is not a state dict")
+            raise ValueError("not a state dict")
         return dict(state)
     except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
         raise CheckpointError(
-            f"{source} cannot be read: {first_line(err)}. "
-            "Expected: a whole .safetensors file, or a PyTorch file that holds nothing but tensors"
+            f"{source}: cannot be read; expected a complete .safetensors file, or a PyTorch file that contains "
+            f"only tensors, got: {first_line(err)}"
         ) from err
 
 
 def inflate(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` with the weights of 2-D convolutions in the middle of 3-D ones, where `own` has such.
+    """Return `state` with 2-D convolutions converted to 3-D ones, where `own` has 3-D convolutions.
 
-    Inflation as in "Quo Vadis, Action Recognition?" (Carreira and Zisserman), but with all weights in the present frame:
-    a network with `mix_ffn: spatiotemporal` computes what the spatial one did, and learns from there what other frames
-    add.
+    Inflation as in "Quo Vadis, Action Recognition?" (Carreira and Zisserman), but with all weights in the present frame. A
+    network with `mix_ffn: spatiotemporal` then gives the same output as the spatial one before it is trained.
 
     Args:
         state: (out, in, H, W) convolutions, and tensors of any other shape.
-        own: the state of the network to be filled, (out, in, T, H, W) in some places.
+        own: state of the network to load into, with some tensors (out, in, T, H, W).
     """
     result = dict(state)
     for key, value in state.items():
@@ -100,9 +99,9 @@ def inflate(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Lay out the weights of all 2-D convolutions as (out, H, W, in), in place: the faster layout on CPUs and GPUs.
+    """Store the weights of all 2-D convolutions as (out, H, W, in), in place: the faster layout on CPUs and GPUs.
 
-    `Module.to(memory_format=...)` on the whole fails at the five axes of a 3-D convolution (`mix_ffn: spatiotemporal`).
+    `Module.to(memory_format=...)` fails for the five axes of a 3-D convolution (`mix_ffn: spatiotemporal`).
     """
     for part in network.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -112,19 +111,19 @@ def use_channels_last(network: nn.Module) -> None:
 def translate_classes(
     state: dict[str, Tensor], own: dict[str, Tensor], *, old: tuple[str, ...], new: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """Return the state of a network of the classes `old` for the same network with the classes `new`.
+    """Convert the state of a network with the classes `old` to the same network with the classes `new`.
 
-    What belongs to a class is taken over by the class's name.
+    Weights of a class are copied to the class with the same name.
 
     Args:
-        state: the trained network's.
-        own: the new network's, freshly initialised: classes that `old` lacks keep their weights from it.
+        state: state of the trained network.
+        own: state of the new network, newly initialised; classes that are not in `old` keep these weights.
         old: class names of `state`, in the order of their ids.
         new: class names of `own`.
 
     Returns:
-        `state`, with the tensors that count classes in the shapes of `own`. Tensors that differ in more than the
-        classes are left as they are, for `load_exact` to refuse.
+        `state`, with the tensors that depend on the classes in the shapes of `own`. Tensors that differ in other ways are
+        unchanged, so `load_exact` rejects them.
     """
     shared = [name for name in new if name in old]
     taken = [old.index(name) for name in shared], len(old)
@@ -139,12 +138,12 @@ def translate_classes(
 
 
 def _rest(tensor: Tensor, dims: tuple[int, ...], classes: int) -> list[int]:
-    """Return its shape without the classes."""
+    """Return the shape without the dimensions of classes."""
     return [size - classes if dim in dims else size for dim, size in enumerate(tensor.shape)]
 
 
 def _grid(tensor: Tensor, dims: tuple[int, ...], rows: list[int], classes: int) -> tuple[Tensor, ...]:
-    """Return the indices of the rows of some classes, and of everything that belongs to no class."""
+    """Return the indices of the rows of some classes, and of all rows that belong to no class."""
     along = [
         rows + list(range(classes, size)) if dim in dims else list(range(size))
         for dim, size in enumerate(tensor.shape)

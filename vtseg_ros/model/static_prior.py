@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Static networks: registered ones by name, exported files and the user's own factories.
 
-A TorchScript file, a `torch.export` file or a factory can run code of its own; they are built only from
-what the user's configuration says, never from what a checkpoint says.
+A TorchScript file, a `torch.export` file or a factory executes code when loaded. They are loaded only if the user names
+them, never because a checkpoint does.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from vtseg_ros.model.vtseg import VTSeg
 
 EXTERNAL = "external"
-"""What a checkpoint says when its static network is a file or a factory that the user must name."""
+"""Entry of a checkpoint whose static network is a file or a factory that the user must name."""
 
 
 class OnnxPrior(nn.Module):
-    """A static network in an ONNX file, run by onnxruntime on the CPU; it has no gradients.
+    """A static network in an ONNX file, executed by ONNX Runtime on the CPU; it has no gradients.
 
     Args:
         path: the file; one input (n, 3, H, W) float32 and one output (n, C, H, W), or a file of
@@ -48,7 +48,7 @@ class OnnxPrior(nn.Module):
 
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+        except Exception as err:  # onnxruntime raises its own exception classes
             raise CheckpointError(f"static prior {path} cannot be read as ONNX: {first_line(err)}") from err
         self.input_name = self.session.get_inputs()[0].name
         metadata = json.loads(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
@@ -72,7 +72,7 @@ class OnnxPrior(nn.Module):
 
 
 class ExportedPrior(nn.Module):
-    """A static network in a `torch.export` file, as it was exported: there is no training mode.
+    """A static network in a `torch.export` file, which has no training mode.
 
     Args:
         path: the file.
@@ -83,8 +83,8 @@ class ExportedPrior(nn.Module):
         self.network = torch.export.load(str(path)).module()
 
     def train(self, mode: bool = True) -> ExportedPrior:
-        """Set the flag `training`; the program itself has no modes."""
-        # The program's module refuses train() and eval().
+        """Set the flag `training`, which has no effect on the exported program."""
+        # The module of the program does not allow train() and eval().
         self.training = mode
         return self
 
@@ -95,7 +95,7 @@ class ExportedPrior(nn.Module):
 
 
 class ImageByImage(nn.Module):
-    """A network exported for one image at a time, given each image of a batch in turn."""
+    """A network that was exported for one image at a time, applied to the images of a batch in sequence."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -119,27 +119,27 @@ def build_prior(name: str, *, num_classes: int) -> nn.Module:
     """
     if name == EXTERNAL:
         raise ConfigError(
-            "this network's static prior is not part of it: name it by the parameter `static_prior` "
-            "(a TorchScript, torch.export or ONNX file, or package.module:factory)"
+            "static_prior: not part of this checkpoint; expected a TorchScript, torch.export or ONNX file, or "
+            "package.module:factory, got none. Name it by the parameter `static_prior`"
         )
     known = image_architectures()
     if name not in known:
         raise ConfigError(
-            f"there is no static prior {name!r}. Known: {', '.join(known)}, a .pt, .pt2 or .onnx file, "
-            "or package.module:factory"
+            f"static_prior: unknown; expected one of {', '.join(known)}, a .pt, .pt2 or .onnx file, or "
+            f"package.module:factory, got {name!r}"
         )
     return known[name].build(num_classes=num_classes)
 
 
 def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] = (64, 64)) -> nn.Module:
-    """A static network that the user names: a file or a factory. It may run code: trust it as you trust a program.
+    """Load an external static network from a file or a factory. It executes code when loaded; use trusted files only.
 
     Args:
         source: path of a checkpoint of an image network (.safetensors), a TorchScript file (.pt, .ts, .jit), a torch.export file (.pt2), an ONNX file (.onnx),
             or `package.module:factory`, called with `num_classes=`.
         num_classes: classes C that its logits must have.
-        size: (height, width) of the image that its output's shape is checked with; the network's input size, where
-            files exported for one size must work.
+        size: (height, width) of the image that the shape of its output is checked with: the input size of the network,
+            which files exported for one size must accept.
 
     Raises:
         ConfigError: if it cannot be found, or its output is not (n, C, H, W).
@@ -152,16 +152,16 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
     expected = (num_classes, *size)
     try:
         logits = _probe(prior, 1, size)
-    except Exception as err:  # whatever a user's network raises
+    except Exception as err:  # a user's network may raise any exception
         raise ConfigError(
             f"static prior {source} fails on an image of shape {(1, 3, *size)}: {first_line(err)}"
         ) from err
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, *expected):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"static prior {source} has another output. Expected: {(1, *expected)}. Got: {got}")
+        raise ConfigError(f"static prior {source}: wrong output; expected {(1, *expected)}, got {got}")
     try:
         batched = tuple(_probe(prior, 2, size).shape) == (2, *expected)
-    except Exception:  # exported for a batch of one, which is common
+    except Exception:  # exported for one image, which is common
         batched = False
     return prior if batched else ImageByImage(prior)
 
@@ -169,14 +169,14 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
 def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
     """Raise ConfigError if an external static network does not take images of (height, width) px."""
     own = find_architecture(prior)
-    if own is not None and type(prior) is own.kind:  # a class that derives from it may refuse sizes
+    if own is not None and type(prior) is own.kind:  # a derived class may not accept all sizes
         return
     try:
         _probe(prior, 1, size)
     except Exception as err:  # whatever a user's network raises
         raise ConfigError(
-            f"the static prior fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
-            "Expected: one for this input size, or the input size that it was exported for"
+            f"static prior: it fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
+            "Use the input size that it was exported for, or export it for this one"
         ) from err
 
 
@@ -191,9 +191,9 @@ def _factory(source: str, num_classes: int) -> nn.Module:
     module_name, _, attribute = source.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as err:  # the user's module may raise anything
+    except Exception as err:  # the user's module may raise any exception
         raise ConfigError(
-            f"static prior {source}: cannot import it ({first_line(err)}). Expected package.module:factory"
+            f"static prior {source}: cannot be imported; expected package.module:factory, got: {first_line(err)}"
         ) from err
     try:
         prior = factory(num_classes=num_classes)
@@ -202,7 +202,9 @@ def _factory(source: str, num_classes: int) -> nn.Module:
             f"static prior {source}: calling it with num_classes={num_classes} fails: {first_line(err)}"
         ) from err
     if not isinstance(prior, nn.Module):
-        raise ConfigError(f"static prior {source} must return a torch.nn.Module. Got: {type(prior).__name__}")
+        raise ConfigError(
+            f"static prior {source}: wrong result; expected a torch.nn.Module, got {type(prior).__name__}"
+        )
     return prior
 
 
@@ -224,7 +226,7 @@ def _checkpoint(path: Path) -> nn.Module:
 def _file(path: Path) -> nn.Module:
     if not path.is_file():
         raise ConfigError(
-            f"static prior {path}: no such file. Registered names: {', '.join(image_architectures())}"
+            f"static prior {path}: no such file; expected a file or one of {', '.join(image_architectures())}"
         )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -246,7 +248,7 @@ def _file(path: Path) -> nn.Module:
 class ClassMapping(nn.Module):
     """Each target class takes the largest logit of the source classes that map to it.
 
-    A target without a source takes the smallest logit of its pixel, so that it is never favoured.
+    A target without a source gets the smallest logit of the pixel, so it is never preferred.
 
     Args:
         mapping: for each source class its target class, or -1 for none.
@@ -261,9 +263,9 @@ class ClassMapping(nn.Module):
         )
 
     def forward(self, logits: Tensor) -> Tensor:
-        """(n, C_prior, H, W) -> (n, C, H, W)."""
+        """Map logits (n, C_prior, H, W) to (n, C, H, W)."""
         lowest = logits.amin(dim=1)  # (n, H, W)
-        # Slices, not lists of indices: those are uploaded anew each time, which a CUDA graph cannot capture.
+        # Slices instead of lists of indices, which are uploaded each time and cannot be captured in a CUDA graph.
         columns = [
             reduce(torch.maximum, [logits[:, source] for source in sources]) if sources else lowest
             for sources in self.sources
@@ -272,10 +274,10 @@ class ClassMapping(nn.Module):
 
 
 class StaticBranch(nn.Module):
-    """What a VTSeg's decoder starts from: its static network, normalised and in VTSeg's classes.
+    """The static network of a VTSeg, with normalised input and VTSeg's classes.
 
     Args:
-        model: whose static network; shared, not copied.
+        model: VTSeg that contains the static network; shared, not copied.
     """
 
     def __init__(self, model: VTSeg) -> None:
@@ -289,7 +291,7 @@ class StaticBranch(nn.Module):
 
     @property
     def static_network(self) -> nn.Module:
-        """The static network itself."""
+        """The static network."""
         return self.model.static_prior
 
     def own_parts(self) -> list[nn.Module]:

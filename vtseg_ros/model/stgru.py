@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""STGRU: a static network's posteriors propagated along optical flow and gated against the present.
+"""STGRU: propagates the posteriors of a static network along optical flow, and gates them with the current frame.
 
 Source: Nilsson and Sminchisescu, "Semantic Video Segmentation by Gated Recurrent Flow Propagation", CVPR 2018. As in the
-authors' own network, the reset gate acts on the warped past before every convolution that reads it; their scale is on
-the past alone and here on the whole (our choice: past and present then start on one scale).
+authors' own network, the reset gate acts on the warped past before every convolution that reads it. Their scale applies to
+the past only, here it applies to the whole state (our choice: past and present start with the same scale).
 The baseline GRU(.) of the VTSeg paper.
 """
 
@@ -22,16 +22,16 @@ from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, Network, register
 from vtseg_ros.model.static_prior import build_prior
 
 DEFAULT_WINDOW = 4
-"""Frames of a training window where the configuration has none."""
+"""Default number of frames of a training window."""
 OVERRIDES = ("window", "static_prior")
 
 
 def warp(past: Tensor, backward_flow: Tensor) -> Tensor:
-    """Look up the past frame where the flow says that a pixel of the present came from.
+    """Warp the past frame to the present one along the backward flow.
 
     Args:
         past: (n, C, H, W).
-        backward_flow: (n, 2, H, W), (dx, dy) in px from the present frame to the past one; NaN = unknown, kept still.
+        backward_flow: (n, 2, H, W), (dx, dy) in px from the present frame to the past one; NaN = unknown, treated as zero.
 
     Returns:
         (n, C, H, W), bilinear; the border is repeated outside the image.
@@ -97,9 +97,13 @@ class STGRU(Network):
         """See `Network.check_overrides`."""
         for key, value in overrides.items():
             if key not in OVERRIDES:
-                raise ConfigError(f"model.overrides of gru are {', '.join(OVERRIDES)}. Got: {key!r}")
+                raise ConfigError(
+                    f"model.overrides: unknown key for gru; expected {', '.join(OVERRIDES)}, got {key!r}"
+                )
             if key == "window" and (type(value) is not int or value < 2):
-                raise ConfigError(f"model.overrides.window of gru must be at least 2 frames. Got: {value!r}")
+                raise ConfigError(
+                    f"model.overrides.window: out of range for gru; expected at least 2 frames, got {value!r}"
+                )
 
     @classmethod
     def training_window(cls, overrides: Mapping[str, Any]) -> int | None:
@@ -123,7 +127,7 @@ class STGRU(Network):
     def _init_gates(self) -> None:
         for conv in (self.image_to_reset, self.past_to_update, self.present_to_update):
             nn.init.normal_(conv.weight, std=1e-3)
-        # Starts as a copy of what it reads, with little of the past let in.
+        # Starts as a copy of its input, with little influence of the past.
         assert self.present_to_update.bias is not None and self.image_to_reset.bias is not None
         nn.init.constant_(self.present_to_update.bias, 2.0)
         nn.init.zeros_(self.image_to_reset.bias)
@@ -134,7 +138,7 @@ class STGRU(Network):
                 conv.weight[:, :, middle, middle] += torch.eye(self.num_classes)
 
     def freeze_prior(self, frozen: bool = True) -> None:
-        """Keep the static network as it is (in eval mode too), or train it."""
+        """Freeze the static network, including its BatchNorm, or train it."""
         self.prior_frozen = frozen
         self.static_prior.requires_grad_(not frozen)
         self.static_prior.train(self.training and not frozen)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""VTSeg: a window of k RGB frames to k label maps (Lup and Giosan)."""
+"""VTSeg: segments a window of k RGB frames (Lup and Giosan)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_size(height: int, width: int) -> None:
     """Raise ConfigError unless both sides are positive multiples of 32 px."""
     if height < SIZE_MULTIPLE or width < SIZE_MULTIPLE or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ConfigError(
-            f"input size must be multiples of {SIZE_MULTIPLE} px. Got: {width}x{height} (width x height)"
+            f"input_size: wrong sides; expected multiples of {SIZE_MULTIPLE} px, got {width}x{height}"
         )
 
 
@@ -61,7 +61,7 @@ def _of_preset(name: str) -> Callable[[int], VTSeg]:
     class_dimensions={
         r"head\.classify\.(weight|bias)": (0,),
         r"concat\.norm\.(weight|bias)": (0,),
-        # The decoder's first convolution takes the classes' logits, then RGB.
+        # The input of the decoder's first convolution is the logits of the classes, followed by RGB.
         r"decoder\.enc_blocks\.0\.embed\.proj\.weight": (1,),
     },
     parts={
@@ -73,7 +73,7 @@ def _of_preset(name: str) -> Callable[[int], VTSeg]:
     },
 )
 class VTSeg(Network):
-    """Encoder, decoder, head and the static network that the decoder starts from.
+    """Encoder, static network, decoder and head.
 
     Args:
         config: hyperparameters.
@@ -81,7 +81,7 @@ class VTSeg(Network):
             `config.static_prior` names.
 
     The buffers `encoder_mean`, `encoder_std`, `prior_mean`, `prior_std` normalise the RGB of their branch
-    (0 and 1 as built: the paper and ERFNet take [0, 1]); the RGB that joins the logits stays in [0, 1].
+    (0 and 1 by default: the paper and ERFNet use [0, 1]). The RGB that is concatenated with the logits stays in [0, 1].
     """
 
     encoder_mean: Tensor
@@ -136,42 +136,42 @@ class VTSeg(Network):
         return [module for module in self.modules() if isinstance(module, VTLayer)]
 
     def window_band(self, frames: int) -> int:
-        """Return the band of a window of `frames`: in causal networks no frame sees newer ones, else all see all (0)."""
+        """Return the band of a window of `frames` frames; 0 for full attention."""
         return frames if self.config.band else 0
 
     def check_streaming(self, mode: str) -> None:
-        """Raise ConfigError unless `mode`, `exact` or `causal`, gives what the network was trained for."""
+        """Raise ConfigError if `mode`, `exact` or `causal`, does not give the masks that the network was trained for."""
         if mode == "causal" and self.config.attention != "causal":
             raise ConfigError(
-                "streaming causal needs a network trained with attention: causal. This one has full attention: "
-                "its frames were trained to see newer ones. Use exact"
+                "streaming: causal does not fit this network; expected one trained with attention causal, "
+                f"got attention {self.config.attention}. Use exact"
             )
         if self.config.mix_ffn != "spatial":
             raise ConfigError(
-                f"streaming {mode} needs mix_ffn: spatial. This network has {self.config.mix_ffn}, whose frames "
-                "see newer ones. Use plain"
+                f"streaming: {mode} does not fit this network; expected mix_ffn spatial, "
+                f"got {self.config.mix_ffn}. Use plain"
             )
 
     @property
     def best_streaming(self) -> str:
-        """The cheapest of `causal`, `exact` and `plain` that gives what the network was trained for."""
+        """Cheapest mode of `causal`, `exact` and `plain` with the masks that the network was trained for."""
         if self.config.mix_ffn != "spatial":
-            return "plain"  # a Mix-FFN over time mixes frames everywhere
+            return "plain"  # a Mix-FFN over time mixes the frames in every layer
         return "causal" if self.config.attention == "causal" else "exact"
 
     def static_branch(self) -> StaticBranch:
-        """Return the static network on its own; shared, not copied."""
+        """Return the static network; shared, not copied."""
         return StaticBranch(self)
 
     def set_normalization(self, branch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Mean and standard deviation of the RGB, in [0, 1], fed to `encoder` or `prior`."""
+        """Set mean and standard deviation of the RGB, in [0, 1], for the input of `encoder` or `prior`."""
         getattr(self, f"{branch}_mean").copy_(torch.tensor(mean))
         getattr(self, f"{branch}_std").copy_(torch.tensor(std))
 
     def normalize(self, branch: str, images: Tensor) -> Tensor:
         """Normalise the RGB of a branch (`encoder` or `prior`), (..., 3, H, W) -> the same shape.
 
-        The encoder's is returned in the encoder's dtype: the constants meet the images before any rounding.
+        The RGB of the encoder is returned in the encoder's dtype, rounded after the normalisation.
         """
         mean, std = getattr(self, f"{branch}_mean"), getattr(self, f"{branch}_std")
         normalized = (images - mean[:, None, None]) / std[:, None, None]
@@ -179,7 +179,7 @@ class VTSeg(Network):
         return result
 
     def freeze_prior(self, frozen: bool = True) -> None:
-        """Stage 2 and 3 of the training: keep the static network as it is (in eval mode too), or train it."""
+        """Freeze the static network, including its BatchNorm (stage `video`), or train it (stage `end_to_end`)."""
         self.prior_frozen = frozen
         for parameter in self.static_prior.parameters():  # a TorchScript module has no requires_grad_
             parameter.requires_grad_(not frozen)
@@ -193,7 +193,7 @@ class VTSeg(Network):
         return self
 
     def static_logits(self, images: Tensor) -> Tensor:
-        """Logits of the static network in VTSeg's classes, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
+        """Return the static network's logits in VTSeg's classes, (n, C, H, W), of images (n, 3, H, W) in [0, 1]."""
         result: Tensor = self.mapping(self.static_prior(self.normalize("prior", images)))
         return result
 
@@ -206,16 +206,16 @@ class VTSeg(Network):
 
         Args:
             video: (B, k, 3, H, W), RGB in [0, 1], newest frame last; H and W multiples of 32. With a streaming cache,
-                the frames that it does not hold yet.
-            cache: which frames are computed and seen; None = all frames, with the configuration's causal band.
+                the frames that it does not contain yet.
+            cache: selects the computed and the visible frames; None = all frames, with the configuration's causal band.
             with_static: return the static network's logits too.
 
         Returns:
-            logits (B, k', C, H, W) of the frames that the cache lets through, the newest last (without a cache all k),
-            and if asked for the static network's, (B, k, C, H, W).
+            Logits (B, k', C, H, W) of the frames that the cache selects, newest last (without a cache all k), and if
+            requested those of the static network, (B, k, C, H, W).
         """
         if video.dim() != 5 or video.shape[2] != 3:
-            raise ConfigError(f"we expect a video of shape (B, k, 3, H, W). Got: {tuple(video.shape)}")
+            raise ConfigError(f"video: wrong shape; expected (B, k, 3, H, W), got {tuple(video.shape)}")
         check_size(video.shape[3], video.shape[4])
         cache = cache or FrameCache(band=self.config.band)
         static = self.static_logits(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # (B, k, C, H, W)
@@ -236,11 +236,11 @@ class VTSeg(Network):
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> VTSeg:
         """Return a copy whose own parts are converted; an external static network is shared.
 
-        The normalisation and the classifier stay fp32: they meet the images before the first and the logits after the
-        last rounding.
+        The normalisation and the classifier stay fp32, because they process the images before the first rounding and the
+        logits after the last one.
 
         Args:
-            convert: makes a copy of a module in `dtype`.
+            convert: returns a copy of a module in `dtype`.
             dtype: of weights and activations.
         """
         prior = self.static_prior
@@ -249,7 +249,7 @@ class VTSeg(Network):
             setattr(network, name, convert(getattr(network, name)))
         reduced = dtype != torch.float32
         if reduced:
-            head = cast(nn.Module, network.head)  # the classifier becomes another module
+            head = cast(nn.Module, network.head)  # the classifier is replaced by another module
             head.classify = Cast(network.head.classify.float(), input=torch.float32)
         if is_own(prior):
             own = convert(prior)
@@ -260,7 +260,7 @@ class VTSeg(Network):
 
 
 def _init_transformer(module: nn.Module) -> None:
-    """SegFormer's initialisation: truncated normal for linear layers, fan-out normal for convolutions."""
+    """Initialise like SegFormer: truncated normal for linear layers, fan-out normal for convolutions."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a VTSeg is made of: one frozen dataclass, saved in every checkpoint."""
+"""Configuration of VTSeg: one frozen dataclass, stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class VTSegConfig:
 
     Args:
         num_classes: classes C of the logits, 1..255.
-        window: frames k of a window; free at run time for `full` attention, the width of the band for `causal`.
+        window: window length k; can be changed at run time for `full` attention, width of the band for `causal`.
         embed_dims: widths C_1..C_4 of the stages (paper, Section III-C).
         num_heads: attention heads per stage (SegFormer-B0; the paper does not list them).
         depths: layers N per block and stage (paper: 2).
         sr_ratios: spatial reduction R of keys and values per stage (paper: 8, 4, 2, 1).
         mlp_ratio: hidden width of the Mix-FFN over the stage's width.
         head_channels: C_head (paper: 256), a multiple of 8.
-        pixel_channels: of the head's last map, at H x W; 0 = C_head / 8. Fewer than there are classes learn the rare
-            ones late. The map before it, at H/2, has C_head / 4 or this, whichever is more.
+        pixel_channels: channels of the head's last map, at H x W; 0 = C_head / 8. With fewer channels than classes, rare
+            classes are learned late. The map before it, at H/2, has C_head / 4 or this number, whichever is larger.
         attention: `full` (every frame sees all frames of the window, the paper) or `causal` (a frame sees
             itself and at most `window - 1` older ones).
         mix_ffn: `spatial` (3x3 depthwise per frame) or `spatiotemporal` (3x3x3, zero-padded in time).
         static_prior: name of the static network: a registered one, or `external` for a network that
-            the user's own configuration supplies at load time.
-        prior_classes: classes of the static network when they differ from `num_classes`; 0 = the same.
-        class_mapping: for each class of the static network its class here, or -1 for none; empty = identity.
-        static_residual: add the static logits to those of the head, whose classifier starts at zero: VTSeg starts as
-            its static network and learns what to change (paper: off).
+            the user names when the checkpoint is loaded.
+        prior_classes: number of classes of the static network if it differs from `num_classes`; 0 = equal.
+        class_mapping: for each class of the static network its class in VTSeg, or -1 for none; empty = identity.
+        static_residual: add the static logits to those of the head, whose classifier starts at zero: VTSeg starts with
+            the masks of its static network and learns the difference (paper: off).
     """
 
     num_classes: int
@@ -64,28 +64,34 @@ class VTSegConfig:
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios", "class_mapping"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 1 <= self.num_classes <= 255:
-            raise ConfigError(f"num_classes must be in 1..255. Got: {self.num_classes}")
+            raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
         if not 1 <= self.window <= MAX_WINDOW:
-            raise ConfigError(f"window must be 1..{MAX_WINDOW} frames. Got: {self.window}")
+            raise ConfigError(f"window: out of range; expected 1 to {MAX_WINDOW} frames, got {self.window}")
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios"):
             values = getattr(self, field)
             if len(values) != STAGES or min(values) < 1:
-                raise ConfigError(f"{field} must be {STAGES} positive integers. Got: {values}")
+                raise ConfigError(f"{field}: wrong values; expected {STAGES} positive integers, got {values}")
         for stage, (dim, heads) in enumerate(zip(self.embed_dims, self.num_heads), start=1):
             if dim % heads:
-                raise ConfigError(f"stage {stage}: width {dim} is not a multiple of its {heads} heads")
+                raise ConfigError(
+                    f"embed_dims: wrong width in stage {stage}; expected a multiple of its {heads} heads, got {dim}"
+                )
         if self.head_channels < 8 or self.head_channels % 8:
-            raise ConfigError(f"head_channels must be a multiple of 8. Got: {self.head_channels}")
+            raise ConfigError(
+                f"head_channels: wrong number; expected a multiple of 8, got {self.head_channels}"
+            )
         if self.pixel_channels < 0:
-            raise ConfigError(f"pixel_channels must be at least 0. Got: {self.pixel_channels}")
+            raise ConfigError(f"pixel_channels: out of range; expected at least 0, got {self.pixel_channels}")
         if self.mlp_ratio < 1:
-            raise ConfigError(f"mlp_ratio must be at least 1. Got: {self.mlp_ratio}")
+            raise ConfigError(f"mlp_ratio: out of range; expected at least 1, got {self.mlp_ratio}")
         if self.attention not in ATTENTION_KINDS:
             raise ConfigError(
-                f"attention must be one of {', '.join(ATTENTION_KINDS)}. Got: {self.attention!r}"
+                f"attention: unknown; expected one of {', '.join(ATTENTION_KINDS)}, got {self.attention!r}"
             )
         if self.mix_ffn not in MIX_FFN_KINDS:
-            raise ConfigError(f"mix_ffn must be one of {', '.join(MIX_FFN_KINDS)}. Got: {self.mix_ffn!r}")
+            raise ConfigError(
+                f"mix_ffn: unknown; expected one of {', '.join(MIX_FFN_KINDS)}, got {self.mix_ffn!r}"
+            )
         self._check_mapping()
 
     def _check_mapping(self) -> None:
@@ -93,18 +99,20 @@ class VTSegConfig:
         if not self.class_mapping:
             if prior_classes != self.num_classes:
                 raise ConfigError(
-                    f"the static prior has {prior_classes} classes and VTSeg {self.num_classes}: class_mapping "
-                    "must give, for each class of the prior, its class here or -1 for none"
+                    f"class_mapping: missing; expected the class id, or -1 for none, of each of the "
+                    f"{prior_classes} classes of the static prior, since VTSeg has {self.num_classes}, got none"
                 )
             return
         if len(self.class_mapping) != prior_classes:
             raise ConfigError(
-                f"class_mapping needs one entry per class of the static prior. Expected: {prior_classes}. "
-                f"Got: {len(self.class_mapping)}"
+                f"class_mapping: wrong length; expected one entry per class of the static prior "
+                f"({prior_classes}), got {len(self.class_mapping)}"
             )
         wrong = [target for target in self.class_mapping if not -1 <= target < self.num_classes]
         if wrong:
-            raise ConfigError(f"class_mapping entries must be -1..{self.num_classes - 1}. Got: {wrong}")
+            raise ConfigError(
+                f"class_mapping: entries out of range; expected -1 to {self.num_classes - 1}, got {wrong}"
+            )
 
     @property
     def band(self) -> int:
@@ -113,7 +121,7 @@ class VTSegConfig:
 
     @classmethod
     def preset(cls, name: str, *, num_classes: int, **overrides: Any) -> VTSegConfig:
-        """The configuration of a preset, with changes.
+        """Return the configuration of a preset, with changes.
 
         `b0` is the paper's, `small` is `b0` with a narrower head, `tiny` is for CPUs and tests.
 
@@ -121,12 +129,12 @@ class VTSegConfig:
             ConfigError: if there is no such preset or field.
         """
         if name not in PRESETS:
-            raise ConfigError(f"there is no preset {name!r}. Known: {', '.join(PRESETS)}")
+            raise ConfigError(f"preset: unknown; expected one of {', '.join(PRESETS)}, got {name!r}")
         return cls.from_dict({"num_classes": num_classes, **PRESETS[name], **overrides})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VTSegConfig:
-        """The configuration that `to_dict` wrote.
+        """Return the configuration that `to_dict` wrote.
 
         Raises:
             ConfigError: for an unknown key, by name, with the nearest known one.
@@ -136,7 +144,7 @@ class VTSegConfig:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f". Known: {', '.join(known)}"
-                raise ConfigError(f"VTSegConfig has no field {key!r}{hint}")
+                raise ConfigError(f"VTSegConfig: unknown field {key!r}{hint}")
         for field in dataclasses.fields(cls):
             value = values.get(field.name, field.default)
             kind = {"int": int, "str": str, "bool": bool}.get(str(field.type), (list, tuple))
@@ -147,11 +155,11 @@ class VTSegConfig:
                 or (type(value) is bool and kind is not bool)
             ):
                 if field.name in values:
-                    raise ConfigError(f"{field.name} must be of type {field.type}. Got: {value!r}")
+                    raise ConfigError(f"{field.name}: wrong type; expected {field.type}, got {value!r}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
 

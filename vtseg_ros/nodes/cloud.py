@@ -79,12 +79,12 @@ PARAMETERS = (
     Param("classes", [], "Names of the classes to keep; empty = all.", live=True),
     Param("unlabelled", False, "Keep points without a label (255).", live=True),
     Param(
-        "min_range", 0.1, "m along the camera's z axis; nearer points are left out.", 0.0, 1000.0, live=True
+        "min_range", 0.1, "m along the camera's z axis; nearer points are removed.", 0.0, 1000.0, live=True
     ),
     Param(
         "max_range",
         100.0,
-        "m along the camera's z axis; points further away are left out.",
+        "m along the camera's z axis; points further away are removed.",
         0.0,
         10000.0,
         live=True,
@@ -291,7 +291,7 @@ class CloudNode(Node):
         """Return the camera at a size in px; binning and region of interest are applied."""
         info = self._camera_info
         if info is None:
-            raise ConfigError("camera_info: none received; expected one before the first mask, got none")
+            raise ConfigError("camera_info: missing; expected one before the first mask, got none")
         scaled = scale_camera_info(info, (width, height), info.header)
         key = (width, height, *scaled.k, *scaled.p, *scaled.d, scaled.distortion_model)
         if self._camera is None or self._camera[0] != key:

@@ -40,7 +40,9 @@ def profile_environment(profile: str, share: str | Path) -> dict[str, str]:
         return {}
     path = Path(share) / "config" / "fastdds" / f"{profile}.xml" if profile in PROFILES else Path(profile)
     if not path.is_file():
-        raise ConfigError(f"fastdds_profile is {', '.join(PROFILES)} or an XML file. Got: {profile!r}")
+        raise ConfigError(
+            f"fastdds_profile: no such profile; expected {', '.join(PROFILES)} or an XML file, got {profile!r}"
+        )
     return dict.fromkeys(VARIABLES, str(path))
 
 

@@ -61,24 +61,24 @@ PARAMETERS = (
     Param(
         "baseline",
         "",
-        "PNG of class ids scored as if it were every mask; empty = none.",
+        "PNG of class ids that is scored as if it were every mask; empty = none.",
         check=_check_baseline,
         path=True,
     ),
     Param(
         "class_map",
         "",
-        "YAML of label class to the segmenter's classes that count as it; empty = the same classes.",
+        "YAML that maps each label class to the segmenter's classes that count as it; empty = the same classes.",
         check=_check_class_map,
         path=True,
     ),
     Param(
         "input_qos",
         "sensor_data",
-        "reliable sees every image, but needs reliable publishers (a player is one).",
+        "sensor_data, or reliable, which receives every image of reliable publishers such as a bag player.",
         allowed=("sensor_data", "reliable"),
     ),
-    Param("camera", "", "Camera to score when the segmenter has several; empty = the only one."),
+    Param("camera", "", "Camera to score if the segmenter has several; empty = the only one."),
 )
 
 
@@ -135,7 +135,7 @@ class EvaluatorNode(TypedParameters, Node):
         try:
             ids = reader.ids(path, Path(path).read_bytes())
         except (OSError, ImageError) as err:
-            self.get_logger().error(f"baseline {path} is left out: {err}")
+            self.get_logger().error(f"baseline {path}: cannot be used: {err}")
             return None
         for line in reader.summary([path]):
             self.get_logger().info(f"baseline {path}: {line}")
@@ -157,7 +157,9 @@ class EvaluatorNode(TypedParameters, Node):
                 self._match(stamp)
         self._other_classes = labels.names != self._labels.names
         if self._other_classes:
-            self.get_logger().error("the segmenter's class list changed: masks of the new one are not scored")
+            self.get_logger().error(
+                "the class list of the segmenter changed: masks with the new one are not scored"
+            )
 
     def _again(self, what: str, message) -> bool:
         """Whether a message is the other kind of what comes already: many cameras and bags have both."""
@@ -165,7 +167,7 @@ class EvaluatorNode(TypedParameters, Node):
         if type(message) is first:
             return False
         self.get_logger().info(
-            f"{what}s come as {first.__name__} and as {type(message).__name__}: the first are taken",
+            f"{what}s arrive as {first.__name__} and as {type(message).__name__}: only the {first.__name__} messages are used",
             once=True,
         )
         return True
@@ -292,7 +294,7 @@ class EvaluatorNode(TypedParameters, Node):
     def _write(self) -> str:
         """Write the report; returns where, raises ConfigError when there is nothing to say or it cannot be written."""
         if self._scores is None:
-            raise ConfigError("there is no report: no label map came from the segmenter. Is it active?")
+            raise ConfigError("report: no label map was received from the segmenter. Activate the segmenter")
         system = self._scores.as_system(name="segmenter", model=None, checkpoint=None, window=None)
         data = ReportData(
             title=self._params["title"],
@@ -305,7 +307,7 @@ class EvaluatorNode(TypedParameters, Node):
         try:
             return str(write_report(folder, data)[1])
         except OSError as err:
-            raise ConfigError(f"the report cannot be written into {folder}: {err}") from err
+            raise ConfigError(f"output_dir {folder}: the report cannot be written: {err}") from err
 
     def _on_write(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:

@@ -96,7 +96,7 @@ def describe_bag(bag: str) -> dict[str, Any]:
         ConfigError: if it cannot be read.
     """
     if not Path(bag).exists():
-        raise ConfigError(f"bag: no bag there; expected a folder or a storage file, got {bag}")
+        raise ConfigError(f"bag: no such bag; expected a folder or a storage file, got {bag}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "info.json"
         command = ["vtseg", "info", bag, "--json", str(file)]
@@ -111,7 +111,7 @@ def describe_bag(bag: str) -> dict[str, Any]:
             raise ConfigError(f"bag {bag}: {lines[-1]}")
         found = json.loads(file.read_text())
     if "topics" not in found:
-        raise ConfigError(f"bag: expected a bag, got {bag}, which is a checkpoint")
+        raise ConfigError(f"bag: not a bag; expected a folder or a storage file, got the checkpoint {bag}")
     return found
 
 
@@ -133,9 +133,7 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
     listed = ", ".join(sorted(images)) or "none"
     found = topic or info[f"{what}_topic"] or ""
     if not found:
-        raise ConfigError(
-            f"{what}_topic: the bag has several, or none; name one. Image topics with messages: {listed}"
-        )
+        raise ConfigError(f"{what}_topic: the bag has several, or none; expected one of {listed}. Name one")
     base = found.removesuffix("/compressed")
     names = {"raw": base, "compressed": f"{base}/compressed"}
     if not transport and found != base:
@@ -146,7 +144,7 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
         raise ConfigError(f"{what}_transport: expected raw or compressed, got {transport!r}")
     if names[transport] not in images:
         raise ConfigError(
-            f"{what}_topic: {names[transport]} has no message in the bag. Image topics with messages: {listed}"
+            f"{what}_topic: {names[transport]} has no message in the bag; expected one of {listed}"
         )
     return base, transport
 

@@ -86,12 +86,12 @@ def load_ego_mask(path: str, warn: Callable[[str], None]) -> np.ndarray | None:
         mask = read_ego_mask(path)
     except ImageError as err:
         raise ConfigError(
-            f"ego_mask {path} cannot be read: {err}. Expected: a PNG whose non-zero, or opaque, pixels are the robot"
+            f"ego_mask {path}: cannot be read; expected a PNG whose non-zero, or opaque, pixels are the robot, got: {err}"
         ) from err
     if not mask.any():
-        warn(f"ego_mask {path} covers nothing: it has no pixel that is not black or clear")
+        warn(f"ego_mask {path} covers nothing: all its pixels are black or transparent")
     elif mask.all():
-        warn(f"ego_mask {path} covers the whole image: every mask will be 255 only")
+        warn(f"ego_mask {path} covers the whole image: all pixels of the masks will be 255")
     return mask
 
 

@@ -85,16 +85,16 @@ class Param:
     def problem(self, value: Any) -> str:
         """Return why a value is not allowed; empty if it is."""
         if value is None:
-            return f"{self.name} cannot be without a value"
+            return f"{self.name}: no value; expected one like {self.default!r}"
         value = self.meant(value)
         if self.path and value.startswith("~"):
             return (
                 f"{self.name}: {value} is in the home folder of an unknown user. Use ~/ or an absolute path"
             )
         if self.allowed and value not in self.allowed:
-            return f"{self.name} must be one of {', '.join(self.allowed)}. Got: {value!r}"
+            return f"{self.name}: unknown; expected one of {', '.join(self.allowed)}, got {value!r}"
         if self.low is not None and not self.low <= value <= self.high:
-            return f"{self.name} must be in {self.low}..{self.high}. Got: {value}"
+            return f"{self.name}: out of range; expected {self.low} to {self.high}, got {value}"
         if self.check is not None:
             try:
                 self.check(value)
@@ -104,7 +104,8 @@ class Param:
                 RuntimeError,
                 ValueError,
             ) as err:  # of a path that no file can have, say
-                return f"{self.name}: {err}"
+                text = str(err)
+                return text if text.startswith(f"{self.name}: ") else f"{self.name}: {text}"
         return ""
 
 
@@ -225,4 +226,4 @@ class Parameters:
 
 def locked_while_running(param: Param) -> str:
     """For nodes without a lifecycle: what is not live needs a restart."""
-    return "" if param.live else "cannot change while the node runs: start it anew"
+    return "" if param.live else "cannot change while the node runs. Restart the node"

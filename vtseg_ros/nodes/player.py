@@ -108,8 +108,8 @@ class PlayerNode(Node):
         unknown = [topic for topic in dict.fromkeys(config.wait_for) if topic not in published]
         if unknown:
             raise BagError(
-                f"bag {config.bag} publishes nothing on {', '.join(unknown)}, where subscribers were to be waited for. "
-                f"It publishes: {', '.join(sorted(published))}"
+                f"wait_for: bag {config.bag} publishes nothing on {', '.join(unknown)}; expected topics of "
+                f"{', '.join(sorted(published))}"
             )
         self._clock = self.create_publisher(ClockMessage, "/clock", 10) if config.clock_hz else None
         self.create_service(SetBool, "~/pause", self._on_pause)
@@ -130,7 +130,7 @@ class PlayerNode(Node):
         made = {}
         for topic, info in sorted(self._bag.topics.items()):
             if self._config.excludes(topic):
-                self.get_logger().info(f"{topic} is left out, as asked")
+                self.get_logger().info(f"{topic} is not played: it is excluded")
             if not self._config.plays(topic):
                 continue
             if topic == "/clock" and self._config.clock_hz:
@@ -138,7 +138,7 @@ class PlayerNode(Node):
             name, kind = info.msgtype.rpartition("/")[2], _message_class(info.msgtype)
             if kind is None:
                 self.get_logger().warning(
-                    f"{topic} is left out: its type {info.msgtype} is not installed here"
+                    f"{topic} is not played: its type {info.msgtype} is not installed here"
                 )
                 continue
             target = self._config.remap.get(topic, topic)

@@ -79,7 +79,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         else:
             name = self.get_fully_qualified_name()
             self.get_logger().info(
-                f"unconfigured, waiting for a lifecycle manager. By hand: ros2 lifecycle set {name} configure, "
+                f"unconfigured, waiting for a lifecycle manager. Manually: ros2 lifecycle set {name} configure, "
                 f"then ros2 lifecycle set {name} activate; or -p autostart:=true"
             )
 
@@ -156,7 +156,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_inputs()
-        self.get_logger().info("inactive, publishes nothing")
+        self.get_logger().info("inactive")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -282,9 +282,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         if self._segmenter is None:
             return ""
         if not param.live:
-            return "cannot change while the node is configured: clean it up first"
+            return "cannot change while the node is configured. Clean it up first"
         if param.name == "checkpoint" and self._loader.busy and not self._restoring:
-            return "cannot change: another one is being loaded. Try again when that is done"
+            return "cannot change while another one is being loaded. Try again later"
         return ""
 
     def _finish_loading(self) -> None:
@@ -328,7 +328,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._restoring = True
         for result in self.set_parameters(changes):
             if not result.successful:  # its file may be gone; what is loaded of it runs on
-                self.get_logger().warning(f"{self._running} runs on, but the parameter: {result.reason}")
+                self.get_logger().warning(
+                    f"{self._running} stays active, but its parameter cannot be restored: {result.reason}"
+                )
         self._restoring = False
 
     @staticmethod
@@ -377,9 +379,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self.executor.wake()
 
         if self._worker is None:
-            return refusal("the node is not active. Activate it and ask again")
+            return refusal("the node is not active. Activate it and try again")
         if not self._worker.segment_alone(Alone(request.image, done)):
-            return refusal(f"{Slots.MAX_ASKED} requests wait already. Ask again when one was answered")
+            return refusal(f"{Slots.MAX_ASKED} requests are waiting already. Try again later")
         return await answer
 
     def _warn(self, key: str, text: str) -> None:

@@ -36,7 +36,7 @@ def _check_device(name: str) -> None:
 
 def _check_precision(name: str) -> None:
     if name != "auto" and name not in PRECISIONS:
-        raise ConfigError(f"expected one of auto, {', '.join(PRECISIONS)}, got {name!r}")
+        raise ConfigError(f"unknown; expected one of auto, {', '.join(PRECISIONS)}, got {name!r}")
 
 
 def check_precision_on_device(precision: str, device: str) -> str:
@@ -44,7 +44,7 @@ def check_precision_on_device(precision: str, device: str) -> str:
     try:
         resolve_precision(precision, resolve_device(device))
     except VTSegError as err:
-        return f"precision: {err}"
+        return str(err)
     return ""
 
 
@@ -71,12 +71,10 @@ def _check_ego_mask(path: str) -> None:
 
 def _check_cameras(names: list[str]) -> None:
     if len(set(names)) != len(names):
-        raise ConfigError(f"camera names must be unique. Got: {', '.join(names)}")
+        raise ConfigError(f"a name is repeated; expected different names, got {', '.join(names)}")
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*", name):
-            raise ConfigError(
-                f"a camera name becomes part of topic names (letters, digits, _). Got: {name!r}"
-            )
+            raise ConfigError(f"not usable in a topic name; expected letters, digits and _, got {name!r}")
 
 
 PARAMETERS = (
@@ -92,7 +90,8 @@ PARAMETERS = (
     Param(
         "backend",
         "auto",
-        "What runs the network: auto (OpenVINO on a CPU, PyTorch on a GPU, ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+        "Backend that executes the network: auto (OpenVINO on a CPU, PyTorch on a GPU, ONNX Runtime for an .onnx file), "
+        "torch, openvino or onnx.",
         allowed=BACKEND_NAMES,
     ),
     Param(
@@ -104,7 +103,7 @@ PARAMETERS = (
     Param(
         "threads",
         0,
-        "CPU threads of the network; 0 = one core fewer than there are, or all of at most two.",
+        "CPU threads of the network; 0 = all cores but one, or all if there are at most two.",
         0,
         1024,
     ),
@@ -119,25 +118,25 @@ PARAMETERS = (
     Param(
         "resize_mode",
         "",
-        "How images are brought to the input size: stretch, letterbox or crop, whose masks are 255 at the sides that "
+        "How images are resized to the input size: stretch, letterbox, or crop, where masks are 255 on the sides that "
         "are cut off; empty = the checkpoint's.",
         check=_check_resize_mode,
     ),
-    Param("window", 0, "Frames of the sliding window; 0 = the checkpoint's.", 0, 32, live=True),
+    Param("window", 0, "Window length in frames; 0 = as in the checkpoint.", 0, 32, live=True),
     Param(
         "max_rate",
         0.0,
-        "Images above this mean rate by their stamps are dropped, Hz; 0 = unlimited.",
+        "Images above this mean rate, by their stamps, are dropped, Hz; 0 = unlimited.",
         0.0,
         1000.0,
         live=True,
     ),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
-    Param("image_transport", "raw", "How images come.", allowed=("raw", "compressed")),
+    Param("image_transport", "raw", "Transport of the images.", allowed=("raw", "compressed")),
     Param(
         "input_qos",
         "sensor_data",
-        "sensor_data is best effort, depth 5.",
+        "QoS of the images; sensor_data is best effort with depth 5.",
         allowed=("sensor_data", "reliable"),
     ),
     Param(
@@ -150,13 +149,25 @@ PARAMETERS = (
     Param(
         "upsampling",
         "bilinear",
-        "bilinear and bicubic upsample logits, nearest the mask (cheaper).",
+        "bilinear and bicubic upsample the logits; nearest upsamples the mask and is cheaper.",
         allowed=UPSAMPLING,
     ),
     Param("overlay_alpha", 0.5, "Share of the class colour in the overlay.", 0.0, 1.0, live=True),
-    Param("jpeg_quality", 80, "Of the compressed overlay and colours, 100 = best.", 1, 100, live=True),
+    Param(
+        "jpeg_quality",
+        80,
+        "JPEG quality of the compressed overlay and colours, 100 = best.",
+        1,
+        100,
+        live=True,
+    ),
     Param("min_confidence", 0.0, "Pixels below this softmax maximum become 255 (unlabelled).", 0.0, 1.0),
-    Param("classes", [], "Names of the classes to publish, the others become 255; empty = all.", live=True),
+    Param(
+        "classes",
+        [],
+        "Names of the classes to publish; pixels of the others become 255. Empty = all.",
+        live=True,
+    ),
     Param(
         "ego_mask",
         "",

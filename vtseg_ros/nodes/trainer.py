@@ -27,13 +27,15 @@ ACK_S = 5.0  # how long the last progress waits to be received before the node g
 
 def _check_config(path: str) -> None:
     if not Path(path).is_file():
-        raise ConfigError(f"no such training YAML: {path!r}. Give it by -p config:=FILE")
+        raise ConfigError(
+            f"no such file; expected a training YAML, got {path!r}. Set it with -p config:=FILE"
+        )
 
 
 PARAMETERS = (
     Param("config", "", "Training YAML, such as config/train/street.yaml.", check=_check_config, path=True),
     Param("output_dir", "training", "Folder for checkpoints and logs.", path=True),
-    Param("resume", False, "Go on from the state in output_dir."),
+    Param("resume", False, "Continue from the state in output_dir."),
 )
 
 

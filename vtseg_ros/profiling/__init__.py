@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What networks cost: counted operations, measured times, and where the time of a frame goes."""
+"""Measure networks: operations, latency, memory, and the time of each part."""

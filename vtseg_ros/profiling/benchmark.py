@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a frame costs: the same weights over the same frames by the full window and by streaming in each backend.
+"""Measure the time per frame of the full window and of streaming in each backend, with the same weights and frames.
 
-The modes take turns within one run, a few frames each, so that whatever else the machine does meets all of them.
+The modes alternate within one run, a few frames each, so background load affects all of them equally.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ STREAMED = ("exact", "causal")
 SEGFORMER = name_of("b0")
 AGAINST = (SEGFORMER,)
 BURST = 4
-"""Frames of a turn; the first, which finds the caches full of another mode's weights, is not counted."""
+"""Frames of a turn. The first one is not counted, because the processor caches contain the weights of another mode."""
 MIN_TURNS = 2
 
 Frame = Callable[[np.ndarray], object]
 
 
 class System(Protocol):
-    """What is measured: a network with the way to and from it."""
+    """A system to measure: a network with pre- and postprocessing."""
 
     def step(self, image: np.ndarray) -> object:
         """Segment the next frame, (H, W, 3) uint8."""
 
     def one_frame(self) -> Callable[[], object] | None:
-        """Return a call that computes one frame of a full window, to count its operations; None = cannot be counted."""
+        """Return a function that computes one frame of a full window, to count its operations; None = cannot be counted."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Settings of a benchmark.
 
     Attributes:
         size: (width, height) px of images and network.
         window: frames k.
-        backends: that the streaming modes run in.
-        precision: of every mode but `plain`, which is fp32. `auto` on a CPU is fp32, and bf16 as well where the
+        backends: backends of the streaming modes.
+        precision: of every mode but `plain`, which is fp32. On a CPU, `auto` is fp32, and also bf16 if the
             processor has bf16 instructions.
         compile, cuda_graphs: of every mode in PyTorch but `plain`, which is eager.
         seconds: measuring time for all modes together.
@@ -122,7 +122,7 @@ class Measurement:
     gmacs: float | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON values; memory above what the process held before the mode was built (on a GPU: allocated)."""
+        """Return plain JSON values; memory is the growth since before the mode was built (on a GPU: allocated memory)."""
         times = sorted(self.times_ms)
         return {
             "mode": self.mode,
@@ -139,7 +139,7 @@ class Measurement:
 
 
 def with_attention(checkpoint: Checkpoint, attention: str) -> Checkpoint:
-    """Return the same weights with the other attention mask: for measuring what it costs, not for masks."""
+    """Return the same weights with the other attention mask, to measure its time; the masks are not valid."""
     model = cast(VTSeg, checkpoint.model)
     if model.config.attention == attention:
         return checkpoint
@@ -177,9 +177,11 @@ class _HuggingFaceSegFormer:
         try:
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
         except ImportError as err:
-            raise ConfigError(f"--baseline {SEGFORMER} needs transformers: pip install transformers") from err
+            raise ConfigError(
+                f"--baseline {SEGFORMER}: the package transformers is missing. Run: pip install transformers"
+            ) from err
         self.device, self.dtype, self.size = resolve_device(settings.device), dtype, settings.size
-        config = SegformerConfig(num_labels=classes)  # type: ignore[call-arg] # taken by its base class
+        config = SegformerConfig(num_labels=classes)  # type: ignore[call-arg] # accepted by its base class
         model = SegformerForSemanticSegmentation(config).eval()
         self.model = model.to(self.device, dtype)
 
@@ -194,7 +196,7 @@ class _HuggingFaceSegFormer:
 
 
 class _Predictor:
-    """The predictor that nodes use, with its backend's own operations."""
+    """The predictor that nodes use, with the optimised operations of its backend."""
 
     def __init__(self, predictor: VideoPredictor) -> None:
         self.predictor = predictor
@@ -212,10 +214,12 @@ def measure(
     Args:
         checkpoint: of a VTSeg with spatial Mix-FFN.
         settings: modes, sizes and duration.
-        images: (H, W, 3) uint8 of the settings' size, shown in turn.
+        images: (H, W, 3) uint8 of the settings' size, used in turn.
     """
     if not traits_of(checkpoint.model).takes_cache or cast(VTSeg, checkpoint.model).best_streaming == "plain":
-        raise ConfigError("bench measures VTSeg with mix_ffn spatial")
+        raise ConfigError(
+            "checkpoint: cannot be measured; expected a VTSeg with mix_ffn spatial, got another network"
+        )
     with tempfile.TemporaryDirectory() as folder:
         rows = [_prepare(mode, checkpoint, settings, images, Path(folder)) for mode in modes_of(settings)]
         _take_turns(rows, settings.seconds, images)
@@ -238,7 +242,7 @@ def modes_of(settings: Settings) -> list[Mode]:
 def _prepare(
     mode: Mode, checkpoint: Checkpoint, settings: Settings, images: Sequence[np.ndarray], folder: Path
 ) -> tuple[Measurement, Frame]:
-    """A mode, warmed up, its memory and operations taken."""
+    """Return a mode after warm-up, with its memory and operations measured."""
     own = with_attention(checkpoint, "causal" if mode.name == "causal" else "full")
     source: Checkpoint | Path = own
     if mode.backend == "onnx":
@@ -259,7 +263,7 @@ def _prepare(
 
 
 def _build(mode: Mode, source: Checkpoint | Path, settings: Settings) -> tuple[System, str, str]:
-    """Return a mode's system, how it runs, and its precision."""
+    """Return the system of a mode, how it is executed, and its precision."""
     if mode.name == "plain":
         return _Plain(cast(VTSeg, cast(Checkpoint, source).model), settings), "eager", "fp32"
     if mode.name == SEGFORMER:
@@ -267,7 +271,7 @@ def _build(mode: Mode, source: Checkpoint | Path, settings: Settings) -> tuple[S
         system = _HuggingFaceSegFormer(len(cast(Checkpoint, source).labels), settings, dtype)
         return system, "eager", precision_name(dtype)
     options: dict[str, Any] = {}
-    if mode.backend != "onnx":  # a file has its size, streaming and precision
+    if mode.backend != "onnx":  # size, streaming and precision of a file are fixed
         options = {
             "precision": mode.precision,
             "input_size": settings.size,
@@ -315,7 +319,7 @@ def _gmacs(call: Callable[[], object]) -> float:
 
 
 def _memory_mb(cuda: bool, reset: bool = False, peak: bool = False) -> float:
-    """Memory in use, or its peak since the last reset, in MB."""
+    """Return the memory in use, or its peak since the last reset, in MB."""
     if cuda:
         if reset:
             torch.cuda.empty_cache()
@@ -325,9 +329,9 @@ def _memory_mb(cuda: bool, reset: bool = False, peak: bool = False) -> float:
         gc.collect()
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         except (OSError, AttributeError):
-            pass  # another C library or system: the peak is then that of the whole process
+            pass  # another C library or system: the peak is that of the whole process then
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

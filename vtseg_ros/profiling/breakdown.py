@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a frame's time goes: operations, bytes and time of each part, beside what the machine can do at best."""
+"""Operations, bytes and time of each part of a frame, and the lower bounds of the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COPY_MB = 256
 
 @dataclass(frozen=True)
 class Part:
-    """A part for one frame: multiply-adds in 1e9, MB of weights, median ms, and the ms that each of them takes at best."""
+    """A part of one frame: multiply-adds in 1e9, MB of weights, median ms, and the lower bounds of both in ms."""
 
     name: str
     gmacs: float
@@ -42,17 +42,17 @@ class Part:
 def measure_parts(
     model: VTSeg, *, size: tuple[int, int], window: int, device: str, precision: str
 ) -> tuple[list[Part], float, float]:
-    """Static network, encoder, decoder and head for one frame alone, and the whole causal and exact step.
+    """Measure static network, encoder, decoder and head for one frame, and the whole causal and exact step.
 
     Args:
-        model: of `attention: causal`.
+        model: VTSeg with `attention: causal`.
         size: (width, height) px.
         window: frames k.
         device: as `VideoPredictor`.
         precision: as `VideoPredictor`.
 
     Returns:
-        the parts, the machine's multiply-adds per second of a large matrix product in 1e9, and its GB/s of a copy.
+        The parts; the multiply-adds per second of a large matrix product on this machine, in 1e9; and the rate of a copy, GB/s.
     """
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
@@ -107,7 +107,7 @@ def _of_modules(
     def after(module: nn.Module, *_: object) -> None:
         times[module].append((_now(device) - began[module]) * 1e3)
 
-    every = cast(int, None)  # None = all levels, which its type lacks
+    every = cast(int, None)  # None = all levels; missing in its type
     with FlopCounterMode(display=False, depth=every, custom_mapping=extra_formulas()) as counter:
         model(image[:, None])
     counts = counter.get_flop_counts()
@@ -147,7 +147,7 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _copy_rate(device: torch.device) -> float:
-    """GB/s read and written, of a tensor that no cache near the processor holds."""
+    """Return the rate of a copy, GB/s read and written, of a tensor that does not fit into the processor's caches."""
     source = torch.rand(COPY_MB * 250_000, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / 1e6 / _median_ms(lambda: target.copy_(source), device)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters and multiply-adds by module, counted on shapes alone: nothing is computed."""
+"""Parameters and multiply-adds by module, counted from shapes, without computing anything."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from vtseg_ros.model.vtseg import check_size
 
 
 def networks() -> dict[str, Callable[[int], nn.Module]]:
-    """Return the networks that can be counted, by title: each builds one from the number of classes."""
+    """Return the networks to count, by title: functions that build one from the number of classes."""
     return {title: build for one in architectures().values() for title, build in one.sizes.items()}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a module: trained numbers, and multiply-adds of convolutions, linear layers and attention for one window."""
+    """Trained parameters of a module, and its multiply-adds of convolutions, linear layers and attention for one window."""
 
     name: str
     parameters: int
@@ -36,18 +36,18 @@ def build(name: str, num_classes: int) -> nn.Module:
     """Build one of `networks()` without memory for its weights (on PyTorch's meta device)."""
     known = networks()
     if name not in known:
-        raise ConfigError(f"there is no network {name!r}. Known: {', '.join(known)}")
+        raise ConfigError(f"network: unknown; expected one of {', '.join(known)}, got {name!r}")
     with torch.device("meta"):
         return known[name](num_classes).eval()
 
 
 def costs(model: nn.Module, *, size: tuple[int, int], frames: int) -> list[Cost]:
-    """What the modules of a network cost, the total last.
+    """Count the parameters and multiply-adds of the modules of a network, the total last.
 
     Args:
         model: from `build`.
         size: (width, height) px, multiples of 32.
-        frames: k of the window that is segmented in one forward; all k masks are made. Image networks see one.
+        frames: window length k; one forward pass computes all k masks. Image networks process one frame.
     """
     width, height = size
     check_size(height, width)
@@ -56,7 +56,7 @@ def costs(model: nn.Module, *, size: tuple[int, int], frames: int) -> list[Cost]
     inputs = [torch.zeros(shape, device="meta")]
     if architecture.needs_flow:
         inputs.append(torch.zeros(1, frames - 1, 2, height, width, device="meta"))
-    counter = FlopCounterMode(display=False, depth=cast(int, None))  # None = all levels, which its type lacks
+    counter = FlopCounterMode(display=False, depth=cast(int, None))  # None = all levels; missing in its type
     with torch.no_grad(), counter:
         model(*inputs)
     counts, root = counter.get_flop_counts(), type(model).__name__
@@ -68,18 +68,18 @@ def costs(model: nn.Module, *, size: tuple[int, int], frames: int) -> list[Cost]
 
 
 def parameters_of(module: nn.Module) -> int:
-    """Trained numbers of a module."""
+    """Return the number of trained parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _macs(counts: dict[str, dict[Any, int]], name: str) -> int:
-    # A multiplication and an addition are two operations to the counter.
+    # The counter counts a multiplication and an addition as two operations.
     result: int = sum(counts[name].values()) // 2
     return result
 
 
 def extra_formulas() -> dict[Any, Callable[..., int]]:
-    """Return the operators that torch's counter leaves out, for `FlopCounterMode(custom_mapping=...)`.
+    """Return the operators that torch's counter does not know, for `FlopCounterMode(custom_mapping=...)`.
 
     The CPU's fused attention and prepacked layers.
     """

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for where no recording is at hand: benchmarks and checks."""
+"""Generated images for benchmarks and checks that have no recording."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The plot of `vtseg bench`: cost of a frame against k and against the image size."""
+"""The plot of `vtseg bench`: time per frame over k and over the image size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKERS = {"fp32": "o"}
 
 
 def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
-    """Write a PNG: median ms per frame against k (at the first size measured) and against size (at the middle k).
+    """Write a PNG: median ms per frame over k (at the first size measured) and over size (at the middle k).
 
     Args:
         results: entries of the JSON's `modes`.
@@ -38,7 +38,9 @@ def plot(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
         matplotlib.use("Agg")
         from matplotlib import pyplot, ticker
     except ImportError as err:
-        raise ConfigError("--plot needs matplotlib: pip install vtseg_ros[bench]") from err
+        raise ConfigError(
+            "--plot: the package matplotlib is missing. Run: pip install 'vtseg_ros[plot]'"
+        ) from err
     sizes = sorted({tuple(row["size"]) for row in results}, key=lambda size: size[0] * size[1])
     windows = sorted({row["window"] for row in results})
     window = windows[len(windows) // 2]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX segmentation networks of others, made to carry the class list, normalisation and size that they need."""
+"""Add class list, normalisation and size to ONNX segmentation networks that this package did not export."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ FORMAT = 1
 
 
 def adopt(path: Path, out: Path, options: Options, *, output: str = "") -> OnnxAdapter:
-    """Write an ONNX file with the metadata that nodes and commands need; the network stays as it is.
+    """Write an ONNX file with the metadata that nodes and commands need; the network is not changed.
 
     Args:
         path: a network of single images: (1, 3, H, W) float in; logits (1, C, h, w) or ids (1, h, w), (1, 1, h, w) out.
-        out: the new file; written only when the network ran and its output fits the class list.
-        options: class list; input size, needed when the file leaves it open; normalisation (default: none); licence.
-        output: name of the output, where several fit.
+        out: the new file; written only if a test run succeeds and the output fits the class list.
+        options: class list; input size, required if that of the file is not fixed; normalisation (default: none); licence.
+        output: name of the output to use if several fit.
 
     Returns:
-        how the network is fed and read.
+        Description of its input and output.
 
     Raises:
-        ConfigError: if something is not given or does not fit the file.
-        CheckpointError: if the file is no such network.
+        ConfigError: if an option is missing or does not fit the file.
+        CheckpointError: if the file is not such a network.
     """
     try:
         import onnx
@@ -60,7 +60,7 @@ def adopt(path: Path, out: Path, options: Options, *, output: str = "") -> OnnxA
     runtime.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), runtime, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+    except Exception as err:  # onnxruntime raises its own exception classes
         raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(err)}") from err
     size = _size(session, path, options.input_size)
     mean, std = options.mean or UNIT_RANGE[0], options.std or UNIT_RANGE[1]
@@ -132,7 +132,7 @@ def _size(session: Any, path: Path, given: tuple[int, int] | None) -> tuple[int,
 
 
 def _output(session: Any, path: Path, wanted: str, classes: int) -> str:
-    """Return the name of the output that holds logits or class ids."""
+    """Return the name of the output with logits or class ids."""
     outputs = session.get_outputs()
     found = ", ".join(f"{one.name} {one.shape} {one.type}" for one in outputs)
     if wanted:
@@ -163,13 +163,13 @@ def _may_fit(output: Any, classes: int) -> bool:
 
 
 def _try(session: Any, adapter: OnnxAdapter, path: Path, size: tuple[int, int]) -> None:
-    """Run the network once: what a file declares need not be what it does."""
+    """Run the network once, because it may not do what the file declares."""
     image = np.random.default_rng(0).random((3, size[1], size[0]), dtype=np.float32)
     try:
         adapter.run(session, image)
     except CheckpointError as err:
         raise CheckpointError(f"{path}: {err}") from err
-    except Exception as err:  # onnxruntime raises classes of its own
+    except Exception as err:  # onnxruntime raises its own exception classes
         raise CheckpointError(
             f"{path} fails on an image of {size[0]}x{size[1]} px: {first_line(err)}. Give another --size"
         ) from err

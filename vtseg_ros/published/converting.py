@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Published weights as checkpoints of this package."""
+"""Convert published weights to checkpoints of this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_SIZE = (512, 512)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user states about a file; None = as the table has it.
+    """Properties of a file that the user specifies; None = as in the table.
 
     Args:
         labels: class list.
@@ -51,18 +51,18 @@ def convert(path: Path, name: str, out: Path, options: Options = AS_PUBLISHED) -
     """Write the weights in a file as a checkpoint.
 
     Args:
-        path: .safetensors, or a PyTorch file (.bin, .pth, .pt), of which nothing is executed.
-        name: of the table, or an architecture for weights of the user's own.
-        out: the checkpoint; written only when everything fits.
-        options: what replaces the table's values. The class list, normalisation and licence of a name of the table
+        path: .safetensors, or a PyTorch file (.bin, .pth, .pt), without executing code in it.
+        name: name in the table, or an architecture for the user's own weights.
+        out: the checkpoint; written only if everything fits.
+        options: values that replace those of the table. For a name in the table, class list, normalisation and licence
             are fixed.
 
     Returns:
-        the table's entry; None for weights of the user's own.
+        The entry of the table; None for the user's own weights.
 
     Raises:
         ConfigError: for an unknown name, a class list that is missing or does not fit, or an input size.
-        CheckpointError: if the file is not that of the name.
+        CheckpointError: if the file does not contain these weights.
     """
     entry = PUBLISHED.get(name)
     known = image_architectures()
@@ -129,7 +129,7 @@ def _origin(name: str, entry: Published | None, path: Path, digest: str) -> dict
 
 
 def _without_extra(model: Network, classes: int) -> Network:
-    """Return the ERFNet without its outputs behind the class list."""
+    """Return the ERFNet without its outputs after those of the class list."""
     state: dict[str, Tensor] = model.state_dict()
     weight, bias = "decoder.output_conv.weight", "decoder.output_conv.bias"
     state[weight], state[bias] = state[weight][:, :classes], state[bias][:classes]

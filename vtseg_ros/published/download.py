@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads of published weights: the only module of this package that uses the network."""
+"""Download published weights: the only module of this package that connects to the Internet."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vtseg_ros.errors import ConfigError, DownloadError
 from vtseg_ros.published.table import Published
 
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_XET": "1"}
-"""Environment in which huggingface_hub sends no usage data and fetches files from its endpoint only."""
+"""Environment variables with which huggingface_hub sends no usage data and downloads from its endpoint only."""
 TIMEOUT_S = 30
 
 
 def download(entry: Published, folder: Path) -> Path:
-    """Fetch the file of published weights; no account or token is used.
+    """Download the file of published weights without an account or token.
 
     Args:
-        entry: what to fetch. `HF_ENDPOINT` names another server than huggingface.co.
+        entry: weights to download. `HF_ENDPOINT` selects another server than huggingface.co.
         folder: an existing folder for the file and temporary ones.
 
     Returns:
         the file's path in the folder.
 
     Raises:
-        DownloadError: if the server does not have it, cannot be reached, or sends less than it announced.
+        DownloadError: if the file is not on the server, the server cannot be reached, or the download is truncated.
         ConfigError: if huggingface_hub is missing.
     """
     if entry.url:

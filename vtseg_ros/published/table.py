@@ -23,23 +23,23 @@ ADE20K_FILE = Path(__file__).with_name("ade20k.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Weights that somebody published.
+    """Published weights.
 
     Args:
         name: as in `vtseg weights get NAME`.
-        architecture: the network here.
+        architecture: name of the network in this package.
         data: name of the class list: `cityscapes` or `ade20k`.
         licence: of the weights.
-        input_size: (width, height) in px that a checkpoint is given by default.
+        input_size: (width, height) in px, the default input size of the checkpoint.
         normalization: mean and standard deviation of RGB in [0, 1].
         score: published mIoU in percent.
-        score_source: where the score stands, and how it was measured.
+        score_source: source of the score, and how it was measured.
         repository: on the Hugging Face Hub, or
         url: of the file (one of the two).
         files: names to look for in the repository, in this order.
         revision: of the repository; empty = its newest.
-        sha256: of the file; empty = not known.
-        extra_classes: outputs behind the class list that are no class, such as one for unlabelled pixels.
+        sha256: SHA-256 of the file; empty = unknown.
+        extra_classes: number of outputs after the class list that are not classes, such as one for unlabelled pixels.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Published:
 
     @property
     def source(self) -> str:
-        """Where the weights come from, as a URL."""
+        """URL of the source of the weights."""
         return self.url or f"https://huggingface.co/{self.repository}"
 
 
@@ -167,7 +167,7 @@ def published(name: str) -> Published:
     """Return the entry of a name.
 
     Raises:
-        ConfigError: if there is none; lists the names.
+        ConfigError: if the name is unknown; lists the names.
     """
     if name not in PUBLISHED:
         raise ConfigError(f"NAME: expected one of {', '.join(PUBLISHED)}, got {name!r}")

@@ -11,7 +11,7 @@ POOL = 10
 
 
 def combined_score(scores: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Return the mean rank of each frame over its scores, 0 to 1: the scores' units do not compare.
+    """Return the mean rank of each frame over its scores, 0 to 1; the units of the scores are not comparable.
 
     Equal values have their mean rank.
     """

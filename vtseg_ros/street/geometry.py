@@ -15,7 +15,7 @@ FOCAL_PER_WIDTH = 0.5837
 
 
 def pose_matrix(position: ArrayLike, yaw: float, pitch: float = 0.0) -> np.ndarray:
-    """(4, 4) local-to-world: turned by yaw about z after pitch about x (radians, nose up positive)."""
+    """Return the (4, 4) local-to-world matrix: pitch about x, then yaw about z (radians, nose up positive)."""
     c, s = np.cos(pitch), np.sin(pitch)
     matrix = np.eye(4)
     matrix[:3, :3] = yaw_matrix(yaw) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
@@ -28,9 +28,9 @@ class FrameGeometry:
 
     Args:
         ids: (H, W) face ids.
-        planes: what the ids mean.
+        planes: planes of the faces by id.
         camera: (4, 4) camera-to-world.
-        objects: (m, 4, 4) object-to-world; row 0 is the static world's identity.
+        objects: (m, 4, 4) object-to-world; row 0 is the identity, for the static world.
         focal: px.
     """
 
@@ -41,7 +41,7 @@ class FrameGeometry:
         self._focal, self._center = focal, ((width - 1) / 2, (height - 1) / 2)
         u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
         self._pixels = np.stack([u, v], axis=2)
-        # A ray per pixel whose depth component (y of the camera) is 1, so that its parameter is the depth.
+        # A ray per pixel with depth component 1 (y of the camera): its parameter is the depth.
         rays = np.stack(
             [(u - self._center[0]) / focal, np.ones_like(u), -(v - self._center[1]) / focal], axis=2
         )
@@ -56,7 +56,7 @@ class FrameGeometry:
         distance = planes.offset[ids] - (normal * origin).sum(axis=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             depth = distance / facing
-        # A face seen edge-on covers pixels whose middle lies beside it: their ray meets its plane anywhere.
+        # A face seen edge-on covers pixels whose centre is outside it; their rays meet its plane at arbitrary points.
         depth[~((depth > NEAR_M / 2) & (depth < FAR_M * 1.1))] = np.nan
         depth[ids == 0] = np.inf
         self.depth = depth
@@ -65,9 +65,9 @@ class FrameGeometry:
         self._points = origin + near[..., None] * local_rays  # (H, W, 3), coordinates of each pixel's object
 
     def flow_to(self, camera: np.ndarray, objects: np.ndarray) -> np.ndarray:
-        """(H, W, 2) float32 (dx, dy) px: where each pixel's point lies in another frame.
+        """Return the optical flow to another frame, (H, W, 2) float32 (dx, dy) px.
 
-        NaN behind that camera and where the depth is.
+        NaN behind that camera, and where the depth is NaN.
         """
         moved = objects[self._owner]
         world = np.einsum("hwij,hwj->hwi", moved[..., :3, :3], self._points) + moved[..., :3, 3]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What a camera adds to a rendered picture: fog, motion blur, gain, vignetting and noise."""
+"""Camera effects for rendered images: fog, motion blur, gain, vignetting and noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOISE = 3.2
 
 
 def sky_panorama(variation: Variation, rng: np.random.Generator) -> np.ndarray:
-    """(256, 512, 3) uint8: horizon (row 0) to zenith, half a turn wide, clouds by cover."""
+    """Draw the sky, (256, 512, 3) uint8 RGB: horizon (row 0) to zenith, half a turn wide, with clouds by cover."""
     height, width = 256, 512
     rise = np.linspace(0, 1, height)[:, None, None] ** 0.6
     sky = np.asarray(variation.horizon) * (1 - rise) + np.asarray(variation.zenith) * rise
@@ -32,14 +32,14 @@ def sky_panorama(variation: Variation, rng: np.random.Generator) -> np.ndarray:
 def expose(
     fine: np.ndarray, depth: np.ndarray, motion: np.ndarray, variation: Variation, rng: np.random.Generator
 ) -> np.ndarray:
-    """The camera's image.
+    """Return the camera's image.
 
     Args:
-        fine: (s*H, s*W, 3) uint8, the supersampled picture.
+        fine: (s*H, s*W, 3) uint8, the supersampled image.
         depth: (H, W) m, inf for the sky, NaN unknown.
         motion: (H, W, 2) px to the next frame.
         variation: weather and gain.
-        rng: of the noise.
+        rng: source of the noise.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -62,7 +62,7 @@ def expose(
 
 
 def _blur(image: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Average of the image along the motion during the shutter's opening."""
+    """Average the image along the motion while the shutter is open."""
     height, width = image.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=2).astype(np.float32)
     step = np.clip(motion, -40, 40) * SHUTTER

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Faces of the street's objects as arrays, before they become renderer geometry.
+"""Faces of the street's objects as arrays, before they are converted to renderer geometry.
 
-World coordinates: x right, y ahead, z up, in metres. A face is a quad; a triangle repeats its last corner.
+World coordinates in metres: x right, y ahead, z up. A face is a quad; a triangle repeats its last corner.
 Corners run counter-clockwise seen from outside.
 """
 
@@ -70,7 +70,7 @@ class Mesh:
                 )
 
     def merged(self) -> dict[tuple[str, bool], Faces]:
-        """One `Faces` per texture."""
+        """Return one `Faces` per texture."""
         return {
             key: Faces(
                 np.concatenate([p.corners for p in parts]),
@@ -84,13 +84,13 @@ class Mesh:
 
 
 def yaw_matrix(yaw: float) -> np.ndarray:
-    """(3, 3) rotation about z."""
+    """Return the (3, 3) rotation about z."""
     c, s = np.cos(yaw), np.sin(yaw)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def face_normals(corners: np.ndarray) -> np.ndarray:
-    """(n, 4, 3) -> (n, 3) unit normals, outward; zero for degenerate faces."""
+    """Return the outward unit normals (n, 3) of quads (n, 4, 3); zero for degenerate faces."""
     normal = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
     triangle = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal = np.where(np.linalg.norm(normal, axis=1, keepdims=True) < 1e-9, triangle, normal)
@@ -100,7 +100,7 @@ def face_normals(corners: np.ndarray) -> np.ndarray:
 
 
 def box_corners(low: Sequence[float], high: Sequence[float]) -> np.ndarray:
-    """(5, 4, 3): front (-y), right, back, left and top of an axis-aligned box; nobody sees the bottom."""
+    """Return front (-y), right, back, left and top of an axis-aligned box, (5, 4, 3); the bottom is never visible."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     return np.array(
         [
@@ -114,14 +114,14 @@ def box_corners(low: Sequence[float], high: Sequence[float]) -> np.ndarray:
 
 
 def box_uv(low: Sequence[float], high: Sequence[float], scale: float) -> np.ndarray:
-    """(5, 4, 2): texture coordinates that repeat every `scale` metres."""
+    """Return texture coordinates (5, 4, 2) that repeat every `scale` metres."""
     width, depth, height = (np.asarray(high) - np.asarray(low)) / scale
     sides = [(width, height), (depth, height), (width, height), (depth, height), (width, depth)]
     return np.array([[[0, 0], [u, 0], [u, v], [0, v]] for u, v in sides])
 
 
 def loft_corners(profile_low: np.ndarray, profile_high: np.ndarray, *, cap: bool = True) -> np.ndarray:
-    """Sides between two polygons (m, 3) with equal corner counts, counter-clockwise seen from above, and a top.
+    """Return the sides between two polygons (m, 3) of equal corner counts, counter-clockwise from above, and a top.
 
     The top is a fan of triangles.
     """
@@ -135,7 +135,7 @@ def loft_corners(profile_low: np.ndarray, profile_high: np.ndarray, *, cap: bool
 
 
 def ring(radius: float, z: float, sides: int, *, x: float = 0.0, y: float = 0.0) -> np.ndarray:
-    """(sides, 3) corners of a regular polygon, counter-clockwise."""
+    """Return the corners (sides, 3) of a regular polygon, counter-clockwise."""
     angle = np.arange(sides) * (2 * np.pi / sides)
     return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle), np.full(sides, z)], axis=1)
 
@@ -143,7 +143,7 @@ def ring(radius: float, z: float, sides: int, *, x: float = 0.0, y: float = 0.0)
 def blob_corners(
     rng: np.random.Generator, center: ArrayLike, radii: ArrayLike, *, roughness: float = 0.2
 ) -> np.ndarray:
-    """A bumpy ellipsoid of 8 x 5 patches, (n, 4, 3)."""
+    """Return a bumpy ellipsoid of 8 x 5 patches, (n, 4, 3)."""
     around, up = 8, 5
     azimuth = np.arange(around) * (2 * np.pi / around)
     polar = np.linspace(0, np.pi, up + 1)

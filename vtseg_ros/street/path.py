@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The road's centre line and what is laid along it."""
+"""The centre line of the road, and positions along it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Path:
     Args:
         length: metres.
         bend: peak curvature, 1/m.
-        rng: where the bends lie.
+        rng: source of the positions of the bends.
     """
 
     def __init__(self, *, length: float, bend: float, rng: np.random.Generator) -> None:
@@ -28,11 +28,11 @@ class Path:
         self._y = np.concatenate([[0.0], np.cumsum(np.cos(self._heading[:-1]))])
 
     def heading(self, s: float) -> float:
-        """Radians, counter-clockwise from +y."""
+        """Return the heading in radians, counter-clockwise from +y."""
         return float(np.interp(s, self._s, self._heading))
 
     def at(self, s: float, lateral: float = 0.0, z: float = 0.0) -> np.ndarray:
-        """(3,) world position `lateral` metres to the right of the line at distance `s`."""
+        """Return the world position (3,) `lateral` metres to the right of the line at distance `s`."""
         heading = self.heading(s)
         base = np.array([np.interp(s, self._s, self._x), np.interp(s, self._s, self._y)])
         if s > self._s[-1] or s < 0:
@@ -43,7 +43,7 @@ class Path:
     def ribbon(
         self, s0: float, s1: float, left: float, right: float, z_left: float = 0.0, z_right: float = 0.0
     ) -> np.ndarray:
-        """(4, 3) quad of the ground between two distances and two lateral offsets."""
+        """Return the ground quad (4, 3) between two distances and two lateral offsets."""
         return np.array(
             [
                 self.at(s0, left, z_left),

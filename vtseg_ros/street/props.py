@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands beside the road: each function adds one object, at the origin, to a mesh. Metres, z up."""
+"""Objects next to the road: each function adds one object at the origin to a mesh. Metres, z up."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def box(
     scale: float = 2.0,
     lit: bool = True,
 ) -> None:
-    """An axis-aligned box whose texture repeats every `scale` metres."""
+    """Add an axis-aligned box whose texture repeats every `scale` metres."""
     mesh.add(
         box_corners(low, high),
         uv=box_uv(low, high, scale),
@@ -54,7 +54,7 @@ def box(
 def post(
     mesh: Mesh, x: float, y: float, z0: float, z1: float, radius: float, *, label: int, color: ArrayLike
 ) -> None:
-    """An upright pole with six sides."""
+    """Add an upright pole with six sides."""
     sides = loft_corners(ring(radius, z0, 6, x=x, y=y), ring(radius * 0.85, z1, 6, x=x, y=y))
     mesh.add(sides, label=label, color=color, texture="metal")
 
@@ -62,7 +62,7 @@ def post(
 def building(
     mesh: Mesh, rng: np.random.Generator, kind: str, width: float, depth: float, height: float
 ) -> None:
-    """A building `width` along y and `depth` along +x, its front at x = 0; gabled roofs in the suburbs."""
+    """Add a building, `width` along y and `depth` along +x, its front at x = 0; with a gabled roof in the suburbs."""
     color = np.array(WALL_COLORS[rng.integers(len(WALL_COLORS))]) * rng.uniform(0.8, 1.05)
     texture = FACADES[kind][rng.integers(len(FACADES[kind]))]
     label = ID["building"]
@@ -88,7 +88,7 @@ def building(
 
 
 def tree(mesh: Mesh, rng: np.random.Generator, height: float, *, conifer: bool = False) -> None:
-    """A trunk and a crown of bumpy blobs, or a conifer's cones; all of it `tree`."""
+    """Add a trunk with a crown of bumpy blobs, or a conifer of cones; class `tree`."""
     tint = np.array([rng.uniform(0.6, 1.0), rng.uniform(0.75, 1.05), rng.uniform(0.5, 0.85)])
     radius = height * 0.022 + 0.06
     trunk = loft_corners(ring(radius, 0.0, 6), ring(radius * 0.6, height * 0.6, 6))
@@ -115,21 +115,21 @@ def _crown_uv() -> np.ndarray:
 
 
 def bush(mesh: Mesh, rng: np.random.Generator, size: float) -> None:
-    """A low shrub; `vegetation`."""
+    """Add a low shrub; class `vegetation`."""
     tint = (rng.uniform(0.7, 1.0), rng.uniform(0.85, 1.0), rng.uniform(0.5, 0.8))
     corners = blob_corners(rng, (0, 0, size * 0.42), (size * 0.7, size * 0.7, size * 0.55), roughness=0.3)
     mesh.add(corners, label=ID["vegetation"], color=tint, texture="hedge", uv=_crown_uv())
 
 
 def hedge(mesh: Mesh, rng: np.random.Generator, length: float, height: float) -> None:
-    """A clipped hedge along y; `vegetation`."""
+    """Add a clipped hedge along y; class `vegetation`."""
     tint = (rng.uniform(0.75, 1.0), rng.uniform(0.85, 1.0), rng.uniform(0.55, 0.8))
     low, high = (0.0, -length / 2, 0.0), (0.8, length / 2, height)
     box(mesh, low, high, label=ID["vegetation"], color=tint, texture="hedge", scale=1.5)
 
 
 def guardrail(mesh: Mesh, length: float, side: float) -> None:
-    """A rail with posts along y; `side` is +1 when the road lies at -x."""
+    """Add a rail with posts along y; `side` is +1 if the road is at -x."""
     color = (0.80, 0.82, 0.84)
     box(
         mesh,
@@ -145,7 +145,7 @@ def guardrail(mesh: Mesh, length: float, side: float) -> None:
 
 
 def lamp(mesh: Mesh, rng: np.random.Generator, side: float) -> None:
-    """A street lamp whose arm reaches over the road; `pole`."""
+    """Add a street lamp whose arm reaches over the road; class `pole`."""
     height, color = (
         rng.uniform(5.5, 8.0),
         rng.choice(((0.42, 0.45, 0.46), (0.62, 0.62, 0.60), (0.25, 0.30, 0.27))),
@@ -159,7 +159,7 @@ def lamp(mesh: Mesh, rng: np.random.Generator, side: float) -> None:
 
 
 def wooden_pole(mesh: Mesh, rng: np.random.Generator) -> None:
-    """A telephone pole with a cross-arm; `pole`."""
+    """Add a telephone pole with a cross-arm; class `pole`."""
     height = rng.uniform(6.5, 8.5)
     post(mesh, 0, 0, 0, height, 0.13, label=ID["pole"], color=(0.42, 0.33, 0.26))
     box(
@@ -172,13 +172,13 @@ def wooden_pole(mesh: Mesh, rng: np.random.Generator) -> None:
 
 
 def bollard(mesh: Mesh, rng: np.random.Generator) -> None:
-    """A knee-high post; `pole`."""
+    """Add a knee-high post; class `pole`."""
     color = rng.choice(((0.9, 0.9, 0.88), (0.32, 0.32, 0.34), (0.75, 0.30, 0.22)))
     post(mesh, 0, 0, 0, rng.uniform(0.9, 1.2), 0.08, label=ID["pole"], color=color)
 
 
 def sign(mesh: Mesh, rng: np.random.Generator) -> None:
-    """A plate that faces the traffic (-y) on a thin pole; the back is grey."""
+    """Add a traffic sign on a thin pole that faces the traffic (-y); its back is grey."""
     shape = ("limit", "warning", "info", "stop")[rng.integers(4)]
     height, radius = rng.uniform(2.2, 2.8), rng.uniform(0.38, 0.52)
     post(mesh, 0, 0, 0, height, 0.045, label=ID["pole"], color=(0.66, 0.67, 0.68))
@@ -194,7 +194,7 @@ def sign(mesh: Mesh, rng: np.random.Generator) -> None:
 
 
 def board(mesh: Mesh, rng: np.random.Generator) -> None:
-    """A direction board on two poles, facing the traffic."""
+    """Add a direction board on two poles that faces the traffic."""
     width, z = rng.uniform(1.6, 2.6), rng.uniform(2.4, 3.2)
     for x in (-width * 0.4, width * 0.4):
         post(mesh, x, 0.08, 0, z + 0.5, 0.07, label=ID["pole"], color=(0.66, 0.67, 0.68))
@@ -203,7 +203,7 @@ def board(mesh: Mesh, rng: np.random.Generator) -> None:
 
 
 def _plate(mesh: Mesh, flat: np.ndarray, z: float, texture: str) -> None:
-    """A flat polygon (m, 2) of (x, z) around height z, as a fan of triangles, front textured, back grey."""
+    """Add a flat polygon (m, 2) of (x, z) around height z as a fan of triangles, with textured front and grey back."""
     after = np.roll(flat, -1, axis=0)
     reach = np.abs(flat).max(axis=0) * 2
 
@@ -218,7 +218,7 @@ def _plate(mesh: Mesh, flat: np.ndarray, z: float, texture: str) -> None:
 
 
 def traffic_light(mesh: Mesh, rng: np.random.Generator, side: float, *, overhead: bool) -> None:
-    """A signal on a pole, and one on an arm over the road when `overhead`."""
+    """Add a traffic light on a pole, and one on an arm over the road if `overhead`."""
     color, height = (0.30, 0.32, 0.33), 5.2 if overhead else 2.6
     post(mesh, 0, 0, 0, height, 0.08, label=ID["pole"], color=color)
     lit = int(rng.integers(3))
@@ -246,7 +246,7 @@ def _signal(mesh: Mesh, x: float, z: float, lit: int) -> None:
 
 
 def misc(mesh: Mesh, rng: np.random.Generator) -> None:
-    """Something on the pavement: a bin, bench, letter box, skip or stack of crates; `misc`."""
+    """Add an object on the pavement: a bin, bench, letter box, skip or stack of crates; class `misc`."""
     label, kind = ID["misc"], rng.integers(5)
     if kind == 0:
         color = rng.choice(((0.16, 0.34, 0.20), (0.20, 0.22, 0.26), (0.55, 0.42, 0.12)))
@@ -280,7 +280,7 @@ def misc(mesh: Mesh, rng: np.random.Generator) -> None:
 
 
 def unknown(mesh: Mesh, rng: np.random.Generator) -> None:
-    """Something outside the class list (a person's shape), left undefined."""
+    """Add an object outside the class list (the shape of a person), which stays unlabelled."""
     color = (rng.uniform(0.1, 0.7), rng.uniform(0.1, 0.6), rng.uniform(0.2, 0.8))
     box(mesh, (-0.2, -0.15, 0), (0.2, 0.15, 0.85), label=IGNORE, color=(0.2, 0.2, 0.28))
     box(mesh, (-0.26, -0.17, 0.85), (0.26, 0.17, 1.5), label=IGNORE, color=color)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Panda3D's software renderer behind two calls: `load` a world's faces, `render` a picture and face ids.
+"""Panda3D's software renderer with two calls: `load` the faces of a world, `render` an image and its face ids.
 
-Every face also carries an id of its own, drawn as a flat colour in a second pass. From a pixel's id follow
-its class, its object and the exact plane it lies on, hence exact depth and flow: no depth buffer is read.
+A second pass draws the id of every face as a flat colour. The id of a pixel gives its class, its object and the exact plane
+of its face, and from these follow exact depth and flow, without reading a depth buffer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vtseg_ros.street.world import SHADOW
 
 NEAR_M, FAR_M = 0.3, 320.0
 SUPERSAMPLE = 2
-ID_BITS = 6  # per channel, kept apart by 4 steps of 255: the renderer's colours come back within 1
+ID_BITS = 6  # per channel, 4 steps of 255 apart: the colours that are read back are exact to 1
 IN_ORDER = "in_order"
 MAX_IDS = 1 << (3 * ID_BITS)
 
@@ -53,7 +53,7 @@ _pipe: GraphicsPipe | None = None
 
 
 def _graphics() -> tuple[GraphicsEngine, GraphicsPipe]:
-    """The process's one engine and software pipe."""
+    """Return the engine and software pipe, of which a process has one."""
     global _engine, _pipe
     if _engine is None:
         loadPrcFileData(
@@ -61,18 +61,18 @@ def _graphics() -> tuple[GraphicsEngine, GraphicsPipe]:
         )
         _pipe = GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
         _engine = GraphicsEngine(_pipe)
-        # Panda's own order follows memory addresses, and where faces meet the one drawn first is seen.
+        # Panda3D's own order depends on memory addresses, and where faces meet, the one drawn first is visible.
         CullBinManager.get_global_ptr().add_bin(IN_ORDER, CullBinManager.BT_unsorted, 20)
     return _engine, _pipe
 
 
 @dataclass(frozen=True)
 class Planes:
-    """What an id means. Row 0 is the sky.
+    """Faces by id. Row 0 is the sky.
 
     Attributes:
         normal: (n, 3) unit normals in the coordinates of the face's object.
-        offset: (n,) distance of the plane from that origin along the normal, m.
+        offset: (n,) distance of the plane from the origin of the object along the normal, m.
         label: (n,) uint8 class ids.
         owner: (n,) index of the object; 0 = the static world.
     """
@@ -131,7 +131,7 @@ class Renderer:
         self.planes: Planes | None = None
 
     def load(self, mesh: Mesh, owner: int = 0) -> int:
-        """Add a mesh; owner 0 is the static world. Returns the index that `render` takes its pose for."""
+        """Add a mesh (owner 0 = the static world), and return the index of its pose in `render`."""
         picture, ids = self._picture.attach_new_node("mesh"), self._ids.attach_new_node("mesh")
         for (texture, lit), faces in mesh.merged().items():
             self._attach_picture(picture, texture, lit, faces)
@@ -141,7 +141,7 @@ class Renderer:
         return len(self._nodes) - 1
 
     def finish(self) -> Planes:
-        """Call once after the last `load`."""
+        """Finish loading; to be called once after the last `load`."""
         normal, offset, label, owner = (np.concatenate(column) for column in zip(*self._rows))
         self.planes = Planes(normal, offset, label.astype(np.uint8), owner)
         return self.planes
@@ -151,10 +151,10 @@ class Renderer:
 
         Args:
             camera: (4, 4) camera-to-world matrix; the camera looks along its y, z up.
-            poses: (4, 4) object-to-world matrix per index that `load` returned; others stay.
+            poses: (4, 4) object-to-world matrix per index that `load` returned; other objects do not move.
 
         Returns:
-            the picture at SUPERSAMPLE times the size, (h, w, 3) uint8 RGB, and face ids (H, W) int32.
+            the image at SUPERSAMPLE times the size, (h, w, 3) uint8 RGB, and face ids (H, W) int32.
         """
         for index, pose in poses.items():
             for node in self._nodes[index]:
@@ -191,7 +191,7 @@ class Renderer:
         path.set_two_sided(True)
 
     def _attach_ids(self, parent: NodePath, faces: Faces, owner: int) -> None:
-        count = len(faces.corners) * 2  # a quad is two triangles, each with a plane of its own
+        count = len(faces.corners) * 2  # a quad is two triangles, each with its own plane
         if self._count + count > MAX_IDS:
             raise ValueError(f"the world has more than {MAX_IDS} triangles")
         index = np.arange(self._count, self._count + count)
@@ -264,7 +264,7 @@ class _Target:
 
 
 def _geometry(corners: np.ndarray, rgba: np.ndarray, uv: np.ndarray | None) -> GeomNode:
-    """Triangles of quads (n, 4, 3) with colours 0..255 per face (n, 4) or per triangle (n, 2, 4)."""
+    """Build the triangles of quads (n, 4, 3) with colours 0..255 per face (n, 4) or per triangle (n, 2, 4)."""
     count = len(corners)
     vertices = np.zeros((count, 2, 3), _VERTEX)
     vertices["position"] = corners[:, _CORNERS]
@@ -298,7 +298,7 @@ def _texture(name: str, image: np.ndarray) -> Texture:
 
 
 def _shadow_texture(opacity: float) -> Texture:
-    """Black with a soft rim."""
+    """Draw a black area with soft edges."""
     size = 64
     axis = np.abs(np.linspace(-1, 1, size))
     edge = np.maximum(axis[:, None], axis[None, :]) * 0.5 + np.hypot(axis[:, None], axis[None, :]) * 0.5
@@ -314,5 +314,5 @@ def _shadow_texture(opacity: float) -> Texture:
 
 
 def _matrix(matrix: np.ndarray) -> LMatrix4f:
-    """Column-vector (4, 4) to Panda's row-vector matrix."""
+    """Convert a column-vector matrix (4, 4) to Panda3D's row-vector matrix."""
     return LMatrix4f(*np.asarray(matrix, np.float64).T.ravel().tolist())

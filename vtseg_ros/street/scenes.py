@@ -11,16 +11,16 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Scene:
-    """What a road looks like. Lengths in metres, spacings are mean distances along the road per side.
+    """Appearance of a road. Lengths are in metres; spacings are mean distances along each side of the road.
 
-    A spacing of 0 means that there is none of it.
+    A spacing of 0 means that there are no such objects.
     """
 
     title: str
     lanes: int
     lane_width: float
     bend: float  # peak curvature, 1/m
-    ground: str  # texture beside the road
+    ground: str  # texture next to the road
     verge: str  # texture of the strip along the road
     verge_width: float
     building: str  # kind; see props.FACADES

@@ -25,14 +25,14 @@ START_M = 12.0
 
 @dataclass(frozen=True)
 class StreetFrame:
-    """One frame with everything known about it.
+    """One frame with labels, depth and optical flow.
 
     Attributes:
         rgb: (H, W, 3) uint8.
         label: (H, W) uint8 class ids of `labels.STREET`; 255 = undefined.
         depth: (H, W) float32, m along the optical axis; inf for the sky, NaN for the few pixels of faces seen edge-on.
         flow_forward, flow_backward: (H, W, 2) float32 (dx, dy) px from this frame to the next / previous;
-            NaN where the point lies behind that frame's camera, and where the depth is.
+            NaN where the point is behind that frame's camera, and where the depth is NaN.
         focal: focal length in px; the principal point is the middle of the image.
         stamp_ns: time of the frame, ns.
         frame_id: scene and variation.
@@ -89,21 +89,21 @@ def render_sequence(
     Args:
         scene: 1 to 5.
         variation: a key of `VARIATIONS`.
-        frames: how many.
+        frames: number of frames.
         size: (width, height) px.
-        seed: of layout, traffic and noise.
+        seed: seed of layout, traffic and noise.
         start_ns: stamp of the first frame, ns.
 
     Raises:
         ConfigError: for an unknown scene or variation, or a size below 16x16.
     """
     if scene not in SCENES:
-        raise ConfigError(f"there is no scene {scene}. Known: {', '.join(map(str, SCENES))}")
+        raise ConfigError(f"scene: unknown; expected one of {', '.join(map(str, SCENES))}, got {scene}")
     if variation not in VARIATIONS:
-        raise ConfigError(f"there is no variation {variation!r}. Known: {', '.join(VARIATIONS)}")
+        raise ConfigError(f"variation: unknown; expected one of {', '.join(VARIATIONS)}, got {variation!r}")
     if frames < 1 or min(size) < 16:
         raise ConfigError(
-            f"we expect at least one frame of at least 16x16 px. Got: {frames} of {size[0]}x{size[1]}"
+            f"frames, size: out of range; expected at least 1 frame of 16x16 px, got {frames} of {size[0]}x{size[1]}"
         )
     weather = VARIATIONS[variation]
     world = World(scene=SCENES[scene], seed=(seed, scene), seconds=frames / RATE_HZ, sun=_sun(weather))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural textures: (H, W, 3) uint8 RGB tiles that repeat, made from a seed."""
+"""Procedural textures: repeating tiles (H, W, 3) uint8 RGB, generated from a seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = 128
 
 
 def tiling_noise(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
-    """(size, size) float32 in [0, 1]: noise that repeats without a seam; octaves are cells per side."""
+    """Return noise that repeats without a seam, (size, size) float32 in [0, 1]; octaves are cells per side."""
     total = np.zeros((size, size), np.float32)
     for index, cells in enumerate(octaves):
         grid = rng.random((cells, cells), dtype=np.float32)
@@ -40,7 +40,7 @@ def _asphalt(rng: np.random.Generator) -> np.ndarray:
 
 
 def road(rng: np.random.Generator, lanes: int, dashed: bool) -> np.ndarray:
-    """A road across its whole width (u) and 8 m of its length (v), with markings and tyre tracks."""
+    """Draw a road across its whole width (u) and 8 m of its length (v), with markings and tyre tracks."""
     width = 256
     image = cv2.resize(_asphalt(rng).astype(np.float32), (width, SIZE))
     across = np.arange(width) / width
@@ -93,7 +93,7 @@ def _bark(rng: np.random.Generator) -> np.ndarray:
 
 
 def _facade(rng: np.random.Generator, columns: int, rows: int, style: str) -> np.ndarray:
-    """A wall of 12 m x 12 m with windows; tinted by the building's colour."""
+    """Draw a wall of 12 m x 12 m with windows, to be tinted by the building's colour."""
     image = np.full((SIZE, SIZE, 3), 214.0, np.float32)
     if style == "brick":
         image = _blend(tiling_noise(rng, SIZE, (16, 64)), (170, 160, 152), (214, 206, 198))
@@ -134,7 +134,7 @@ def _plank(rng: np.random.Generator) -> np.ndarray:
 
 
 def _sign_face(shape: str) -> np.ndarray:
-    """A sign's face on a plate that fills the tile; its own colours."""
+    """Draw the face of a sign, which fills the tile, in its own colours."""
     image = np.full((SIZE, SIZE, 3), 238, np.uint8)
     middle = (SIZE // 2, SIZE // 2)
     if shape == "limit":
@@ -160,7 +160,7 @@ def _sign_face(shape: str) -> np.ndarray:
 
 
 def build_textures(seed: int) -> dict[str, np.ndarray]:
-    """All textures by name, (H, W, 3) uint8 RGB, bottom row first."""
+    """Draw all textures by name, (H, W, 3) uint8 RGB, bottom row first."""
     rng = np.random.default_rng([seed, 7])
     tiles = {
         "plain": np.full((8, 8, 3), 255.0),

@@ -33,7 +33,7 @@ def _rectangle(x: float, y0: float, y1: float, z: float) -> np.ndarray:
 
 
 def _cabin(mesh: Mesh, label: int, color: ArrayLike, low: np.ndarray, high: np.ndarray) -> None:
-    """A loft whose sides are glass between pillars, with a painted roof."""
+    """Add a cabin: glass sides between pillars, and a painted roof."""
     faces = loft_corners(low, high)
     mesh.add(faces[4:], label=label, color=color)
     for side in faces[:4]:
@@ -170,7 +170,7 @@ def _truck(mesh: Mesh, rng: np.random.Generator, color: ArrayLike) -> None:
 
 
 def vehicle(kind: str, rng: np.random.Generator) -> Mesh:
-    """A vehicle of a kind (`car`, `van`, `truck`) with random proportions and paint."""
+    """Build a vehicle of a kind (`car`, `van`, `truck`) with random proportions and paint."""
     mesh = Mesh()
     color = np.clip(np.array(PAINTS[rng.integers(len(PAINTS))]) * rng.uniform(0.85, 1.1), 0, 1)
     {"car": _car, "van": _van, "truck": _truck}[kind](mesh, rng, color)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""A scene laid out: static meshes in chunks along the road, and the vehicles with their motion."""
+"""The objects of a scene: static meshes in chunks along the road, and moving vehicles."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vtseg_ros.street.vehicles import KINDS, LENGTH_M, vehicle
 CHUNK_M = 24.0
 STEP_M = 4.0
 LEAD_GAP_M = 34.0
-"""Where the first vehicle of the camera's lane starts; the camera starts at 12 m."""
+"""Start of the first vehicle in the camera's lane, m; the camera starts at 12 m."""
 SHADOW = "shadow"
-"""Texture name of cast shadows: painted in the picture, absent from labels and depth."""
+"""Texture name of cast shadows: visible in the image, but not in labels and depth."""
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Vehicle:
     """A vehicle that keeps its lane.
 
     Attributes:
-        mesh: at its own origin, heading +y.
+        mesh: vehicle at the origin, heading +y.
         start, speed: distance along the road (m) at time 0 and its rate (m/s; negative: oncoming).
         lateral: metres to the right of the centre line.
         sway: amplitude (m) and period (s) of a slow change of distance.
-        turned: whether it faces against the road's direction.
+        turned: whether it faces against the direction of the road.
     """
 
     mesh: Mesh
@@ -50,17 +50,17 @@ class Vehicle:
         return result
 
     def pose(self, path: Path, time_s: float) -> tuple[np.ndarray, float]:
-        """World position (3,) and yaw (radians)."""
+        """Return world position (3,) and yaw (radians)."""
         s = self.distance(time_s)
         return path.at(s, self.lateral), path.heading(s) + (np.pi if self.turned else 0.0)
 
 
 class World:
-    """Everything of a scene for a drive of `seconds`.
+    """All objects of a scene for a drive of `seconds`.
 
     Args:
-        scene: what the road looks like.
-        seed: layout and traffic; the same seed gives the same world.
+        scene: appearance of the road.
+        seed: seed of layout and traffic; the same seed gives the same world.
         seconds: length of the drive.
         sun: unit vector (3,) to the sun, world coordinates.
     """
@@ -127,7 +127,7 @@ class World:
                     mesh.add(quad, label=props.ID["terrain"], texture=texture, uv=[tiles], color=tint)
 
     def _spots(self, spacing: float, start: float = 4.0) -> list[float]:
-        """Distances along the road, about `spacing` apart."""
+        """Return distances along the road, about `spacing` apart."""
         spots, s = [], start + self._rng.uniform(0, max(spacing, 1.0))
         while spacing > 0 and s < self.path.length - 2.0:
             spots.append(s)
@@ -212,7 +212,7 @@ class World:
         self._put(mesh, s, lateral, turned=turned, z=z)
 
     def _rails(self, side: float) -> list[tuple[float, float]]:
-        """Lay guardrails; returns the (start, end) distances they cover."""
+        """Add guardrails and return the (start, end) distances that they cover."""
         spans, share = [], self.scene.rail_share
         s = self._rng.uniform(0, 40)
         while s < self.path.length - STEP_M:
@@ -273,7 +273,7 @@ class World:
                     s += rng.uniform(22, 55)
 
     def ego_lane(self) -> float:
-        """Lateral position of the camera's lane, m."""
+        """Return the lateral position of the camera's lane, m."""
         return self.half - self.scene.lane_width / 2
 
     def _shadow_vector(self, height: float) -> np.ndarray:
@@ -313,7 +313,7 @@ class World:
 
 
 def _convex_hull(points: np.ndarray) -> np.ndarray:
-    """(m, 2) corners of the convex hull, counter-clockwise seen from above."""
+    """Return the corners (m, 2) of the convex hull, counter-clockwise seen from above."""
     import cv2
 
     return cv2.convexHull(points.astype(np.float32), clockwise=False)[:, 0].astype(np.float64)

@@ -65,7 +65,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         items = typing.get_args(kind)
         if not isinstance(value, (list, tuple)) or (Ellipsis not in items and len(value) != len(items)):
-            raise ConfigError(f"{where} must be a list; expected {_name(kind)}, got {value!r}")
+            raise ConfigError(f"{where}: not a list; expected {_name(kind)}, got {value!r}")
         kinds = [items[0]] * len(value) if Ellipsis in items else items
         return tuple(parse(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
     if origin is dict:
@@ -78,7 +78,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} must be of type {_name(kind)}, got {value!r}")
+        raise ConfigError(f"{where}: wrong type; expected {_name(kind)}, got {value!r}")
     return value
 
 

@@ -144,7 +144,7 @@ class Training:
             )
 
     def _trained_part(self, stage: StageConfig) -> nn.Module:
-        """The module that a stage trains; freezes the rest."""
+        """Return the module that a stage trains, and freeze the rest."""
         if not has_prior(self.model):
             return cast(nn.Module, self.model)
         external = self._prior_is_external()

@@ -52,8 +52,8 @@ class TrainingData:
         for stage in config.stages:
             if stage.window and not least <= stage.window <= length:
                 raise ConfigError(
-                    f"stage {stage.name}: window must be {least}..{length} frames (the window of the network), or 0; "
-                    f"got {stage.window}"
+                    f"stage {stage.name}: window out of range; expected {least} to {length} frames (the window "
+                    f"of the network) or 0, got {stage.window}"
                 )
         training, validation = build_sources(config.data)
         self.groups = GroupTable(len(labels))

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Video files in and out."""
+"""Read and write video files."""

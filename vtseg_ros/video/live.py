@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Network streams (RTSP and others) and V4L2 cameras, newest frame first (PyAV)."""
+"""Read the newest frame of network streams (RTSP and others) and V4L2 cameras with PyAV."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.video.reader import NS
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
-"""Without http: what it serves may be a file, of which no frame is to be skipped."""
+"""Without http, which may serve a file, whose frames must not be skipped."""
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 10.0
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://\S", re.IGNORECASE)
 
 
 def is_live(source: str) -> bool:
-    """Return whether a source is a stream or a camera: a URL of `SCHEMES`, or a character device as /dev/video0."""
+    """Return whether a source is a stream or a camera: a URL of `SCHEMES`, or a character device such as /dev/video0."""
     if _URL.match(source):
         return True
     try:
@@ -40,7 +40,7 @@ class LiveFrame:
     """A frame of a stream.
 
     Attributes:
-        stamp_ns: time of day, ns: that of the first frame's arrival, and then as far apart as the stream says.
+        stamp_ns: system time, ns: the arrival time of the first frame, plus the time in the stream since then.
         image: (H, W, 3) uint8 RGB.
     """
 
@@ -51,17 +51,17 @@ class LiveFrame:
 class LiveReader:
     """A stream or camera opened for reading; use it as a context manager.
 
-    A thread decodes all frames and keeps the newest, so that a slow consumer sees the present.
+    A thread decodes all frames and keeps only the newest, so a slow consumer always gets a current frame.
 
     Args:
         source: a URL or a device; see `is_live`. This opens a connection to the host that the URL names.
 
     Raises:
-        ConfigError: if the package `av` is missing, or the source cannot be opened or holds no video.
+        ConfigError: if the package `av` is missing, or the source cannot be opened or contains no video.
 
     Attributes:
-        skipped: frames that were replaced by a newer one before they were asked for.
-        damage: why the stream ended; empty for its regular end.
+        skipped: number of frames that were replaced by a newer one before they were read.
+        damage: reason why the stream ended; empty for a regular end.
     """
 
     def __init__(self, source: str) -> None:
@@ -76,7 +76,7 @@ class LiveReader:
         self.skipped, self.damage = 0, ""
         self._error = av.FFmpegError
         url = _URL.match(source)
-        # Over TCP: UDP loses parts of frames, which leaves grey patches in the images.
+        # TCP, because UDP loses parts of frames, which leaves grey patches in the images.
         options = {"rtsp_transport": "tcp"} if url and url[1].lower().startswith("rtsp") else {}
         try:
             self._container = av.open(
@@ -108,7 +108,7 @@ class LiveReader:
         self.close()
 
     def close(self) -> None:
-        """Close the stream; waits for the frame in work, at most for the timeout."""
+        """Close the stream; wait for the current frame, at most for the timeout."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -116,11 +116,11 @@ class LiveReader:
         self._container.close()
 
     def frames(self) -> Iterator[LiveFrame]:
-        """Yield the newest frame whenever there is one, until the stream ends."""
+        """Yield the newest frame whenever there is a new one, until the stream ends."""
         while True:
             with self._condition:
                 while self._newest is None and not self._ended:
-                    # In slices: a signal is handled between them.
+                    # In short waits, because signals are handled between them.
                     self._condition.wait(0.2)
                 if self._newest is None:
                     return

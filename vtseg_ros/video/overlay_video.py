@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Overlay videos: H.264 in mp4, which browsers and players everywhere show."""
+"""Overlay videos: H.264 in mp4, which all browsers and players support."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ MIN_WIDTH = 640
 CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
 MAX_NAME_BYTES = 255
 DEFAULT_RATE_HZ = 10.0
-"""Of videos whose frames do not say how far apart they are."""
+"""Frame rate of videos of unknown rate, Hz."""
 
 
 def check_new_video(path: Path) -> None:
-    """Refuse an overlay that cannot be written.
+    """Check that an overlay can be written.
 
     Raises:
-        ConfigError: if it exists, or its suffix is of no container that takes H.264.
+        ConfigError: if it exists, or its suffix is not that of a container for H.264.
     """
     if path.suffix.lower() not in CONTAINERS:
         raise ConfigError(
             f"overlay {path}: unknown container; expected a suffix of {', '.join(CONTAINERS)}, got {path.suffix!r}"
         )
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
-        raise ConfigError(f"overlay {path}: a name may have {MAX_NAME_BYTES} bytes")
+        raise ConfigError(f"overlay {path}: the name is too long; expected at most {MAX_NAME_BYTES} bytes")
     if path.exists():
         raise ConfigError(f"{path} exists: nothing is overwritten")
 
@@ -50,9 +50,9 @@ class OverlayVideo:
         self._size = (0, 0)
 
     def add(self, image: np.ndarray, mask: np.ndarray) -> None:
-        """The next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        """Add the next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
         if self._writer is None:
-            # H.264 with 4:2:0 colours wants even sides; small videos are enlarged to be watched.
+            # H.264 with 4:2:0 colours needs even sides; small videos are enlarged for viewing.
             scale = max(1.0, MIN_WIDTH / image.shape[1])
             self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
             self._writer = imageio_ffmpeg.write_frames(
@@ -80,9 +80,9 @@ class OverlayVideo:
 def overlay_video(path: Path, labels: LabelSet, rate_hz: float | None) -> Iterator[OverlayVideo]:
     """Write an overlay video at `rate_hz` frames per second; None = unknown, DEFAULT_RATE_HZ.
 
-    It is there under its name when it is whole; without a frame, or after an exception, nothing is left behind.
+    The file gets its name when it is complete. Without a frame, or after an exception, no file remains.
     """
-    # A short name, since that of the video may be as long as names can be; ffmpeg goes by the suffix.
+    # A short name, because that of the video may have the maximum length; ffmpeg uses the suffix.
     part = path.with_name(f".vtseg_{secrets.token_hex(4)}.part{path.suffix}")
     video = OverlayVideo(part, labels, rate_hz or DEFAULT_RATE_HZ)
     try:

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of video files with the times that the file gives them (PyAV).
+"""Read frames of video files with their times in the file (PyAV).
 
-OpenCV's reader is not used: it gives frames of a variable rate evenly spaced times, and takes a colon in a file name for
-a protocol.
+OpenCV's reader is not used: it returns evenly spaced times for videos with a variable rate, and interprets a colon in a
+file name as a protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vtseg_ros.errors import ConfigError, first_line
 
 NS = 1_000_000_000
 DEFAULT_RATE_HZ = 10.0
-"""Rate of videos that do not name one."""
+"""Rate of videos without one in the header, Hz."""
 VIDEO_SUFFIXES = (
     ".mp4",
     ".m4v",
@@ -58,14 +58,14 @@ class VideoReader:
     """A video file opened for reading; use it as a context manager.
 
     Args:
-        path: the file. It is opened by the operating system's name, whatever characters the name has.
+        path: the file. The name may contain any characters.
 
     Raises:
-        ConfigError: if the package `av` is missing, or the file cannot be read or holds no video.
+        ConfigError: if the package `av` is missing, or the file cannot be read or contains no video.
 
     Attributes:
-        frame_count: frames by the file's header, which may be wrong; 0 = it does not say.
-        rate_hz: mean frame rate by the header; DEFAULT_RATE_HZ where it does not say.
+        frame_count: number of frames in the header, which may be wrong; 0 = unknown.
+        rate_hz: mean frame rate in the header; DEFAULT_RATE_HZ if unknown.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,7 +94,7 @@ class VideoReader:
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.rate_hz = float(rate) if rate else DEFAULT_RATE_HZ
         self.damage = ""
-        """Why reading ended before the end of the file; empty = it did not."""
+        """Reason why reading ended before the end of the file; empty if it did not."""
 
     def __enter__(self) -> VideoReader:
         return self
@@ -112,7 +112,7 @@ class VideoReader:
     def frames(self, every: int = 1) -> Iterator[VideoFrame]:
         """Decode the file from its start.
 
-        A file that is damaged ends the frames early; `damage` then says why.
+        A damaged file ends early; `damage` then contains the reason.
 
         Args:
             every: yield every n-th frame.
@@ -129,7 +129,7 @@ class VideoReader:
                     seconds = frame.pts * frame.time_base
                     first = seconds if first is None else first
                     time_ns = round((seconds - first) * NS)
-                if time_ns <= last_ns:  # broken times must not hide a frame behind another one
+                if time_ns <= last_ns:  # frames with broken times must not be skipped
                     time_ns = last_ns + step_ns
                 last_ns = time_ns
                 if index % every == 0:

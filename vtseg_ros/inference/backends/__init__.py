@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What executes a network: one class per runtime behind one protocol.
+"""Backends that execute a network: one class per runtime, with one protocol.
 
-A runtime is added by a `Backend` and an entry in `BACKENDS`, and in `BY_SUFFIX` for files of its own.
+To add a runtime, add a `Backend` and an entry in `BACKENDS`, and one in `BY_SUFFIX` if it has its own files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKEND_NAMES = ("auto", *BACKENDS)
 BY_SUFFIX: dict[str, type[Backend]] = {".onnx": OnnxBackend}
 """Backends of exported files; everything else is a checkpoint."""
 PACKAGES = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
-"""What each backend imports."""
+"""Module that each backend imports."""
 
 __all__ = [
     "BACKENDS",
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def is_exported(path: str | Path) -> bool:
-    """Return whether a file's name is that of an exported network, not of a checkpoint."""
+    """Return whether a file name is that of an exported network instead of a checkpoint."""
     return Path(path).suffix.lower() in BY_SUFFIX
 
 
@@ -68,7 +68,7 @@ def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Back
     """Return the backend that runs a file, shipped weights or a checkpoint.
 
     Args:
-        source: what is to be run.
+        source: file, name of shipped weights, or checkpoint.
         name: `torch`, `openvino`, `onnx` or `auto`, which is ONNX Runtime for exported files and PyTorch for
             checkpoints; `open_backend` may run these in OpenVINO.
 

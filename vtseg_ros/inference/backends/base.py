@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of what executes a network: PyTorch, ONNX Runtime and others."""
+"""The protocol of the backends that execute a network: PyTorch, ONNX Runtime and others."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vtseg_ros.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """What a user asks of a backend.
+    """Options of a backend.
 
     Args:
         backend: `auto`, `torch`, `openvino` or `onnx`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; a backend may know others.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; a backend may accept others.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         input_size: (width, height) px of the network's input; None = the network's own.
-        window: frames k; None = the network's own. A backend that compiles for one length compiles this one.
+        window: frames k; None = the network's own. A backend that compiles for a fixed length uses this one.
         streaming: `auto`, `plain`, `exact` or `causal`.
         static_prior: an external static network (see `model.static_prior.load_external_prior`).
         compile: use torch.compile.
         cuda_graphs: capture CUDA graphs on a GPU.
-        threads: of the CPU; None = PyTorch's number. In PyTorch the number is the whole process's.
+        threads: number of CPU threads; None = PyTorch's default. PyTorch uses it for the whole process.
         pin_threads: keep each thread on one core (OpenVINO).
-        coarse_logits: logits may be smaller than the input; their upsampling is left to the caller.
+        coarse_logits: logits may be smaller than the input; the caller upsamples them.
     """
 
     backend: str = "auto"
@@ -54,20 +54,19 @@ class BackendOptions:
 
 
 class Backend(ABC):
-    """Executes a network, and keeps for each camera what its older frames left behind.
+    """Execute a network, and store the cached values of older frames of each camera.
 
-    A backend implements `open`, `mode` and `run`. This class keeps the state: `infer` runs the newest frames of some
-    cameras, and only `commit` makes them part of their windows, so that a batch that fails can be tried again.
-    Not thread-safe.
+    A backend implements `open`, `mode` and `run`. This class stores the state: `infer` processes the newest frames of some
+    cameras, and `commit` appends them to their windows. A batch that fails can therefore be tried again. Not thread-safe.
 
     Args:
-        checkpoint: what is known about the network; its `model` is None where only the runtime has it.
-        device: where images must be, and where logits are.
+        checkpoint: metadata of the network; its `model` is None if only the runtime has the network.
+        device: device of images and logits.
         precision: `fp32`, `fp16`, `bf16` or another name.
         input_size: (width, height) px of the network's input.
         streaming: `plain`, `exact` or `causal`.
-        video: whether it takes windows; else every window has one frame.
-        depth: attention layers in a row, each of which reaches a window further back in causal streaming.
+        video: whether the network takes windows; otherwise every window has one frame.
+        depth: number of consecutive attention layers; in causal streaming, each reaches one window further back.
         longest_window: frames of the longest window; None = any.
     """
 
@@ -102,7 +101,7 @@ class Backend(ABC):
 
         Args:
             source: a file, the name of shipped weights, or a loaded checkpoint (its network is copied).
-            options: what the user asks for.
+            options: options of the user.
 
         Raises:
             CheckpointError, ConfigError, DeviceError: naming what is wrong.
@@ -111,7 +110,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def mode(self) -> str:
-        """How full windows run, in a word such as `eager` or `onnxruntime`."""
+        """How full windows are executed, such as `eager` or `onnxruntime`."""
 
     @abstractmethod
     def run(self, images: Tensor, past: Sequence[Sequence[Any]]) -> tuple[Tensor, list[Any]]:
@@ -119,10 +118,10 @@ class Backend(ABC):
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1], on `device`.
-            past: for each window what its older frames left behind, oldest first; equally many for all.
+            past: for each window the cached values of its older frames, oldest first; the same number for all.
 
         Returns:
-            logits (B, C, h, w), valid until the next call, and what each newest frame leaves behind.
+            logits (B, C, h, w), valid until the next call, and the cached values of each newest frame.
         """
 
     def to_mask(
@@ -132,12 +131,12 @@ class Backend(ABC):
         return to_mask(logits, size, upsampling, min_confidence)
 
     def one_frame(self) -> Callable[[], object] | None:
-        """Return a call that computes one frame of a full window, for profilers; None = they cannot look into it."""
+        """Return a function that computes one frame of a full window, for profilers; None = not available."""
         return None
 
     @property
     def description(self) -> str:
-        """What the network is and how it is streamed, in words."""
+        """Kind of the network and its streaming mode, in words."""
         return f"{'window' if self.video else 'image'}, {self.streaming}"
 
     @property
@@ -147,20 +146,20 @@ class Backend(ABC):
 
     @property
     def window(self) -> int:
-        """Frames k that the network sees at most."""
+        """Window length k in frames."""
         return self._window
 
     def check_window(self, frames: int | None) -> None:
-        """Raise ConfigError for a window that this network cannot have; None = its own."""
+        """Raise ConfigError if the network does not support a window length; None = its own."""
         if frames is not None and frames < 1:
-            raise ConfigError(f"window must be at least 1 frame. Got: {frames}")
+            raise ConfigError(f"window: out of range; expected at least 1 frame, got {frames}")
         if frames is not None and self.longest_window is not None and frames > self.longest_window:
             raise ConfigError(
-                f"this network was exported for windows of at most {self.longest_window} frames. Got: {frames}"
+                f"window: longer than the network was exported for; expected at most {self.longest_window} frames, got {frames}"
             )
 
     def set_window(self, frames: int | None) -> None:
-        """Change the window at run time; what is kept of older frames stays as far as it fits.
+        """Change the window length at run time; cached frames that fit into the new window stay.
 
         Raises:
             ConfigError: see `check_window`.
@@ -186,11 +185,11 @@ class Backend(ABC):
         self.check_window(frames)
 
     def older_frames(self, camera: str) -> int:
-        """Return how many older frames a camera's next frame is seen with."""
+        """Return the number of older frames in the window of a camera's next frame."""
         return len(self._past.get(camera, ()))
 
     def infer(self, images: Tensor, cameras: Sequence[str]) -> Tensor:
-        """Segment the newest frame of cameras whose windows have one length.
+        """Segment the newest frames of cameras whose windows have the same length.
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1], on `device`.
@@ -204,12 +203,12 @@ class Backend(ABC):
         return logits
 
     def commit(self, cameras: Sequence[str]) -> None:
-        """Let the frames that `infer` segmented join their cameras' windows."""
+        """Append the frames that `infer` segmented to the windows of their cameras."""
         for camera in cameras:
             self._past.setdefault(camera, self._cut(())).append(self._new.pop(camera))
 
     def reset(self, camera: str | None = None) -> None:
-        """Forget the window of a camera, or of all."""
+        """Clear the window of a camera, or of all cameras."""
         if camera is None:
             self._past.clear()
         else:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Exported networks (.onnx) run by ONNX Runtime, on whichever of its execution providers are there."""
+"""Run exported networks (.onnx) in ONNX Runtime, on the available execution providers."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class OnnxBackend(Backend):
 
     Args:
         path: the file.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`: auto takes a GPU if ONNX Runtime has a provider for it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`: auto uses a GPU if ONNX Runtime has a provider for it.
         fp16: let TensorRT compute in half precision.
-        threads: of the CPU; None = PyTorch's number.
+        threads: number of CPU threads; None = PyTorch's default.
 
     Attributes:
         kind: `stream`, `window` or `image`.
@@ -81,7 +81,7 @@ class OnnxBackend(Backend):
         )
         super().__init__(
             checkpoint=checkpoint,
-            device=CPU,  # images and masks are made on the CPU
+            device=CPU,  # images and masks are processed on the CPU
             precision="fp16" if fp16 else "fp32",
             input_size=(width, height),
             streaming=metadata["streaming"],
@@ -98,22 +98,24 @@ class OnnxBackend(Backend):
         """See `Backend.open`."""
         path = Path(cast("str | Path", source))
         if not path.is_file():
-            raise CheckpointError(f"no exported network {path}: there is no such file")
+            raise CheckpointError(f"{path}: no such file; expected an exported network")
         if options.precision not in ("auto", *PRECISIONS):
-            raise DeviceError(f"precision must be auto, {', '.join(PRECISIONS)}. Got: {options.precision!r}")
+            raise DeviceError(
+                f"precision: unknown; expected auto, {', '.join(PRECISIONS)}, got {options.precision!r}"
+            )
         if options.precision == "bf16" or options.static_prior:
             raise ConfigError(
-                f"precision and static prior of {path} were fixed at its export: leave them unset"
+                f"{path}: its precision and static prior were fixed when it was exported. Leave them unset"
             )
         backend = cls(path, options.device, fp16=options.precision == "fp16", threads=options.threads)
         if options.input_size is not None and tuple(options.input_size) != backend.input_size:
             raise ConfigError(
-                f"{path} takes images of {backend.input_size[0]}x{backend.input_size[1]} px alone. "
-                f"Got: {options.input_size[0]}x{options.input_size[1]}"
+                f"input_size: fixed when {path} was exported; expected {backend.input_size[0]}x"
+                f"{backend.input_size[1]} px, got {options.input_size[0]}x{options.input_size[1]}"
             )
         if options.streaming not in ("auto", backend.streaming):
             raise ConfigError(
-                f"{path} was exported for streaming {backend.streaming}. Got: {options.streaming}"
+                f"streaming: fixed when {path} was exported; expected {backend.streaming}, got {options.streaming}"
             )
         log.info("%s runs on %s", path, ", ".join(backend.providers))
         return backend
@@ -146,7 +148,7 @@ class OnnxBackend(Backend):
         past, valid = _padded(rows, older, (self._row,))
         feed = {"images": image[None], "past": past[None], "valid": valid}
         logits, following = self.session.run(["logits", "past_next"], feed)
-        return logits, following[0, -1].copy()  # the row alone, not the k - 1 that it came with
+        return logits, following[0, -1].copy()  # only the new row, not the k - 1 older ones
 
     def _whole_window(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         shape = (3, self.input_size[1], self.input_size[0])
@@ -166,7 +168,7 @@ def provider_options(
         kind: `cpu` or `cuda`.
         index: of the GPU.
         fp16: let TensorRT compute in half precision.
-        cache: folder of TensorRT's engines, so that a restart does not build them again.
+        cache: folder of TensorRT's engines, which avoids building them again after a restart.
     """
     options = {
         TENSORRT: {
@@ -225,16 +227,16 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as err:
-            log.warning("TensorRT's engines are not kept: %s", err)
+            log.warning("TensorRT engines are not cached: %s", err)
             providers[0][1].update(trt_engine_cache_enable="False", trt_timing_cache_enable="False")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as err:  # onnxruntime raises classes of its own for each kind of bad file
+    except Exception as err:  # onnxruntime raises its own exception classes
         raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(err)}") from err
 
 
 def _engine_key(path: Path, version: str) -> str:
-    """Return a name for the engines of a file; ONNX Runtime itself may take those of another file or version."""
+    """Return a name for the engines of a file; ONNX Runtime itself may use those of another file or version."""
     about = [version]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         about.append(importlib.metadata.version("tensorrt"))
@@ -256,7 +258,7 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
         )
     metadata = json.loads(text)
     if metadata.get("format") != 1:
-        raise CheckpointError(f"{path} has export format {metadata.get('format')!r}. Expected: 1")
+        raise CheckpointError(f"{path}: unknown export format; expected 1, got {metadata.get('format')!r}")
     result: dict[str, Any] = metadata
     return result
 
@@ -264,7 +266,7 @@ def _metadata(session: Any, path: Path) -> dict[str, Any]:
 def _padded(
     entries: Sequence[np.ndarray], count: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(count, *shape) float32 with the entries last, and which of them are entries."""
+    """Return (count, *shape) float32 with the entries last, and (count,) bool, True for entries."""
     stacked, valid = np.zeros((count, *shape), np.float32), np.zeros(count, bool)
     for index, entry in enumerate(entries, start=count - len(entries)):
         stacked[index], valid[index] = entry, True

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints run by OpenVINO on the CPU.
+"""Run checkpoints in OpenVINO on the CPU.
 
-The network is converted when it is loaded and the compiled model is kept in the user's cache folder, so that the next
-start takes no longer than PyTorch's.
+The network is converted when it is loaded. The compiled model is stored in the user's cache folder, so the next start takes
+no longer than with PyTorch.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from vtseg_ros.model.vtseg import VTSeg, check_size
 CPU = torch.device("cpu")
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 MASK_MODELS = 8
-"""Sizes of logits and masks whose compiled models are kept."""
+"""Number of compiled mask models that are stored, one per pair of logit and mask size."""
 
 
 class SplitStep(nn.Module):
-    """A step whose older frames come as separate inputs, so that their rows reach the runtime without a copy.
+    """A step with the older frames as separate inputs, so their rows are passed to the runtime without a copy.
 
     Args:
         step: of a network on the CPU, fp32.
@@ -63,11 +63,11 @@ class SplitStep(nn.Module):
 
         Args:
             images: (1, 3, H, W) float32 in [0, 1].
-            valid: (k - 1,) bool, which of the older frames are there.
-            rows: k - 1 tensors (1, S), what older frames left behind, oldest first.
+            valid: (k - 1,) bool, True for older frames that exist.
+            rows: k - 1 tensors (1, S), cached values of older frames, oldest first.
 
         Returns:
-            logits (1, C, h, w), and what this frame leaves behind, (1, S).
+            logits (1, C, h, w), and the cached values of this frame, (1, S).
         """
         result: tuple[Tensor, Tensor] = self.step(images, torch.stack(rows, dim=1), valid)
         return result
@@ -82,7 +82,7 @@ class OpenVinoBackend(Backend):
         precision: `fp32` or `bf16`.
         streaming: `plain`, `exact` or `causal`.
         coarse_logits: see `BackendOptions`.
-        threads: of the inference; None = PyTorch's number.
+        threads: number of CPU threads; None = PyTorch's default.
         pin_threads: keep each thread on one core.
         cache_dir: folder of compiled networks; None = no cache.
     """
@@ -118,7 +118,7 @@ class OpenVinoBackend(Backend):
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": pin_threads,
         }
-        # What an external static network computes is not in the state dict.
+        # The state dict does not describe an external static network.
         own = not video or is_own(cast(VTSeg, network).static_prior)
         self._cache = CompiledCache(cache_dir if own else None)
         self._about = {
@@ -183,7 +183,7 @@ class OpenVinoBackend(Backend):
         self._request(self._frames(frames))
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
-        """See `Backend.run`; cameras run one after the other, a frame leaves a row (1, S) behind."""
+        """See `Backend.run`; cameras run one after the other; the cached values of a frame are a row (1, S)."""
         logits, new = [], []
         for image, rows in zip(images.contiguous(), past):
             output, row = self._run(image[None].numpy(), rows)
@@ -206,7 +206,7 @@ class OpenVinoBackend(Backend):
         empty = np.zeros(row_shape, np.float32) if len(rows) < older else None
         for place, row in enumerate([empty] * (older - len(rows)) + list(rows), start=2):
             request.set_input_tensor(place, openvino.Tensor(row, shared_memory=True))
-        # A buffer of its own: the row stays with the camera while the next frames are computed.
+        # A separate buffer, because the row is stored while the next frames are computed.
         left = np.empty(row_shape, np.float32)
         request.set_output_tensor(1, openvino.Tensor(left, shared_memory=True))
         request.infer()
@@ -215,7 +215,7 @@ class OpenVinoBackend(Backend):
     def to_mask(
         self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Backend.to_mask`; in a compiled model where that gives the same."""
+        """See `Backend.to_mask`; in a compiled model if that gives the same result."""
         resized = logits.shape[2:] != (size[1], size[0])
         if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
             return super().to_mask(logits, size, upsampling, min_confidence)
@@ -229,7 +229,7 @@ class OpenVinoBackend(Backend):
 
     @cached_property
     def _step(self) -> Step:
-        """The step of the network, optimised, fp32; built only where it is converted."""
+        """The optimised step of the network in fp32; built only for a conversion."""
         network = self.checkpoint.network
         model = optimise(CoarseLogits(network) if self._coarse else network, CPU, torch.float32)
         return build_step(model, (self.input_size[1], self.input_size[0]), self.streaming)
@@ -258,11 +258,11 @@ class OpenVinoBackend(Backend):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                # Traced here: the converter's own call runs the network again to check the trace, which takes as long.
+                # Traced here, because the converter's own call runs the network again to check the trace, which doubles the time.
                 traced = torch.jit.trace(module.eval(), arguments, check_trace=False)
                 shapes = [tuple(argument.shape) for argument in arguments]
                 return openvino.convert_model(traced, example_input=arguments, input=shapes)
-            except Exception as err:  # the converter raises classes of its own
+            except Exception as err:  # the converter raises its own exception classes
                 line = first_line(err)
                 raise ConversionError(
                     f"backend openvino: this network cannot be converted: {line}. Use backend torch"

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO's runtime: one per process, the cache of compiled networks, and the model that turns logits into a mask."""
+"""OpenVINO's runtime, of which a process has one, the cache of compiled networks, and the model from logits to a mask."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class ConversionError(ConfigError):
 def import_openvino() -> ModuleType:
     """Import openvino without its telemetry.
 
-    At its import and at each conversion it would send data on its use from a fork of the whole process, which nothing
-    but a file in the user's home switches off. It does without where openvino_telemetry cannot be imported.
+    At its import and at each conversion, the telemetry sends usage data from a fork of the whole process, which only a file
+    in the user's home folder switches off. OpenVINO works without it if openvino_telemetry cannot be imported.
 
     Raises:
         ConfigError: if the package is missing.
@@ -47,7 +47,7 @@ def import_openvino() -> ModuleType:
         cast("dict[str, ModuleType | None]", sys.modules)[TELEMETRY] = None
     try:
         import openvino
-        import openvino.tools.ovc.convert_impl  # all that looks for the telemetry
+        import openvino.tools.ovc.convert_impl  # the modules that import the telemetry
     except ImportError as err:
         raise ConfigError(
             "backend openvino: the package openvino is missing. Run: pip install 'vtseg_ros[openvino]'"
@@ -61,7 +61,7 @@ def import_openvino() -> ModuleType:
 
 @functools.cache
 def core() -> Any:
-    """Return the process's openvino.Core; its documentation asks for one per process.
+    """Return the openvino.Core of the process; its documentation recommends one per process.
 
     Raises:
         ConfigError: if the package is missing.
@@ -72,23 +72,23 @@ def core() -> Any:
 class CompiledCache:
     """Compiled networks in a folder, each under the digest of everything that it depends on.
 
-    A file holds a SHA-256 of that description and of the compiled network, so that a damaged file, or one that was
-    made for something else, is found out and made again. Processes that need the same network at once wait for the one
-    that compiles it.
+    A file contains the SHA-256 of that description and of the compiled network. A damaged file, or one for another
+    description, is therefore detected and compiled again. Processes that need the same network at once wait for the one that
+    compiles it.
 
     Args:
-        folder: it is made when it is needed; None = nothing is kept.
+        folder: created if needed; None = no cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def compiled(self, about: Mapping[str, Any], convert: Callable[[], Any], config: dict[str, Any]) -> Any:
-        """Return an openvino.CompiledModel from the cache, or convert, compile and keep it.
+        """Return an openvino.CompiledModel from the cache, or convert, compile and store it.
 
         Args:
-            about: what the compiled network depends on, as JSON values.
-            convert: makes the openvino.Model.
+            about: everything that the compiled network depends on, as JSON values.
+            convert: returns the openvino.Model.
             config: of the compilation.
         """
         if self.folder is None:
@@ -105,18 +105,20 @@ class CompiledCache:
                 found = self._read(path, description, config)
                 if found is not None:
                     return found
-            log.info("the network is converted for OpenVINO; the next start finds it in %s", self.folder)
+            log.info(
+                "converting the network for OpenVINO; it is stored in %s for the next start", self.folder
+            )
             compiled = core().compile_model(convert(), "CPU", config)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 blob = compiled.export_model().getvalue()
                 write_atomically(path, _digest(description, blob) + blob)
             except (OSError, RuntimeError) as err:
-                log.warning("the compiled network was not kept in %s: %s", path.parent, err)
+                log.warning("the compiled network was not stored in %s: %s", path.parent, err)
             return compiled
 
     def _read(self, path: Path, description: bytes, config: dict[str, Any]) -> Any | None:
-        """Return the compiled model of a file; None where there is none or it is not what it should be."""
+        """Return the compiled model of a file; None if it does not exist or is not valid."""
         try:
             content = path.read_bytes()
         except OSError:
@@ -127,12 +129,12 @@ class CompiledCache:
                 raise RuntimeError("its checksum does not match")
             return core().import_model(io.BytesIO(blob), "CPU", config)
         except Exception as err:  # OpenVINO raises RuntimeError and others for files of another build
-            log.warning("%s is not used and is made again: %s", path, first_line(err))
+            log.warning("%s is not used and is compiled again: %s", path, first_line(err))
             return None
 
 
 def _say_that_another_converts() -> None:
-    log.info("another process converts the same network; waiting for it")
+    log.info("waiting for another process that converts the same network")
 
 
 def _digest(description: bytes, blob: bytes) -> bytes:
@@ -153,7 +155,7 @@ def _runtime() -> dict[str, str]:
 class MaskModel:
     """Mask and confidence from logits: upsampling, argmax and softmax maximum in one compiled model.
 
-    It gives what `postprocess.decide` gives, up to rounding of the confidence.
+    The result equals that of `postprocess.decide` up to rounding of the confidence.
 
     Args:
         shape: (1, C, h, w) of the logits.

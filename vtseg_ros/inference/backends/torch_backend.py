@@ -38,7 +38,7 @@ class TorchBackend(Backend):
         input_size: (width, height) px.
         dtype: of weights and activations.
         streaming: `plain`, `exact` or `causal`.
-        compile: use torch.compile; the first full window then takes about a minute.
+        compile: use torch.compile; the first full window takes about a minute then.
         cuda_graphs: capture CUDA graphs on a GPU.
     """
 
@@ -91,7 +91,7 @@ class TorchBackend(Backend):
         if options.coarse_logits and hasattr(network, "coarse_logits"):
             network = CoarseLogits(network)
         model = optimise(network, device, dtype)
-        if device.type == "cpu" and not options.compile:  # the compiler packs by itself
+        if device.type == "cpu" and not options.compile:  # the compiler prepacks weights itself
             image = torch.zeros(1, 3, height, width)
             prepack(model, image[:, None] if video else image)
         return cls(
@@ -124,15 +124,15 @@ class TorchBackend(Backend):
         return lambda: self.step(images, past)
 
     def run(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """See `Backend.run`; a frame leaves a row (S,) behind."""
+        """See `Backend.run`; the cached values of a frame are a row (S,)."""
         return self._runner(images, past)
 
 
 class StepRunner:
-    """Runs a step over the windows of several cameras: eagerly, compiled, or as a CUDA graph.
+    """Run a step for the windows of several cameras: eagerly, compiled, or as a CUDA graph.
 
-    Compiled code and graphs have static shapes: they serve full windows, which is every frame but the first few.
-    Whatever keeps them from working is logged once, and the step runs eagerly. Not thread-safe; call it in inference
+    Compiled code and graphs have static shapes, so they are used for full windows: all frames but the first few.
+    If they fail, the reason is logged once, and the step runs eagerly. Not thread-safe; call it in inference
     mode.
 
     Args:
@@ -147,25 +147,25 @@ class StepRunner:
         self.window = window
         self._compiled: StepFunction | None = None
         if compile:
-            # Not one variant for all shapes: each number of cameras has its own code.
+            # Separate code for each number of cameras instead of one variant for all shapes.
             self._compiled = torch.compile(step, dynamic=False)
         self._graph = graph
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._too_large: set[tuple[int, ...]] = set()
-        """What did not fit into the memory as a graph, not to be tried at each frame."""
+        """Graphs that did not fit into memory, which are not tried again."""
 
     @property
     def mode(self) -> str:
-        """`eager`, `compile`, `graph` or `compile+graph`: how full windows are run."""
+        """`eager`, `compile`, `graph` or `compile+graph`: how full windows are executed."""
         parts = ["compile"] * (self._compiled is not None) + ["graph"] * self._graph
         return "+".join(parts) or "eager"
 
     def __call__(self, images: Tensor, past: Sequence[Sequence[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-        """Logits of the newest frames.
+        """Return the logits of the newest frames.
 
         Args:
             images: (B, 3, H, W) float32 in [0, 1].
-            past: for each camera the rows (S,) that its older frames left behind, equally many.
+            past: for each camera the rows (S,) of its older frames, the same number for all.
 
         Returns:
             logits (B, C, H, W), valid until the next call, and a row (S,) per camera.
@@ -188,7 +188,9 @@ class StepRunner:
             return cast(StepFunction, self._compiled)(images, past)
         except torch.OutOfMemoryError:
             raise
-        except Exception as err:  # inductor raises errors of many kinds: no compiler, no headers, an operator
+        except (
+            Exception
+        ) as err:  # inductor raises many kinds of errors: no compiler, missing headers, an operator
             log.warning("torch.compile is not used: %s", _first_line(err))
             self._compiled = None
             return None
@@ -199,7 +201,7 @@ class StepRunner:
             return None
         if key not in self._graphs:
             rows = _stack(past, self.step, images)
-            # The compiler works outside the capture, and may give up.
+            # The compiler runs before the capture, and may fail.
             compiled = self._compiled is not None and self._run_compiled(images, rows) is not None
             try:
                 step = cast(StepFunction, self._compiled if compiled else self.step)
@@ -220,20 +222,20 @@ class _Graph:
 
     WARM_UP = 3
     ONE_AT_A_TIME = threading.Lock()
-    """A process captures one graph at a time; a node may load a network while another one runs."""
+    """Lock for the capture: a process captures one graph at a time, and a node may load a network while another one runs."""
 
     def __init__(self, step: StepFunction, images: Tensor, past: Tensor) -> None:
         self.images, self.past = images.clone(), past.clone()
         self.graph = torch.cuda.CUDAGraph()
-        # Streams and captures are the current device's, which need not be the images'.
+        # Streams and captures belong to the current device, which may differ from that of the images.
         with self.ONE_AT_A_TIME, torch.cuda.device(images.device):
             before, side = torch.cuda.current_stream(), torch.cuda.Stream()
             side.wait_stream(before)
-            # A stream of our own around the capture: one that fails may leave its stream set.
+            # A separate stream for the capture, because a failed capture may leave its stream set.
             with torch.cuda.stream(side):
                 for _ in range(self.WARM_UP):
                     step(self.images, self.past)
-                # Only what this thread does counts: the others may allocate meanwhile.
+                # Only this thread is captured; others may allocate memory meanwhile.
                 with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
                     self.logits, self.kept = step(self.images, self.past)
             before.wait_stream(side)
@@ -249,7 +251,7 @@ class _Graph:
 
 
 def _stack(past: Sequence[Sequence[Tensor]], step: Step, images: Tensor) -> Tensor:
-    """(B, m, S)."""
+    """Stack the states of the cameras, (B, m, S)."""
     if not past[0]:
         return images.new_empty(len(past), 0, step.state_size, dtype=step.state_dtype)
     result: Tensor = torch.stack([row for rows in past for row in rows]).unflatten(0, (len(past), -1))
