@@ -63,7 +63,7 @@ def test_the_play_command_says_what_is_missing() -> None:
     code = BLOCKER + "from vtseg_ros.cli import main\nsys.exit(main(['play', sys.argv[1]]))"
     done = run_python(code, str(ROOT / "no_such_bag"))
     assert done.returncode == 2, done.stderr
-    assert "needs ROS 2" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "ROS 2 is missing" in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(
