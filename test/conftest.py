@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Before any library imports Ray, which then listens on all interfaces.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+# Converting a network for OpenVINO takes seconds: tests of other things run in PyTorch.
+os.environ.setdefault("VTSEG_BACKEND", "torch")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -135,6 +135,33 @@ def test_compiled_models_are_kept_and_damaged_ones_made_again(tmp_path, own_cach
         caplog.clear()
 
 
+def test_auto_is_openvino_on_the_cpu_where_it_converts(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("VTSEG_BACKEND")
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    assert VideoPredictor(network, device="cpu").run_mode == "openvino"
+    monkeypatch.setenv("VTSEG_BACKEND", "torch")
+    assert VideoPredictor(network, device="cpu").run_mode == "eager"
+    monkeypatch.setenv("VTSEG_BACKEND", "tensorflow")
+    with pytest.raises(ConfigError, match="expected one of auto, torch"):
+        VideoPredictor(network, device="cpu")
+
+
+def test_auto_falls_back_to_pytorch_and_gives_the_reason_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("VTSEG_BACKEND")
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+
+    def refuse(*_, **__):
+        raise RuntimeError("no conversion rule for aten::unheard_of")
+
+    monkeypatch.setenv("VTSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    with caplog.at_level("INFO", logger="vtseg_ros.inference"):
+        for _ in range(2):
+            assert VideoPredictor(network, device="cpu").run_mode == "eager"
+        assert VideoPredictor(network, device="cpu", precision="bf16").precision == "bf16"
+    assert caplog.text.count("no conversion rule for aten::unheard_of") == 1
+
+
 def bag_frames(path, count: int) -> list[np.ndarray]:
     with BagReader(path) as bag:
         messages = bag.messages([find_image_topic(bag)])

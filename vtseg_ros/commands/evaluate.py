@@ -40,6 +40,7 @@ from vtseg_ros.evaluation.robustness import (
     mean_corrupted,
     parse_corruptions,
 )
+from vtseg_ros.evaluation.score import score_text
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.evaluation.systems import System
 from vtseg_ros.files import write_atomically
@@ -236,9 +237,10 @@ def run(args: argparse.Namespace) -> int:
     drift = None
     if args.drift:
         drift = Drift(index, args.drift, num_classes=len(systems[0].labels), systems=len(systems))
+    cuts = None
     if args.scene_cuts:
         check_cuts(systems)
-        with_cuts(index, args.scene_cuts)
+        cuts = with_cuts(index, args.scene_cuts)
     with (
         interrupts.unwritten("the report"),
         track(
@@ -264,9 +266,9 @@ def run(args: argparse.Namespace) -> int:
         behaviour: dict[str, Any] = {}
         if lag:
             behaviour["appearance"] = lag.to_dict(outcome.infos, systems[0].labels)
-        if args.scene_cuts:
+        if cuts:
             behaviour["scene_cuts"] = evaluate_cuts(
-                index, systems, undisturbed, every=args.scene_cuts, on_frame=advance
+                cuts, systems, undisturbed, every=args.scene_cuts, on_frame=advance
             )
         if drift:
             behaviour["drift"] = drift.to_dict(outcome.infos)
@@ -460,10 +462,6 @@ def _facts(
     return facts
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
 def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[str, Any]) -> None:
     # A file or pipe has no width; 80 columns would cut off a table of many systems.
     width = None if sys.stdout.isatty() else FILE_WIDTH
@@ -474,7 +472,7 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[s
     for system in shown:
         table.add_column(system["name"], justify="right")
     for name in outcome.scores[0].labels.names:
-        table.add_row(name, *(_text(system["iou"][name]) for system in shown))
+        table.add_row(name, *(score_text(system["iou"][name]) for system in shown))
     table.add_section()
     rows = {
         "mean": "miou",
@@ -485,7 +483,7 @@ def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[s
         "calibration error": "calibration_error",
     }
     for title, key in rows.items():
-        table.add_row(title, *(_text(system[key]) for system in shown))
+        table.add_row(title, *(score_text(system[key]) for system in shown))
     console.print(table)
     swept = sweep(systems)
     if swept:
@@ -518,7 +516,7 @@ def _sweep_table(swept: Sweep) -> Table:
     for window in swept.windows:
         table.add_column(str(window), justify="right")
     for family, row in swept.rows.items():
-        table.add_row(family, *(_text(system["miou"]) if system else "" for system in row))
+        table.add_row(family, *(score_text(system["miou"]) if system else "" for system in row))
     return table
 
 
@@ -531,11 +529,11 @@ def _corruption_table(corrupted: list[CorruptedScores]) -> Table:
         systems = scores.to_dict()["systems"]
         table.add_row(
             str(scores.corruption),
-            *(", ".join(_text(system[part]["miou"]) for part in PARTS) for system in systems),
+            *(", ".join(score_text(system[part]["miou"]) for part in PARTS) for system in systems),
         )
     if len(corrupted) > 1:
         table.add_section()
-        table.add_row("mean on corrupted frames", *(_text(value) for value in mean_corrupted(corrupted)))
+        table.add_row("mean on corrupted frames", *(score_text(value) for value in mean_corrupted(corrupted)))
     return table
 
 

@@ -14,12 +14,11 @@ from vtseg_ros.dataset.corrupted_store import PARTS, CorruptedStore
 from vtseg_ros.dataset.corruptions import KINDS, Corruption
 from vtseg_ros.dataset.flow import is_topic
 from vtseg_ros.dataset.frame_store import FrameIndex, FrameStore
-from vtseg_ros.dataset.scene_cuts import with_cuts
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.behaviour import After, FrameScores, after_corruption, recovery
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.protocol import Outcome, evaluate
-from vtseg_ros.evaluation.score import or_none
+from vtseg_ros.evaluation.score import or_none, score_text
 from vtseg_ros.evaluation.systems import System, SystemInfo
 
 ALL = "all"
@@ -138,30 +137,26 @@ def check_cuts(systems: Sequence[System]) -> None:
 
 
 def evaluate_cuts(
-    index: FrameIndex,
+    cuts: tuple[FrameIndex, list[list[int]]],
     systems: Sequence[System],
     undisturbed: FrameScores,
     *,
     every: int,
     on_frame: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Score all systems on the frames with a scene cut every n frames (see `with_cuts`).
+    """Score all systems on the frames with a scene cut every n frames.
 
     Args:
-        index: frames of the bags.
-        systems: of one class list.
+        cuts: from `with_cuts`.
+        systems: of one class list that `check_cuts` accepts.
         undisturbed: scores of the same systems on the frames as they were recorded.
         every: n.
         on_frame: called after each labelled frame.
 
     Returns:
         Plain JSON values: for each system `behaviour.recovery` after the cuts.
-
-    Raises:
-        ConfigError: if there are too few frames, or a system takes flow from a topic.
     """
-    check_cuts(systems)
-    cut, pieces = with_cuts(index, every)
+    cut, pieces = cuts
     frames = FrameScores(len(systems[0].labels))
     evaluate(FrameStore(cut), systems, pictures=0, observers=[frames], on_frame=on_frame)
     events, start = [], 0
@@ -203,7 +198,7 @@ def behaviour_rows(
     if "appearance" in behaviour:
         systems = behaviour["appearance"]["systems"]
         rows.append(
-            ("new objects: mean frames until segmented", [_text(one["mean_frames"]) for one in systems])
+            ("new objects: mean frames until segmented", [score_text(one["mean_frames"]) for one in systems])
         )
         rows.append(
             ("new objects: segmented of appeared", [f"{s['segmented']}/{s['appeared']}" for s in systems])
@@ -213,7 +208,7 @@ def behaviour_rows(
             rows.append(
                 (
                     "new objects: frames more than with window 1",
-                    [_text(one["mean_frames"]) if one else "–" for one in over],
+                    [score_text(one["mean_frames"]) if one else "–" for one in over],
                 )
             )
     for scores in corrupted:
@@ -224,7 +219,10 @@ def behaviour_rows(
     if "drift" in behaviour:
         drift = behaviour["drift"]
         rows += [
-            (f"drift over {drift['frames']} frames: {title}", [_text(one[key]) for one in drift["systems"]])
+            (
+                f"drift over {drift['frames']} frames: {title}",
+                [score_text(one[key]) for one in drift["systems"]],
+            )
             for title, key in (
                 (f"mIoU of the first {drift['span']}", "first"),
                 (f"mIoU of the last {drift['span']}", "last"),
@@ -237,9 +235,5 @@ def behaviour_rows(
 def _recovery_row(title: str, systems: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
     return (
         f"{title}: mean frames until the score is back, recovered of all",
-        [f"{_text(one['mean_frames'])}, {one['recovered']}/{one['events']}" for one in systems],
+        [f"{score_text(one['mean_frames'])}, {one['recovered']}/{one['events']}" for one in systems],
     )
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

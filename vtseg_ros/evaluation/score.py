@@ -188,6 +188,11 @@ def or_none(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
+def score_text(value: float | None) -> str:
+    """Return a score for a table; absent is a dash."""
+    return "–" if value is None else f"{value:.2f}"
+
+
 def error_picture(sample: Sample) -> np.ndarray:
     """Draw the image in grey with wrong pixels in red, (H, W, 3) uint8 RGB."""
     gray = cv2.cvtColor(cv2.cvtColor(sample.image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -114,7 +114,7 @@ class VideoPredictor:
         checkpoint: a path, the name of shipped weights, or a loaded `Checkpoint` (its network is copied). An `.onnx`
             file of `vtseg export` runs in ONNX Runtime, with its exported size and windows up to its k.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
-        backend: `auto` (PyTorch for checkpoints, ONNX Runtime for `.onnx` files), `torch`, `openvino` or `onnx`.
+        backend: `auto` (see `backends.open_backend`), `torch`, `openvino` or `onnx`.
         precision: `auto`, `fp32`, `fp16`, `bf16`.
         window: frames k; None = the checkpoint's.
         input_size: (width, height) px of the network's input, multiples of 32; None = the checkpoint's.
@@ -230,6 +230,18 @@ class VideoPredictor:
     def check_window(self, frames: int | None) -> None:
         """Raise ConfigError if the network does not support a window length; None = that of the checkpoint."""
         self.backend.check_window(frames)
+
+    def is_ready(self, window: int | None) -> bool:
+        """Return whether the network can have this window at once; None = the checkpoint's."""
+        return self.backend.is_ready(window)
+
+    def prepare_window(self, window: int | None) -> None:
+        """Compile what a window needs, which may take a minute; another thread may call `step` meanwhile.
+
+        Raises:
+            ConfigError: If this network cannot have this window, or the backend cannot convert it.
+        """
+        self.backend.prepare_window(window)
 
     @property
     def window(self) -> int:

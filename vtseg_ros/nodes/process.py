@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
 from vtseg_ros.nodes.dds import remove_dead_segments
+from vtseg_ros.nodes.log_handler import RosLogHandler
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,9 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
     node = None
     try:
         node = make()
+        library = logging.getLogger("vtseg_ros")
+        library.addHandler(RosLogHandler(node.get_logger()))
+        library.setLevel(logging.INFO)
         executor.add_node(node)
         while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
             _spin_once(executor, node)

@@ -62,7 +62,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         """Since when somebody publishes the images of a camera that has sent none, s on the steady clock."""
         self._explained = False
         self._seen: dict[str, diagnostics.Counts] = {}
-        self._loader = Loader()
+        self._loader, self._compiler = Loader(), Loader()
         self._bond = LifecycleBond(self)
         self._running, self._wanted, self._restoring = "", "", False
         """The checkpoint that runs, and the one that is being loaded, as the user named them."""
@@ -108,7 +108,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self.get_logger().info(
             f"{segmenter.checkpoint.path} ({segmenter.checkpoint.architecture}, {len(segmenter.labels)} classes) on "
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
-            f"window {segmenter.window}, streaming {segmenter.streaming}"
+            f"window {segmenter.window}, streaming {segmenter.streaming}, {segmenter.run_mode}"
         )
         self.get_logger().debug(
             f"device {self._params['device']} is {segmenter.device}, precision {self._params['precision']} is "
@@ -192,6 +192,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             outputs.destroy()
         self._outputs = {}
         self._loader.discard()
+        self._compiler.discard()
         self._segmenter = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -211,10 +212,45 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             for limit in self._limits.values():
                 limit.rate_hz = value
             self._compare_rate_and_gap(value, self._params["max_gap"])
+        elif name == "window":
+            self._change_window(value or None)
         elif name in LIVE:
-            with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
-                # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.
-                self._apply(self._segmenter, name, value)
+            self._apply_to_running(name, value)
+
+    def _apply_to_running(self, name: str, value: Any) -> None:
+        with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
+            # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.
+            self._apply(self._segmenter, name, value)
+
+    def _change_window(self, window: int | None) -> None:
+        """Change the window, at once or, where the backend must compile the network for it, when that is done."""
+        segmenter = self._segmenter
+        try:
+            segmenter.check_window(window)
+        except ConfigError:
+            return  # the checkpoint of the same request can have it: see `_finish_loading`
+        if segmenter.is_ready(window):
+            self._apply_to_running("window", window)
+        elif not self._compiler.busy:
+
+            def prepare() -> VideoPredictor:
+                segmenter.prepare_window(window)
+                return segmenter
+
+            self.get_logger().info(f"window {segmenter.window} until the network is compiled for the new one")
+            self._compiler.start(prepare)
+
+    def _finish_compiling(self) -> None:
+        prepared = self._compiler.poll()
+        if prepared is None or self._segmenter is None:
+            return
+        if isinstance(prepared, Exception):
+            self.get_logger().error(f"the window was not changed: {one_line(prepared)}")
+            window = Parameter("window", Parameter.Type.INTEGER, self._segmenter.window)
+            self.set_parameters([window])
+        else:
+            self._change_window(self._params["window"] or None)  # which may have changed again
+            self.get_logger().info(f"the network is compiled, window {self._segmenter.window}")
 
     def _vet(self, values: dict[str, Any]) -> str:
         """A window is judged by the network that will have it, a precision by its device."""
@@ -258,8 +294,10 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         try:
             if isinstance(loaded, Exception):
                 raise loaded
+            loaded.check_window(self._params["window"] or None)
             for name in LIVE:  # what changed while it was loading
-                self._apply(loaded, name, self._params[name])
+                if name != "window":
+                    self._apply(loaded, name, self._params[name])
         except Exception as err:
             self.get_logger().error(f"the checkpoint was not changed: {one_line(err)}")
             self._restore()
@@ -267,6 +305,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._segmenter, self._running = loaded, self._wanted
         if self._worker is not None:
             self._worker.replace(loaded)
+        self._change_window(self._params["window"] or None)
         self.get_logger().info(f"now running {loaded.checkpoint.path}")
         self._log_licence()
 
@@ -353,6 +392,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
 
     def _on_second(self) -> None:
         self._finish_loading()
+        self._finish_compiling()
         if self._worker is None:
             return
         now = time.monotonic()

@@ -90,7 +90,8 @@ PARAMETERS = (
     Param(
         "backend",
         "auto",
-        "Backend that executes the network: auto (PyTorch, or ONNX Runtime for an .onnx file), torch, openvino or onnx.",
+        "Backend that executes the network: auto (OpenVINO on a CPU, PyTorch on a GPU, ONNX Runtime for an .onnx file), "
+        "torch, openvino or onnx.",
         allowed=BACKEND_NAMES,
     ),
     Param(

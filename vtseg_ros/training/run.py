@@ -31,6 +31,7 @@ from vtseg_ros.model.static_prior import EXTERNAL
 from vtseg_ros.training.build import Network, build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
+from vtseg_ros.training.memory import keep_freed_memory
 from vtseg_ros.training.processes import any_rank, launch
 from vtseg_ros.training.record import Progress, Record
 from vtseg_ros.training.state import (
@@ -388,6 +389,8 @@ def train(
 ) -> bool:
     """Run a training; under torchrun, together with the other processes.
 
+    On a CPU, memory that the process frees stays with it (`memory.keep_freed_memory`).
+
     Writes `best.safetensors` (by validation mIoU), `last.safetensors`, the resumable state, `validation.jsonl` and
     TensorBoard files into `output_dir`.
 
@@ -411,6 +414,8 @@ def train(
     """
     output_dir = Path(output_dir)
     training = Training(config, output_dir, resume=resume, on_progress=on_progress, should_stop=should_stop)
+    if training.fabric.device.type == "cpu":
+        keep_freed_memory()
     try:
         return training.run()
     finally:

@@ -164,9 +164,25 @@ class Backend(ABC):
         Raises:
             ConfigError: see `check_window`.
         """
-        self.check_window(frames)
-        self._window = (frames or self.own_window) if self.video else 1
+        self.prepare_window(frames)
+        self._window = self._frames(frames)
         self._past = {name: self._cut(past) for name, past in self._past.items()}
+
+    def _frames(self, window: int | None) -> int:
+        """Return the number of frames of a window; None = the checkpoint's."""
+        return (window or self.own_window) if self.video else 1
+
+    def is_ready(self, frames: int | None) -> bool:
+        """Return whether `set_window` would take no time; None = the checkpoint's window."""
+        return True
+
+    def prepare_window(self, frames: int | None) -> None:
+        """Do the work of `set_window` in advance; another thread may segment meanwhile.
+
+        Raises:
+            ConfigError: see `check_window`.
+        """
+        self.check_window(frames)
 
     def older_frames(self, camera: str) -> int:
         """Return the number of older frames in the window of a camera's next frame."""

@@ -26,6 +26,7 @@ from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.openvino_runtime import (
     CompiledCache,
+    ConversionError,
     MaskModel,
     core,
     import_openvino,
@@ -147,7 +148,7 @@ class OpenVinoBackend(Backend):
             )
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
-        known = traits_of(source.model)
+        known = traits_of(source.network)
         if known.needs_flow:
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
@@ -172,10 +173,14 @@ class OpenVinoBackend(Backend):
         """See `Backend.mode`."""
         return "openvino"
 
-    def set_window(self, frames: int | None) -> None:
-        """See `Backend.set_window`; another length is compiled when it is set."""
-        super().set_window(frames)
-        self._request(self.window)
+    def is_ready(self, frames: int | None) -> bool:
+        """See `Backend.is_ready`."""
+        return self._frames(frames) in self._requests
+
+    def prepare_window(self, frames: int | None) -> None:
+        """See `Backend.prepare_window`; each length is converted and compiled once."""
+        super().prepare_window(frames)
+        self._request(self._frames(frames))
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
         """See `Backend.run`; cameras run one after the other; the cached values of a frame are a row (1, S)."""
@@ -259,7 +264,7 @@ class OpenVinoBackend(Backend):
                 return openvino.convert_model(traced, example_input=arguments, input=shapes)
             except Exception as err:  # the converter raises its own exception classes
                 line = first_line(err)
-                raise ConfigError(
+                raise ConversionError(
                     f"backend openvino: this network cannot be converted: {line}. Use backend torch"
                 ) from err
 

@@ -28,6 +28,10 @@ DIGEST_BYTES = 32
 CACHE_FORMAT = 2
 
 
+class ConversionError(ConfigError):
+    """A network that OpenVINO cannot run."""
+
+
 @functools.cache
 def import_openvino() -> ModuleType:
     """Import openvino without its telemetry.
