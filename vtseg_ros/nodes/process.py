@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import rclpy
@@ -63,6 +64,25 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         executor.shutdown()
         rclpy.try_shutdown()
     return getattr(node, "exit_code", 0)
+
+
+@contextlib.contextmanager
+def until_shutdown(context: rclpy.Context) -> Iterator[None]:
+    """Ignore that nothing can be published any more once the context has ended.
+
+    A program that runs a node itself may leave the signals to rclpy, which ends the context before the node is closed.
+
+    Args:
+        context: The context of the node.
+
+    Raises:
+        RCLError: If publishing fails while the context is valid.
+    """
+    try:
+        yield
+    except _rclpy.RCLError:
+        if context.ok():
+            raise
 
 
 def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:

@@ -133,6 +133,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             warn=self._warn,
             debug=self.get_logger().debug,
             clock_now=lambda: self.get_clock().now().to_msg(),
+            context=self.context,
         )
         self._worker.start()
         for camera, outputs in self._outputs.items():
@@ -174,7 +175,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop and free everything, from any state."""
+        """Stop and free everything, from any state, also after the context has ended."""
         self._stop_inputs()
         self._release()
 
