@@ -35,7 +35,7 @@ class LifecycleBond:
         self._bond.start()
 
     def break_off(self) -> None:
-        """End the bond and say so to the manager."""
+        """End the bond, which the manager sees."""
         if self._bond is not None:
             with until_shutdown(self._node.context):
                 self._bond.shutdown()

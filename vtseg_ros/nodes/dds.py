@@ -27,7 +27,7 @@ VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
 def profile_environment(profile: str, share: str | Path) -> dict[str, str]:
-    """Environment variables that make a process use a profile.
+    """Return the environment variables that make a process use a profile.
 
     Args:
         profile: `default` (all interfaces), `loopback` (this machine only), an XML file, or empty for none.

@@ -23,9 +23,16 @@ from vtseg_ros.nodes.dds import remove_dead_segments
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
-    """Spin a node until SIGINT, SIGTERM or its `finished` attribute; returns the exit code.
+    """Spin a node until SIGINT, SIGTERM or its `finished` attribute, and return the exit code.
 
-    The node's `close()` runs before it is destroyed. 2 = the user's mistake, told in one line.
+    The node's `close()` runs before it is destroyed.
+
+    Args:
+        make: Creates the node, after rclpy is initialised.
+        argv: Arguments of ROS; None = those of the process.
+
+    Returns:
+        The node's `exit_code`, or 2 after an error of the user, which is reported in one line.
     """
     remove_dead_segments()
     try:

@@ -105,7 +105,7 @@ class TrainerNode(TypedParameters, Node):
             self._publisher.wait_for_all_acked(Duration(seconds=ACK_S))
 
     def _await_subscriber(self) -> None:
-        """A training of seconds ends before DDS has found who listens."""
+        """Wait for a subscriber: a training of seconds ends before DDS has found it."""
         while (
             not self._publisher.get_subscription_count()
             and time.monotonic() < self._published_from + DISCOVERY_S

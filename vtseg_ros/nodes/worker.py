@@ -77,6 +77,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
+        """Start the inference thread."""
         self._thread.start()
 
     def replace(self, segmenter: VideoPredictor) -> None:
@@ -85,11 +86,11 @@ class Worker:
             self._next = segmenter
 
     def segment_alone(self, request: Alone) -> bool:
-        """Segment an image that is no camera's; returns False when too many wait. See `segment_service`."""
+        """Segment an image that is no camera's, and return False when too many wait; see `segment_service`."""
         return self._slots.ask(request)
 
     def stop(self) -> None:
-        """Finish the frame in work, drop what waits and say so, tell the final counts."""
+        """Finish the current frame, drop queued frames and publish the final counters."""
         for request in self._slots.close():
             request.done(refusal("the node is being deactivated. Activate it and ask again"))
         self._thread.join()
@@ -268,7 +269,7 @@ class Worker:
 
 
 def _name(pending: Pending) -> str:
-    """A frame in a log line."""
+    """Return the name of a frame for a log line."""
     stamp = pending.message.header.stamp
     of = f" of {pending.camera}" if pending.camera else ""
     return f"frame {stamp.sec}.{stamp.nanosec:09d} s{of}"
