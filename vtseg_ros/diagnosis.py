@@ -285,7 +285,8 @@ def _imports(findings: list[Finding]) -> dict[str, Any]:
 
 
 def _meminfo() -> dict[str, int]:
-    """Sizes of /proc/meminfo in kB by name; empty where there is none."""
+    """Return the sizes of /proc/meminfo in kB by name; empty where there is none."""
+    # Not psutil, nor below: this module runs on installations whose packages are missing or broken.
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 STALE_S = 2.0
@@ -43,12 +42,8 @@ def rate(times: deque, now: float, since: float, span_s: float = RATE_SPAN_S) ->
 
 
 def memory_mb() -> float:
-    """Resident memory of this process, MB; NaN where /proc is not."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Return the resident memory of this process, MB."""
+    return psutil.Process().memory_info().rss / 1e6
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
-from vtseg_ros.nodes.dds import remove_dead_segments
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -34,7 +33,6 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
     Returns:
         The node's `exit_code`, or 2 after an error of the user, which is reported in one line.
     """
-    remove_dead_segments()
     try:
         rclpy.init(
             args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO
