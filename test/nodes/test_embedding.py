@@ -18,7 +18,7 @@ from sensor_msgs.msg import Image
 from vtseg_ros.msg import TrainingProgress
 
 PROGRAM = """
-import sys
+import sys, time
 from importlib import import_module
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -31,7 +31,8 @@ try:
     rclpy.spin(node)
 except (KeyboardInterrupt, ExternalShutdownException):
     pass
-print("context ended:", not rclpy.ok(), flush=True)
+while rclpy.ok():  # a KeyboardInterrupt may come before the handler has ended the context
+    time.sleep(0.01)
 node.close()
 print("closed", flush=True)
 """
@@ -54,8 +55,8 @@ def embed(ros_environment, tmp_path):
 
 def check_ends_in_order(node: NodeProcess) -> None:
     assert node.stop() == 0, node.output()
-    assert "context ended: True" in node.output() and "closed" in node.output()
-    assert "Traceback" not in node.output() and "rejected" not in node.output(), node.output()
+    assert "closed" in node.output() and "Traceback" not in node.output(), node.output()
+    assert "rejected" not in node.output(), node.output()
 
 
 def test_segmenter(embed, harness, tiny_checkpoint):

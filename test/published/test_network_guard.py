@@ -182,7 +182,7 @@ def test_no_other_command_leaves_this_machine(tmp_path):
         ["evaluate", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "scores"), "--device", "cpu"],
         ["labels", "extract", str(bag), "--out", str(labels)],
         ["bench", "--checkpoint", weights, "--size", "64x32", "--window", "2", "--modes", "plain", "exact"]
-        + ["--seconds", "0", "--device", "cpu"],
+        + ["--backends", "torch", "openvino", "--seconds", "0", "--device", "cpu"],
         ["export", weights, "--out", str(tmp_path / "tiny.onnx")],
         ["import", "images", str(tmp_path / "frames"), "--out", str(tmp_path / "imported")],
         ["flops"],
