@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from graph import Client, Processes, RoundTrip, picture, start_client, use_loopback
 
 # Memory may still grow while queues and allocator pools fill up.
@@ -38,10 +39,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def resident_mb(pid: int) -> float:
     """Return the resident memory of a process, MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"benchmark: no memory figure of process {pid}")
+    return psutil.Process(pid).memory_info().rss / 2**20
 
 
 def flood(

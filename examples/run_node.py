@@ -3,13 +3,11 @@
 """Run the segmenter in your own process, next to a node that uses its masks."""
 
 import argparse
-import signal
 
 import numpy as np
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from vtseg_ros.label_set import STREET
@@ -38,16 +36,12 @@ args = parser.parse_args()
 
 parameters = {"checkpoint": args.checkpoint, "autostart": "true"}
 options = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-rclpy.init(
-    args=["--ros-args", *options, "-r", f"image:={args.image_topic}"],
-    signal_handler_options=SignalHandlerOptions.NO,  # ROS must work until the last counters are sent
-)
-stop = []
-signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+rclpy.init(args=["--ros-args", *options, "-r", f"image:={args.image_topic}"])
 executor, segmenter = SingleThreadedExecutor(), SegmenterNode()
 executor.add_node(segmenter)
 executor.add_node(RoadShare())
-while not stop:
-    executor.spin_once(timeout_sec=0.1)
+try:
+    executor.spin()
+except (KeyboardInterrupt, ExternalShutdownException):
+    pass
 segmenter.close()  # ends the inference thread
-rclpy.shutdown()

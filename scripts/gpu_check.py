@@ -210,6 +210,7 @@ def memory(on_gpu: bool) -> dict[str, float]:
             "allocated_mb": torch.cuda.memory_allocated() / 1e6,
             "reserved_mb": torch.cuda.memory_reserved() / 1e6,
         }
+    # Not psutil: a machine rented for its GPU need not have it.
     status = Path("/proc/self/status").read_text()
     return {"resident_mb": int(status.split("VmRSS:")[1].split()[0]) / 1e3}
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -45,18 +46,15 @@ def process_figures(pid: int) -> dict[str, float]:
     DDS goes round in a segment of fixed size, whose pages become resident one by one when they are first written, which
     looks like a leak for as long as it takes.
     """
-    status = Path(f"/proc/{pid}/status").read_text()
-    mapped = 0
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if "/dev/shm/" in line:
-            start, end = (int(side, 16) for side in line.split()[0].split("-"))
-            mapped += end - start
+    process = psutil.Process(pid)
+    maps = process.memory_maps()
+    shared = [one for one in maps if one.path.startswith("/dev/shm/")]
     return {
-        "own_mb": int(status.split("RssAnon:")[1].split()[0]) / 1024,
-        "mapped_shared_mb": mapped / 2**20,
-        "resident_shared_mb": int(status.split("RssShmem:")[1].split()[0]) / 1024,
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
-        "threads": int(status.split("Threads:")[1].split()[0]),
+        "own_mb": sum(one.anonymous for one in maps) / 2**20,
+        "mapped_shared_mb": sum(one.size for one in shared) / 2**20,
+        "resident_shared_mb": sum(one.rss for one in shared) / 2**20,
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-pytest_plugins = ["tiers"]
+pytest_plugins = ["tiers", "pytester"]
 # Before torch starts its threads: tests run beside the processes they start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Before any library imports Ray, which then listens on all interfaces.

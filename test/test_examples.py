@@ -19,7 +19,7 @@ from vtseg_ros.label_set import STREET
 
 EXAMPLES = ROOT / "examples"
 # The export and the kernel of the notebook are slow on a machine that is busy with other work.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from tiers import FOLDER, LONGEST_FIRST
 
 import vtseg_ros
 
@@ -27,31 +25,6 @@ def test_skips():
 """
 
 
-def run_pytest(folder: Path, reason: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "test_one.py").write_text(TEST_FILE.format(reason=reason))
-    variables = {name: value for name, value in os.environ.items() if name != "CI"}
-    path = os.pathsep.join([str(ROOT / "test"), variables.get("PYTHONPATH", "")])
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tiers",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(folder),
-        str(folder),
-    ]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**variables, **environment, "PYTHONPATH": path},
-        cwd=folder,
-    )
-
-
 @pytest.mark.parametrize(
     ("reason", "environment", "code"),
     [
@@ -62,11 +35,22 @@ def run_pytest(folder: Path, reason: str, **environment: str) -> subprocess.Comp
         ("could not import 'torch'", {}, 1),
     ],
 )
-def test_a_skip_without_a_listed_reason_fails_the_run(tmp_path, reason, environment, code) -> None:
-    done = run_pytest(tmp_path, reason, **environment)
-    assert done.returncode == code, done.stdout
-    assert ("unexpected skips" in done.stdout) == bool(code)
-    assert (f"test_skips: Skipped: {reason}" in done.stdout) == bool(code)
+def test_a_skip_without_a_listed_reason_fails_the_run(
+    pytester, monkeypatch, reason, environment, code
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    pytester.makepyfile(TEST_FILE.format(reason=reason))
+    done = pytester.runpytest_inprocess("-p", "tiers", "-p", "no:cacheprovider")
+    output = done.stdout.str()
+    assert done.ret == code, output
+    assert ("unexpected skips" in output) == bool(code)
+    assert (f"test_skips: Skipped: {reason}" in output) == bool(code)
+
+
+def test_the_longest_files_exist() -> None:
+    assert [path for path in LONGEST_FIRST if not (FOLDER / path).is_file()] == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -35,6 +35,29 @@ MARKS_OF_PATH = {
     "test_your_own_labels.py": "slow",
 }
 """Marks of tests by a folder or file below test/."""
+LONGEST_FIRST = (
+    "inference/test_openvino.py",
+    "inference/test_export.py",
+    "nodes/test_segmenter.py",
+    "nodes/test_replay.py",
+    "inference/test_precision.py",
+    "training/test_teacher.py",
+    "training/test_processes.py",
+    "training/test_run.py",
+    "model/test_efficientvit.py",
+    "faults/test_access.py",
+    "inference/test_bench.py",
+    "published/test_network_guard.py",
+    "faults/test_signals.py",
+    "evaluation/test_baselines.py",
+    "evaluation/test_protocol.py",
+    "test_train_without_labels.py",
+    "test_your_own_labels.py",
+    "test_diagnosis.py",
+    "nodes/test_trainer.py",
+    "faults/test_writing.py",
+)
+"""Files that take longest, which workers of pytest-xdist run first: one of them at the end leaves the others idle."""
 
 
 class SkipGuard:
@@ -90,10 +113,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipGuard(yaml.safe_load(SKIPS.read_text()), bool(os.environ.get("CI"))))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(FOLDER).as_posix() if item.path.is_relative_to(FOLDER) else ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test by its place; what belongs to no other tier is a unit test."""
+    if hasattr(
+        config, "workerinput"
+    ):  # pytest-xdist takes whole files in this order with --no-loadscope-reorder
+        rank = {path: number for number, path in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(_place(item), len(rank)))
     for item in items:
-        path = item.path.relative_to(FOLDER).as_posix() if item.path.is_relative_to(FOLDER) else ""
+        path = _place(item)
         for prefix, mark in MARKS_OF_PATH.items():
             if path == prefix or path.startswith(f"{prefix}/"):
                 item.add_marker(mark)

@@ -286,6 +286,7 @@ def _imports(findings: list[Finding]) -> dict[str, Any]:
 
 def _meminfo() -> dict[str, int]:
     """Return the sizes of /proc/meminfo in kB by name; empty if the file does not exist."""
+    # Not psutil, nor below: this module runs on installations whose packages are missing or broken.
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:

@@ -167,7 +167,7 @@ def test_all_systems_of_the_paper_trained_and_compared(street_flow_bag, tmp_path
         "segformer": ("segformer_b0", ["static"], {}),
         "gru_dis": ("gru", ["video"], {**prior, "flow": "dis"}),
         "gru_gt": ("gru", ["video"], {**prior, "flow": "/camera/flow_backward"}),
-        "vtseg": ("vtseg", ["video"], {**prior, "preset": "tiny"}),
+        "vtseg": ("vtseg", ["video"], {**prior, "preset": "tiny", "overrides": {"depths": [1, 1, 1, 1]}}),
     }
     for name, (architecture, stages, model) in runs.items():
         config = configuration(tmp_path, street_flow_bag, name, architecture, stages, **model)

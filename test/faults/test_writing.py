@@ -27,7 +27,6 @@ from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.run import train
 from vtseg_ros.training.state import load_state, save_state
 
-KILLS = 100
 LABELS = LabelSet.from_names(["road", "car"])
 
 
@@ -47,8 +46,15 @@ def _write_for_ever(folder: Path, model: ERFNet, number: int, ready: int) -> Non
         os.write(ready, b".")
 
 
+def _wait_for_temporary_file(folder: Path, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not any(name.endswith(".tmp") for name in os.listdir(folder)):
+        assert time.monotonic() < deadline, "the child does not write"
+
+
 @pytest.mark.timeout(600)
-def test_killed_a_hundred_times_while_writing(tmp_path, rng):
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.long)])
+def test_killed_many_times_while_writing(tmp_path, rng, kills):
     """SIGKILL at random moments: the latest checkpoint and state always load and never go back; no litter grows."""
     model = ERFNet(num_classes=2).eval()
     save_checkpoint(
@@ -56,7 +62,7 @@ def test_killed_a_hundred_times_while_writing(tmp_path, rng):
     )
     save_state(tmp_path, {"number": 0})
     newest, advanced, orphans = 0, 0, 0
-    for _ in range(KILLS):
+    for number in range(kills):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:  # only writes until it is killed; never returns into pytest
@@ -65,17 +71,20 @@ def test_killed_a_hundred_times_while_writing(tmp_path, rng):
             os._exit(1)
         os.close(writing)
         os.read(reading, 1)
-        time.sleep(float(rng.uniform(0, 0.06)))
+        if number % 2:
+            time.sleep(float(rng.uniform(0, 0.06)))
+        else:  # during a write, however busy the machine is
+            _wait_for_temporary_file(tmp_path)
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it was to be killed, not to fail"
         os.close(reading)
-        number = load_checkpoint(tmp_path / "last.safetensors").training["number"]
-        assert number >= newest and 0 <= number - load_state(tmp_path)["number"] <= 1
-        advanced, newest = advanced + (number > newest), number
+        latest = load_checkpoint(tmp_path / "last.safetensors").training["number"]
+        assert latest >= newest and 0 <= latest - load_state(tmp_path)["number"] <= 1
+        advanced, newest = advanced + (latest > newest), latest
         left = [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
         orphans += len(left)
         assert len(left) <= 2, left
-    assert advanced == KILLS and orphans > 0, "a kill must have hit a write, or nothing was shown"
+    assert advanced == kills and orphans > 0, "a kill must have hit a write, or nothing was shown"
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def check(out: Path, *arguments: str, **environment: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=out)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_steps_run_with_few_packages(tmp_path):

@@ -35,7 +35,7 @@ def training(watch, ros_environment, street_bag, tmp_path):
             "workers": 0,
             "validation_every": 15,
         },
-        "model": {"preset": "tiny", "overrides": {"window": 2}},
+        "model": {"preset": "tiny", "overrides": {"window": 2, "depths": [1, 1, 1, 1]}},
         "stages": [{"name": "static", "steps": 100_000, "batch": 1, "max_lr": 1e-4}],
         "device": "cpu",
     }

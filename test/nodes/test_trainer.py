@@ -32,7 +32,7 @@ def config(street_bag, tmp_path):
             "labels": "street",
             "validation_every": 15,
         },
-        "model": {"preset": "tiny", "overrides": {"window": 2}},
+        "model": {"preset": "tiny", "overrides": {"window": 2, "depths": [1, 1, 1, 1]}},
         "stages": [{"name": "static", "steps": 2, "batch": 1}, {"name": "video", "steps": 198, "batch": 1}],
         "device": "cpu",
         "preview_frames": 0,

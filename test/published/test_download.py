@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,6 +182,8 @@ def test_a_truncated_download(server, weights, get):
 
 
 def test_no_server(get, monkeypatch):
+    # Between its attempts it waits for 23 s in all.
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, err, left = get(NAME)
     assert (code, len(err), left) == (2, 1, []) and "the download from" in err[0], err

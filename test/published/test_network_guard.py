@@ -142,7 +142,7 @@ def test_no_other_command_leaves_this_machine(tmp_path):
     from vtseg_ros.model import ERFNet
 
     checkpoint, bag, run = tmp_path / "tiny.safetensors", tmp_path / "street", tmp_path / "run"
-    make_checkpoint(checkpoint, window=2)
+    make_checkpoint(checkpoint, window=2, depths=(1, 1, 1, 1))
     torch.save(ERFNet(num_classes=20).state_dict(), tmp_path / "e.pth")
     config = {
         "data": {
@@ -181,7 +181,8 @@ def test_no_other_command_leaves_this_machine(tmp_path):
         ["segment", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "masks"), "--device", "cpu"],
         ["evaluate", str(bag), "--checkpoint", weights, "--out", str(tmp_path / "scores"), "--device", "cpu"],
         ["labels", "extract", str(bag), "--out", str(labels)],
-        ["bench", "--checkpoint", weights, "--seconds", "0", "--device", "cpu"],
+        ["bench", "--checkpoint", weights, "--size", "64x32", "--window", "2", "--modes", "plain", "exact"]
+        + ["--backends", "torch", "openvino", "--seconds", "0", "--device", "cpu"],
         ["export", weights, "--out", str(tmp_path / "tiny.onnx")],
         ["import", "images", str(tmp_path / "frames"), "--out", str(tmp_path / "imported")],
         ["flops"],

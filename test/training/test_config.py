@@ -132,8 +132,10 @@ def test_files_of_windows(tmp_path, codec):
     ],
 )
 def test_mistakes_are_named(tmp_path, change, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as error:
         load(tmp_path, {**GOOD, **change})
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / 'train.yaml'}: ") and "\n" not in text
 
 
 def test_a_key_that_stands_twice(tmp_path):

@@ -38,7 +38,7 @@ def config(street_bag):
             train=source, validation=source, size=(64, 32), labels="street", workers=0, validation_every=15
         ),
         stages=(StageConfig("video", steps=2, batch=1, max_lr=1e-3),),
-        model=ModelConfig(preset="tiny", overrides={"window": 2}),
+        model=ModelConfig(preset="tiny", overrides={"window": 2, "depths": (1, 1, 1, 1)}),
         device="cpu",
         save_every=1,
         window_sweep_frames=0,

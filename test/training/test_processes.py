@@ -51,7 +51,7 @@ def write(tmp_path, street_bag):
                 "workers": 0,
                 "validation_every": 15,
             },
-            "model": {"preset": "tiny", "overrides": {"window": 2}},
+            "model": {"preset": "tiny", "overrides": {"window": 2, "depths": [1, 1, 1, 1]}},
             "stages": [{"name": "static", "steps": 4, "batch": 2}, {"name": "video", "steps": 4, "batch": 1}],
             "device": "cpu",
             "log_every": 1,

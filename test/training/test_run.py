@@ -39,7 +39,7 @@ def config(street_bag):
             StageConfig("static", steps=3, batch=2, max_lr=1e-3),
             StageConfig("video", steps=3, batch=1, max_lr=1e-3),
         ),
-        model=ModelConfig(preset="tiny", overrides={"window": 2}),
+        model=ModelConfig(preset="tiny", overrides={"window": 2, "depths": (1, 1, 1, 1)}),
         device="cpu",
         save_every=1,
     )

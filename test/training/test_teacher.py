@@ -197,7 +197,7 @@ def config(street_bag, tmp_path):
             validation_every=15,
         ),
         stages=(dataclasses.replace(stage, window=1), stage),
-        model=ModelConfig(preset="tiny", overrides={"window": 2}),
+        model=ModelConfig(preset="tiny", overrides={"window": 2, "depths": (1, 1, 1, 1)}),
         device="cpu",
         save_every=1,
     )

@@ -112,6 +112,7 @@ def precision_name(dtype: torch.dtype) -> str:
 
 def has_native_bf16() -> bool:
     """Return whether the processor has bf16 instructions; elsewhere bf16 is emulated and slower than fp32."""
+    # Not psutil, nor below: it reports neither the flags nor the name of a processor.
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

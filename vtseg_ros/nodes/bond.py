@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from rclpy.lifecycle import LifecycleNode
 
+from vtseg_ros.nodes.process import until_shutdown
+
 try:
     from bondpy.bondpy import Bond
 except ImportError:  # not part of every installation; without it the manager needs bond_timeout 0.0
@@ -33,7 +35,8 @@ class LifecycleBond:
         self._bond.start()
 
     def break_off(self) -> None:
-        """End the bond and say so to the manager."""
+        """End the bond, which the manager sees."""
         if self._bond is not None:
-            self._bond.shutdown()
+            with until_shutdown(self._node.context):
+                self._bond.shutdown()
             self._bond = None

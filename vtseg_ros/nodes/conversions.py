@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to ROS messages. (Messages to arrays is `bags.image_messages`, which needs no ROS.)"""
+"""Arrays to ROS messages; `bags.image_messages` has the other direction, which needs no ROS."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NS = 1_000_000_000
 
 
 def stamp_ns(header: Header) -> int:
-    """Nanoseconds of a header's stamp."""
+    """Return a header's stamp, ns."""
     return header.stamp.sec * NS + header.stamp.nanosec
 
 
 def to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """(H, W) or (H, W, C) uint8 as an Image without row padding."""
+    """Convert (H, W) or (H, W, C) uint8 to an Image without row padding."""
     message = Image(
         header=header, height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, is_bigendian=0
     )
@@ -40,7 +40,7 @@ def _octets(pixels: np.ndarray) -> array.array:
 
 
 def to_png(pixels: np.ndarray, header: Header) -> CompressedImage:
-    """(H, W) uint8 class ids as a png."""
+    """Encode (H, W) uint8 class ids as a png."""
     payload = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
     message = CompressedImage(header=header, format="mono8; png compressed")
     message.data = _octets(payload)
@@ -48,7 +48,7 @@ def to_png(pixels: np.ndarray, header: Header) -> CompressedImage:
 
 
 def to_jpeg(rgb: np.ndarray, quality: int, header: Header) -> CompressedImage:
-    """(H, W, 3) uint8 RGB as a jpeg, in the form that image_transport's compressed publisher gives it.
+    """Encode (H, W, 3) uint8 RGB as a jpeg, in the form that image_transport's compressed publisher gives it.
 
     Args:
         rgb: the image.
@@ -63,7 +63,7 @@ def to_jpeg(rgb: np.ndarray, quality: int, header: Header) -> CompressedImage:
 
 
 def to_label_map(labels: LabelSet, header: Header) -> LabelMap:
-    """The class list."""
+    """Convert a class list to a message."""
     entries = [
         LabelEntry(id=index, name=name, r=color[0], g=color[1], b=color[2])
         for index, (name, color) in enumerate(zip(labels.names, labels.colors))
@@ -72,7 +72,7 @@ def to_label_map(labels: LabelSet, header: Header) -> LabelMap:
 
 
 def scale_camera_info(info: CameraInfo, size: tuple[int, int], header: Header) -> CameraInfo:
-    """A camera's calibration for its image stretched to `size` (width, height).
+    """Return a camera's calibration for its image stretched to `size` (width, height).
 
     Pixel centres lie at whole coordinates, so that the principal point moves by half a pixel too. Binning and the
     region of interest, which the camera's message leaves to be applied, are applied in the result.

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import psutil
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 STALE_S = 2.0
@@ -37,18 +36,14 @@ class Health:
 
 
 def rate(times: deque, now: float, since: float, span_s: float = RATE_SPAN_S) -> float:
-    """Events per second over the last `span_s`, or since `since` when that is later."""
+    """Return the events per second over the last `span_s`, or since `since` when that is later."""
     span_s = min(span_s, max(now - since, 1e-3))
     return sum(now - t <= span_s for t in list(times)) / span_s
 
 
 def memory_mb() -> float:
-    """Resident memory of this process, MB; NaN where /proc is not."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Return the resident memory of this process, MB."""
+    return psutil.Process().memory_info().rss / 1e6
 
 
 @dataclass(frozen=True)
@@ -76,19 +71,24 @@ def status(
     now: float,
     facts: dict[str, str],
 ) -> DiagnosticStatus:
-    """Level, message and values.
+    """Build a status with level, message and values.
 
     ERROR until the first image, after an inference error and while every image is rejected; WARN on rejected or
     dropped images and when none came for a while; else OK. Images dropped for their stamps and images dropped because
     newer ones came before the model was free have different messages.
 
     Args:
-        name, hardware_id: of the status.
-        health: recent activity.
-        counts, before: now and at the last status, a second ago.
+        name: Name of the status.
+        hardware_id: Device that runs the network.
+        health: Recent activity of the camera.
+        counts: Counts now.
+        before: Counts at the last status, a second ago.
         enabled: False while the service ~/enable pauses the node.
-        now: steady clock, s.
-        facts: values to add.
+        now: Time on the steady clock, s.
+        facts: Values to add.
+
+    Returns:
+        The status of one camera.
     """
     dropped, rejected = counts.dropped - before.dropped, counts.rejected - before.rejected
     bad_stamps = counts.bad_stamps - before.bad_stamps

@@ -91,7 +91,7 @@ class _Mask:
 
 
 class EvaluatorNode(TypedParameters, Node):
-    """See docs and README for its topics, services and parameters."""
+    """Node that scores the masks of the segmenter; docs/reference lists its topics, services and parameters."""
 
     def __init__(self) -> None:
         super().__init__("evaluator")

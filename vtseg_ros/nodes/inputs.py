@@ -24,7 +24,7 @@ INPUT_QOS = {
 
 
 def image_topic(camera: str, transport: str) -> str:
-    """Relative name of a camera's image topic."""
+    """Return the relative name of a camera's image topic."""
     base = f"{camera}/image" if camera else "image"
     return f"{base}/compressed" if transport == "compressed" else base
 
@@ -38,7 +38,7 @@ def subscribe(
     on_image: Callable[[object], None],
     on_info: Callable[[CameraInfo], None],
 ) -> list:
-    """Image and camera_info subscriptions of a camera."""
+    """Subscribe to the images and the camera_info of a camera."""
     info = f"{camera}/camera_info" if camera else "camera_info"
     return [
         node.create_subscription(
@@ -49,7 +49,7 @@ def subscribe(
 
 
 def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
-    """Why no image arrives: who publishes the topic and how, and which image topics there are."""
+    """Explain why no image arrives: who publishes the topic and how, and which image topics there are."""
     topic = node.resolve_topic_name(image_topic(camera, transport))
     wanted = IMAGE_TYPES[transport][0]
     publishers = node.get_publishers_info_by_topic(topic)

@@ -27,14 +27,22 @@ class Ledger:
         self._open: deque[tuple[int, float]] = deque()
 
     def saw_image(self, stamp_ns: int) -> None:
+        """Count an image of the camera."""
         self._seen[stamp_ns] += 1
         if self._seen[stamp_ns] > sum(told[stamp_ns] for told in self._events.values()):
             self._open.append((stamp_ns, time.monotonic()))
 
     def saw_label(self, stamp_ns: int) -> None:
+        """Count a label."""
         self._labels[stamp_ns] += 1
 
     def saw_status(self, event: str, stamp_ns: int) -> None:
+        """Count a status of the segmenter.
+
+        Args:
+            event: `PROCESSED`, `REJECTED` or `DROPPED`.
+            stamp_ns: Stamp of the frame, ns.
+        """
         self._events[event][stamp_ns] += 1
         # The segmenter tells of frames in the order in which they came: of what came earlier no word will come.
         if any(stamp == stamp_ns for stamp, _ in self._open):
@@ -42,15 +50,15 @@ class Ledger:
                 pass
 
     def saw_idle(self) -> None:
-        """The segmenter has nothing left to tell of."""
+        """Count as lost what the idle segmenter has not reported."""
         while self._open and time.monotonic() - self._open[0][1] > UNDER_WAY_S:
             self._open.popleft()
 
     def counts(self) -> dict[str, int]:
-        """Frames by what became of them (names of EvaluationReport).
+        """Return the number of frames by what happened to them, with the names of EvaluationReport.
 
-        `frames_lost` are images seen here that no status speaks of although later ones were told, or the segmenter
-        is idle: lost on the way to it. `frames_pending` are those that it may have in work.
+        `frames_lost` are images seen here that no status reports although later ones were reported, or the segmenter
+        is idle: they were lost on the way to it. `frames_pending` are those that it may be processing.
         """
         told: Counter[int] = sum(self._events.values(), Counter())
         untold = sum((self._seen - told).values())
@@ -67,7 +75,7 @@ class Ledger:
         }
 
     def labelled_processed(self) -> int:
-        """Labels whose image was processed."""
+        """Return the number of labels whose image was processed."""
         return sum((self._labels & self._events[self.PROCESSED]).values())
 
 
@@ -101,11 +109,11 @@ class Waiting:
             self._held -= self._waiting.popitem(last=False)[1][1]
 
     def get(self, stamp_ns: int) -> Any:
-        """The thing of a stamp, which is still kept; None if there is none."""
+        """Return the thing of a stamp and keep it; None if there is none."""
         return self._waiting.get(stamp_ns, (None, 0))[0]
 
     def pop(self, stamp_ns: int) -> Any:
-        """The thing of a stamp, no longer kept; None if there is none."""
+        """Return the thing of a stamp and remove it; None if there is none."""
         thing, size = self._waiting.pop(stamp_ns, (None, 0))
         self._held -= size
         return thing

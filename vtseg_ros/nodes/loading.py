@@ -20,7 +20,7 @@ from vtseg_ros.sizes import parse_output_size, size_from_text
 
 
 def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
-    """A segmenter, warmed up: the first forward passes allocate and choose kernels.
+    """Load a segmenter and warm it up: the first forward passes allocate and choose kernels.
 
     Raises:
         VTSegError: naming what is wrong.
@@ -96,7 +96,7 @@ def load_ego_mask(path: str, warn: Callable[[str], None]) -> np.ndarray | None:
 
 
 def one_line(err: Exception) -> str:
-    """An error for the log: our own as they are, others with their type, first line only."""
+    """Return an error for the log: our own as they are, others with their type, first line only."""
     text = (str(err).strip().splitlines() or [""])[0]
     return text if isinstance(err, VTSegError) else f"{type(err).__name__}: {text}"
 
@@ -110,7 +110,7 @@ class Loader:
 
     @property
     def busy(self) -> bool:
-        """Whether one is being loaded, or waits for `poll`."""
+        """Return whether one is being loaded, or waits for `poll`."""
         return self._thread is not None
 
     def start(self, load: Callable[[], VideoPredictor]) -> None:
@@ -125,7 +125,7 @@ class Loader:
             self._result = err
 
     def poll(self) -> VideoPredictor | Exception | None:
-        """The segmenter, or why there is none, once; None while it is not done."""
+        """Return the segmenter, or why there is none, once; None while it is not done."""
         if self._thread is None or self._thread.is_alive():
             return None
         self._thread.join()

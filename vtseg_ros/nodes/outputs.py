@@ -56,7 +56,7 @@ class Outputs:
         self.latest_info: CameraInfo | None = None
 
     def publish_labels(self, labels: LabelSet) -> None:
-        """The class list, latched."""
+        """Publish the class list, latched."""
         header = Header(stamp=self._node.get_clock().now().to_msg())
         self.label_map.publish(to_label_map(labels, header))
         if self.label_info:
@@ -76,15 +76,16 @@ class Outputs:
         alpha: float,
         jpeg_quality: int,
     ) -> None:
-        """One frame's outputs, all with its header.
+        """Publish the outputs of one frame, all with its header.
 
         Args:
-            header: stamp and frame_id of the newest window frame.
-            image: (H, W, 3) uint8 RGB, the camera's.
-            mask, confidence: (h, w) uint8.
-            labels: class list.
-            alpha: share of the colour in the overlay.
-            jpeg_quality: 1..100, of the compressed overlay and colours.
+            header: Stamp and frame_id of the newest window frame.
+            image: (H, W, 3) uint8 RGB, from the camera.
+            mask: (h, w) uint8 class ids; 255 = no class.
+            confidence: (h, w) uint8, 255 = certain.
+            labels: Class list of the mask.
+            alpha: Share of the colour in the overlay, 0..1.
+            jpeg_quality: Quality of the compressed overlay and colours, 1..100.
         """
         # First what every consumer waits for.
         self.mask.publish(to_image(mask, "mono8", header))
@@ -107,7 +108,7 @@ class Outputs:
             self.png.publish(to_png(mask, header))
 
     def destroy(self) -> None:
-        """Take all publishers down."""
+        """Destroy all publishers."""
         for publisher in vars(self).values():
             if hasattr(publisher, "get_subscription_count"):
                 self._node.destroy_lifecycle_publisher(publisher)

@@ -57,6 +57,7 @@ class Param:
     convert: Callable[[Any], Any] = lambda value: value
 
     def descriptor(self) -> ParameterDescriptor:
+        """Build the description of the parameter that `ros2 param describe` shows."""
         text = self.text + (f" One of: {', '.join(self.allowed)}." if self.allowed else "")
         descriptor = ParameterDescriptor(name=self.name, description=text, read_only=False)
         descriptor.type = _TYPES[type(self.default)].value
@@ -225,5 +226,5 @@ class Parameters:
 
 
 def locked_while_running(param: Param) -> str:
-    """For nodes without a lifecycle: what is not live needs a restart."""
+    """Return why a parameter of a node without lifecycle is locked: what is not live needs a restart."""
     return "" if param.live else "cannot change while the node runs. Restart the node"

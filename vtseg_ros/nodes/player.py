@@ -58,16 +58,16 @@ class PlayerConfig:
     paused: bool = False
 
     def plays(self, topic: str) -> bool:
-        """Whether a topic of the bag is asked for."""
+        """Return whether a topic of the bag is asked for."""
         return (not self.topics or topic in self.topics) and not self.excludes(topic)
 
     def excludes(self, topic: str) -> bool:
-        """Whether a topic is to be left out."""
+        """Return whether a topic is to be left out."""
         return bool(self.exclude) and re.search(self.exclude, topic) is not None
 
 
 def _message_class(msgtype: str) -> type | None:
-    """The class of a message type, or None when it is not installed.
+    """Return the class of a message type, or None when it is not installed.
 
     A bag may name anything: only packages that registered interfaces are imported, since an import runs code.
     """
@@ -126,7 +126,7 @@ class PlayerNode(Node):
         self.create_timer(TICK_S, self._tick, clock=steady)
 
     def _make_publishers(self) -> dict[str, tuple[str, object]]:
-        """topic in the bag -> (published topic, publisher)."""
+        """Create a publisher per topic: from the topic in the bag to the published topic and its publisher."""
         made = {}
         for topic, info in sorted(self._bag.topics.items()):
             if self._config.excludes(topic):
@@ -239,8 +239,9 @@ class PlayerNode(Node):
 
     @property
     def messages_missing(self) -> int:
-        """Messages of the bag's topics that it promises and does not have."""
+        """Number of messages that the bag announces and does not contain."""
         return sum(self._bag.missing.values())
 
     def close(self) -> None:
+        """Close the bag."""
         self._bag.close()

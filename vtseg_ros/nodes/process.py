@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import rclpy
@@ -19,16 +20,21 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
-from vtseg_ros.nodes.dds import remove_dead_segments
 from vtseg_ros.nodes.log_handler import RosLogHandler
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
-    """Spin a node until SIGINT, SIGTERM or its `finished` attribute; returns the exit code.
+    """Spin a node until SIGINT, SIGTERM or its `finished` attribute, and return the exit code.
 
-    The node's `close()` runs before it is destroyed. 2 = the user's mistake, told in one line.
+    The node's `close()` runs before it is destroyed.
+
+    Args:
+        make: Creates the node, after rclpy is initialised.
+        argv: Arguments of ROS; None = those of the process.
+
+    Returns:
+        The node's `exit_code`, or 2 after an error of the user, which is reported in one line.
     """
-    remove_dead_segments()
     try:
         rclpy.init(
             args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO
@@ -68,6 +74,25 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         executor.shutdown()
         rclpy.try_shutdown()
     return getattr(node, "exit_code", 0)
+
+
+@contextlib.contextmanager
+def until_shutdown(context: rclpy.Context) -> Iterator[None]:
+    """Ignore that nothing can be published any more once the context has ended.
+
+    A program that runs a node itself may leave the signals to rclpy, which ends the context before the node is closed.
+
+    Args:
+        context: The context of the node.
+
+    Raises:
+        RCLError: If publishing fails while the context is valid.
+    """
+    try:
+        yield
+    except _rclpy.RCLError:
+        if context.ok():
+            raise
 
 
 def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:

@@ -63,11 +63,12 @@ class RecorderNode(Node):
         self.get_logger().info("recording")
 
     def close(self) -> None:
+        """Complete the bag."""
         self._bag.close()
 
 
 def main() -> int:
-    """`python -m vtseg_ros.nodes.recorder BAG`"""
+    """Entry point of `python -m vtseg_ros.nodes.recorder BAG`."""
     parser = argparse.ArgumentParser(description=RecorderNode.__doc__)
     parser.add_argument("bag", type=Path)
     args = parser.parse_args()

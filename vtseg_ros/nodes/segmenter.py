@@ -43,7 +43,7 @@ LIVE = ("window", "max_gap", "output_size", "classes")
 
 
 class SegmenterNode(TypedParameters, LifecycleNode):
-    """See docs and README for its topics, services and parameters."""
+    """Lifecycle node that segments images; docs/reference lists its topics, services and parameters."""
 
     def __init__(self) -> None:
         super().__init__("segmenter")
@@ -92,6 +92,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     # Lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the network and create the publishers; FAILURE with the reason in the log if that is impossible."""
         try:
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
@@ -119,6 +120,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Activate the publishers, start the inference thread and subscribe to the images."""
         activated = super().on_activate(state)  # publishers first: the worker publishes
         self._slots = Slots(list(self._outputs))
         self._limits = {camera: RateLimit(self._params["max_rate"]) for camera in self._outputs}
@@ -133,6 +135,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             warn=self._warn,
             debug=self.get_logger().debug,
             clock_now=lambda: self.get_clock().now().to_msg(),
+            context=self.context,
         )
         self._worker.start()
         for camera, outputs in self._outputs.items():
@@ -155,26 +158,30 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         return activated
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Finish the current frame, drop queued frames, publish the final counters and unsubscribe."""
         self._stop_inputs()
         self.get_logger().info("inactive")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release the network and the publishers."""
         self._release()
         self.get_logger().info("unconfigured, the network is released")
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything after a failed transition, so that the node can be configured again."""
         self.get_logger().error("a transition failed: everything is released, configure again")
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Release everything, from any state."""
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop and free everything, from any state."""
+        """Stop and free everything, from any state, also after the context has ended."""
         self._stop_inputs()
         self._release()
 
@@ -253,7 +260,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self.get_logger().info(f"the network is compiled, window {self._segmenter.window}")
 
     def _vet(self, values: dict[str, Any]) -> str:
-        """A window is judged by the network that will have it, a precision by its device."""
+        """Check a window against the network that will have it, and a precision against its device."""
         if "precision" in values or "device" in values:
             asked = [values.get(name, self._params[name]) for name in ("precision", "device")]
             if problem := check_precision_on_device(*asked):

@@ -85,7 +85,7 @@ class Slots:
             self._condition.notify()
 
     def ask(self, request: Any) -> bool:
-        """Store a request of its own; returns False when too many wait, or all is closed."""
+        """Store a request of its own, and return False when too many wait or all is closed."""
         with self._condition:
             if self._closed or len(self._asked) >= self.MAX_ASKED:
                 return False
@@ -100,7 +100,7 @@ class Slots:
             _free_pixels(pending.message)
 
     def take(self, timeout_s: float) -> Taken | None:
-        """What waits, oldest first; an empty `Taken` after the timeout, None when closed and all is told."""
+        """Return what waits, oldest first; an empty `Taken` after the timeout, None when closed and all is reported."""
         with self._condition:
             if not self._newest and not self._dropped and not self._asked and not self._closed:
                 self._condition.wait(timeout_s)

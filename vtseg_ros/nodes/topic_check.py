@@ -18,27 +18,34 @@ from vtseg_ros.nodes.inputs import IMAGE_TYPES, INPUT_QOS
 
 DISCOVERY_S = 3.0
 LATE_S = 10.0
-"""Further wait for a topic without publisher: busy machines take longer to know each other."""
+"""Further wait for a publisher and for the names of nodes: busy machines take longer to know each other."""
+UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of an endpoint that is discovered before its node
 
 
-def check_topic(node: Node, topic: str, *, discovery_s: float = DISCOVERY_S) -> dict[str, Any]:
+def check_topic(
+    node: Node, topic: str, *, discovery_s: float = DISCOVERY_S, late_s: float = LATE_S
+) -> dict[str, Any]:
     """Examine a topic.
 
     Args:
         node: any node.
         topic: its name, resolved like a node's.
         discovery_s: how long to wait for participants.
+        late_s: how much longer to wait for a publisher, and for the names of the nodes.
 
     Returns:
         JSON types: `name`, `publishers`, `subscribers`, `findings` (see `vtseg_ros.diagnosis.Finding`).
     """
     topic = node.resolve_topic_name(topic)
     time.sleep(discovery_s)  # there is no event for a discovery that is complete
-    until = time.monotonic() + LATE_S
-    while not node.get_publishers_info_by_topic(topic) and time.monotonic() < until:
+    until = time.monotonic() + late_s
+    while True:
+        publishers = node.get_publishers_info_by_topic(topic)
+        subscribers = node.get_subscriptions_info_by_topic(topic)
+        unknown = [end for end in (*publishers, *subscribers) if end.node_name == UNKNOWN]
+        if (publishers and not unknown) or time.monotonic() > until:
+            break
         time.sleep(0.1)
-    publishers = node.get_publishers_info_by_topic(topic)
-    subscribers = node.get_subscriptions_info_by_topic(topic)
     findings: list[dict[str, Any]] = []
 
     def found(name: str, text: str, remedy: str, problem: bool = True) -> None:

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.msg import TrainingProgress
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters, locked_while_running
-from vtseg_ros.nodes.process import run_node
+from vtseg_ros.nodes.process import run_node, until_shutdown
 from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.record import Progress
 from vtseg_ros.training.run import train
@@ -100,13 +100,14 @@ class TrainerNode(TypedParameters, Node):
         self._stop.set()
         ended = self.finished
         self._thread.join()
-        if ended and self._latest is not None:
-            self._await_subscriber()
-        self._on_timer()
-        self._publisher.wait_for_all_acked(Duration(seconds=ACK_S))
+        with until_shutdown(self.context):
+            if ended and self._latest is not None:
+                self._await_subscriber()
+            self._on_timer()
+            self._publisher.wait_for_all_acked(Duration(seconds=ACK_S))
 
     def _await_subscriber(self) -> None:
-        """A training of seconds ends before DDS has found who listens."""
+        """Wait for a subscriber: a training of seconds ends before DDS has found it."""
         while (
             not self._publisher.get_subscription_count()
             and time.monotonic() < self._published_from + DISCOVERY_S

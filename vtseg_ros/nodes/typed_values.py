@@ -61,13 +61,13 @@ def _text(value: Any) -> str:
 
 
 def _typed(value: Any, texts: Sequence[str]) -> str:
-    """The last of the texts that YAML takes for this value; its usual spelling if there is none."""
+    """Return the last of the texts that YAML takes for this value; its usual spelling if there is none."""
     same = [text for text in texts if _scalar(text) == (type(value), value)]
     return same[-1] if same else _text(value)
 
 
 def _scalar(text: str) -> tuple[type, Any]:
-    """A plain scalar as rcl's parser takes it: a truth value, an integer of any base, a float, or a string."""
+    """Convert a plain scalar as rcl's parser does: to a truth value, an integer of any base, a float, or a string."""
     lowered = text.strip().lower()
     if lowered in (*TRUE, *FALSE) and not lowered.isdigit():
         return bool, lowered in TRUE

@@ -83,4 +83,4 @@ class ViewerNode(Node):
             self._recording.log_latency(parts, stamp_ns(message.header), self._camera)
 
     def close(self) -> None:
-        """Nothing to free: the caller closes the recording."""
+        """Free nothing: the caller closes the recording."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from rclpy.context import Context
 from std_msgs.msg import Header
 
 from vtseg_ros.errors import ImageError, VTSegError
@@ -20,6 +21,7 @@ from vtseg_ros.nodes.bridge import Decode
 from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.diagnostics import Health
 from vtseg_ros.nodes.outputs import Outputs
+from vtseg_ros.nodes.process import until_shutdown
 from vtseg_ros.nodes.segment_service import Alone, refusal, segment_alone
 from vtseg_ros.nodes.slots import Pending, Slots
 
@@ -47,6 +49,7 @@ class Worker:
         warn: logs a text, throttled by its first argument (a key).
         debug: logs a decision about a frame.
         clock_now: the node's clock, for the header of an idle status.
+        context: the node's context; once it has ended, nothing is published.
     """
 
     def __init__(
@@ -60,9 +63,10 @@ class Worker:
         warn: Callable[[str, str], None],
         debug: Callable[[str], None],
         clock_now: Callable[[], object],
+        context: Context,
     ) -> None:
         self._slots, self._outputs, self._settings, self._decode = slots, outputs, settings, decode
-        self._warn, self._debug, self._now = warn, debug, clock_now
+        self._warn, self._debug, self._now, self._context = warn, debug, clock_now, context
         self._segmenter, self._next = segmenter, None
         self.lock = threading.Lock()
         """Held while the segmenter runs; whoever changes it holds it too."""
@@ -73,6 +77,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
+        """Start the inference thread."""
         self._thread.start()
 
     def replace(self, segmenter: VideoPredictor) -> None:
@@ -81,17 +86,22 @@ class Worker:
             self._next = segmenter
 
     def segment_alone(self, request: Alone) -> bool:
-        """Segment an image that is no camera's; returns False when too many wait. See `segment_service`."""
+        """Segment an image that is no camera's, and return False when too many wait; see `segment_service`."""
         return self._slots.ask(request)
 
     def stop(self) -> None:
-        """Finish the frame in work, drop what waits and say so, tell the final counts."""
+        """Finish the current frame, drop queued frames and publish the final counters."""
         for request in self._slots.close():
             request.done(refusal("the node is being deactivated. Activate it and ask again"))
         self._thread.join()
-        self._publish_idle()
+        with until_shutdown(self._context):
+            self._publish_idle()
 
     def _run(self) -> None:
+        with until_shutdown(self._context):
+            self._serve()
+
+    def _serve(self) -> None:
         last = time.monotonic()
         while True:
             taken = self._slots.take(IDLE_AFTER_S / 2)
@@ -174,7 +184,9 @@ class Worker:
                 continue
             try:
                 self._answer(pending, image, result, segmenter, decode_s, began)
-            except Exception as err:  # pictures and publishers: without its thread the node would be deaf
+            except Exception as err:  # an exception here must not stop the inference thread
+                if not self._context.ok():
+                    return
                 self._fail([pending], err, "publishing")
 
     def _answer(
@@ -257,7 +269,7 @@ class Worker:
 
 
 def _name(pending: Pending) -> str:
-    """A frame in a log line."""
+    """Return the name of a frame for a log line."""
     stamp = pending.message.header.stamp
     of = f" of {pending.camera}" if pending.camera else ""
     return f"frame {stamp.sec}.{stamp.nanosec:09d} s{of}"
