@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -29,3 +31,21 @@ class RosLogHandler(logging.Handler):
             self._logger.warning(text)
         else:
             self._logger.info(text)
+
+
+@contextmanager
+def library_messages_in(logger: RcutilsLogger) -> Iterator[None]:
+    """Send what the library logs from INFO on to the log of a node, and so to /rosout.
+
+    Args:
+        logger: Logger of the node.
+    """
+    library, handler = logging.getLogger("vtseg_ros"), RosLogHandler(logger)
+    level = library.level
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(level)

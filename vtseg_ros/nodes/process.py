@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import sys
 import traceback
@@ -20,7 +19,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
-from vtseg_ros.nodes.log_handler import RosLogHandler
+from vtseg_ros.nodes.log_handler import library_messages_in
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -56,12 +55,10 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
     node = None
     try:
         node = make()
-        library = logging.getLogger("vtseg_ros")
-        library.addHandler(RosLogHandler(node.get_logger()))
-        library.setLevel(logging.INFO)
         executor.add_node(node)
-        while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
-            _spin_once(executor, node)
+        with library_messages_in(node.get_logger()):
+            while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
+                _spin_once(executor, node)
     except (VTSegError, ParameterException) as err:
         print(f"{node.get_name() if node else 'vtseg_ros'}: {err}", file=sys.stderr)
         return 2
