@@ -26,6 +26,8 @@ from vtseg_ros.label_set import STREET
 from vtseg_ros.labelling.masks import read_ego_mask
 from vtseg_ros.model import load_checkpoint
 
+pytestmark = pytest.mark.long
+
 PAGE = (ROOT / "docs" / "guide" / "train_without_labels.md").read_text()
 BONNET = 12
 """Rows at the bottom that show the robot."""

@@ -51,7 +51,6 @@ LONGEST_FIRST = (
     "faults/test_signals.py",
     "evaluation/test_baselines.py",
     "evaluation/test_protocol.py",
-    "test_train_without_labels.py",
     "test_your_own_labels.py",
     "test_diagnosis.py",
     "nodes/test_trainer.py",

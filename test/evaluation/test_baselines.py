@@ -159,6 +159,7 @@ def configuration(folder, bag, name, architecture, stages, **model):
     return path
 
 
+@pytest.mark.long  # each of them is trained and evaluated in other files
 def test_all_systems_of_the_paper_trained_and_compared(street_flow_bag, tmp_path, capsys):
     pytest.importorskip("lightning_fabric")
     prior = {"warm_start": str(tmp_path / "erfnet" / "last.safetensors")}

@@ -379,9 +379,7 @@ def test_the_predictor_upsamples_once(upsampling, tmp_path):
     assert len(np.unique(expected)) > 1
 
 
-@pytest.mark.parametrize(
-    "video_checkpoint", ["exact", pytest.param("causal", marks=pytest.mark.long)], indirect=True
-)
+@pytest.mark.long  # its layers are exported below, streaming steps in inference/test_export.py
 def test_its_streaming_step_is_exported(video_checkpoint, tmp_path):
     report = tmp_path / "report.json"
     code = main(["export", str(video_checkpoint), "--out", str(tmp_path / "e.onnx"), "--json", str(report)])
