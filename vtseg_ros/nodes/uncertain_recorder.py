@@ -29,7 +29,7 @@ GROUPS = 8
 RESERVE_BYTES = 32 << 20
 """Disk space that is left free: other programs of the robot need some, and so does the end of the bag."""
 STRIDE = 4
-"""Every n-th row and column of the confidence is read: the mean of 19 000 pixels of a VGA image is as good."""
+"""Every n-th row and column of the confidence is read: 19 200 pixels of a VGA image."""
 
 
 def uncertainty(confidence: np.ndarray) -> float:
