@@ -25,7 +25,7 @@ from vtseg_ros.nodes.dds import free_domain, profile_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RELIABLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 
 
 def use_loopback(profile: str) -> None:

@@ -501,9 +501,14 @@ class BagWriter:
             self._writer.close()
         self._closed = True
 
-    def _remove(self) -> None:
+    def abandon(self) -> None:
+        """Close the files as they are, after an error; what was written stays, without index and metadata."""
         with suppress(Exception):  # a storage that cannot be written may not close either
             self._writer.abort()
+        self._closed = True
+
+    def _remove(self) -> None:
+        self.abandon()
         shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from rich.table import Table
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.fleet_job import absolute_checkpoint, add_ray_arguments, exit_code, run_job
+from vtseg_ros.commands.fleet_job import (
+    absolute_checkpoint,
+    add_ray_arguments,
+    exit_code,
+    refuse_urls,
+    run_job,
+)
 from vtseg_ros.commands.progress import track
 from vtseg_ros.dataset.corrupted_store import PARTS
 from vtseg_ros.dataset.corruptions import KINDS
@@ -44,7 +51,9 @@ from vtseg_ros.evaluation.score import score_text
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.evaluation.systems import System
 from vtseg_ros.files import write_atomically
-from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks
+from vtseg_ros.fleet.object_store import upload
+from vtseg_ros.fleet.results import read_file
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
 
@@ -195,7 +204,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of frames shown in the report (default 6)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json and report.html")
+    parser.add_argument(
+        "--out",
+        type=parse_place,
+        metavar="DIR",
+        help="folder for report.json and report.html; for a job, a folder or URL",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="scores as a JSON file")
     parser.add_argument("--html", type=Path, metavar="FILE", help="report as an HTML file")
     add_ray_arguments(parser)
@@ -219,6 +233,7 @@ def run(args: argparse.Namespace) -> int:
     corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
     if args.ray:
         return run_evaluate_job(args)
+    refuse_urls([*args.bag, args.out], "Add --ray none and --out DIR")
     selection = _selection(args)
     index = _index(args, args.bag)
     store = FrameStore(index)
@@ -372,13 +387,13 @@ class EvaluateJob:
         self, loaded: list[System], task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
         """See `Job.process`."""
-        index = _index(self.args, [task.source])
+        index = _index(self.args, [task.path])
         if not loaded or any(system.info.flow for system in loaded):  # flow is of one bag
             loaded[:] = open_systems(_selection(self.args), index)
         owner = f"checkpoint {loaded[0].info.checkpoint}"
         if self.args.class_map:
             owner = f"class map {self.args.class_map}"
-        named = _check_classes(task.source, loaded[0].labels, owner)
+        named = _check_classes(task.path, loaded[0].labels, owner)
         for system in loaded:
             system.problems.clear()  # of the bag before
         outcome = evaluate(FrameStore(index), loaded, pictures=0, on_frame=on_frame)
@@ -415,7 +430,7 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
     if not complete:
         raise BagError(f"no bag could be scored: {outcomes[0].reason}")
     parts = [one.result for one in complete]
-    total = merge(json.loads((one.task.output / COUNTS).read_text()) for one in complete)
+    total = merge(json.loads(read_file(one.task.output / COUNTS)) for one in complete)
     facts = _facts(
         args,
         [one.task.source for one in complete],
@@ -426,7 +441,15 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
     if len(complete) < len(outcomes):
         facts["failed"] = f"{len(outcomes) - len(complete)} more bags could not be scored"
     named = all(part["named"] for part in parts)
-    _report(args, total, [], {}, facts, named, sum(part["missing"] for part in parts))
+    missing = sum(part["missing"] for part in parts)
+    if not isinstance(args.out, Url):
+        _report(args, total, [], {}, facts, named, missing)
+        return exit_code(outcomes)
+    with tempfile.TemporaryDirectory() as scratch:
+        _report(
+            argparse.Namespace(**{**vars(args), "out": Path(scratch)}), total, [], {}, facts, named, missing
+        )
+        upload(Path(scratch), args.out, "report.json")
     return exit_code(outcomes)
 
 
@@ -443,7 +466,7 @@ def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
 
 
 def _facts(
-    args: argparse.Namespace, bags: list[Path], frames: int, sequences: int, labelled: int
+    args: argparse.Namespace, bags: Sequence[Place], frames: int, sequences: int, labelled: int
 ) -> dict[str, str]:
     facts = {
         "bag": ", ".join(bag.name for bag in bags) if len(bags) <= MOST_NAMES else f"{len(bags)} bags",

@@ -18,7 +18,21 @@ from rich.table import Table
 from vtseg_ros.commands.progress import progress_bars
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.files import write_atomically
-from vtseg_ros.fleet import Job, Outcome, RayOptions, Task, Watch, run_here, run_in_parts, run_on_ray
+from vtseg_ros.fleet import (
+    BagCache,
+    Job,
+    Outcome,
+    Place,
+    RayOptions,
+    Task,
+    Url,
+    Watch,
+    run_here,
+    run_in_parts,
+    run_on_ray,
+)
+from vtseg_ros.fleet.bag_cache import LIMIT_GB
+from vtseg_ros.fleet.object_store import list_files
 
 NO_CLUSTER = "none"
 
@@ -34,7 +48,41 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument("--cpus", type=int, default=1, help="cores of each worker (default 1)")
     group.add_argument("--gpus", type=float, default=0.0, help="GPUs of each worker (default 0)")
     group.add_argument("--workers", type=int, help="most workers (default: as many as there is room for)")
+    stores = parser.add_argument_group(
+        "jobs on object stores",
+        "Bags and --out can be URLs such as s3://bucket/drive_1; bags are copied first.",
+    )
+    stores.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the copies on each host (default: in the user's cache)",
+    )
+    stores.add_argument(
+        "--cache-size",
+        type=float,
+        default=LIMIT_GB,
+        metavar="GB",
+        help="most GB of all copies on a host (default %(default)g)",
+    )
     return group
+
+
+def bag_cache(args: argparse.Namespace) -> BagCache:
+    """Return the cache that the options describe.
+
+    Raises:
+        ConfigError: if the size is out of range.
+    """
+    folder = args.cache_dir.absolute() if args.cache_dir else None
+    return BagCache(folder=folder, limit_gb=args.cache_size)
+
+
+def refuse_urls(places: Sequence[Place | None], advice: str) -> None:
+    """Raise ConfigError if one is a URL: only jobs copy bags from object stores and upload results."""
+    url = next((place for place in places if isinstance(place, Url)), None)
+    if url is not None:
+        raise ConfigError(f"{url}: only jobs use URLs; expected a local path. {advice}")
 
 
 def is_on_cluster(args: argparse.Namespace) -> bool:
@@ -53,7 +101,7 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
     Args:
         job: the job.
         tasks: its tasks.
-        args: with `ray`, `cpus`, `gpus`, `workers`.
+        args: with the options of `add_ray_arguments`.
 
     Returns:
         Outcomes in the order of the tasks.
@@ -67,9 +115,15 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
     options: RayOptions | None = None
     if is_on_cluster(args):
         options = RayOptions(address=args.ray, cpus=args.cpus, gpus=args.gpus, workers=args.workers)
+    cache = bag_cache(args)
+    if tasks and isinstance(tasks[0].output, Url):
+        list_files(tasks[0].output)  # an absent bucket or missing credentials end the job before it starts
+    total = sum(task.frames for task in tasks)
+    if any(isinstance(task.source, Url) for task in tasks):
+        total = 0  # their frames are not known before they are copied
     console = Console(stderr=True)
     with progress_bars(console) as progress:
-        bar = progress.add_task("frames", total=sum(task.frames for task in tasks) or None)
+        bar = progress.add_task("frames", total=total or None)
 
         def show_failure(outcome: Outcome) -> None:
             line = f"{outcome.task}: {outcome.reason}"
@@ -84,7 +138,9 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
 
         def run(planned: Sequence[Task]) -> list[Outcome]:
             watch = Watch(on_outcome, lambda frames: progress.update(bar, completed=frames))
-            return run_on_ray(job, planned, watch, options) if options else run_here(job, planned, watch)
+            if options:
+                return run_on_ray(job, planned, watch, options, cache)
+            return run_here(job, planned, watch, cache)
 
         try:
             outcomes = run_in_parts(job, tasks, run)

@@ -7,7 +7,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +18,10 @@ from vtseg_ros.bags.bag import BagReader, check_new_bag
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp
 from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.fleet_job import add_ray_arguments, exit_code, run_job, write_outcomes
+from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
 from vtseg_ros.labelling.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
 from vtseg_ros.labelling.masks import UNKNOWN
@@ -30,12 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="{extract,merge}")
     extract = actions.add_parser("extract", help="write frames as PNG files whose names contain the stamps")
-    extract.add_argument("bag", type=Path, help="bag to read")
-    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
+    extract.add_argument(
+        "bag", nargs="+", help="a bag; several, globs, a .txt list of paths or URLs (s3://...) make a job"
+    )
+    extract.add_argument(
+        "--out",
+        type=parse_place,
+        required=True,
+        metavar="DIR",
+        help="folder to create; for a job, a folder or URL",
+    )
     which = extract.add_mutually_exclusive_group()
     which.add_argument("--every", type=int, metavar="N", help="extract every N-th frame (default 25)")
     which.add_argument("--count", type=int, metavar="N", help="extract N frames, evenly spaced over the bag")
     extract.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
+    add_ray_arguments(extract)
     join = actions.add_parser("merge", help="write a copy of the bag that also contains the labels")
     join.add_argument("bag", type=Path, help="bag to copy")
     join.add_argument(
@@ -79,57 +93,114 @@ def run(args: argparse.Namespace) -> int:
     return {"extract": _extract, "merge": _merge}[args.action](args)
 
 
-def _chosen(args: argparse.Namespace, total: int) -> set[int]:
-    """Return the numbers of the messages to extract."""
+def _check_steps(args: argparse.Namespace) -> None:
     for name in ("every", "count"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
+
+
+def _chosen(args: argparse.Namespace, total: int) -> set[int]:
+    """Return the numbers of the messages to extract."""
     if args.count is not None:
         return set(np.linspace(0, total - 1, min(args.count, total)).round().astype(int).tolist())
     return set(range(0, total, args.every or 25))
 
 
+@dataclass(frozen=True)
+class ExtractJob:
+    """Frames of bags as PNG files, each bag in a folder.
+
+    Args:
+        args: of `vtseg labels extract`.
+    """
+
+    args: argparse.Namespace
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """See `Job.checkpoints`."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """See `Job.settings`."""
+        return {name: getattr(self.args, name) for name in ("every", "count", "image_topic")}
+
+    def load(self) -> bool:
+        """See `Job.load`."""
+        return True
+
+    def process(self, loaded: bool, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
+        """See `Job.process`."""
+        found = _extract_frames(self.args, task.path, folder, reporting_to(on_frame))
+        if not found.written:
+            raise BagError(f"{task.source}: none of its frames could be extracted: {found.left_out[:1]}")
+        return {**found.summary(), "frames": len(found.written)}
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    written: list[str]
+    left_out: list[str]
+    missing: int
+    named: bool
+    """Whether the class list was written."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain values for a report."""
+        return {"frames": self.written, "left_out": self.left_out, "messages_missing": self.missing}
+
+
 def _extract(args: argparse.Namespace) -> int:
+    _check_steps(args)
+    sources = expand_inputs(args.bag)
+    only = parse_place(args.bag[0])
+    if args.ray or sources != [only] or isinstance(only, Url) or isinstance(args.out, Url):
+        outcomes = run_job(ExtractJob(args), plan_tasks(sources, args.out, args.image_topic), args)
+        if args.json:
+            write_outcomes(args.json, outcomes)
+        return exit_code(outcomes)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ConfigError(f"--out: {args.out} exists; expected a new or empty folder. Nothing is overwritten")
+    found = _extract_frames(args, only, args.out, track)
+    print(f"{len(found.written)} frames of {only} in {args.out}")
+    for line in found.left_out:
+        print(f"  left out: {line}")
+    if found.named:
+        print(f"  {CLASS_LIST} contains the bag's class list")
+    if args.json:
+        args.json.write_text(json.dumps(found.summary(), indent=2) + "\n")
+    if not found.written:
+        raise BagError(f"bag {only}: none of the {len(found.left_out)} frames could be extracted")
+    return 0
+
+
+def _extract_frames(args: argparse.Namespace, path: Path, out: Path, tracker: Tracker) -> _Extracted:
     written: list[str] = []
     left_out: list[str] = []
-    with BagReader(args.bag) as bag:
+    with BagReader(path) as bag:
         topic = require_image_topic(bag, args.image_topic)
         chosen = _chosen(args, bag.topics[topic].count)
         labels = read_label_set(bag)
         try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            with interrupts.deferred() as stop, track(len(chosen), "extracting") as advance:
+            out.mkdir(parents=True, exist_ok=True)
+            with interrupts.deferred() as stop, tracker(len(chosen), "extracting") as advance:
                 for stamp, result in read_frames(bag, topic, chosen):
                     if stop:
                         raise KeyboardInterrupt(
-                            f"{len(written)} of {len(chosen)} frames were written to {args.out}"
+                            f"{len(written)} of {len(chosen)} frames were written to {out}"
                         )
                     advance()
                     if isinstance(result, str):
                         left_out.append(f"frame at stamp {stamp} ns: {result}")
                         continue
-                    write_frame(args.out / frame_name(stamp), result)
+                    write_frame(out / frame_name(stamp), result)
                     written.append(frame_name(stamp))
             missing = sum(bag.missing.values())
             if labels is not None:
-                (args.out / CLASS_LIST).write_text(format_palette(labels))
+                (out / CLASS_LIST).write_text(format_palette(labels))
         except OSError as err:
-            raise ConfigError(
-                f"--out: frames cannot be written to {args.out}: {err.strerror or err}"
-            ) from err
-    print(f"{len(written)} frames of {args.bag} in {args.out}")
-    for line in left_out:
-        print(f"  left out: {line}")
-    if labels is not None:
-        print(f"  {CLASS_LIST} contains the bag's class list")
-    if args.json:
-        found = {"frames": written, "left_out": left_out, "messages_missing": missing}
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
-    if not written:
-        raise BagError(f"bag {args.bag}: none of the {len(chosen)} frames could be extracted")
-    return 0
+            raise ConfigError(f"--out: frames cannot be written to {out}: {err.strerror or err}") from err
+    return _Extracted(written, left_out, missing, labels is not None)
 
 
 def _merge(args: argparse.Namespace) -> int:

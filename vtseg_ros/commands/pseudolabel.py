@@ -30,7 +30,7 @@ from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.files import files_below, sha256_of
-from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.importers.video_files import import_videos
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.pseudolabels import (
@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, metavar="TEACHER", help="checkpoint file, or name of shipped weights"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="BAG", help="bag to create; for a job, its folder"
+        "--out",
+        type=parse_place,
+        required=True,
+        metavar="BAG",
+        help="bag to create; for a job, its folder or URL",
     )
     parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
     parser.add_argument(
@@ -140,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.max_gap > 0:
         raise ConfigError(f"--max-gap: expected more than 0 s, got {args.max_gap:g}")
     sources = expand_inputs(args.input)
-    if args.ray or [str(source) for source in sources] != [str(Path(args.input[0]))]:
+    only = parse_place(args.input[0])
+    if args.ray or sources != [only] or isinstance(only, Url) or isinstance(args.out, Url):
         return _run_job(args, sources)
     args.input = sources[0]
     check_new_bag(args.out)
@@ -266,15 +271,15 @@ class PseudolabelJob:
         self, loaded: Prepared, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
         """See `Job.process`."""
-        _check_input(task.source)
-        args = argparse.Namespace(**{**vars(self.args), "input": task.source, "out": folder / "labelled"})
+        _check_input(task.path)
+        args = argparse.Namespace(**{**vars(self.args), "input": task.path, "out": folder / "labelled"})
         done = _label_input(args, loaded, reporting_to(on_frame))
         if done is None:
             raise KeyboardInterrupt
         return {"frames": done.images, **done.summary(loaded.labels)}
 
 
-def _run_job(args: argparse.Namespace, sources: list[Path]) -> int:
+def _run_job(args: argparse.Namespace, sources: list[Place]) -> int:
     args.checkpoint = absolute_checkpoint(args.checkpoint)
     for name, check in (("class_map", load_class_map), ("ego_mask", open_ego_mask)):
         path = getattr(args, name)

@@ -37,7 +37,7 @@ from vtseg_ros.commands.fleet_job import (
 )
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.parts import Span, warm_up_start
 from vtseg_ros.importers.image_folder import SUFFIXES
 from vtseg_ros.inference import VideoPredictor
@@ -147,13 +147,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="a bag's folder or file, a video file, a folder or quoted glob of images, a stream (rtsp://...) or a camera "
         "(/dev/video0). Streams and cameras are read until Ctrl-C or --frames, always the newest frame. Several bags or "
-        "videos, a quoted glob of them or a .txt list of paths make a job",
+        "videos, a quoted glob of them, a .txt list of paths or a URL of an object store (s3://...) make a job",
     )
     parser.add_argument(
         "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="BAG", help="bag of masks to create; for a job, its folder"
+        "--out",
+        type=parse_place,
+        metavar="BAG",
+        help="bag of masks to create; for a job, its folder or URL",
     )
     parser.add_argument("--overlay", type=Path, metavar="MP4", help="overlay video to write")
     parser.add_argument("--image-topic", default="", help="image topic; required if a bag has several")
@@ -426,7 +429,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    source = None if args.ray else _only_source(args.input)
+    source = None if args.ray or isinstance(args.out, Url) else _only_source(args.input)
     if source is None:
         return _run_job(args)
     args.input = source
@@ -449,12 +452,16 @@ def _only_source(inputs: list[str]) -> Path | str | None:
     """Return what one bag, video, stream or set of images is opened by; None for several bags or videos."""
     if len(inputs) > 1:
         return None
-    source = source_argument(inputs[0])
+    if is_live(inputs[0]):
+        return inputs[0]
+    place = parse_place(inputs[0])
+    if isinstance(place, Url):
+        return None
+    source = source_argument(str(place))
     if isinstance(source, Path):
         return None if source.suffix == ".txt" and source.is_file() else source
-    if is_live(source) or any(path.suffix.lower() in SUFFIXES for path in expand_inputs(inputs)):
-        return source
-    return None
+    matches = expand_inputs([source])
+    return source if any(Path(match.name).suffix.lower() in SUFFIXES for match in matches) else None
 
 
 def _open_predictor(args: argparse.Namespace) -> VideoPredictor:
@@ -521,7 +528,7 @@ class SegmentJob:
         self, loaded: VideoPredictor, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
         """See `Job.process`."""
-        of_bag = {"input": task.source, "out": folder / MASKS_BAG, "overlay": None, "resume": False}
+        of_bag = {"input": task.path, "out": folder / MASKS_BAG, "overlay": None, "resume": False}
         args = argparse.Namespace(**{**vars(self.args), **of_bag})
         _check_arguments(args)
         loaded.reset()
@@ -532,6 +539,7 @@ class SegmentJob:
         began = False
         with BagWriter(folder / MASKS_BAG) as joined:
             for part in task.parts:
+                assert isinstance(part.output, Path)
                 with BagReader(part.output / MASKS_BAG) as bag:
                     for topic, msgtype, time_ns, data in bag.raw():
                         if topic == MASKS or not began:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,19 @@ import numpy as np
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands import interrupts
-from vtseg_ros.commands.fleet_job import absolute_checkpoint, add_ray_arguments, exit_code, run_job
+from vtseg_ros.commands.fleet_job import (
+    absolute_checkpoint,
+    add_ray_arguments,
+    bag_cache,
+    exit_code,
+    refuse_urls,
+    run_job,
+)
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError
-from vtseg_ros.fleet import Task, expand_inputs, plan_tasks
+from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks, result_name
+from vtseg_ros.fleet.object_store import list_files
+from vtseg_ros.fleet.results import read_file, written_whole
 from vtseg_ros.inference.devices import resolve_device
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
@@ -37,7 +47,13 @@ TILE = (240, 180)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("bags", nargs="+", metavar="BAG", help="bags, globs or .txt lists of paths")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--out",
+        type=parse_place,
+        required=True,
+        metavar="DIR",
+        help="folder to create; for a job, a folder or URL",
+    )
     parser.add_argument(
         "--count", type=int, default=50, help="number of frames to choose (default %(default)s)"
     )
@@ -66,13 +82,14 @@ def run(args: argparse.Namespace) -> int:
     args.bags = expand_inputs(args.bags)
     if args.ray:
         return _run_job(args)
+    refuse_urls([*args.bags, args.out], "Add --ray none")
     _check_arguments(args)
     scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
     frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []
     left_out: list[str] = []
     for number, path in enumerate(args.bags):
-        of_bag = _score_bag(args, scorer, path, track)
+        of_bag = _score_bag(args, scorer, path, path, track)
         frames += [{"bag": number, **frame} for frame in of_bag.frames]
         features += of_bag.features
         left_out += of_bag.left_out
@@ -102,14 +119,11 @@ def _select(
     )
     for place, index in enumerate(chosen):
         frames[index]["chosen"] = place
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     with (
         interrupts.unwritten(args.out),
-        tempfile.TemporaryDirectory(prefix=".vtseg_select_", dir=args.out.parent) as scratch,
+        written_whole(args.out, SCORES_FILE, bag_cache(args)) as made,  # a failure leaves nothing behind
     ):
-        made = Path(scratch) / "selection"  # a failure leaves nothing behind
         _write_results(args, made, labels, [frames[index] for index in chosen], frames, left_out)
-        made.rename(args.out)
     print(f"{len(chosen)} of {len(frames)} scored frames in {args.out}")
     if len(chosen) < args.count:
         print(f"  fewer than --count {args.count}: no other frame keeps --spacing {args.spacing:g} s")
@@ -144,7 +158,7 @@ class SelectJob:
         self, loaded: FrameScorer, task: Task, folder: Path, on_frame: Callable[[], None]
     ) -> dict[str, Any]:
         """See `Job.process`."""
-        found = _score_bag(self.args, loaded, task.source, reporting_to(on_frame))
+        found = _score_bag(self.args, loaded, task.path, task.source, reporting_to(on_frame))
         if not found.frames:
             raise BagError(
                 f"{task.source}: no frame could be scored" + "".join(f": {one}" for one in found.left_out[:1])
@@ -167,9 +181,9 @@ def _run_job(args: argparse.Namespace) -> int:
     complete = [one.task for one in outcomes if one.state != "failed"]
     args.bags = [task.source for task in complete] or args.bags
     for number, task in enumerate(complete):
-        scored = json.loads((task.output / SCORES_FILE).read_text())
+        scored = json.loads(read_file(task.output / SCORES_FILE))
         frames += [{"bag": number, **frame} for frame in scored["frames"]]
-        features += list(np.load(task.output / FEATURES_FILE))
+        features += list(np.load(io.BytesIO(read_file(task.output / FEATURES_FILE))))
         left_out += scored["left_out"]
     _select(args, labels, frames, features, left_out)
     return exit_code(outcomes)
@@ -181,9 +195,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
     if not (math.isfinite(args.spacing) and args.spacing >= 0):
         raise ConfigError(f"--spacing: out of range; expected seconds of at least 0, got {args.spacing}")
-    if args.out.exists():
+    if list_files(args.out) if isinstance(args.out, Url) else args.out.exists():
         raise ConfigError(f"{args.out}: exists; expected a new folder. Nothing is overwritten")
-    names = [bag.resolve().stem for bag in args.bags]
+    names = [result_name(bag) for bag in args.bags]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ConfigError(
@@ -198,17 +212,20 @@ class _ScoredBag:
     left_out: list[str] = field(default_factory=list)
 
 
-def _score_bag(args: argparse.Namespace, scorer: FrameScorer, path: Path, tracker: Tracker) -> _ScoredBag:
+def _score_bag(
+    args: argparse.Namespace, scorer: FrameScorer, path: Path, source: Place, tracker: Tracker
+) -> _ScoredBag:
+    """Score the frames of a bag at a path, which is a copy where the source is a URL."""
     found = _ScoredBag()
     scorer.reset()
     with BagReader(path) as bag:
         topic = require_image_topic(bag, args.image_topic)
         total = bag.topics[topic].count
-        with tracker(total, f"scoring {path.name}") as advance:
+        with tracker(total, f"scoring {source.name}") as advance:
             for message, (stamp_ns, image) in enumerate(read_frames(bag, topic, range(total))):
                 advance()
                 if isinstance(image, str):
-                    found.left_out.append(f"{path}: frame at {stamp_ns} ns: {image}")
+                    found.left_out.append(f"{source}: frame at {stamp_ns} ns: {image}")
                     continue
                 scorer.add(image, stamp_ns)
                 if message % args.every:
@@ -228,19 +245,23 @@ def _write_results(
     left_out: list[str],
 ) -> None:
     tiles: dict[int, np.ndarray] = {}
-    out.mkdir()
-    for number, path in enumerate(args.bags):
+    cache = bag_cache(args)
+    for number, source in enumerate(args.bags):
         own = {frame["message"]: frame for frame in chosen if frame["bag"] == number}
         if not own:
             continue
-        folder = out / path.resolve().stem
+        folder = out / result_name(source)
         folder.mkdir()
         (folder / CLASS_LIST).write_text(format_palette(labels))
-        with BagReader(path) as bag:
+        with ExitStack() as stack:
+            path = source
+            if isinstance(source, Url):
+                path = stack.enter_context(cache.local(source, list_files(source)))
+            bag = stack.enter_context(BagReader(path))
             topic = require_image_topic(bag, args.image_topic)
             for message, (stamp_ns, image) in zip(sorted(own), read_frames(bag, topic, own), strict=True):
                 if isinstance(image, str):
-                    raise BagError(f"{path}: frame at {stamp_ns} ns: {image}; it changed while it was read")
+                    raise BagError(f"{source}: frame at {stamp_ns} ns: {image}; it changed while it was read")
                 write_frame(folder / frame_name(stamp_ns), image)
                 tiles[own[message]["chosen"]] = cv2.resize(image, TILE, interpolation=cv2.INTER_AREA)
     write_frame(out / "contact_sheet.png", _contact_sheet([tiles[place] for place in sorted(tiles)]))
@@ -252,7 +273,7 @@ def _write_results(
         "frames": frames,
         "left_out": left_out,
     }
-    (out / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / SCORES_FILE).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _contact_sheet(tiles: list[np.ndarray]) -> np.ndarray:

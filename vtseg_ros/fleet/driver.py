@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.fleet.bag_cache import BagCache
 from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
 from vtseg_ros.fleet.results import complete_task, identity_of
 
@@ -34,10 +35,14 @@ class Worker:
         identity: of the job where it was started, see `identity_of`.
         mark: see `complete_task`.
         threads: of PyTorch; 0 = as they are.
+        cache: of sources that are URLs.
     """
 
-    def __init__(self, job: Job, identity: dict[str, str], mark: str, threads: int = 0) -> None:
+    def __init__(
+        self, job: Job, identity: dict[str, str], mark: str, threads: int = 0, cache: BagCache | None = None
+    ) -> None:
         self._job, self._identity, self._mark, self._threads = job, identity, mark, threads
+        self._cache = cache or BagCache()
         self._loaded: Any = None
 
     def run(self, task: Task, on_frame: Callable[[], None]) -> Outcome:
@@ -47,7 +52,9 @@ class Worker:
             LoadError: if the job cannot be loaded here.
         """
         try:
-            return complete_task(self._job, self._load, task, self._identity, self._mark, on_frame)
+            return complete_task(
+                self._job, self._load, task, self._identity, self._mark, on_frame, self._cache
+            )
         except LoadError:
             raise
         except Exception as err:  # one bag must not stop the others
@@ -74,13 +81,14 @@ def _line(err: Exception) -> str:
     return " ".join(text.split())
 
 
-def run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> list[Outcome]:
+def run_here(job: Job, tasks: Sequence[Task], watch: Watch, cache: BagCache | None = None) -> list[Outcome]:
     """Run the tasks one after the other in this process.
 
     Args:
         job: the job.
         tasks: its tasks.
         watch: is told of frames and outcomes.
+        cache: of sources that are URLs; None = the default one.
 
     Returns:
         Outcomes in the order of the tasks.
@@ -98,7 +106,7 @@ def run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> list[Outcome]:
         watch.on_frames(frames)
 
     with unfinished_removed(tasks) as mark:
-        worker = Worker(job, identity_of(job), mark)
+        worker = Worker(job, identity_of(job), mark, cache=cache)
         for task in tasks:
             before = frames
             for attempt in range(1, ATTEMPTS + 1):
@@ -109,11 +117,16 @@ def run_here(job: Job, tasks: Sequence[Task], watch: Watch) -> list[Outcome]:
                     raise ConfigError(str(err)) from err
                 if outcome.state != "failed":
                     break
-            frames = before + task.frames
+            frames = before + frames_of(outcome)
             watch.on_frames(frames)
             outcomes.append(outcome)
             watch.on_outcome(outcome)
     return outcomes
+
+
+def frames_of(outcome: Outcome) -> int:
+    """Return the frames of a task that ended; those of a bag that was not opened before are in the result."""
+    return outcome.task.frames or int(outcome.result.get("frames", 0))
 
 
 def run_in_parts(
@@ -130,7 +143,8 @@ def run_in_parts(
         Outcomes in the order of the tasks.
     """
     found: dict[Task, Outcome] = {}
-    started = [task for task in tasks if not (task.parts and task.output.exists())]
+    # Only local bags with local results have parts.
+    started = [task for task in tasks if not (task.parts and cast(Path, task.output).exists())]
     planned = [part for task in started for part in task.parts or (task,)]
     of_parts = dict(zip(planned, run(planned), strict=True)) if planned else {}
     for task in tasks:
@@ -147,9 +161,10 @@ def run_in_parts(
         attempts = max((one.attempts for one in parts), default=1)
         found[task] = replace(outcome, attempts=max(outcome.attempts, attempts))
         if outcome.state != "failed":
-            shutil.rmtree(task.parts[0].output.parent, ignore_errors=True)
+            folder = cast(Path, task.parts[0].output).parent
+            shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # other bags still have parts there
-                task.parts[0].output.parent.parent.rmdir()
+                folder.parent.rmdir()
     return [found[task] for task in tasks]
 
 
@@ -174,6 +189,6 @@ def unfinished_removed(tasks: Sequence[Task]) -> Iterator[str]:
     try:
         yield mark
     finally:
-        for folder in {task.output.parent for task in tasks}:
+        for folder in {task.output.parent for task in tasks if isinstance(task.output, Path)}:
             for orphan in folder.glob(f"{mark}*"):
                 shutil.rmtree(orphan, ignore_errors=True)

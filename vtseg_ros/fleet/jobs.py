@@ -9,24 +9,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from vtseg_ros.fleet.urls import Place
+
 
 @dataclass(frozen=True)
 class Task:
     """A bag to process.
 
     Attributes:
-        source: the bag or video.
-        output: folder that the result is renamed to when it is complete.
+        source: the bag or video; a local path or a URL.
+        output: folder that the result is renamed to, or URL that it is uploaded to, when it is complete.
         frames: images in the source or the span; 0 = unknown.
         span: bag times (ns) of a part of the source, the first included, the second not; None = begin or end.
         parts: tasks whose results are joined to this one's; empty = the source is processed at once.
+        copy: local copy of a source that is a URL, while the task runs.
     """
 
-    source: Path
-    output: Path
+    source: Place
+    output: Place
     frames: int = 0
     span: tuple[int | None, int | None] = (None, None)
     parts: tuple[Task, ...] = ()
+    copy: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where a job reads the source."""
+        place = self.copy or self.source
+        assert isinstance(place, Path), f"{place} has no local copy"
+        return place
 
     def __str__(self) -> str:
         start, stop = self.span
@@ -85,7 +96,7 @@ class Job(Protocol):
 
         Args:
             loaded: from `load`.
-            task: its source and span; parts are given only to jobs that can be split.
+            task: its path and span; parts are given only to jobs that can be split.
             folder: exists and is empty; the result is written into it.
             on_frame: to be called after each frame.
 
@@ -98,7 +109,7 @@ class SplitJob(Job, Protocol):
     """A job that can process parts of bags."""
 
     def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-        """Join the results of `task.parts`, in their outputs, into a folder.
+        """Join the results of `task.parts`, in their outputs, which are local paths, into a folder.
 
         Args:
             task: with its parts.

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vtseg_ros.errors import ConfigError, first_line
-from vtseg_ros.fleet.driver import ATTEMPTS, LoadError, Worker, unfinished_removed
+from vtseg_ros.fleet.bag_cache import BagCache
+from vtseg_ros.fleet.driver import ATTEMPTS, LoadError, Worker, frames_of, unfinished_removed
 from vtseg_ros.fleet.jobs import Job, Outcome, Task, Watch
 from vtseg_ros.fleet.results import identity_of
 
@@ -112,7 +113,9 @@ class _Counter:
         return found
 
 
-def run_on_ray(job: Job, tasks: Sequence[Task], watch: Watch, options: RayOptions) -> list[Outcome]:
+def run_on_ray(
+    job: Job, tasks: Sequence[Task], watch: Watch, options: RayOptions, cache: BagCache | None = None
+) -> list[Outcome]:
     """Run the tasks in Ray actors.
 
     A task whose worker dies goes to another worker. A task is given up after `ATTEMPTS` failures.
@@ -122,6 +125,7 @@ def run_on_ray(job: Job, tasks: Sequence[Task], watch: Watch, options: RayOption
         tasks: its tasks.
         watch: is told of frames and outcomes.
         options: where to run.
+        cache: of sources that are URLs, on each host; None = the default one.
 
     Returns:
         Outcomes in the order of the tasks.
@@ -132,7 +136,7 @@ def run_on_ray(job: Job, tasks: Sequence[Task], watch: Watch, options: RayOption
     """
     identity = identity_of(job)
     with unfinished_removed(tasks) as mark, _cluster(options) as ray:
-        pool = _Pool(ray, (job, identity, mark, options.cpus), options)
+        pool = _Pool(ray, (job, identity, mark, options.cpus, cache), options)
         found = pool.run(tasks, watch)
     return [found[number] for number in range(len(tasks))]
 
@@ -326,7 +330,7 @@ class _Pool:
             return
         self._failed_on.pop(number, None)
         self._found[number] = replace(outcome, attempts=self._attempts[number])
-        self._complete_frames += outcome.task.frames
+        self._complete_frames += frames_of(outcome)
         self._show_frames()
         self._watch.on_outcome(self._found[number])
 

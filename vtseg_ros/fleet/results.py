@@ -8,14 +8,19 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vtseg_ros import __version__
-from vtseg_ros.errors import BagError, ConfigError
+from vtseg_ros.errors import BagError, ConfigError, VTSegError
 from vtseg_ros.files import add_content, files_below
+from vtseg_ros.fleet import object_store
+from vtseg_ros.fleet.bag_cache import BagCache
 from vtseg_ros.fleet.jobs import Job, Outcome, Task
+from vtseg_ros.fleet.urls import Place, Url
 from vtseg_ros.model.checkpoint import resolve_checkpoint
 
 RECORD = "result.json"
@@ -62,25 +67,79 @@ def identity_of(job: Job) -> dict[str, str]:
 
 
 def read_complete(task: Task, identity: dict[str, str]) -> dict[str, Any] | None:
-    """Return the result of an earlier run; None = there is none.
+    """Return the result of an earlier run; None = there is none. An interrupted upload is removed.
 
     Raises:
+        BagError: if the output is a URL that cannot be accessed.
         ConfigError: if the output exists and was made from something else.
     """
-    if not task.output.exists():
+    record_place = task.output / RECORD
+    if isinstance(task.output, Url):
+        files = object_store.list_files(task.output)
+        if object_store.is_unfinished(files, RECORD):
+            object_store.remove(task.output, files)
+            files = []
+        exists, recorded = bool(files), any(file.name == RECORD for file in files)
+    else:
+        exists = recorded = task.output.exists()
+    if not exists:
         return None
-    try:
-        record = json.loads((task.output / RECORD).read_text())
-        differing = [name for name in identity if record["sha256"][name] != identity[name]]
-        if not differing:
-            result: dict[str, Any] = record["result"]
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
-        differing = [f"contents (no readable {RECORD})"]
+    differing = [f"contents (no readable {RECORD})"]
+    if recorded:
+        try:
+            record = json.loads(read_file(record_place))
+            differing = [name for name in identity if record["sha256"][name] != identity[name]]
+            if not differing:
+                result: dict[str, Any] = record["result"]
+                return result
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
     raise ConfigError(
         f"{task.output}: exists; expected a result of the same input, checkpoint and settings, got other "
         f"{', '.join(differing)}. Remove it or choose another --out"
     )
+
+
+def read_file(place: Place) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        BagError: if it is in an object store and cannot be accessed.
+        OSError: if it is a local one that cannot be read.
+    """
+    return object_store.read_bytes(place) if isinstance(place, Url) else place.read_bytes()
+
+
+@contextmanager
+def written_whole(
+    output: Place, last: str, cache: BagCache, mark: str = ".vtseg_unfinished_"
+) -> Iterator[Path]:
+    """Yield a new folder for a result, which is renamed to a path or uploaded to a URL at the end.
+
+    Args:
+        output: path or URL of the result.
+        last: name of the file that is uploaded last.
+        cache: keeps results until they are uploaded.
+        mark: start of the name of the unfinished folder next to a path.
+
+    Raises:
+        BagError, ConfigError: if the result cannot be uploaded.
+        OSError: if it cannot be written.
+    """
+    with ExitStack() as stack:
+        if isinstance(output, Url):
+            scratch = stack.enter_context(cache.scratch())
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=mark, dir=output.parent))
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        made = scratch / output.name
+        made.mkdir()
+        yield made
+        if isinstance(output, Url):
+            object_store.upload(made, output, last)
+        else:
+            made.rename(output)
 
 
 def complete_task(
@@ -90,8 +149,9 @@ def complete_task(
     identity: dict[str, str],
     mark: str,
     on_frame: Callable[[], None],
+    cache: BagCache,
 ) -> Outcome:
-    """Run a task unless its result is complete; the output appears whole by a rename.
+    """Run a task unless its result is complete; the output appears whole by a rename, or by an upload.
 
     Args:
         job: the job.
@@ -100,22 +160,31 @@ def complete_task(
         identity: of the job, see `identity_of`.
         mark: start of the names of unfinished folders, for their removal after a worker was killed.
         on_frame: called after each frame.
+        cache: of sources that are URLs.
 
     Raises:
         VTSegError, OSError: as the job does.
     """
-    whole = task.span == (None, None)
-    identity = {"input": digest_of(task.source) if whole else _listing_of(task.source), **identity}
+    files: list[object_store.StoredFile] = []
+    if isinstance(task.source, Url):
+        files = object_store.list_files(task.source)
+        digest = object_store.digest_of_listing(files)
+    elif task.span == (None, None):
+        digest = digest_of(task.source)
+    else:
+        digest = _listing_of(task.source)
+    identity = {"input": digest, **identity}
     known = read_complete(task, identity)
     if known is not None:
         return Outcome(task, "skipped", known)
     loaded = load()
-    task.output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=mark, dir=task.output.parent))
-    try:
-        made = scratch / task.output.name
-        made.mkdir()
-        result = job.process(loaded, task, made, on_frame)
+    with ExitStack() as stack:
+        local = task
+        if isinstance(task.source, Url):
+            local = replace(task, copy=stack.enter_context(cache.local(task.source, files)))
+            stack.enter_context(_named_in_errors(task.source, local.path))
+        made = stack.enter_context(written_whole(task.output, RECORD, cache, mark))
+        result = job.process(loaded, local, made, on_frame)
         record = {
             "sha256": identity,
             "input": str(task),
@@ -124,7 +193,15 @@ def complete_task(
             "result": result,
         }
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        made.rename(task.output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Outcome(task, "done", result)
+
+
+@contextmanager
+def _named_in_errors(url: Url, copy: Path) -> Iterator[None]:
+    """Name the URL in errors in place of its copy."""
+    try:
+        yield
+    except VTSegError as err:
+        if str(copy) not in str(err):
+            raise
+        raise type(err)(str(err).replace(str(copy), str(url))) from err

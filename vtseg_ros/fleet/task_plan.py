@@ -12,84 +12,101 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.jobs import Task
 from vtseg_ros.fleet.parts import plan_spans
+from vtseg_ros.fleet.urls import Place, Url, parse_place, result_name
 
 PARTS = ".parts"
 """Folder of the results of parts, next to the results."""
 
 
-def expand_inputs(inputs: Iterable[str]) -> list[Path]:
-    """Return the paths that inputs name, each once.
+def expand_inputs(inputs: Iterable[str]) -> list[Place]:
+    """Return the paths and URLs that inputs name, each once.
 
     Args:
-        inputs: paths, globs, and `.txt` files with one path or glob per line (`#` starts a comment line).
+        inputs: paths, URLs, globs of both, and `.txt` files with one of them per line (`#` starts a comment line).
 
     Raises:
         ConfigError: if a list cannot be read, a glob matches nothing, or no path is left.
     """
-    found: list[Path] = []
+    found: list[Place] = []
     for text in inputs:
-        path = Path(text)
-        if path.suffix == ".txt" and path.is_file():
+        place = parse_place(text)
+        if isinstance(place, Path) and place.suffix == ".txt" and place.is_file():
             try:
-                lines = [line.strip() for line in path.read_text().splitlines()]
+                lines = [line.strip() for line in place.read_text().splitlines()]
             except (OSError, UnicodeDecodeError) as err:
                 raise ConfigError(
-                    f"{path}: cannot be read ({err}); expected a text file with one path per line"
+                    f"{place}: cannot be read ({err}); expected a text file with one path per line"
                 ) from err
             found += expand_inputs(line for line in lines if line and not line.startswith("#"))
-        elif path.exists() or not glob.has_magic(text):
-            found.append(path)
+        elif not glob.has_magic(text) or (isinstance(place, Path) and place.exists()):
+            found.append(place)
         else:
-            matches = sorted(glob.glob(text, recursive=True))
+            matches = _matches(place)
             if not matches:
                 raise ConfigError(
                     f"{text}: no path matches; expected a bag, a glob or a .txt list of paths. Correct the pattern"
                 )
-            found += [Path(match) for match in matches]
+            found += matches
     if not found:
         raise ConfigError("input: the list is empty; expected at least one path. Add the bags to it")
     return list(dict.fromkeys(found))
 
 
+def _matches(pattern: Place) -> Sequence[Place]:
+    if isinstance(pattern, Path):
+        return [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    try:
+        return object_store.find_matches(pattern)
+    except VTSegError:
+        return [pattern]  # its task reports it, and the others run
+
+
 def plan_tasks(
-    sources: Sequence[Path], out: Path, image_topic: str = "", *, part_frames: int = 0
+    sources: Sequence[Place], out: Place, image_topic: str = "", *, part_frames: int = 0
 ) -> list[Task]:
     """Return one task per source; a source that cannot be read becomes a task that fails.
 
     Args:
         sources: bags or videos.
-        out: folder of the results, one folder per source.
+        out: folder or URL of the results, one folder per source.
         image_topic: whose messages are counted; empty = the only image topic.
-        part_frames: bags with more frames are split into parts of so many; 0 = no bag is.
+        part_frames: local bags with more frames are split into parts of so many if their results are local; 0 = no
+            bag is.
 
     Raises:
         ConfigError: if two sources have the same name.
     """
     tasks: dict[str, Task] = {}
     for source in sources:
-        name = source.resolve().stem
+        name = result_name(source)
         if name in tasks:
             raise ConfigError(
                 f"input: {tasks[name].source} and {source} have the same name; expected different names, since both "
                 f"results would be {out / name}. Rename one"
             )
-        tasks[name] = _plan(source.absolute(), out.absolute() / name, image_topic, part_frames)
+        output = (out.absolute() if isinstance(out, Path) else out) / name
+        if isinstance(source, Url):
+            tasks[name] = Task(source, output)
+        else:
+            tasks[name] = _plan(source.absolute(), output, image_topic, part_frames)
     return list(tasks.values())
 
 
-def _plan(source: Path, output: Path, image_topic: str, part_frames: int) -> Task:
+def _plan(source: Path, output: Place, image_topic: str, part_frames: int) -> Task:
     try:
         if not is_bag(source):
             return Task(source, output)
         with BagReader(source) as bag:
             topic = image_topic or find_image_topic(bag)
             frames = bag.topics[topic].count
-            spans = plan_spans(bag, topic, part_frames) if 0 < part_frames < frames else []
+            may_split = 0 < part_frames < frames and isinstance(output, Path)
+            spans = plan_spans(bag, topic, part_frames) if may_split else []
     except (VTSegError, OSError, KeyError):
         return Task(source, output)  # the task reports it
-    if len(spans) < 2:
+    if len(spans) < 2 or isinstance(output, Url):
         return Task(source, output, frames)
     folder = output.parent / PARTS / output.name
     counts = [part_frames] * (len(spans) - 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
@@ -32,6 +34,7 @@ from vtseg_ros.nodes.rate_limit import RateLimit
 from vtseg_ros.nodes.segment_service import Alone, refusal
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
+from vtseg_ros.nodes.uncertain_recorder import UncertainRecorder
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.srv import Segment
@@ -51,6 +54,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked, self._vet)
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
+        self._recorder: UncertainRecorder | None = None
         self._slots: Slots | None = None
         self._limits: dict[str, RateLimit] = {}
         self._inputs: list = []
@@ -126,6 +130,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._limits = {camera: RateLimit(self._params["max_rate"]) for camera in self._outputs}
         self._compare_rate_and_gap(self._params["max_rate"], self._params["max_gap"])
         self._segmenter.reset()
+        self._recorder = self._open_recorder()
         self._worker = Worker(
             slots=self._slots,
             segmenter=self._segmenter,
@@ -136,6 +141,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             debug=self.get_logger().debug,
             clock_now=lambda: self.get_clock().now().to_msg(),
             context=self.context,
+            recorder=self._recorder,
         )
         self._worker.start()
         for camera, outputs in self._outputs.items():
@@ -156,6 +162,23 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._bond.form()
         self.get_logger().info(f"active, images from {topics}")
         return activated
+
+    def _open_recorder(self) -> UncertainRecorder | None:
+        if not self._params["record_uncertain"]:
+            return None
+        transport = self._params["image_transport"]
+        kind = IMAGE if transport == "raw" else COMPRESSED_IMAGE
+        return UncertainRecorder(
+            folder=Path(self._params["record_uncertain"]),
+            limit_mb=self._params["record_max_mb"],
+            quantile=self._params["record_quantile"],
+            topics={
+                camera: (self.resolve_topic_name(image_topic(camera, transport)), kind)
+                for camera in self._outputs
+            },
+            error=lambda text: self.get_logger().error(text),
+            info=lambda text: self.get_logger().info(text),
+        )
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Finish the current frame, drop queued frames, publish the final counters and unsubscribe."""
@@ -193,6 +216,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
 
     def _release(self) -> None:
         for outputs in self._outputs.values():
@@ -432,6 +458,8 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         }
         if segmenter.device.type == "cuda":
             facts["GPU memory (MB)"] = f"{torch.cuda.memory_allocated(segmenter.device) / 1e6:.0f}"
+        if self._recorder is not None:
+            facts |= self._recorder.facts()
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         for camera, counters in self._slots.counters.items():

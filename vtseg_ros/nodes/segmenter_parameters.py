@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def _zero_size(text: str) -> str:
 def _check_ego_mask(path: str) -> None:
     if path and not Path(path).is_file():
         raise ConfigError(f"no such file: {path}")
+
+
+def _check_folder(path: str) -> None:
+    if not path:
+        return
+    nearest = Path(path).absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigError(f"not a folder; expected one, got {nearest}. Choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"cannot be written; expected a writable folder, got {nearest}. Choose another folder"
+        )
 
 
 def _check_cameras(names: list[str]) -> None:
@@ -187,6 +202,21 @@ PARAMETERS = (
         "Static network instead of the checkpoint's: a TorchScript, torch.export or ONNX file or "
         "package.module:factory. Executes code when loaded; use trusted files only. Empty = the checkpoint's.",
         path=True,
+    ),
+    Param(
+        "record_uncertain",
+        "",
+        "Folder for bags of the images with the lowest mean confidence, each with its window; empty = none are recorded.",
+        check=_check_folder,
+        path=True,
+    ),
+    Param("record_max_mb", 1000, "Most MB of all bags in that folder; recording ends there.", 1, 100_000),
+    Param(
+        "record_quantile",
+        0.95,
+        "Images more uncertain than this share of the camera's last 1000 are recorded.",
+        0.0,
+        1.0,
     ),
     Param("autostart", False, "Configure and activate without a lifecycle manager."),
 )

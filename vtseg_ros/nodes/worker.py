@@ -24,6 +24,7 @@ from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.process import until_shutdown
 from vtseg_ros.nodes.segment_service import Alone, refusal, segment_alone
 from vtseg_ros.nodes.slots import Pending, Slots
+from vtseg_ros.nodes.uncertain_recorder import UncertainRecorder
 
 IDLE_AFTER_S = 0.5
 
@@ -50,6 +51,7 @@ class Worker:
         debug: logs a decision about a frame.
         clock_now: the node's clock, for the header of an idle status.
         context: the node's context; once it has ended, nothing is published.
+        recorder: of uncertain images; None = they are not recorded.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Worker:
         debug: Callable[[str], None],
         clock_now: Callable[[], object],
         context: Context,
+        recorder: UncertainRecorder | None = None,
     ) -> None:
         self._slots, self._outputs, self._settings, self._decode = slots, outputs, settings, decode
         self._warn, self._debug, self._now, self._context = warn, debug, clock_now, context
         self._segmenter, self._next = segmenter, None
+        self._recorder = recorder
         self.lock = threading.Lock()
         """Held while the segmenter runs; whoever changes it holds it too."""
         self.enabled = True
@@ -234,6 +238,14 @@ class Worker:
             inference_s=result.inference_s,
             total_s=done - pending.received_s,
         )
+        if self._recorder is not None:  # last: the mask is out
+            self._recorder.add(
+                pending.camera,
+                pending.message,
+                result.confidence,
+                window=segmenter.window,
+                restarted=bool(result.restarted),
+            )
 
     def _fail(self, frames: list[Pending], error: Exception, doing: str = "inference") -> None:
         # Our own errors say what is wrong; of others the class is half of what there is to know.

@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Places of bags and results: local paths, and URLs of object stores."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.")
+_FILE = "file://"
+
+
+@dataclass(frozen=True)
+class Url:
+    """A place that fsspec opens, such as `s3://bucket/drive_1`.
+
+    Args:
+        text: the URL.
+    """
+
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return PurePosixPath(self.text.partition("://")[2]).name
+
+    @property
+    def stem(self) -> str:
+        """Last part of the path without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.text.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Place = Path | Url
+
+
+def parse_place(text: str) -> Place:
+    """Return a local path, also for `file://` URLs, or the URL of an object store."""
+    if text.lower().startswith(_FILE):
+        return Path(unquote(text[len(_FILE) :]))
+    return Url(text.rstrip("/")) if _URL.match(text) else Path(text)
+
+
+def result_name(place: Place) -> str:
+    """Return the name of the results of a bag or video."""
+    return place.stem if isinstance(place, Url) else place.resolve().stem
