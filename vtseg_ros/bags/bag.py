@@ -42,6 +42,8 @@ from vtseg_ros.bags.storage import (
     open_storage,
 )
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
+from vtseg_ros.bags.video_messages import DEFINITIONS, VIDEO_TYPES
+from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
 from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.label_set import LabelSet
 
@@ -105,6 +107,7 @@ class BagReader:
         self._stack = ExitStack()
         self._storages: list[Storage] = []
         self.missing: dict[str, int] = {}
+        self._videos: dict[str, VideoIndex] = {}
         try:
             self._open(files)
         except BaseException:
@@ -336,17 +339,43 @@ class BagReader:
     ) -> Iterator[tuple[str, int, Message]]:
         """Yield messages in time order: (topic, bag time in ns, message).
 
+        Packets of encoded video are decoded: they come as sensor_msgs/Image (rgb8) with the stamp of their own message,
+        in the order of display. They may come later than other messages of the same time.
+
         Args:
             topics: Topics; None = all.
             start_ns: First bag time.
             stop_ns: Bag time to stop at, excluded.
-            on_corrupt: Called for a message that cannot be deserialized, which is then left out; None = such a message
-                raises.
+            on_corrupt: Called for a message that cannot be deserialized and for a video packet that gives no image,
+                which are then left out; None = such a message raises.
 
         Raises:
             BagError: For a damaged storage, an unknown type or (without `on_corrupt`) a corrupt message.
+            ConfigError: For encoded video without the package `av`.
         """
+        streams: dict[str, VideoStream] = {}
+
+        def images(topic: str, found: list[VideoImage]) -> Iterator[tuple[str, int, Message]]:
+            for one in found:
+                if start_ns is not None and one.time_ns < start_ns:
+                    continue
+                if one.message is not None:
+                    yield topic, one.time_ns, one.message
+                elif on_corrupt is not None:
+                    on_corrupt(topic, one.time_ns, one.reason)
+                else:
+                    raise BagError(f"bag {self.path}, topic {topic}, time {one.time_ns} ns: {one.reason}")
+
         for topic, msgtype, time_ns, data in self.raw(topics, start_ns, stop_ns):
+            if msgtype in VIDEO_TYPES:
+                if topic not in streams:
+                    streams[topic] = (
+                        VideoStream(topic, msgtype)
+                        if start_ns is None
+                        else self._video(topic).stream_from(start_ns)
+                    )
+                yield from images(topic, streams[topic].push(time_ns, data))
+                continue
             if msgtype not in typestore().types:
                 raise BagError(f"bag {self.path}: topic {topic} has the unknown type {msgtype}")
             try:
@@ -358,6 +387,14 @@ class BagReader:
                 on_corrupt(topic, time_ns, reason)
                 continue
             yield topic, time_ns, message
+        for topic, stream in streams.items():
+            yield from images(topic, stream.flush())
+        self._log([line for topic, stream in streams.items() if (line := stream.summary(topic))])
+
+    def _video(self, topic: str) -> VideoIndex:
+        if topic not in self._videos:
+            self._videos[topic] = VideoIndex(self, topic)
+        return self._videos[topic]
 
     def read(self, topic: str, time_ns: int, stamp_ns: int | None = None) -> Message:
         """Seek to a message and return it.
@@ -369,7 +406,11 @@ class BagReader:
 
         Raises:
             BagError: If there is none, or the storage or the message is damaged.
+            ConfigError: For encoded video without the package `av`.
         """
+        self.require(topic)
+        if self.topics[topic].msgtype in VIDEO_TYPES:
+            return self._video(topic).read(time_ns, stamp_ns)
         for _, _, message in self.messages([topic], time_ns, time_ns + 1):
             if stamp_ns is None or messages.stamp_of(message) == stamp_ns:
                 return message
@@ -540,6 +581,8 @@ class BagWriter:
         with self._one_line_errors():
             if topic not in self._connections:
                 kind: dict[str, Any] = {"typestore": typestore()}
+                if definition is None and msgtype in DEFINITIONS:
+                    definition = DEFINITIONS[msgtype], NO_HASH
                 if msgtype not in typestore().types and definition is not None:
                     kind = {"msgdef": definition[0], "rihs01": definition[1]}
                 self._connections[topic] = self._writer.add_connection(
