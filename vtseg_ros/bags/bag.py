@@ -34,6 +34,7 @@ from zstandard import ZstdDecompressor
 from vtseg_ros.bags import messages
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, Message, typestore
 from vtseg_ros.bags.storage import (
+    UNKNOWN,
     ZSTD_MAGIC,
     Messages,
     Storage,
@@ -52,6 +53,7 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
 MAX_NAME_BYTES = 250  # a file name has at most 255 bytes, of which a storage file needs some for its suffix
 DAY_NS = 86_400 * messages.NS
+UNKNOWN_TOPIC = "unknown topics"
 OnCorrupt = Callable[[str, int, str], None]
 """Called with the topic, the bag time in ns and the reason."""
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
@@ -93,8 +95,10 @@ class BagReader:
         definitions: Message definition and type hash by type, for the types that the bag contains.
         qos: QoS that the publishers of each topic offered when it was recorded; empty if not recorded.
         left_out: Reason by topic, for topics in the storage files that cannot be read.
-        missing: Number of announced messages that are not in the files, by topic. Complete for a topic after all its
-            messages were read.
+        missing: Number of announced messages that are not in the files or in damaged parts of them, by topic. Complete
+            for a topic after all its messages were read, or after `check`. UNKNOWN_TOPIC counts damaged parts whose
+            messages are not known.
+        size_bytes: Size of the storage files, bytes.
 
     Raises:
         BagError: If there is no bag, or it cannot be read.
@@ -103,9 +107,12 @@ class BagReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         files = find_storage(self.path)
+        self.size_bytes = sum(file.stat().st_size for file in files.paths if file.is_file())
         self._log(files.notes)
         self._stack = ExitStack()
         self._storages: list[Storage] = []
+        self._names: list[str] = []
+        self._reported: list[tuple[int, int]] = []
         self.missing: dict[str, int] = {}
         self._videos: dict[str, VideoIndex] = {}
         try:
@@ -125,10 +132,11 @@ class BagReader:
                 continue
             self._stack.callback(storage.close)
             self._storages.append(storage)
-            self._log([f"{file.name}: {note}" for note in storage.notes])
+            self._names.append(file.name)
         if not self._storages:
             raise BagError(f"bag {self.path}: cannot be read: {damaged[0]}")
         self._log([f"{text}. The file is left out" for text in damaged])
+        self._left_out_files = len(damaged)
         self._collect(files)
 
     def _collect(self, files: StorageFiles) -> None:
@@ -174,6 +182,43 @@ class BagReader:
         self._log([f"topic {topic} is left out: {reason}" for topic, reason in self.left_out.items()])
         for topic, info in self.topics.items():
             self._compare(topic, info.count)
+        self._report_damage()
+
+    def _report_damage(self) -> None:
+        """Log damage that the storage files found so far, count what it cost, and correct the numbers of messages."""
+        state = [(len(storage.notes), storage.lost.total()) for storage in self._storages]
+        if state == self._reported:
+            return
+        self._reported = state
+        lost: Counter[str] = Counter()
+        unknown = self._left_out_files
+        for name, storage, ids in zip(self._names, self._storages, self._ids):
+            self._log([f"{name}: {note}" for note in storage.notes])
+            for number, count in storage.lost.items():
+                if number in ids:
+                    lost[ids[number][0]] += count
+                elif number == UNKNOWN:
+                    unknown += count
+        for topic, count in lost.items():
+            if count:
+                self.missing[topic] = max(count, self.missing.get(topic, 0))
+            if count and topic in self.topics:
+                kind = self.topics[topic].msgtype
+                found = sum(
+                    storage.count(number)
+                    for storage, ids in zip(self._storages, self._ids)
+                    for number, one in ids.items()
+                    if one == (topic, kind)
+                )
+                self.topics[topic] = TopicInfo(kind, found)
+        if unknown and not self.missing:
+            self.missing[UNKNOWN_TOPIC] = unknown
+
+    def check(self) -> None:
+        """Read all parts of the storage files that have checksums, so that `missing` is complete without reading messages."""
+        for storage in self._storages:
+            storage.check()
+        self._report_damage()
 
     def _log(self, lines: list[str]) -> None:
         for line in lines:
@@ -310,6 +355,8 @@ class BagReader:
             raise
         except Exception as err:  # wrong lengths lead to struct, memory, value and sqlite errors
             raise BagError(f"bag {self.path} is damaged: {first_line(err)}") from err
+        finally:
+            self._report_damage()
         if start_ns is None and stop_ns is None:
             for topic in self.topics if topics is None else topics:
                 self._compare(topic, read[topic])
@@ -320,10 +367,18 @@ class BagReader:
         parts: list[tuple[int, Callable[[], Messages[str]]]] = []
 
         def opener(storage: Storage, chosen: dict[int, str]) -> Callable[[], Messages[str]]:
-            return lambda: (
-                (chosen[number], time_ns, data)
-                for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns)
-            )
+            def read() -> Messages[str]:
+                try:
+                    for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns):
+                        yield chosen[number], time_ns, data
+                except Exception as err:  # as in `raw`
+                    if len(self._storages) == 1:
+                        raise
+                    storage.notes.append(
+                        f"it is damaged: {first_line(err)}. The rest of the file is left out"
+                    )
+
+            return read
 
         for storage, chosen in self._wanted(topics):
             parts.append((storage.start_ns, opener(storage, chosen)))
