@@ -136,6 +136,15 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
         raise ConfigError(
             f"{what}_topic: the bag has several, or none; name one. Image topics with messages: {listed}"
         )
+    if (
+        not topic
+        and info["topics"][found]["type"] not in IMAGES
+        or found.endswith(("/zstd", "/ffmpeg", "/foxglove"))
+    ):
+        raise ConfigError(
+            f"{what}_topic: {found} cannot be replayed; expected raw or compressed images. Score it with "
+            "`vtseg evaluate`, which reads it"
+        )
     base = found.removesuffix("/compressed")
     names = {"raw": base, "compressed": f"{base}/compressed"}
     if not transport and found != base:

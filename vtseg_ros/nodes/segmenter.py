@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -14,16 +15,19 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.task import Future
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.video_messages import require_av
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.conversions import NS, stamp_ns
-from vtseg_ros.nodes.inputs import explain_silence, image_topic, subscribe
+from vtseg_ros.nodes.inputs import explain_silence, image_class, image_topic, is_video, subscribe
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
@@ -32,6 +36,7 @@ from vtseg_ros.nodes.rate_limit import RateLimit
 from vtseg_ros.nodes.segment_service import Alone, refusal
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
+from vtseg_ros.nodes.video_input import VideoInput
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.srv import Segment
@@ -54,6 +59,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._slots: Slots | None = None
         self._limits: dict[str, RateLimit] = {}
         self._inputs: list = []
+        self._videos: list[VideoInput] = []
         self._decode: Decode = decode_any
         self._settings = Settings()
         self._warned_at: dict[str, float] = {}
@@ -95,6 +101,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         try:
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
+            image_class(self._params["image_transport"])
+            if is_video(self._params["image_transport"]):
+                require_av("image_transport")
             settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
             segmenter.classes = self._params["classes"]
@@ -142,7 +151,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 camera,
                 transport=self._params["image_transport"],
                 qos=self._params["input_qos"],
-                on_image=lambda message, camera=camera: self._on_image(camera, message),
+                on_image=self._receiver(camera),
                 on_info=lambda message, outputs=outputs: setattr(outputs, "latest_info", message),
             )
         self._activated_s, self._explained = time.monotonic(), False
@@ -153,6 +162,23 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._bond.form()
         self.get_logger().info(f"active, images from {topics}")
         return activated
+
+    def _receiver(self, camera: str) -> Callable[[Any], None]:
+        """Return what takes a camera's messages: its slot, or for encoded video the decoder before it."""
+        if not is_video(self._params["image_transport"]):
+            return lambda message: self._on_image(camera, message)
+        of = f" of {camera}" if camera else ""
+        video = VideoInput(
+            lambda image: self._on_image(camera, image),
+            lambda header, reason: self._on_lost_packet(camera, header, reason),
+            lambda text: self._warn(text, f"video{of}: {text}"),
+        )
+        self._videos.append(video)
+        return video.put
+
+    def _on_lost_packet(self, camera: str, header: Header, reason: str) -> None:
+        if self._worker is not None and self._worker.enabled:
+            self._slots.skip(camera, Image(header=header), reason)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_inputs()
@@ -183,6 +209,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        for video in self._videos:
+            video.stop()
+        self._videos.clear()
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
