@@ -23,9 +23,9 @@ ARGUMENTS = (
     (
         "image_topic",
         "/camera/image",
-        "Base name of the image topic; the transport compressed adds /compressed.",
+        "Base name of the image topic; the transports add /compressed, /zstd, /ffmpeg or /foxglove.",
     ),
-    ("image_transport", "", "raw or compressed; empty = the parameter file's."),
+    ("image_transport", "", "raw, compressed, zstd, ffmpeg or foxglove; empty = the parameter file's."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
@@ -83,7 +83,10 @@ def _remappings(name, topic):
     prefix = f"{name}/" if name else ""
     return [
         (f"{prefix}image", topic),
-        (f"{prefix}image/compressed", f"{topic}/compressed"),
+        *(
+            (f"{prefix}image/{kind}", f"{topic}/{kind}")
+            for kind in ("compressed", "zstd", "ffmpeg", "foxglove")
+        ),
         (f"{prefix}camera_info", f"{parent}{slash}camera_info"),
     ]
 

@@ -108,7 +108,9 @@ class TestTransports:
         [
             ({"/cam/image_raw": 3, "/cam/image_raw/compressed": 3}, "/cam/image_raw"),
             ({"/cam/image_raw": 1, "/cam/image_raw/compressed": 3}, "/cam/image_raw/compressed"),
-            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/zstd": 4}, "/cam/image_raw/compressed"),
+            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/theora": 4}, "/cam/image_raw/compressed"),
+            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/zstd": 4}, "/cam/image_raw/zstd"),
+            ({"/cam/image_raw/compressed": 3, "/cam/image_raw/zstd": 3}, "/cam/image_raw/zstd"),
             (
                 {"/cam/image_raw/compressed": 3, "/cam/image_raw/compressedDepth": 2},
                 "/cam/image_raw/compressed",

@@ -93,7 +93,8 @@ def test_topics_and_services(harness, nodes, node):
             kind = kinds[min(index, len(kinds) - 1)]
             documented[topic if topic.startswith("/") else f"/{topic}"] = {kind.replace("/", "/msg/")}
     # By default one transport is subscribed to, and label_info needs vision_msgs.
-    optional = {"/image/compressed"} if node == "segmenter" else set()
+    others = ("compressed", "zstd", "ffmpeg", "foxglove")
+    optional = {f"/image/{transport}" for transport in others} if node == "segmenter" else set()
     try:
         import vision_msgs.msg  # noqa: F401
     except ImportError:

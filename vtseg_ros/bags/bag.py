@@ -34,6 +34,7 @@ from zstandard import ZstdDecompressor
 from vtseg_ros.bags import messages
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, Message, typestore
 from vtseg_ros.bags.storage import (
+    UNKNOWN,
     ZSTD_MAGIC,
     Messages,
     Storage,
@@ -42,6 +43,8 @@ from vtseg_ros.bags.storage import (
     open_storage,
 )
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
+from vtseg_ros.bags.video_messages import DEFINITIONS, VIDEO_TYPES
+from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
 from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.label_set import LabelSet
 
@@ -50,6 +53,7 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 NO_HASH = "RIHS01_" + 64 * "0"
 MAX_NAME_BYTES = 250  # a file name has at most 255 bytes, of which a storage file needs some for its suffix
 DAY_NS = 86_400 * messages.NS
+UNKNOWN_TOPIC = "unknown topics"
 OnCorrupt = Callable[[str, int, str], None]
 """Called with the topic, the bag time in ns and the reason."""
 _NEVER = QosTime(9223372036, 854775807)  # how rosbag2 writes an infinite time
@@ -91,8 +95,10 @@ class BagReader:
         definitions: Message definition and type hash by type, for the types that the bag contains.
         qos: QoS that the publishers of each topic offered when it was recorded; empty if not recorded.
         left_out: Reason by topic, for topics in the storage files that cannot be read.
-        missing: Number of announced messages that are not in the files, by topic. Complete for a topic after all its
-            messages were read.
+        missing: Number of announced messages that are not in the files or in damaged parts of them, by topic. Complete
+            for a topic after all its messages were read, or after `check`. UNKNOWN_TOPIC counts damaged parts whose
+            messages are not known.
+        size_bytes: Size of the storage files, bytes.
 
     Raises:
         BagError: If there is no bag, or it cannot be read.
@@ -101,10 +107,14 @@ class BagReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         files = find_storage(self.path)
+        self.size_bytes = sum(file.stat().st_size for file in files.paths if file.is_file())
         self._log(files.notes)
         self._stack = ExitStack()
         self._storages: list[Storage] = []
+        self._names: list[str] = []
+        self._reported: list[tuple[int, int]] = []
         self.missing: dict[str, int] = {}
+        self._videos: dict[str, VideoIndex] = {}
         try:
             self._open(files)
         except BaseException:
@@ -122,10 +132,11 @@ class BagReader:
                 continue
             self._stack.callback(storage.close)
             self._storages.append(storage)
-            self._log([f"{file.name}: {note}" for note in storage.notes])
+            self._names.append(file.name)
         if not self._storages:
             raise BagError(f"bag {self.path}: cannot be read: {damaged[0]}")
         self._log([f"{text}. The file is left out" for text in damaged])
+        self._left_out_files = len(damaged)
         self._collect(files)
 
     def _collect(self, files: StorageFiles) -> None:
@@ -171,6 +182,43 @@ class BagReader:
         self._log([f"topic {topic} is left out: {reason}" for topic, reason in self.left_out.items()])
         for topic, info in self.topics.items():
             self._compare(topic, info.count)
+        self._report_damage()
+
+    def _report_damage(self) -> None:
+        """Log damage that the storage files found so far, count what it cost, and correct the numbers of messages."""
+        state = [(len(storage.notes), storage.lost.total()) for storage in self._storages]
+        if state == self._reported:
+            return
+        self._reported = state
+        lost: Counter[str] = Counter()
+        unknown = self._left_out_files
+        for name, storage, ids in zip(self._names, self._storages, self._ids):
+            self._log([f"{name}: {note}" for note in storage.notes])
+            for number, count in storage.lost.items():
+                if number in ids:
+                    lost[ids[number][0]] += count
+                elif number == UNKNOWN:
+                    unknown += count
+        for topic, count in lost.items():
+            if count:
+                self.missing[topic] = max(count, self.missing.get(topic, 0))
+            if count and topic in self.topics:
+                kind = self.topics[topic].msgtype
+                found = sum(
+                    storage.count(number)
+                    for storage, ids in zip(self._storages, self._ids)
+                    for number, one in ids.items()
+                    if one == (topic, kind)
+                )
+                self.topics[topic] = TopicInfo(kind, found)
+        if unknown and not self.missing:
+            self.missing[UNKNOWN_TOPIC] = unknown
+
+    def check(self) -> None:
+        """Read all parts of the storage files that have checksums, so that `missing` is complete without reading messages."""
+        for storage in self._storages:
+            storage.check()
+        self._report_damage()
 
     def _log(self, lines: list[str]) -> None:
         for line in lines:
@@ -307,6 +355,8 @@ class BagReader:
             raise
         except Exception as err:  # wrong lengths lead to struct, memory, value and sqlite errors
             raise BagError(f"bag {self.path} is damaged: {first_line(err)}") from err
+        finally:
+            self._report_damage()
         if start_ns is None and stop_ns is None:
             for topic in self.topics if topics is None else topics:
                 self._compare(topic, read[topic])
@@ -317,10 +367,18 @@ class BagReader:
         parts: list[tuple[int, Callable[[], Messages[str]]]] = []
 
         def opener(storage: Storage, chosen: dict[int, str]) -> Callable[[], Messages[str]]:
-            return lambda: (
-                (chosen[number], time_ns, data)
-                for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns)
-            )
+            def read() -> Messages[str]:
+                try:
+                    for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns):
+                        yield chosen[number], time_ns, data
+                except Exception as err:  # as in `raw`
+                    if len(self._storages) == 1:
+                        raise
+                    storage.notes.append(
+                        f"it is damaged: {first_line(err)}. The rest of the file is left out"
+                    )
+
+            return read
 
         for storage, chosen in self._wanted(topics):
             parts.append((storage.start_ns, opener(storage, chosen)))
@@ -336,17 +394,43 @@ class BagReader:
     ) -> Iterator[tuple[str, int, Message]]:
         """Yield messages in time order: (topic, bag time in ns, message).
 
+        Packets of encoded video are decoded: they come as sensor_msgs/Image (rgb8) with the stamp of their own message,
+        in the order of display. They may come later than other messages of the same time.
+
         Args:
             topics: Topics; None = all.
             start_ns: First bag time.
             stop_ns: Bag time to stop at, excluded.
-            on_corrupt: Called for a message that cannot be deserialized, which is then left out; None = such a message
-                raises.
+            on_corrupt: Called for a message that cannot be deserialized and for a video packet that gives no image,
+                which are then left out; None = such a message raises.
 
         Raises:
             BagError: For a damaged storage, an unknown type or (without `on_corrupt`) a corrupt message.
+            ConfigError: For encoded video without the package `av`.
         """
+        streams: dict[str, VideoStream] = {}
+
+        def images(topic: str, found: list[VideoImage]) -> Iterator[tuple[str, int, Message]]:
+            for one in found:
+                if start_ns is not None and one.time_ns < start_ns:
+                    continue
+                if one.message is not None:
+                    yield topic, one.time_ns, one.message
+                elif on_corrupt is not None:
+                    on_corrupt(topic, one.time_ns, one.reason)
+                else:
+                    raise BagError(f"bag {self.path}, topic {topic}, time {one.time_ns} ns: {one.reason}")
+
         for topic, msgtype, time_ns, data in self.raw(topics, start_ns, stop_ns):
+            if msgtype in VIDEO_TYPES:
+                if topic not in streams:
+                    streams[topic] = (
+                        VideoStream(topic, msgtype)
+                        if start_ns is None
+                        else self._video(topic).stream_from(start_ns)
+                    )
+                yield from images(topic, streams[topic].push(time_ns, data))
+                continue
             if msgtype not in typestore().types:
                 raise BagError(f"bag {self.path}: topic {topic} has the unknown type {msgtype}")
             try:
@@ -358,6 +442,14 @@ class BagReader:
                 on_corrupt(topic, time_ns, reason)
                 continue
             yield topic, time_ns, message
+        for topic, stream in streams.items():
+            yield from images(topic, stream.flush())
+        self._log([line for topic, stream in streams.items() if (line := stream.summary(topic))])
+
+    def _video(self, topic: str) -> VideoIndex:
+        if topic not in self._videos:
+            self._videos[topic] = VideoIndex(self, topic)
+        return self._videos[topic]
 
     def read(self, topic: str, time_ns: int, stamp_ns: int | None = None) -> Message:
         """Seek to a message and return it.
@@ -369,7 +461,11 @@ class BagReader:
 
         Raises:
             BagError: If there is none, or the storage or the message is damaged.
+            ConfigError: For encoded video without the package `av`.
         """
+        self.require(topic)
+        if self.topics[topic].msgtype in VIDEO_TYPES:
+            return self._video(topic).read(time_ns, stamp_ns)
         for _, _, message in self.messages([topic], time_ns, time_ns + 1):
             if stamp_ns is None or messages.stamp_of(message) == stamp_ns:
                 return message
@@ -545,6 +641,8 @@ class BagWriter:
         with self._one_line_errors():
             if topic not in self._connections:
                 kind: dict[str, Any] = {"typestore": typestore()}
+                if definition is None and msgtype in DEFINITIONS:
+                    definition = DEFINITIONS[msgtype], NO_HASH
                 if msgtype not in typestore().types and definition is not None:
                     kind = {"msgdef": definition[0], "rihs01": definition[1]}
                 self._connections[topic] = self._writer.add_connection(

@@ -18,6 +18,7 @@ import numpy as np
 from vtseg_ros.bags.containers import MAX_PIXELS, Container, read_container
 from vtseg_ros.bags.jpeg import require_complete
 from vtseg_ros.bags.png import read_png
+from vtseg_ros.bags.zstd_transport import is_packed, size_of_packed, unpack
 from vtseg_ros.errors import ImageError
 from vtseg_ros.label_set import IGNORE
 
@@ -33,6 +34,7 @@ __all__ = [
     "decode_float",
     "decode_image",
     "decode_label",
+    "size_of",
 ]
 
 log = logging.getLogger("vtseg_ros.bags")
@@ -307,7 +309,7 @@ def _decode_file(data: np.ndarray, header: Container, flags: int, fmt: str) -> n
 
 
 def decode_compressed(message: Message, note: Note = _quiet) -> np.ndarray:
-    """Decode a sensor_msgs/CompressedImage (jpeg or png).
+    """Decode a sensor_msgs/CompressedImage (jpeg or png); `decode_any` decodes the `zstd` transport too.
 
     The size is read from the header of the file first: a small file must not cause a huge allocation. A Bayer mosaic
     (named by `format`) and 16-bit grey values are treated as in raw images.
@@ -344,7 +346,22 @@ def decode_compressed(message: Message, note: Note = _quiet) -> np.ndarray:
 
 def decode_any(message: Message, note: Note = _quiet) -> np.ndarray:
     """Decode an Image or a CompressedImage; see `decode_image` and `decode_compressed`."""
+    if is_packed(message):
+        message = unpack(message)
     return (decode_compressed if hasattr(message, "format") else decode_image)(message, note)
+
+
+def size_of(message: Message) -> tuple[int, int]:
+    """Return the (width, height) px that an Image or a CompressedImage claims, without decoding it.
+
+    Raises:
+        ImageError: If the header of the compressed image is damaged.
+    """
+    if is_packed(message):
+        return size_of_packed(message)
+    if hasattr(message, "format"):
+        return read_container(_bytes(message.data), max_pixels=MAX_PIXELS).size
+    return int(message.width), int(message.height)
 
 
 # Encodings of one channel that hold class ids, and NumPy's types of them.
@@ -358,7 +375,7 @@ def decode_label(message: Message, note: Note = _quiet) -> np.ndarray:
     which all other channels are zero or equal to it, as simulators publish them.
 
     Args:
-        message: A sensor_msgs/Image, or a CompressedImage that contains a png.
+        message: A sensor_msgs/Image, or a CompressedImage that contains a png or comes by the `zstd` transport.
         note: Called with assumptions.
 
     Returns:
@@ -367,6 +384,8 @@ def decode_label(message: Message, note: Note = _quiet) -> np.ndarray:
     Raises:
         ImageError: If it is of another kind, or an id is outside 0..255.
     """
+    if is_packed(message):
+        message = unpack(message)
     if hasattr(message, "format"):
         png = read_png(_label_file(message))
         if png.palette is not None:

@@ -42,6 +42,7 @@ class Ros1Storage:
 
     def __init__(self, path: Path) -> None:
         self.notes: list[str] = []
+        self.lost: Counter[int] = Counter()
         self._reader = Reader(path)
         try:
             self._reader.open()
@@ -94,6 +95,9 @@ class Ros1Storage:
             ):  # a message that is none of its type: empty, it is reported as corrupt where it is read
                 converted = b""
             yield one.id, time_ns, converted
+
+    def check(self) -> None:
+        """See `Storage.check`: ROS 1 bags have no checksums."""
 
     def close(self) -> None:
         """See `Storage.close`."""

@@ -44,6 +44,10 @@ DEFINITION_ENCODINGS = ("ros2msg", "ros2idl", "omgidl", "")
 COPY_BYTES = 1 << 20
 BLOCK_BYTES = 512
 _U64, _MESSAGE_HEAD, _RECORD_HEAD = 8, 22, 9
+UNKNOWN = -1
+"""Connection id of lost messages whose topic is not known."""
+_CHAIN = 3
+"""Records that must follow each other for the first of them to be taken for one behind a damaged part."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Storage(Protocol):
     Attributes:
         connections: Connections by their id in the file.
         announced: Number of messages by connection id from the statistics of the file, or counted if it has none.
-        notes: Problems of the file that cost messages, one line each.
+        notes: Problems of the file that cost messages, one line each; more may be added while messages are read.
+        lost: Number of messages by connection id in parts of the file that were found to be damaged.
         start_ns: Bag time of the first message; 0 without messages.
         end_ns: Bag time of the last message; 0 without messages.
     """
@@ -86,6 +91,7 @@ class Storage(Protocol):
     connections: dict[int, Connection]
     announced: Counter[int]
     notes: list[str]
+    lost: Counter[int]
     start_ns: int
     end_ns: int
 
@@ -103,6 +109,9 @@ class Storage(Protocol):
             start_ns: First bag time; None = no limit.
             stop_ns: Bag time to stop at, excluded; None = no limit.
         """
+
+    def check(self) -> None:
+        """Read what has checksums, so that `notes` and `lost` are complete."""
 
     def close(self) -> None:
         """Close the file."""
@@ -214,6 +223,7 @@ class _Chunk:
     start: int
     length: int
     cut: bool = False
+    checked: bool = False
     times: dict[int, np.ndarray] = field(default_factory=dict)
 
 
@@ -221,13 +231,14 @@ class McapStorage:
     """An mcap file; see `Storage`.
 
     Chunks, indexes and summary are optional and may be incomplete. A file without a footer comes from a killed recorder:
-    all complete records are read.
+    all complete records are read. In a file with a footer, damaged chunks and records are left out and counted.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._size = path.stat().st_size
         self.notes: list[str] = []
+        self.lost: Counter[int] = Counter()
         try:
             self._open()
         except BagError:
@@ -252,16 +263,23 @@ class McapStorage:
             )
         known = set(self._loose).union(*(chunk.times for chunk in self._chunks))
         incomplete = bool(known - set(self._channels))
+        self._counted: Counter[int] = Counter()
         for chunk in self._chunks:
             if incomplete or not chunk.times:
-                self._scan(chunk)
+                self._check(chunk)
         for entries in self._loose.values():
             entries.sort()
         self.connections = {number: self._connection(channel) for number, channel in self._channels.items()}
         self._counted = Counter({number: len(entries) for number, entries in self._loose.items()})
         for chunk in self._chunks:
             self._counted.update({number: times.size for number, times in chunk.times.items()})
-        self.announced = Counter(self._statistics) if self._statistics else self._counted
+        self.announced = self._counted + self.lost
+        if self._statistics:
+            self.announced = Counter(self._statistics)
+            unread = self.announced - self._counted - self.lost
+            self.lost[UNKNOWN] = 0  # the statistics know
+            if self._damaged and unread:
+                self.lost.update(unread)
         lost = sum(count for number, count in self._counted.items() if number not in self.connections)
         if lost:
             self.notes.append(f"{lost} messages belong to no channel and are left out")
@@ -278,41 +296,124 @@ class McapStorage:
         # (time, start, length) of messages outside chunks, by channel.
         self._loose: dict[int, list[tuple[int, int, int]]] = {}
         self._statistics: dict[int, int] = {}
-        position, chunk = len(MCAP_MAGIC), None
+        self._damaged = False
+        self._chunk: _Chunk | None = None
+        has_end = self._read(max(0, self._size - len(MCAP_MAGIC)), len(MCAP_MAGIC)) == MCAP_MAGIC
+        position = before = len(MCAP_MAGIC)
         while True:
-            head = self._read(position, _RECORD_HEAD)
-            if len(head) < _RECORD_HEAD:
-                return position
-            kind, length = struct.unpack("<BQ", head)
-            body, end = position + _RECORD_HEAD, position + _RECORD_HEAD + length
-            if kind == 0:
-                return position
-            if end > self._size:
-                if kind == Opcode.CHUNK:
-                    self._chunks.append(_Chunk(body, self._size - body, cut=True))
-                return position
-            if kind == Opcode.CHUNK:
-                chunk = _Chunk(body, length)
-                self._chunks.append(chunk)
-            elif kind == Opcode.MESSAGE_INDEX and chunk is not None:
-                channel, size = struct.unpack("<HI", self._read(body, 6))
-                entries = np.frombuffer(self._read(body + 6, min(size, length - 6)), "<u8")
-                if entries.size:
-                    chunk.times[channel] = np.sort(entries[::2].astype(np.int64))
-            elif kind == Opcode.MESSAGE:
-                if length < _MESSAGE_HEAD:
-                    raise BagError(f"it is damaged: a message of {length} bytes at byte {position}")
-                channel, _, time_ns, _ = struct.unpack("<HIQQ", self._read(body, _MESSAGE_HEAD))
-                entry = (time_ns, body + _MESSAGE_HEAD, length - _MESSAGE_HEAD)
-                self._loose.setdefault(channel, []).append(entry)
-            elif kind in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.STATISTICS):
-                try:
-                    self._define(kind, self._read(body, length))
-                except (McapError, ValueError, struct.error):
+            try:
+                end = self._record(position)
+            except (BagError, McapError, ValueError, struct.error):
+                following = self._resume(before, position) if has_end else None
+                if following is None:
                     return position
-            elif kind == Opcode.FOOTER:
+                position = before = following
+                continue
+            if end is None:
                 return None
+            before, position = position, end
+
+    def _record(self, position: int) -> int | None:
+        """Note what a record contains and return its end; None = it is the footer.
+
+        Raises:
+            BagError, McapError, ValueError, struct.error: If it is damaged or truncated.
+        """
+        head = self._read(position, _RECORD_HEAD)
+        kind, length = struct.unpack("<BQ", head)
+        body, end = position + _RECORD_HEAD, position + _RECORD_HEAD + length
+        if kind == 0:
+            raise BagError("no record")
+        if end > self._size:
+            if kind == Opcode.CHUNK:
+                self._chunks.append(_Chunk(body, self._size - body, cut=True))
+            raise BagError("a truncated record")
+        if kind == Opcode.CHUNK:
+            self._chunk = _Chunk(body, length)
+            self._chunks.append(self._chunk)
+        elif kind == Opcode.MESSAGE_INDEX and self._chunk is not None:
+            channel, size = struct.unpack("<HI", self._read(body, 6))
+            entries = np.frombuffer(self._read(body + 6, min(size, length - 6)), "<u8")
+            if entries.size:
+                self._chunk.times[channel] = np.sort(entries[::2].astype(np.int64))
+        elif kind == Opcode.MESSAGE:
+            channel, _, time_ns, _ = struct.unpack("<HIQQ", self._read(body, min(length, _MESSAGE_HEAD)))
+            entry = (time_ns, body + _MESSAGE_HEAD, length - _MESSAGE_HEAD)
+            self._loose.setdefault(channel, []).append(entry)
+        elif kind in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.STATISTICS):
+            self._define(kind, self._read(body, length))
+        return None if kind == Opcode.FOOTER else end
+
+    def _resume(self, before: int, position: int) -> int | None:
+        """Find the next record behind damage; None if there is none.
+
+        Args:
+            before: Start of the last record whose end was found.
+            position: That end, where no record is.
+        """
+        if self._chunks and self._chunks[-1].cut:
+            self._chunks.pop()
+        last = self._chunks[-1] if self._chunks else None
+        search = position + 1
+        is_record = 1 <= int.from_bytes(self._read(position, 1), "little") <= Opcode.DATA_END
+        is_whole = last is not None and last.start == before + _RECORD_HEAD and self._loads(last)
+        if before != position and not is_record and not is_whole:
+            search = before + 1  # the length of the record before is wrong
+            if last and last.start == before + _RECORD_HEAD:
+                self._chunks.pop()
+            for entries in self._loose.values():
+                entries[:] = [entry for entry in entries if entry[1] != before + _RECORD_HEAD + _MESSAGE_HEAD]
+        found = self._next_record(search)
+        if found is not None:
+            self._damaged, self._chunk = True, None
+            self.notes.append(f"it is damaged from byte {search - 1} to byte {found}: this part is left out")
+            self.lost[UNKNOWN] += 1
+        return found
+
+    def _loads(self, chunk: _Chunk) -> bool:
+        try:
+            self._load(chunk)
+        except Exception:
+            return False
+        return True
+
+    def _next_record(self, position: int) -> int | None:
+        """Return the first place at which a chain of records starts."""
+        while position < self._size:
+            block = np.frombuffer(self._read(position, COPY_BYTES + _RECORD_HEAD), np.uint8)
+            if block.size < _RECORD_HEAD:
+                return None
+            # A known kind, and a length below 2^40.
+            count = int(block.size) - _RECORD_HEAD + 1
+            fits = (block[:count] >= 1) & (block[:count] <= Opcode.DATA_END)
+            for high in (6, 7, 8):
+                fits &= block[high : high + count] == 0
+            for place in map(int, np.flatnonzero(fits)):
+                if self._starts_chain(position + place):
+                    return position + place
+            position += count
+        return None
+
+    def _starts_chain(self, position: int) -> bool:
+        for _ in range(_CHAIN):
+            kind, length = struct.unpack("<BQ", self._read(position, _RECORD_HEAD).ljust(_RECORD_HEAD, b"\0"))
+            body, end = position + _RECORD_HEAD, position + _RECORD_HEAD + length
+            if not 1 <= kind <= Opcode.DATA_END or end > self._size:
+                return False
+            if kind == Opcode.FOOTER:
+                return bool(length == 20 and end + len(MCAP_MAGIC) == self._size)
+            if kind == Opcode.MESSAGE and length < _MESSAGE_HEAD:
+                return False
+            if kind == Opcode.MESSAGE_INDEX:
+                size = struct.unpack("<I", self._read(body + 2, 4))[0] if length >= 6 else -1
+                if size + 6 != length or size % 16:
+                    return False
+            if kind == Opcode.CHUNK:
+                name = struct.unpack("<I", self._read(body + 28, 4))[0] if length >= 40 else 40
+                if name > 16 or struct.unpack("<Q", self._read(body + 32 + name, 8))[0] + 40 + name != length:
+                    return False
             position = end
+        return True
 
     def _written(self) -> int:
         """Return the number of bytes before the zeros that a power failure leaves at the end, in whole disk blocks."""
@@ -329,9 +430,7 @@ class McapStorage:
         """Count the messages of the last chunk, whose indexes may be missing, and drop the chunk if it is damaged."""
         while self._chunks:
             last = self._chunks[-1]
-            last.times.clear()
-            with suppress(Exception):
-                self._scan(last)
+            last.times, _ = self._content(last)
             if last.times:
                 return
             # A chunk before a damaged one has complete indexes, unless it is damaged too.
@@ -347,7 +446,9 @@ class McapStorage:
         stream = ReadDataStream(BytesIO(body))
         if kind == Opcode.SCHEMA:
             schema = Schema.read(stream)
-            self._schemas.setdefault(schema.id, schema)
+            known = self._schemas.setdefault(schema.id, schema)
+            if known.encoding not in DEFINITION_ENCODINGS:  # perhaps it is damaged; the summary repeats it
+                self._schemas[schema.id] = schema
         elif kind == Opcode.CHANNEL:
             channel = Channel.read(stream)
             self._channels.setdefault(channel.id, channel)
@@ -409,9 +510,10 @@ class McapStorage:
                 raise BagError(f"a message in the chunk at byte {chunk.start} has {length} bytes")
             yield kind, data[start:position]
 
-    def _scan(self, chunk: _Chunk) -> None:
-        """Read times and definitions from the content of a chunk."""
+    def _content(self, chunk: _Chunk) -> tuple[dict[int, np.ndarray], str]:
+        """Read the definitions and the bag times by channel in a chunk, and the reason why it was not read to its end."""
         times: dict[int, list[int]] = {}
+        problem = ""
         try:
             for kind, body in self._records(chunk):
                 if kind in (Opcode.SCHEMA, Opcode.CHANNEL):
@@ -419,12 +521,36 @@ class McapStorage:
                 elif kind == Opcode.MESSAGE:
                     channel, _, time_ns = struct.unpack_from("<HIQ", body)
                     times.setdefault(channel, []).append(time_ns)
-        finally:
-            if times or not chunk.times:
-                chunk.times = {
-                    channel: np.sort(np.array(found, np.uint64).astype(np.int64))
-                    for channel, found in times.items()
-                }
+        except Exception as err:  # wrong lengths lead to struct, unicode, memory and value errors
+            problem = first_line(err)
+        return {
+            channel: np.sort(np.array(found, np.uint64).astype(np.int64)) for channel, found in times.items()
+        }, problem
+
+    def _check(self, chunk: _Chunk) -> None:
+        """Read a chunk; note and count what its index promises and its content does not have."""
+        if chunk.checked:
+            return
+        chunk.checked = True
+        promised = Counter({channel: times.size for channel, times in chunk.times.items()})
+        chunk.times, problem = self._content(chunk)
+        if not problem:
+            return
+        lost = promised - Counter({channel: times.size for channel, times in chunk.times.items()})
+        self._damaged = True
+        self._counted -= lost
+        self.lost.update(lost if promised else {UNKNOWN: 1})
+        names = sorted({self._channels[number].topic for number in lost if number in self._channels})
+        which = (
+            f"{lost.total()} messages of {', '.join(names)} are lost" if names else "its messages are lost"
+        )
+        place = f"the chunk at byte {chunk.start}"
+        self.notes.append(f"{problem if place in problem else f'{place}: {problem}'}: {which}")
+
+    def check(self) -> None:
+        """See `Storage.check`."""
+        for chunk in self._chunks:
+            self._check(chunk)
 
     def count(self, number: int) -> int:
         """See `Storage.count`."""
@@ -448,11 +574,16 @@ class McapStorage:
 
         def from_chunk(chunk: _Chunk) -> Messages[int]:
             found = []
-            for kind, body in self._records(chunk):
-                if kind == Opcode.MESSAGE:
-                    channel, _, time_ns = struct.unpack_from("<HIQ", body)
-                    if channel in wanted and low <= time_ns < high:
-                        found.append((channel, time_ns, body[_MESSAGE_HEAD:]))
+            try:
+                for kind, body in self._records(chunk):
+                    if kind == Opcode.MESSAGE:
+                        channel, _, time_ns = struct.unpack_from("<HIQ", body)
+                        if channel in wanted and low <= time_ns < high:
+                            found.append((channel, time_ns, body[_MESSAGE_HEAD:]))
+            except (
+                Exception
+            ):  # what was read of it is whole: its checksum, if it has one, was compared before
+                self._check(chunk)
             found.sort(key=lambda message: message[1])
             return ((channel, time_ns, bytes(data)) for channel, time_ns, data in found)
 
@@ -502,6 +633,7 @@ class SqliteStorage:
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.notes: list[str] = []
+        self.lost: Counter[int] = Counter()
         journals = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
         journals = [file for file in journals if file.is_file() and file.stat().st_size]
         if journals or is_too_long(path):
@@ -597,6 +729,9 @@ class SqliteStorage:
                 if not isinstance(data, bytes) or not isinstance(time_ns, int):
                     raise BagError("its database is damaged: a message without time or data")
                 yield number, time_ns, data
+
+    def check(self) -> None:
+        """See `Storage.check`: sqlite3 has no checksums."""
 
     def close(self) -> None:
         """Close the database."""

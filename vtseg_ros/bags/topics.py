@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of
+from vtseg_ros.bags.video_messages import VIDEO_TYPES
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.topic_names import is_of_segmenter
 
-_TRANSPORTS = ("/compressed", "/compressedDepth", "/zstd", "/theora", "/ffmpeg")
-"""Suffixes that image_transport appends to the topic of a camera."""
-_UNREADABLE = _TRANSPORTS[1:]
+IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO_TYPES)
+_TRANSPORTS = ("/zstd", "/compressed", "/foxglove", "/ffmpeg", "/compressedDepth", "/theora")
+"""Suffixes that image_transport appends to the topic of a camera, the best to read first."""
+_UNREADABLE = _TRANSPORTS[4:]
 
 
 def base_topic(topic: str) -> str:
@@ -25,7 +27,7 @@ def find_image_topic(bag: BagReader) -> str:
 
     Topics of labels, masks, confidences, depth, flow, overlays and of a segmenter, and topics without a message, are
     ignored. Of several transports of one camera the one with the most messages is taken; with equal numbers the raw
-    images, which are not lossy.
+    images, which are not lossy, then zstd, jpeg or png, and encoded video, whose images depend on each other.
 
     Raises:
         BagError: If there is no camera or more than one; lists them.
@@ -41,7 +43,16 @@ def find_image_topic(bag: BagReader) -> str:
     if len(cameras) > 1:
         raise BagError(f"bag {bag.path} has several image topics: {', '.join(filled)}. Name one of them")
     if cameras:
-        return min(filled, key=lambda name: (name.endswith(_UNREADABLE), -bag.topics[name].count, len(name)))
+        return min(
+            filled,
+            key=lambda name: (
+                name.endswith(_UNREADABLE),
+                -bag.topics[name].count,
+                bag.topics[name].msgtype in VIDEO_TYPES,
+                next((rank for rank, one in enumerate(_TRANSPORTS) if name.endswith(one)), -1),
+                len(name),
+            ),
+        )
     if images:
         raise BagError(f"bag {bag.path} has no message on {', '.join(images)}")
     all_images = image_topics(bag)
@@ -65,7 +76,10 @@ def find_label_topic(bag: BagReader) -> str | None:
     labels = [
         name
         for name in image_topics(bag)
-        if "label" in name and not is_of_segmenter(name) and bag.topics[name].count
+        if "label" in name
+        and not is_of_segmenter(name)
+        and bag.topics[name].count
+        and bag.topics[name].msgtype not in VIDEO_TYPES
     ]
     if len({(base_topic(name), bag.topics[name].count) for name in labels}) > 1:
         raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one of them")
@@ -73,8 +87,8 @@ def find_label_topic(bag: BagReader) -> str | None:
 
 
 def image_topics(bag: BagReader) -> list[str]:
-    """Return the topics of raw or compressed images of any content."""
-    return [name for name, info in bag.topics.items() if info.msgtype in (IMAGE, COMPRESSED_IMAGE)]
+    """Return the topics of raw or compressed images and of encoded video, of any content."""
+    return [name for name, info in bag.topics.items() if info.msgtype in IMAGE_TYPES]
 
 
 def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:

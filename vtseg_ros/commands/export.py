@@ -71,7 +71,7 @@ def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
     with BagReader(path) as bag:
         topic = topic or find_image_topic(bag)
         decode = ImageDecoder(topic)
-        for _, _, message in bag.messages([topic]):
+        for _, _, message in bag.messages([topic], on_corrupt=lambda *_: None):
             try:
                 images.append(decode(message))
             except ImageError:

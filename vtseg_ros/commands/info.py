@@ -23,10 +23,19 @@ from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 HELP = "Show the content of a bag, a checkpoint or an exported network."
 
 
+CHECKED_BYTES = 256 << 20
+"""Bags of this size are read in a second or less."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
     parser.add_argument("what", help="a bag's folder, a checkpoint or .onnx file, or shipped weights by name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"read all of a bag to find damaged parts; always done below {CHECKED_BYTES >> 20} MB",
+    )
     parser.add_argument(
         "--static-prior", help="external static network; executes code when loaded, use trusted files only"
     )
@@ -40,8 +49,11 @@ def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | Non
         return None
 
 
-def _describe_bag(path: Path) -> dict[str, Any]:
+def _describe_bag(path: Path, check: bool) -> dict[str, Any]:
     with BagReader(path) as bag:
+        check = check or bag.size_bytes <= CHECKED_BYTES
+        if check:
+            bag.check()
         first, last = bag.span()
         topics = {
             name: {
@@ -63,6 +75,7 @@ def _describe_bag(path: Path) -> dict[str, Any]:
         "classes": list(labels.names) if labels else None,
         "topics_left_out": dict(bag.left_out),
         "messages_missing": sum(bag.missing.values()),
+        "checked": check,
     }
 
 
@@ -104,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.what)
     console = Console(markup=False)  # names come from files
     bag = is_bag(path)
-    found = _describe_bag(path) if bag else _describe_checkpoint(args.what, args.static_prior)
+    found = _describe_bag(path, args.check) if bag else _describe_checkpoint(args.what, args.static_prior)
     if bag:
         table = Table(title=f"{path}: {found['seconds']} s")
         for column in ("topic", "type", "messages", "Hz"):

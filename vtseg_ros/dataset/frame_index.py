@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vtseg_ros.bags.bag import BagReader
-from vtseg_ros.bags.containers import read_container
-from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder
+from vtseg_ros.bags.image_messages import ImageDecoder, size_of
 from vtseg_ros.bags.messages import NS, Message, stamp_of
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic
 from vtseg_ros.errors import BagError, ImageError
@@ -184,8 +183,10 @@ class FrameIndex:
         """Return (bag time in ns, (width, height) or None for a corrupt image) of a topic's messages by header stamp."""
 
         def note(topic: str, time_ns: int, reason: str) -> None:
+            repeated = any((one.topic, one.reason) == (topic, reason) for one in self.corrupt[-1:])
             self.corrupt.append(CorruptMessage(str(bag.path), topic, time_ns, reason))
-            log.warning("corrupt message left out: %s", self.corrupt[-1])
+            if not repeated:  # the packets of a video after a lost one, say
+                log.warning("corrupt message left out: %s", self.corrupt[-1])
 
         places: dict[int, tuple[int, tuple[int, int] | None]] = {}
         refused, unstamped = "", 0
@@ -293,9 +294,7 @@ def _reason_against(message: Message, decode: Decode) -> str:
 
 def _size_of(message: Message) -> tuple[int, int] | None:
     """Return the (width, height) px in an image message; None if it is corrupt, which is reported when decoding."""
-    if not hasattr(message, "format"):
-        return int(message.width), int(message.height)
     try:
-        return read_container(message.data, max_pixels=MAX_PIXELS).size
+        return size_of(message)
     except ImageError:
         return None

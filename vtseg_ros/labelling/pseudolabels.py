@@ -445,7 +445,8 @@ def _write(
         for name, msgtype, time_ns, data in bag.raw([topic]):
             if not images:
                 writer.write_label_map(LABEL_MAP_TOPIC, labels, time_ns)
-            writer.write_raw(name, msgtype, data, time_ns, qos=bag.qos[name])
+            definition = bag.definitions.get(msgtype)
+            writer.write_raw(name, msgtype, data, time_ns, definition=definition, qos=bag.qos[name])
             images += 1
             try:
                 stamp_ns = header_stamp(data)

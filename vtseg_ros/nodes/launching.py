@@ -134,6 +134,14 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
     found = topic or info[f"{what}_topic"] or ""
     if not found:
         raise ConfigError(f"{what}_topic: the bag has several, or none; expected one of {listed}. Name one")
+    if (
+        not topic
+        and info["topics"][found]["type"] not in IMAGES
+        or found.endswith(("/zstd", "/ffmpeg", "/foxglove"))
+    ):
+        raise ConfigError(
+            f"{what}_topic: cannot be replayed; expected raw or compressed images, got {found}. Use `vtseg evaluate`"
+        )
     base = found.removesuffix("/compressed")
     names = {"raw": base, "compressed": f"{base}/compressed"}
     if not transport and found != base:

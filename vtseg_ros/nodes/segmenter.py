@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,26 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.task import Future
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE
+from vtseg_ros.bags.video_messages import require_av
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.conversions import NS, stamp_ns
-from vtseg_ros.nodes.inputs import explain_silence, image_topic, subscribe
+from vtseg_ros.nodes.inputs import (
+    IMAGE_TYPES,
+    explain_silence,
+    image_class,
+    image_topic,
+    is_video,
+    subscribe,
+)
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
@@ -35,6 +45,7 @@ from vtseg_ros.nodes.segment_service import Alone, refusal
 from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.uncertain_recorder import UncertainRecorder
+from vtseg_ros.nodes.video_input import VideoInput
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.srv import Segment
@@ -58,6 +69,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._slots: Slots | None = None
         self._limits: dict[str, RateLimit] = {}
         self._inputs: list = []
+        self._videos: list[VideoInput] = []
         self._decode: Decode = decode_any
         self._settings = Settings()
         self._warned_at: dict[str, float] = {}
@@ -100,6 +112,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         try:
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
+            image_class(self._params["image_transport"])
+            if is_video(self._params["image_transport"]):
+                require_av("image_transport")
             settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
             segmenter.classes = self._params["classes"]
@@ -151,7 +166,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 camera,
                 transport=self._params["image_transport"],
                 qos=self._params["input_qos"],
-                on_image=lambda message, camera=camera: self._on_image(camera, message),
+                on_image=self._receiver(camera),
                 on_info=lambda message, outputs=outputs: setattr(outputs, "latest_info", message),
             )
         self._activated_s, self._explained = time.monotonic(), False
@@ -167,7 +182,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         if not self._params["record_uncertain"]:
             return None
         transport = self._params["image_transport"]
-        kind = IMAGE if transport == "raw" else COMPRESSED_IMAGE
+        if is_video(transport):
+            transport = "raw"  # decoded frames: the packets of a window may need older ones
+        kind, _ = IMAGE_TYPES[transport]
         return UncertainRecorder(
             folder=Path(self._params["record_uncertain"]),
             limit_mb=self._params["record_max_mb"],
@@ -179,6 +196,23 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             error=lambda text: self.get_logger().error(text),
             info=lambda text: self.get_logger().info(text),
         )
+
+    def _receiver(self, camera: str) -> Callable[[Any], None]:
+        """Return the receiver of a camera's messages: its slot, or for encoded video the decoder before it."""
+        if not is_video(self._params["image_transport"]):
+            return lambda message: self._on_image(camera, message)
+        of = f" of {camera}" if camera else ""
+        video = VideoInput(
+            lambda image: self._on_image(camera, image),
+            lambda header, reason: self._on_lost_packet(camera, header, reason),
+            lambda text: self._warn(text, f"video{of}: {text}"),
+        )
+        self._videos.append(video)
+        return video.put
+
+    def _on_lost_packet(self, camera: str, header: Header, reason: str) -> None:
+        if self._worker is not None and self._worker.enabled:
+            self._slots.skip(camera, Image(header=header), reason)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Finish the current frame, drop queued frames, publish the final counters and unsubscribe."""
@@ -213,6 +247,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        for video in self._videos:
+            video.stop()
+        self._videos.clear()
         if self._worker is not None:
             self._worker.stop()
             self._worker = None

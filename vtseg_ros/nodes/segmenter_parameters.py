@@ -147,7 +147,12 @@ PARAMETERS = (
         live=True,
     ),
     Param("max_gap", 1.0, "A longer pause between frames starts a new window, s.", 0.001, 3600.0, live=True),
-    Param("image_transport", "raw", "Transport of the images.", allowed=("raw", "compressed")),
+    Param(
+        "image_transport",
+        "raw",
+        "Transport of the images; zstd, ffmpeg and foxglove are those of the image_transport plugins of these names.",
+        allowed=("raw", "compressed", "zstd", "ffmpeg", "foxglove"),
+    ),
     Param(
         "input_qos",
         "sensor_data",

@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Live topics of the zstd transport and of encoded video: a segmenter process, publishers over DDS."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("av")
+
+from bags import videotools as tools
+from bags.test_zstd_transport import packed
+from bags.videotools import FFMPEG, FOXGLOVE, GROUP
+from conftest import wait_until
+from nodes.encoders import NS, picture, stamp_ns_of
+from nodes.message_packages import build_video_messages
+from nodes.setting import Setting, expected_mask, pixels
+from sensor_msgs.msg import CompressedImage
+from vtseg_ros.msg import SegmentationStatus
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.nodes.inputs import image_class
+
+COUNT = 14
+
+
+def test_zstd(harness, start_segmenter, tiny_checkpoint):
+    node = start_segmenter("/zstd", tiny_checkpoint, "-p", "image_transport:=zstd")
+    setting = Setting(harness, node, tiny_checkpoint, "/zstd")
+    publisher = harness.publisher(CompressedImage, "/zstd/image/zstd")
+    setting.matched(publisher)
+    rgb = picture(11)
+    message = CompressedImage(format="zstd", data=packed(rgb, "rgb8"))
+    message.header.stamp.sec = 20
+    status = setting.answer(publisher, message)
+    assert status.event == SegmentationStatus.PROCESSED, status.reason
+    wait_until(lambda: bool(setting.masks), 5)
+    assert np.array_equal(pixels(setting.masks[-1]), expected_mask(tiny_checkpoint, [rgb]).mask)
+    message.data = message.data[: len(message.data) // 2]
+    message.header.stamp.sec = 21
+    status = setting.answer(publisher, message)
+    assert status.event == SegmentationStatus.REJECTED and "zstd" in status.reason
+    assert node.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("transport", ["ffmpeg", "foxglove"])
+def test_messages_that_are_not_installed(start_node, tiny_checkpoint, transport):
+    try:
+        image_class(transport)
+        pytest.skip("the messages are installed here")
+    except ConfigError as err:
+        assert "sudo apt install ros-$ROS_DISTRO-" in str(err)
+    arguments = ("-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true")
+    node = start_node("segmenter", *arguments, "-p", f"image_transport:={transport}")
+    node.wait_for("cannot configure: image_transport: ")
+    assert node.process.wait(60) == 2
+
+
+@pytest.fixture(scope="module")
+def video_messages(tmp_path_factory):
+    """Environment with both message packages, also importable here."""
+    added = build_video_messages(tmp_path_factory.mktemp("messages"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(added["PYTHONPATH"].split(os.pathsep)[0])
+        patch.setenv("AMENT_PREFIX_PATH", added["AMENT_PREFIX_PATH"])
+        # The libraries of the type support, which this process looks for without the changed search path.
+        import ctypes
+
+        prefix = Path(added["LD_LIBRARY_PATH"].split(os.pathsep)[0])
+        left = sorted(prefix.glob("lib*.so"))
+        for _ in range(6):
+            left = [file for file in left if not _loaded(ctypes, file)]
+        yield added
+
+
+def _loaded(ctypes, file: Path) -> bool:
+    try:
+        ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transport", "msgtype", "codec"),
+    [("foxglove", FOXGLOVE, "h264"), ("ffmpeg", FFMPEG, "h265"), ("ffmpeg", FFMPEG, "h264 with B-frames")],
+)
+def test_video(harness, start_segmenter, tiny_checkpoint, video_messages, transport, msgtype, codec):
+    """Every packet is decoded, whatever the network drops; after a lost one decoding restarts at the next key frame."""
+    namespace = f"/{transport}_{codec.replace(' ', '_').replace('-', '_')}"
+    node = start_segmenter(
+        namespace, tiny_checkpoint, "-p", f"image_transport:={transport}", environment=video_messages
+    )
+    setting = Setting(harness, node, tiny_checkpoint, namespace)
+    kind = image_class(transport)
+    publisher = harness.publisher(kind, f"{namespace}/image/{transport}")
+    setting.matched(publisher)
+    stream, lost = tools.encode(codec, COUNT), GROUP + 1
+    for place, packet in enumerate(stream):
+        if place in (0, lost):
+            continue
+        publisher.publish(message_of(kind, msgtype, packet, codec))
+    sent = COUNT - 2
+    if "B-frames" not in codec:
+        events = lambda: [s for s in setting.status if s.event != SegmentationStatus.IDLE]  # noqa: E731
+        wait_until(lambda: len(events()) >= sent, 60, node.output)
+        assert {stamp_ns_of(s) for s in events()} == {
+            tools.stamp_of_frame(p.number) for n, p in enumerate(stream) if n not in (0, lost)
+        }
+        refused = {stamp_ns_of(s): s.reason for s in events() if s.reason}
+        assert "no key frame" in refused[tools.stamp_of_frame(1)]
+        shown = [s for s in events() if s.event == SegmentationStatus.PROCESSED]
+        assert shown and stamp_ns_of(shown[-1]) == tools.stamp_of_frame(COUNT - 1)
+        node.wait_for("video packets gave no image; images come again")
+    assert node.stop(signal.SIGTERM) == 0
+    final = [s for s in setting.status if s.event != SegmentationStatus.IDLE]
+    wait_until(lambda: len(final) >= 1, 5)
+
+
+def message_of(kind, msgtype, packet, codec):
+    name, stamp_ns = codec.split()[0], tools.stamp_of_frame(packet.number)
+    if msgtype == FOXGLOVE:
+        message = kind(frame_id="cam", format=name, data=packet.data)
+        stamp = message.timestamp
+    else:
+        message = kind(encoding={"h265": "libx265"}.get(name, name), data=packet.data, pts=packet.number)
+        message.header.frame_id, message.flags, stamp = "cam", int(packet.key), message.header.stamp
+    stamp.sec, stamp.nanosec = divmod(stamp_ns, NS)
+    return message
