@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +284,21 @@ def test_other_weights_and_sizes_have_files_of_their_own(tmp_path, own_cache):
         network = image_network(tmp_path / f"{seed}.safetensors", "erfnet", seed)
         VideoPredictor(network, device="cpu", backend="openvino", input_size=size)
     assert len(list(own_cache.glob("*.blob"))) == 3 and not list(own_cache.glob(".*"))
+
+
+def test_networks_that_were_not_used_for_long_leave_the_cache(tmp_path, own_cache, monkeypatch):
+    monkeypatch.setattr("vtseg_ros.inference.backends.openvino_runtime.MAX_FILES", 2)
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+
+    def used(size) -> Path:
+        before = set(own_cache.glob("*.blob"))
+        VideoPredictor(network, device="cpu", backend="openvino", input_size=size)
+        return next(iter(set(own_cache.glob("*.blob")) - before), None)
+
+    first, second = used((64, 32)), used((96, 32))
+    assert used((64, 32)) is None  # found, and now used later than the second
+    third = used((32, 32))
+    assert set(own_cache.glob("*.blob")) == {first, third} and second not in (first, third)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, caplog):

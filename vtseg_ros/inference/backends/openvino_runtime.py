@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -69,6 +71,10 @@ def core() -> Any:
     return import_openvino().Core()
 
 
+MAX_FILES = 64
+"""Compiled networks that the cache keeps; the one that was not used for the longest time is removed first."""
+
+
 class CompiledCache:
     """Compiled networks in a folder, each under the digest of everything that it depends on.
 
@@ -113,6 +119,7 @@ class CompiledCache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 blob = compiled.export_model().getvalue()
                 write_atomically(path, _digest(description, blob) + blob)
+                self._remove_old(path.parent)
             except (OSError, RuntimeError) as err:
                 log.warning("the compiled network was not stored in %s: %s", path.parent, err)
             return compiled
@@ -127,10 +134,23 @@ class CompiledCache:
         try:
             if _digest(description, blob) != content[:DIGEST_BYTES]:
                 raise RuntimeError("its checksum does not match")
-            return core().import_model(io.BytesIO(blob), "CPU", config)
+            found = core().import_model(io.BytesIO(blob), "CPU", config)
         except Exception as err:  # OpenVINO raises RuntimeError and others for files of another build
             log.warning("%s is not used and is compiled again: %s", path, first_line(err))
             return None
+        with suppress(OSError):  # a cache that cannot be written
+            os.utime(path)
+        return found
+
+    @staticmethod
+    def _remove_old(folder: Path) -> None:
+        """Remove the files that were not used for the longest time, as far as there are more than `MAX_FILES`."""
+        used = {}
+        for path in folder.glob("*.blob"):
+            with suppress(FileNotFoundError):  # another process removes too
+                used[path] = path.stat().st_mtime_ns
+        for path in sorted(used, key=used.__getitem__, reverse=True)[MAX_FILES:]:
+            path.unlink(missing_ok=True)
 
 
 def _say_that_another_converts() -> None:
