@@ -44,3 +44,12 @@ def test_old_hooks(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
     assert "hook of" in done.stdout
+
+
+def test_the_scope_of_fixtures():
+    """launch_pytest of Humble and Jazzy reads it from an attribute that pytest 8.4 does not have."""
+
+    @pytest.fixture(scope="module")
+    def fixture(): ...
+
+    assert fixture._pytestfixturefunction.scope == "module"

@@ -40,7 +40,7 @@ def launch(environment, name: str, *arguments: str) -> subprocess.CompletedProce
         ("vtseg", ["autostart:=perhaps"], "autostart: expected true or false"),
         ("vtseg", ["use_sim_time:=2"], "use_sim_time: expected true or false"),
         ("vtseg", ["cameras:=a,b", "image_topics:=/x"], "one topic per camera"),
-        ("replay", ["bag:=/nowhere/bag"], "no bag"),
+        ("replay", ["bag:=/nowhere/bag"], "no such bag"),
         ("replay", ["bag:=/tmp", "loop:=always"], "loop: expected true or false"),
     ],
 )
