@@ -68,6 +68,7 @@ EXTRAS = {
     "docs": ("sphinx", "scripts/build_docs.sh"),
     "view": ("rerun", "vtseg view"),
     "fleet": ("ray", "jobs on a Ray cluster (--ray)"),
+    "remote": ("s3fs", "bags and results in object stores (s3://)"),
     "notebook": ("nbclient", "examples/bag_to_masks.ipynb"),
     "test": ("pytest", "the tests"),
 }

@@ -98,7 +98,7 @@ class TestExtract:
             (["--image-topic", "/nope"], "no topic /nope"),
             (
                 ["--image-topic", "/camera/label_map"],
-                "is not an image topic; expected sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage, got vtseg_ros/msg/LabelMap",
+                "is not an image topic; expected sensor_msgs/msg/Image, sensor_msgs/msg/CompressedImage, ",
             ),
         ],
     )
@@ -110,7 +110,7 @@ class TestExtract:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.png").write_text("x")
         assert self.extract(bag, tmp_path / "out") == 2
-        assert "nothing is overwritten" in capsys.readouterr().err
+        assert "Nothing is overwritten" in capsys.readouterr().err
         assert (tmp_path / "out" / "mine.png").read_text() == "x"
 
     def test_a_full_disk(self, bag, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,18 +112,18 @@ def test_the_clock_stops_and_jumps(camera):
 
 def test_a_flood(camera):
     """Ten times the rate of the network: newest frames are processed, the others dropped and reported, memory is bounded."""
+    camera.good()
     camera.idle()
     rgb = picture(1, 480, 640)
     before, memory = camera.good(height=480, width=640), camera.node.peak_memory_mb()
     messages = [image_message(rgb, "rgb8", 0) for _ in range(400)]
-    began = time.monotonic()
     for message in messages:
         camera.send(message, gap_s=0.001)
-    took = time.monotonic() - began
+    camera.good(height=480, width=640)  # reported after the flood; the node may be idle in its middle
     last = camera.idle()
     received = last.frames_received - before.frames_received
     processed = last.frames_processed - before.frames_processed
-    assert 0 < processed < received <= 400 and took < 60
+    assert 1 < processed < received <= 401
     # 400 images are 370 MB; those that wait are one, and what DDS holds.
     assert camera.node.peak_memory_mb() - memory < 200
     assert camera.good().total_s < 20

@@ -93,7 +93,7 @@ def test_a_named_topic(messages, topic, transport, expected):
 @pytest.mark.parametrize(
     ("topic", "transport", "words"),
     [
-        ("", "", "name one"),
+        ("", "", "Name one"),
         ("/other", "", "/other has no message"),
         ("/cam", "raw", "/cam has no message"),
         ("/cam", "h264", "raw or compressed"),
@@ -108,7 +108,7 @@ def test_topics_of_a_bag(street_bag, tmp_path):
     info = describe_bag(str(street_bag))
     assert find_topic("image", info, "", "") == ("/camera/image", "raw")
     assert find_topic("label", info, "", "") == ("/camera/label", "raw")
-    with pytest.raises(ConfigError, match="no bag"):
+    with pytest.raises(ConfigError, match="no such bag"):
         describe_bag(str(tmp_path / "none"))
     BagWriter(tmp_path / "empty").close()
     with pytest.raises(ConfigError):

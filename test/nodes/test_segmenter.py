@@ -308,7 +308,9 @@ def test_a_window_is_judged_by_the_network_that_gets_it(harness, start_node, tmp
     assert told() == [str(wide), 8, 0.1] and frames(9) == 8
     # And here for the one that runs, while the one that is loaded cannot have it.
     assert ask(checkpoint=str(export), window=7).successful
-    node.wait_for("the checkpoint was not changed: this network was exported for windows of at most 2")
+    node.wait_for(
+        "the checkpoint was not changed: window: longer than the network was exported for; expected at most 2"
+    )
     wait_until(lambda: told() == [str(wide), 7, 0.1], 20, lambda: str(told()))
     assert frames(8) == 7 and node.process.poll() is None
 

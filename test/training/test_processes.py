@@ -125,7 +125,7 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
         # A mean of the two ranks' means would be far off.
         if number < 2:  # with a teacher all pixels of an image count
             assert min(per_rank) > 0 and max(per_rank) > 1.3 * min(per_rank), per_rank
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert two["loss"] == pytest.approx(one["loss"], rel=5e-6)  # float32 sums in another order
         assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 100
         for key, value in one["gradients"].items():
             scale = float(value.abs().max())

@@ -175,7 +175,9 @@ def test_a_bad_label_in_validation_is_named_and_costs_no_training(config, street
             out.write_label(topic, ids, time_ns, "cam")
     data = dataclasses.replace(config.data, validation=(SourceConfig(str(tmp_path / "bag")),))
     config = dataclasses.replace(config, data=data, save_every=100)
-    with pytest.raises(ConfigError, match=f"bag {tmp_path / 'bag'}, stamp .* ns: .*class id 77"):
+    with pytest.raises(
+        ConfigError, match=f"bag {tmp_path / 'bag'}, stamp .* ns: label: class id out of range; .* got 77"
+    ):
         train(config, tmp_path / "run")
     state = load_state(tmp_path / "run")
     assert (state["stage"], state["step"], state["validation_due"]) == (0, 3, True)

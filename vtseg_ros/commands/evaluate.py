@@ -323,12 +323,12 @@ def _report(
     missing: int,
 ) -> None:
     """Print and write the scores; `named` = all bags contain their class names, `missing` = number of lost messages."""
-    whose = "class map's" if args.class_map else "checkpoint's"
+    source = "class map" if args.class_map else "checkpoint"
     if not named:
-        facts["classes"] = f"the {whose}; the bag contains none"
+        facts["classes"] = f"the {source}'s; the bag contains none"
     _print(outcome, corrupted, behaviour)
     if not named:
-        print(f"The bag has no label map: its class ids are interpreted as those of the {whose[:-2]}.")
+        print(f"The bag has no label map: its class ids are interpreted as those of the {source}.")
     if missing:
         facts["missing"] = f"{missing} messages that the bags announce are missing"
     _write(args, outcome, corrupted, behaviour, facts, missing)
