@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -139,7 +140,7 @@ class CompiledCache:
             log.warning("%s is not used and is compiled again: %s", path, first_line(err))
             return None
         with suppress(OSError):  # a cache that cannot be written
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         return found
 
     @staticmethod
@@ -148,7 +149,7 @@ class CompiledCache:
         used = {}
         for path in folder.glob("*.blob"):
             with suppress(FileNotFoundError):  # another process removes too
-                used[path] = path.stat().st_mtime_ns
+                used[path] = path.stat().st_atime_ns
         for path in sorted(used, key=used.__getitem__, reverse=True)[MAX_FILES:]:
             path.unlink(missing_ok=True)
 
