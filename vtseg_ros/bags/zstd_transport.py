@@ -3,8 +3,8 @@
 """Unpack images of the `zstd` transport (zstd_image_transport of image_transport_plugins).
 
 A sensor_msgs/CompressedImage of the format `zstd` contains, little-endian: height and width (uint32), is_bigendian
-(uint8), step and the length of the encoding (uint32), the encoding, and the compressed pixels. Releases up to Jazzy's
-compress the pixels with gzip, in spite of the name; later ones with Zstandard.
+(uint8), step and the length of the encoding (uint32), the encoding, and the compressed pixels. Older releases
+compress the pixels with gzip, in spite of the name; newer ones with Zstandard.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ HELP = "Show the content of a bag, a checkpoint or an exported network."
 
 
 CHECKED_BYTES = 256 << 20
-"""Bags of this size are read in a second or less."""
+"""Bags up to this size are always read in full."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
