@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tiers", "pytester"]
@@ -168,6 +169,17 @@ class NodeProcess:
             self.process.kill()
             self.process.wait()
             raise
+
+
+def write_endless_training(path: Path, bag: Path) -> None:
+    """Write the configuration of a training that does not end by itself."""
+    values = {
+        "data": {"train": [str(bag)], "validation": [str(bag)], "size": [64, 32], "workers": 0},
+        "model": {"architecture": "erfnet"},
+        "device": "cpu",
+        "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
+    }
+    path.write_text(yaml.safe_dump(values))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, say: Callable[[], str] = lambda: "") -> None:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, wait_until
+from conftest import ROOT, wait_until, write_endless_training
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.messages import stamp_of
@@ -56,13 +56,7 @@ def test_the_policy_is_what_running_nodes_use(
     from nodes.harness import Harness
     from sensor_msgs.msg import PointCloud2
 
-    values = {
-        "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0},
-        "model": {"architecture": "erfnet"},
-        "device": "cpu",
-        "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
-    }
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    write_endless_training(tmp_path / "train.yaml", street_bag)
     arguments = {
         "segmenter": ["-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"],
         "evaluator": ["-p", f"output_dir:={tmp_path}"],

@@ -7,11 +7,10 @@ from __future__ import annotations
 import sys
 
 import pytest
-import yaml
 
 pytest.importorskip("rclpy")
 
-from conftest import NodeProcess, wait_until
+from conftest import NodeProcess, wait_until, write_endless_training
 from nodes.encoders import image_message, picture
 from nodes.harness import RELIABLE
 from sensor_msgs.msg import Image
@@ -76,13 +75,7 @@ def test_segmenter(embed, harness, tiny_checkpoint):
 
 
 def test_trainer(embed, harness, street_bag, tmp_path):
-    values = {
-        "data": {"train": [str(street_bag)], "validation": [str(street_bag)], "size": [64, 32], "workers": 0},
-        "model": {"architecture": "erfnet"},
-        "device": "cpu",
-        "stages": [{"name": "static", "steps": 100_000, "batch": 1}],
-    }
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    write_endless_training(tmp_path / "train.yaml", street_bag)
     seen = harness.collect(TrainingProgress, "/embedded/training/progress")
     node = embed(
         "trainer", "TrainerNode", f"config:={tmp_path / 'train.yaml'}", f"output_dir:={tmp_path / 'run'}"
