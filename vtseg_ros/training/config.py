@@ -150,6 +150,8 @@ class StageConfig:
         teacher_scale: Factor by which augmented frames are enlarged for the teacher, above 0.
         teacher_pool: The logits of both networks are compared on means over n x n pixels, n a divisor of 32: on a CPU,
             the loss of all pixels takes as long as a small network.
+        teacher_class_balance: Whether places of rare classes have more weight in that loss, by the weights of ENet
+            (Paszke et al. 2016).
         teacher_classes: From each class of the teacher to a class of the network, a list of them, or `ignore`; needed
             if the class names differ.
     """
@@ -167,6 +169,7 @@ class StageConfig:
     teacher_weight: float = 1.0
     teacher_scale: float = 1.0
     teacher_pool: int = 1
+    teacher_class_balance: bool = False
     teacher_classes: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -305,6 +308,7 @@ class TrainConfig:
             "teacher_weight",
             "teacher_scale",
             "teacher_pool",
+            "teacher_class_balance",
             "teacher_classes",
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
