@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=int, default=50, help="number of frames to choose (default %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help=f"checkpoint file, or name of shipped weights (default {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument(
         "--score",
