@@ -218,25 +218,36 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("model.architecture", self.model.architecture, tuple(architectures()))
-        if (
-            not self.stages
-            or not self.data.train
-            or bool(self.data.validation) == bool(self.data.validation_share)
-        ):
+        if not self.data.train:
+            raise ConfigError("data.train: missing; expected at least one bag, got none")
+        if not self.stages:
+            raise ConfigError(f"stages: missing; expected at least one of {', '.join(STAGES)}, got none")
+        if not 0 <= self.data.validation_share < 1:
             raise ConfigError(
-                "a training needs data.train, either data.validation or data.validation_share, and at least one stage"
+                "data.validation_share: out of range; expected at least 0 and less than 1, "
+                f"got {self.data.validation_share}"
             )
-        if not 0 <= self.data.validation_share < 1 or not self.data.split_gap_s >= 0:
+        if bool(self.data.validation) == bool(self.data.validation_share):
             raise ConfigError(
-                "data.validation_share must be in 0..1 and data.split_gap_s at least 0 s. "
-                f"Got: {self.data.validation_share} and {self.data.split_gap_s}"
+                "data.validation and data.validation_share: expected one of them, got "
+                f"{'both' if self.data.validation else 'none'}. Give validation bags, or hold out a share of the "
+                "training bags"
+            )
+        if not self.data.split_gap_s >= 0:
+            raise ConfigError(
+                f"data.split_gap_s: out of range; expected at least 0 s, got {self.data.split_gap_s}"
             )
         for stage in self.stages:
             _one_of("stages.name", stage.name, STAGES)
             if (stage.epochs > 0) == (stage.steps > 0):
-                raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
-            if stage.batch < 1 or stage.accumulate < 1 or not 0 < stage.max_lr < math.inf:
-                raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
+                raise ConfigError(
+                    f"stage {stage.name}: expected either epochs or steps above 0, got epochs {stage.epochs} and "
+                    f"steps {stage.steps}"
+                )
+            _at_least(f"stage {stage.name}: batch", stage.batch, 1)
+            _at_least(f"stage {stage.name}: accumulate", stage.accumulate, 1)
+            if not 0 < stage.max_lr < math.inf:
+                raise ConfigError(f"stage {stage.name}: max_lr must be above 0, got {stage.max_lr}")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_static_loss(stage)
             self._check_teacher(stage)
