@@ -114,6 +114,8 @@ class ModelConfig:
         warm_start: Checkpoint to start from, a file or a shipped name; that of an image network becomes the static
             network of `vtseg` or `gru`, and the stage `static` can be left out. With other classes than the data,
             classes of the same name are taken over. Empty = none.
+        warm_start_classes: Classes that start from a class of `warm_start` with another name, such as
+            {pavement: sidewalk}; a class may be named several times.
     """
 
     architecture: str = DEFAULT_ARCHITECTURE
@@ -126,6 +128,7 @@ class ModelConfig:
     init_encoder: str = ""
     init_decoder: bool = False
     warm_start: str = ""
+    warm_start_classes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,8 @@ class TrainConfig:
                 f"data.resize_mode: must be stretch for {self.model.architecture}, whose flow is in px of the stretched "
                 "image"
             )
+        if self.model.warm_start_classes and not self.model.warm_start:
+            raise ConfigError("model.warm_start_classes has no effect without warm_start: leave it out")
         if self.model.init_encoder and "init_encoder" not in self._kind.options:
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and "init_decoder" not in self._kind.options:
