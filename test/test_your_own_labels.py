@@ -137,7 +137,7 @@ def test_the_segmenter_runs_with_it(walked, ros_environment, start_node, tmp_pat
     harness = Harness(ros_environment)
     try:
         masks = harness.collect(Image, "/segmentation/mask")
-        wait_until(lambda: harness.node.count_publishers("/segmentation/mask") == 1, 30)
+        wait_until(lambda: harness.node.count_publishers("/segmentation/mask") == 1, 60)
         play = [
             sys.executable,
             "-m",

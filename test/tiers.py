@@ -128,7 +128,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for prefix, mark in MARKS_OF_PATH.items():
             if path == prefix or path.startswith(f"{prefix}/"):
                 item.add_marker(mark)
-        if "start_node" in getattr(item, "fixturenames", ()):
+        if "ros_environment" in getattr(item, "fixturenames", ()):
             item.add_marker("ros")
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("unit")

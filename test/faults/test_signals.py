@@ -77,7 +77,7 @@ def test_a_signal_ends_a_node_in_order(start_node, arguments, name, number):
     # The evaluator has no report to write here, and says so; the others end with 0.
     assert node.stop(number, 60) == (1 if name == "evaluator" else 0), node.output()
     assert "Traceback" not in node.output()
-    wait_until(lambda: not any(map(alive, workers)), 20)
+    wait_until(lambda: not any(map(alive, workers)), 60)
 
 
 @pytest.mark.parametrize("name", ["segmenter", "trainer"])
@@ -86,9 +86,8 @@ def test_killed_nodes_leave_no_orphans_and_start_again(start_node, arguments, na
     ready(name, node)
     workers = children(node.process.pid)
     assert bool(workers) == (name == "trainer")
-    node.process.kill()
-    node.process.wait()
-    wait_until(lambda: not any(map(alive, workers)), 30, lambda: f"orphans of {name}: {workers}")
+    node.kill()
+    wait_until(lambda: not any(map(alive, workers)), 60, lambda: f"orphans of {name}: {workers}")
     again = start_node(name, *arguments[name])
     ready(name, again)
     assert again.stop(timeout_s=60) == 0
@@ -100,7 +99,7 @@ def test_a_terminal_sends_its_signal_to_all(start_node, arguments):
     ready("trainer", node)
     for pid in [*children(node.process.pid), node.process.pid]:
         os.kill(pid, signal.SIGINT)
-    assert node.process.wait(60) == 0, node.output()
+    assert node.wait() == 0, node.output()
     assert "Traceback" not in node.output()
 
 
@@ -126,8 +125,7 @@ def test_nodes_leave_the_shared_memory_of_others_alone(start_node, arguments):
     dead = start_node("evaluator", *arguments["evaluator"])
     wait_until(lambda: bool(segments(dead.process.pid)), 60, dead.output)
     left = segments(dead.process.pid)
-    dead.process.kill()
-    dead.process.wait()
+    dead.kill()
     try:
         new = start_node("evaluator", *arguments["evaluator"])
         ready("evaluator", new)
@@ -137,4 +135,4 @@ def test_nodes_leave_the_shared_memory_of_others_alone(start_node, arguments):
         for path in left:
             for file in (path, path.with_name(f"{path.name}_el")):
                 file.unlink(missing_ok=True)
-    assert all(path.exists() for path in segments(living.process.pid)) and living.process.poll() is None
+    assert all(path.exists() for path in segments(living.process.pid)) and living.running()

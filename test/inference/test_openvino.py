@@ -222,7 +222,7 @@ def test_a_file_of_another_network_is_not_taken(tmp_path, own_cache, caplog):
 
 
 @pytest.mark.timeout(900)  # each imports torch
-def test_processes_that_start_at_once_convert_once(tmp_path, own_cache):
+def test_processes_that_start_at_once_convert_once(start_process, tmp_path, own_cache):
     network = image_network(tmp_path / "image.safetensors", "erfnet")
     code = (
         "import logging, sys, zlib\n"
@@ -234,13 +234,12 @@ def test_processes_that_start_at_once_convert_once(tmp_path, own_cache):
         "print(zlib.crc32(predictor.step(image).mask))\n"
     )
     command = [sys.executable, "-c", code, str(network)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    ended = [process.communicate() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], ended
-    assert len({out for out, _ in ended}) == 1 and ended[0][0].strip().isdigit()
-    assert sum(err.count("converting the network for OpenVINO") for _, err in ended) == 1
+    running = [start_process(command) for _ in range(3)]
+    assert [process.wait(800) for process in running] == [0, 0, 0], [process.output() for process in running]
+    outputs = [process.output() for process in running]
+    masks = [line for output in outputs for line in output.splitlines() if line.isdigit()]
+    assert len(masks) == 3 and len(set(masks)) == 1, outputs
+    assert sum(output.count("converting the network for OpenVINO") for output in outputs) == 1
     assert len(list(own_cache.glob("*.blob"))) == 1
 
 
