@@ -149,14 +149,26 @@ def test_commands_reach_no_network_and_write_only_where_told(street_bag, tiny_ch
     }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
 
-    def command(folder: str) -> list[str]:
-        if what == "train":
-            return ["train", str(tmp_path / "train.yaml"), "--out", str(out / folder)]
-        return ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out / folder)]
-
-    done = audited(out, *command("told"))
+    command = {
+        "segment": [
+            "segment",
+            str(street_bag),
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--out",
+            str(out / "x"),
+        ],
+        "train": ["train", str(tmp_path / "train.yaml"), "--out", str(out / "x")],
+    }
+    done = audited(out, *command[what])
     assert done.returncode == 0, done.stderr[-2000:]
-    refused = audited(tmp_path / "elsewhere", *command("not_told"))
+
+
+def test_the_audit_hook_sees_what_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    cv2.imwrite(str(tmp_path / "folder" / "1.png"), np.zeros((32, 64, 3), np.uint8))
+    command = ["import", "images", str(tmp_path / "folder"), "--out", str(tmp_path / "bag")]
+    refused = audited(tmp_path / "elsewhere", *command)
     assert refused.returncode == 9 and "FORBIDDEN write" in refused.stderr, (
         "the hook must see what it is to see"
     )

@@ -53,7 +53,7 @@ def _wait_for_temporary_file(folder: Path, timeout_s: float = 60.0) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
 def test_killed_many_times_while_writing(tmp_path, rng, kills):
     """SIGKILL at random moments: the latest checkpoint and state always load and never go back; no litter grows."""
     model = ERFNet(num_classes=2).eval()

@@ -24,7 +24,7 @@ SMALL = {"depths": (1, 1, 1, 1), "window": 3}
 TICK = 100_000_000
 
 
-@pytest.fixture(scope="module", params=["exact", "causal"])
+@pytest.fixture(scope="module", params=["exact", pytest.param("causal", marks=pytest.mark.long)])
 def exported(request, tmp_path_factory):
     """A checkpoint and its streaming step as ONNX, with the output of the export."""
     folder = tmp_path_factory.mktemp("exports")
@@ -96,6 +96,7 @@ def test_metadata_and_one_file(exported):
     assert len(list(path.parent.glob("*.onnx*"))) == 1
 
 
+@pytest.mark.long  # test_an_export_that_is_off_is_refused writes and compares this format too
 def test_full_window_as_torch_export(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention="causal", **SMALL)
     code = main(
@@ -111,17 +112,25 @@ def test_full_window_as_torch_export(tmp_path, capsys):
         assert (module(video, torch.tensor([False, True])) - alone).abs().max() < 1e-3
 
 
-def test_image_networks_and_the_full_window_in_the_predictor(tmp_path):
-    save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
-    make_checkpoint(tmp_path / "w.safetensors", **SMALL)
-    for name, options in (("e", []), ("w", ["--full-window"])):
-        source, out = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.onnx"
-        assert main(["export", str(source), "--out", str(out), *options]) == 0
-        by_file, by_network = VideoPredictor(out, device="cpu"), VideoPredictor(source, device="cpu")
-        for image in pictures(5):
-            one, other = by_file.step(image), by_network.step(image)
-            assert one.frames_in_window == other.frames_in_window
-            assert (one.mask == other.mask).mean() > 0.999
+def check_masks_of_the_export(source, *options):
+    out = source.with_suffix(".onnx")
+    assert main(["export", str(source), "--out", str(out), *options]) == 0
+    by_file, by_network = VideoPredictor(out, device="cpu"), VideoPredictor(source, device="cpu")
+    for image in pictures(5):
+        one, other = by_file.step(image), by_network.step(image)
+        assert one.frames_in_window == other.frames_in_window
+        assert (one.mask == other.mask).mean() > 0.999
+
+
+def test_an_image_network_in_the_predictor(tmp_path):
+    source = tmp_path / "e.safetensors"
+    save_checkpoint(source, ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
+    check_masks_of_the_export(source)
+
+
+@pytest.mark.long  # streaming steps are exported above
+def test_the_full_window_in_the_predictor(tmp_path):
+    check_masks_of_the_export(make_checkpoint(tmp_path / "w.safetensors", **SMALL), "--full-window")
 
 
 def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):

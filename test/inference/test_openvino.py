@@ -29,8 +29,6 @@ from vtseg_ros.model.registry import architectures
 
 openvino = import_openvino()
 TICK = 100_000_000
-COUNTS = [8, pytest.param(100, marks=pytest.mark.long)]
-"""Frames of real data: two windows, and enough for more scenes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,8 +85,8 @@ def agree(checkpoint, count: int = 7, **options) -> VideoPredictor:
     return both[0]
 
 
-def test_exact_streaming_equals_pytorch(tiny_checkpoint):
-    predictor = agree(tiny_checkpoint)
+def test_exact_streaming_equals_pytorch(shallow_checkpoint):
+    predictor = agree(shallow_checkpoint)
     assert predictor.streaming == "exact" and predictor.window == 4
 
 
@@ -96,11 +94,12 @@ def test_causal_streaming_equals_pytorch(causal_checkpoint):
     assert agree(causal_checkpoint).streaming == "causal"
 
 
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_other_windows(shallow_checkpoint, window):
     assert agree(shallow_checkpoint, window=window).window == window
 
 
+@pytest.mark.long  # two more conversions
 def test_plain_streaming_and_another_size(shallow_checkpoint):
     agree(shallow_checkpoint, streaming="plain", count=5)
     agree(shallow_checkpoint, input_size=(96, 64), count=5)
@@ -190,7 +189,7 @@ PRECISIONS = {"fp32": 0.999, "bf16": 0.995} if has_native_bf16() else {"fp32": 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_agreement_on_the_street(tmp_path, count, precision):
     size = ["--scene", "5", "--frames", str(count), "--size", "320x96", "--no-depth", "--no-flow"]
@@ -199,11 +198,10 @@ def test_agreement_on_the_street(tmp_path, count, precision):
     assert agreement("street_tiny", frames, precision) >= PRECISIONS[precision]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.long
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_agreement_on_camvid(camvid, count, precision):
-    frames = bag_frames(camvid / "camvid_val", count)
+def test_agreement_on_camvid(camvid, precision):
+    frames = bag_frames(camvid / "camvid_val", 100)
     assert agreement("camvid_small", frames, precision) >= PRECISIONS[precision]
 
 

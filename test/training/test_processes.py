@@ -124,6 +124,7 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, start, tmp_pa
         assert two[key] == pytest.approx(one[key], abs=1e-3), key
 
 
+@pytest.mark.long  # with torchrun as the test above
 def test_torchrun_trains_all_stages(write, start, tmp_path):
     """Every process takes its part and one writes."""
     path = write(
@@ -138,6 +139,7 @@ def test_torchrun_trains_all_stages(write, start, tmp_path):
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
 
 
+@pytest.mark.long  # test_run.py stops and resumes runs, faults/test_writing.py kills what writes
 def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, start, tmp_path):
     path = write()
     code, output = finish(start(sys.executable, *CLI, path, "--out", tmp_path / "whole"))
