@@ -22,6 +22,8 @@ pytest_plugins = ["tiers", "pytester"]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Before any library imports Ray, which then listens on all interfaces.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+PATIENCE_S = 400.0
+"""How long a test waits for an event before it fails: a bound for hangs, which a busy machine must not reach."""
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 # Converting a network for OpenVINO takes seconds: tests of other things run in PyTorch.
 os.environ.setdefault("VTSEG_BACKEND", "torch")
@@ -175,12 +177,12 @@ class Process:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
+    def wait_for(self, text: str) -> None:
         """Wait until the output has a text."""
-        wait_until(lambda: text in self.output() or not self.running(), timeout_s, self.output)
+        wait_until(lambda: text in self.output() or not self.running(), self.output)
         assert text in self.output(), self.output()
 
-    def wait(self, timeout_s: float = 180.0) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end; its exit code. A process that does not end is killed."""
         try:
             return self.process.wait(timeout_s)
@@ -188,11 +190,11 @@ class Process:
             self.kill()
             raise AssertionError(f"still running after {timeout_s} s:\n{self.output()}") from None
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
+    def stop(self, number: int = signal.SIGINT) -> int:
         """Signal the process; its exit code."""
         if self.running():
             self.process.send_signal(number)
-        return self.wait(timeout_s)
+        return self.wait()
 
     def kill(self) -> None:
         self.process.kill()
@@ -210,11 +212,11 @@ def write_endless_training(path: Path, bag: Path) -> None:
     path.write_text(yaml.safe_dump(values))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, say: Callable[[], str] = lambda: "") -> None:
-    """Poll a condition; after the timeout, fail with the text that `say` returns."""
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], object], say: Callable[[], str] = lambda: "") -> None:
+    """Poll a condition; after PATIENCE_S, fail with the text that `say` returns."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"timed out after {timeout_s} s. {say()}"
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE_S} s. {say()}"
         time.sleep(0.02)
 
 
@@ -239,7 +241,7 @@ def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 
 def _is_stuck(process: Process) -> bool:
     try:
-        process.wait(60)
+        process.wait()
     except AssertionError:
         return True
     return False

@@ -39,7 +39,7 @@ def doctor(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert done.returncode == code, done.stdout + done.stderr

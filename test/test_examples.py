@@ -19,7 +19,7 @@ from vtseg_ros.label_set import STREET
 
 EXAMPLES = ROOT / "examples"
 # The export and the kernel of the notebook are slow on a machine that is busy with other work.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_run_node_logs_each_mask_and_stops_on_ctrl_c(
         images.publish(image_message(picture(sent), "rgb8", sent * 100_000_000))
         return "% of the image" in node.output() or not node.running()
 
-    wait_until(logged, 500, node.output)
+    wait_until(logged, node.output)
     assert re.search(r"\[road_share\]: road: \d+ % of the image", node.output()), node.output()
     assert node.stop() == 0, node.output()
     assert "Traceback" not in node.output()

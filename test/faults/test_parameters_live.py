@@ -135,7 +135,7 @@ def ended(ros_environment, tiny_checkpoint, tmp_path_factory) -> list[tuple[int,
         given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
         commands.append((node, ["--ros-args", "--params-file", str(file), *given]))
     command = [sys.executable, "-c", RUN, json.dumps(commands)]
-    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -72,7 +72,7 @@ def test_an_error_of_the_network_costs_one_frame(camera):
         status = camera.ask(plain(255, 255, 255))
         assert status.event == REJECTED and "illegal instruction" in status.reason
     told = "inference failed: RuntimeError: an illegal instruction was encountered"
-    wait_until(lambda: any(told in s.message for a in list(arrays) for s in a.status), 60)
+    wait_until(lambda: any(told in s.message for a in list(arrays) for s in a.status))
     assert [camera.good().frames_in_window for _ in range(3)] == [1, 2, 3]
 
 
@@ -82,7 +82,7 @@ def test_another_size_and_back(camera):
         for index in range(frames):
             status = camera.good(height=size[0], width=size[1])
             assert status.event == PROCESSED and (index == 0) == (status.frames_in_window == 1)
-        wait_until(lambda size=size: (camera.masks[-1].height, camera.masks[-1].width) == size, 60)
+        wait_until(lambda size=size: (camera.masks[-1].height, camera.masks[-1].width) == size)
 
 
 def test_time_runs_back(camera):
@@ -95,7 +95,7 @@ def test_time_runs_back(camera):
 def test_the_clock_stops_and_jumps(camera):
     """Latency and idle statuses come from the steady clock, whatever /clock does."""
     clock = camera.harness.publisher(Clock, "/clock")
-    wait_until(lambda: clock.get_subscription_count() > 0, 60)
+    wait_until(lambda: clock.get_subscription_count() > 0)
     for seconds in (100, 101, 50, 50, 2**31 - 1, 0):
         message = Clock()
         message.clock.sec = seconds
@@ -145,7 +145,7 @@ def test_a_publisher_that_dies_and_returns(camera, start_cli, street_bag):
         player = start_cli(*play)
         try:
             wait_until(
-                lambda before=before: camera.status[-1].frames_processed >= before + 5, 60, camera.node.output
+                lambda before=before: camera.status[-1].frames_processed >= before + 5, camera.node.output
             )
         finally:
             player.kill()
@@ -164,7 +164,7 @@ def test_a_subscriber_that_does_not_read(camera, ros_environment, start_process)
             camera.good()
             return "mask" in slow.output()
 
-        wait_until(connected, 60, slow.output)
+        wait_until(connected, slow.output)
         slow.process.send_signal(signal.SIGSTOP)
         statuses = [camera.good(height=240, width=320) for _ in range(60)]
         assert all(status.event == PROCESSED for status in statuses)

@@ -229,7 +229,7 @@ def test_a_window_is_judged_by_the_network_that_gets_it(exported, exported_node,
         parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
         request = SetParametersAtomically.Request(parameters=parameters)
         return camera.harness.call(
-            SetParametersAtomically, f"{service}/set_parameters_atomically", request, attempts=1
+            SetParametersAtomically, f"{service}/set_parameters_atomically", request, repeat=False
         ).result
 
     def told() -> list:
@@ -252,5 +252,5 @@ def test_a_window_is_judged_by_the_network_that_gets_it(exported, exported_node,
     camera.node.wait_for(
         "the checkpoint was not changed: window: longer than the network was exported for; expected at most 3"
     )
-    wait_until(lambda: told() == [str(wide), 7, 0.1], 60, lambda: str(told()))
+    wait_until(lambda: told() == [str(wide), 7, 0.1], lambda: str(told()))
     assert frames(8) == 7 and camera.node.running()

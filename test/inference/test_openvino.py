@@ -219,7 +219,6 @@ def test_a_file_of_another_network_is_not_taken(tmp_path, own_cache, caplog):
     assert blobs[1].read_bytes() != blobs[0].read_bytes()
 
 
-@pytest.mark.timeout(900)  # each imports torch
 def test_processes_that_start_at_once_convert_once(start_process, tmp_path, own_cache):
     network = image_network(tmp_path / "image.safetensors", "erfnet")
     code = (
@@ -233,7 +232,7 @@ def test_processes_that_start_at_once_convert_once(start_process, tmp_path, own_
     )
     command = [sys.executable, "-c", code, str(network)]
     running = [start_process(command) for _ in range(3)]
-    assert [process.wait(800) for process in running] == [0, 0, 0], [process.output() for process in running]
+    assert [process.wait() for process in running] == [0, 0, 0], [process.output() for process in running]
     outputs = [process.output() for process in running]
     masks = [line for output in outputs for line in output.splitlines() if line.isdigit()]
     assert len(masks) == 3 and len(set(masks)) == 1, outputs

@@ -77,7 +77,7 @@ class Camera:
 
         before = len(of_frame())
         self.publish(message)
-        wait_until(lambda: len(of_frame()) > before, 60, self.node.output)
+        wait_until(lambda: len(of_frame()) > before, self.node.output)
         return of_frame()[-1]
 
     def ask(self, message, gap_s: float = 0.1) -> SegmentationStatus:
@@ -92,7 +92,7 @@ class Camera:
         """Wait for the mask of a processed frame: (H, W) uint8."""
         assert status.event == SegmentationStatus.PROCESSED, status.reason
         wait_until(
-            lambda: self.masks and self.masks[-1].header.stamp == status.header.stamp, 60, self.node.output
+            lambda: self.masks and self.masks[-1].header.stamp == status.header.stamp, self.node.output
         )
         return pixels(self.masks[-1])
 
@@ -107,7 +107,7 @@ class Camera:
                 and last.frames_received == len(self.reported())
             )
 
-        wait_until(settled, 60, lambda: f"{self.status[-1:]} {len(self.reported())} {self.node.output()}")
+        wait_until(settled, lambda: f"{self.status[-1:]} {len(self.reported())} {self.node.output()}")
         last = self.status[-1]
         assert last.frames_received == last.frames_processed + last.frames_dropped + last.frames_rejected
         return last

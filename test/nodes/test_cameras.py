@@ -51,14 +51,14 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, 
         return last is not None and last.event == SegmentationStatus.IDLE and stamp_of(last) > ended
 
     for name, camera in cameras.items():
-        wait_until(lambda s=camera: idle(s), 60, node.output)
+        wait_until(lambda s=camera: idle(s), node.output)
         last = camera.status[-1]
         assert last.frames_received == last.frames_processed + last.frames_dropped, name
         # On a machine that is busy elsewhere, the node's queue may lose some before they are received.
         assert len(sent[name]) / 2 <= last.frames_received <= len(sent[name]), name
         assert last.frames_rejected == 0 and last.camera == name
         processed = [stamp_of(s) for s in camera.status if s.event == SegmentationStatus.PROCESSED]
-        wait_until(lambda s=camera, stamps=processed: len(s.masks) == len(stamps), 60)
+        wait_until(lambda s=camera, stamps=processed: len(s.masks) == len(stamps))
         alone = VideoPredictor(tiny_checkpoint, device="cpu", max_gap_s=10.0)
         for stamp, message in zip(processed, camera.masks):
             assert stamp_of(message) == stamp

@@ -55,17 +55,15 @@ def test_jpegs_of_overlay_and_colours(camera):
         for name in names
     }
     talk = camera.harness.node
-    wait_until(
-        lambda: all(talk.count_publishers(f"/asked/segmentation/{name}/compressed") for name in names), 60
-    )
+    wait_until(lambda: all(talk.count_publishers(f"/asked/segmentation/{name}/compressed") for name in names))
     assert camera.set("jpeg_quality", integer_value=100).successful
     rgb = picture(4)
-    wait_until(lambda: mask_of(camera, rgb) is not None and all(jpegs.values()), 60)
+    wait_until(lambda: mask_of(camera, rgb) is not None and all(jpegs.values()))
     for made in jpegs.values():
         made.clear()
     message = stamped(image_message(rgb, "rgb8", 0), camera.next_stamp(), "front_optical")
     mask = camera.mask_of(camera.answer(message))
-    wait_until(lambda: all(jpegs.values()), 60)
+    wait_until(lambda: all(jpegs.values()))
     expected = {"overlay": overlay(rgb, mask, STREET, 0.5), "color": colorize(mask, STREET)}
     for name, made in jpegs.items():
         assert made[0].header == message.header, name
@@ -75,7 +73,7 @@ def test_jpegs_of_overlay_and_colours(camera):
         assert np.median(difference) <= 3 and difference.mean() < 12, name
     assert camera.set("jpeg_quality", integer_value=10).successful
     camera.ask(image_message(rgb, "rgb8", 0))
-    wait_until(lambda: all(len(made) == 2 for made in jpegs.values()), 60)
+    wait_until(lambda: all(len(made) == 2 for made in jpegs.values()))
     assert all(len(small.data) < len(large.data) / 2 for large, small in jpegs.values())
     assert not camera.set("jpeg_quality", integer_value=0).successful
 

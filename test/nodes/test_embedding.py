@@ -61,7 +61,7 @@ def test_segmenter(embed, harness, tiny_checkpoint):
         images.publish(image_message(picture(sent), "rgb8", sent * 100_000_000))
         return len(masks) > 5 or not node.running()
 
-    wait_until(processed, 240, node.output)
+    wait_until(processed, node.output)
     check_ends_in_order(node)
 
 
@@ -71,6 +71,6 @@ def test_trainer(embed, harness, street_bag, tmp_path):
     node = embed(
         "trainer", "TrainerNode", f"config:={tmp_path / 'train.yaml'}", f"output_dir:={tmp_path / 'run'}"
     )
-    wait_until(lambda: bool(seen) or not node.running(), 240, node.output)
+    wait_until(lambda: bool(seen) or not node.running(), node.output)
     check_ends_in_order(node)
     assert (tmp_path / "run" / "last.safetensors").is_file()

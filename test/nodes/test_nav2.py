@@ -129,9 +129,9 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_
     camera.good(30)
     # A costmap that starts late gets the class list, and none of the masks before.
     layer = Layer(harness, "/nav2")
-    wait_until(lambda: layer.ready, 60, node.output)
+    wait_until(lambda: layer.ready, node.output)
     points = harness.publisher(PointCloud2, "/nav2/points")
-    wait_until(lambda: points.get_subscription_count() > 0, 60)
+    wait_until(lambda: points.get_subscription_count() > 0)
     expected = VideoPredictor(
         tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE
     )
@@ -141,7 +141,7 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_
         points.publish(cloud(40, 24, stamp))
         camera.answer(image_message(image, "rgb8", stamp))
         result = expected.step(image, stamp)
-        wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, 60, node.output)
+        wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, node.output)
         assert not layer.problems, layer.problems
         by_id = np.zeros(256, np.uint8)
         by_id[[STREET.names.index(name) for name in COSTS]] = list(COSTS.values())

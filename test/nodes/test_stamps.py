@@ -44,7 +44,7 @@ def test_late_frames(camera, tiny_checkpoint):
     assert [s.frames_in_window for i, s in enumerate(seen) if i not in late] == [1, 2, 3, 4, 4, 4]
     assert "late stamp 1700000000.100000000 s" in seen[3].reason
     assert "late stamp 1700000000.200000000 s" in seen[6].reason
-    wait_until(lambda: len(camera.masks) == masks + 6, 60)
+    wait_until(lambda: len(camera.masks) == masks + 6)
     alone = VideoPredictor(tiny_checkpoint, device="cpu")
     for index, message in zip((i for i in range(8) if i not in late), camera.masks[masks:]):
         assert np.array_equal(pixels(message), alone.step(picture(index), stamps[index]).mask), index
@@ -67,5 +67,5 @@ def test_repeated_stamps_are_no_slow_model(camera):
         own = [a.status[0] for a in beats if "stamps/segmenter" in a.status[0].name]
         return [status.message for status in own if "for their stamps" in status.message]
 
-    wait_until(lambda: bool(told()), 60, lambda: str([a.status[0].message for a in beats]))
+    wait_until(lambda: bool(told()), lambda: str([a.status[0].message for a in beats]))
     assert "repeated stamp 1700000000." in told()[0] and not any("faster" in text for text in told())

@@ -146,10 +146,10 @@ def test_a_disk_that_fills(recorder, small_disk):
     made, lines = recorder
     made._folder = small_disk
     add(made, 0, restarted=True)
-    wait_until(lambda: made.recorded == 1, 60)
+    wait_until(lambda: made.recorded == 1)
     (small_disk / "other").write_bytes(bytes(20 << 20))
     add(made, 1, restarted=True)
-    wait_until(lambda: bool(made.stopped), 60)
+    wait_until(lambda: bool(made.stopped))
     add(made, 2, restarted=True)
     made.close()
     assert [line for line in lines if line.startswith("error")] == [
@@ -165,7 +165,7 @@ def test_a_write_that_fails(recorder, small_disk, monkeypatch):
     monkeypatch.setattr(uncertain_recorder, "RESERVE_BYTES", -(1 << 30))
     for number in range(40):
         add(made, number, size=(1000, 1000), restarted=True)
-        wait_until(lambda number=number: made.recorded > number or bool(made.stopped), 60)
+        wait_until(lambda number=number: made.recorded > number or bool(made.stopped))
     made.close()
     errors = [line for line in lines if line.startswith("error")]
     assert len(errors) == 1 and "No space left" in errors[0] and "\n" not in errors[0], errors
@@ -220,7 +220,7 @@ def test_a_running_segmenter(harness, start_segmenter, tiny_checkpoint, expected
 
     def change(transition: int) -> None:
         request = ChangeState.Request(transition=Transition(id=transition))
-        assert harness.call(ChangeState, f"{namespace}/segmenter/change_state", request, attempts=1).success
+        assert harness.call(ChangeState, f"{namespace}/segmenter/change_state", request, repeat=False).success
 
     def facts() -> dict[str, str]:
         own = [s for array in diagnostics for s in array.status if s.name.startswith(namespace.lstrip("/"))]
@@ -230,7 +230,7 @@ def test_a_running_segmenter(harness, start_segmenter, tiny_checkpoint, expected
         messages = [image_message(image, "rgb8", camera.next_stamp()) for image in shown]
         for message in messages:
             assert camera.answer(message).event == SegmentationStatus.PROCESSED
-        wait_until(lambda: int(facts().get("uncertain images recorded", 0)) > 0, 60, node.output)
+        wait_until(lambda: int(facts().get("uncertain images recorded", 0)) > 0, node.output)
         assert facts()["uncertain images dropped"] == "0" and facts()["uncertain recording"] == "on"
         if activation == 1:
             change(Transition.TRANSITION_DEACTIVATE)

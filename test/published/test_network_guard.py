@@ -138,7 +138,6 @@ def test_the_guard_guards(tmp_path):
 
 
 @pytest.mark.long  # trains, exports and times networks; the imports are checked above
-@pytest.mark.timeout(900)
 def test_no_other_command_leaves_this_machine(tmp_path):
     for name in ("lightning_fabric", "onnxscript", "matplotlib"):
         pytest.importorskip(name)
