@@ -92,7 +92,8 @@ def locked(
         BlockingIOError: if another process holds it and `wait` is off.
         OSError: if it cannot be made or locked and `required` is on.
     """
-    held, waited = None, False
+    held: IO[bytes] | None = None
+    waited = False
     try:
         held, waited = _hold(path, exclusive, wait, on_wait)
     except BlockingIOError:

@@ -198,7 +198,17 @@ def test_a_swap_misses_no_beat(camera, tiny_checkpoint, tmp_path):
     from conftest import make_checkpoint
 
     other = make_checkpoint(tmp_path / "wide.safetensors", window=8)
-    beats = camera.harness.collect(DiagnosticArray, "/diagnostics")
+    arrays = camera.harness.collect(DiagnosticArray, "/diagnostics")
+
+    def beats() -> list[float]:
+        """Times of the node's diagnostics, s."""
+        own = [array.header.stamp for array in list(arrays) if "raw/segmenter" in array.status[0].name]
+        return [stamp.sec + stamp.nanosec / 1e9 for stamp in own]
+
+    arrays.clear()
+    wait_until(lambda: camera.good(12).event == SegmentationStatus.PROCESSED and len(beats()) >= 4)
+    usual = max(np.diff(beats()))
+    arrays.clear()
     before = camera.node.output().count("now running")
     assert camera.set("checkpoint", string_value=str(other)).successful
     swapped = False
@@ -208,13 +218,8 @@ def test_a_swap_misses_no_beat(camera, tiny_checkpoint, tmp_path):
         assert status.event == SegmentationStatus.PROCESSED
     assert camera.set("checkpoint", string_value=str(tiny_checkpoint)).successful
     wait_until(lambda: camera.node.output().count("now running") == before + 2)
-    wait_until(lambda: sum("raw/segmenter" in a.status[0].name for a in beats) >= 2)
-    times = [
-        a.header.stamp.sec + a.header.stamp.nanosec / 1e9
-        for a in beats
-        if "raw/segmenter" in a.status[0].name
-    ]
-    assert max(b - a for a, b in zip(times, times[1:])) < 5.0
+    wait_until(lambda: len(beats()) >= 2)
+    assert max(np.diff(beats())) < max(5.0, 3 * usual)  # a beat is 1 s, and more on a busy machine
 
 
 def test_a_request_is_refused_as_a_whole(camera):
