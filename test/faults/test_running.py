@@ -165,11 +165,16 @@ def test_a_subscriber_that_does_not_read(camera, ros_environment, start_process)
             return "mask" in slow.output()
 
         wait_until(connected, slow.output)
+
+        def waited(frames: int) -> float:
+            """Median of the time that frames took besides inference, s."""
+            statuses = [camera.good(height=240, width=320) for _ in range(frames)]
+            assert all(status.event == PROCESSED for status in statuses)
+            return float(np.median([status.total_s - status.inference_s for status in statuses]))
+
+        usual = waited(20)
         slow.process.send_signal(signal.SIGSTOP)
-        statuses = [camera.good(height=240, width=320) for _ in range(60)]
-        assert all(status.event == PROCESSED for status in statuses)
-        waited = sorted(status.total_s - status.inference_s for status in statuses)
-        assert waited[len(waited) // 2] < 0.05, waited
+        assert waited(60) < max(0.05, 3 * usual)  # 0.05 s, and more on a busy machine
         assert camera.idle().frames_dropped + camera.idle().frames_rejected <= camera.sent
     finally:
         slow.kill()
