@@ -18,9 +18,9 @@ from bags import videotools as tools
 from bags.test_zstd_transport import packed
 from bags.videotools import FFMPEG, FOXGLOVE, GROUP
 from conftest import wait_until
+from nodes.camera import Camera, expected_mask
 from nodes.encoders import NS, picture, stamp_ns_of
 from nodes.message_packages import build_video_messages
-from nodes.setting import Setting, expected_mask, pixels
 from sensor_msgs.msg import CompressedImage
 from vtseg_ros.msg import SegmentationStatus
 
@@ -32,19 +32,15 @@ COUNT = 14
 
 def test_zstd(harness, start_segmenter, tiny_checkpoint):
     node = start_segmenter("/zstd", tiny_checkpoint, "-p", "image_transport:=zstd")
-    setting = Setting(harness, node, tiny_checkpoint, "/zstd")
-    publisher = harness.publisher(CompressedImage, "/zstd/image/zstd")
-    setting.matched(publisher)
+    camera = Camera(harness, node, "/zstd", kind=CompressedImage, topic="image/zstd")
     rgb = picture(11)
     message = CompressedImage(format="zstd", data=packed(rgb, "rgb8"))
     message.header.stamp.sec = 20
-    status = setting.answer(publisher, message)
-    assert status.event == SegmentationStatus.PROCESSED, status.reason
-    wait_until(lambda: bool(setting.masks), 5)
-    assert np.array_equal(pixels(setting.masks[-1]), expected_mask(tiny_checkpoint, [rgb]).mask)
+    mask = camera.mask_of(camera.answer(message))
+    assert np.array_equal(mask, expected_mask(tiny_checkpoint, [rgb]).mask)
     message.data = message.data[: len(message.data) // 2]
     message.header.stamp.sec = 21
-    status = setting.answer(publisher, message)
+    status = camera.answer(message)
     assert status.event == SegmentationStatus.REJECTED and "zstd" in status.reason
     assert node.stop(signal.SIGTERM) == 0
 
@@ -59,7 +55,7 @@ def test_messages_that_are_not_installed(start_node, tiny_checkpoint, transport)
     arguments = ("-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true")
     node = start_node("segmenter", *arguments, "-p", f"image_transport:={transport}")
     node.wait_for("cannot configure: image_transport: ")
-    assert node.process.wait(60) == 2
+    assert node.wait() == 2
 
 
 @pytest.fixture(scope="module")
@@ -98,30 +94,25 @@ def test_video(harness, start_segmenter, tiny_checkpoint, video_messages, transp
     node = start_segmenter(
         namespace, tiny_checkpoint, "-p", f"image_transport:={transport}", environment=video_messages
     )
-    setting = Setting(harness, node, tiny_checkpoint, namespace)
     kind = image_class(transport)
-    publisher = harness.publisher(kind, f"{namespace}/image/{transport}")
-    setting.matched(publisher)
+    camera = Camera(harness, node, namespace, kind=kind, topic=f"image/{transport}")
     stream, lost = tools.encode(codec, COUNT), GROUP + 1
     for place, packet in enumerate(stream):
         if place in (0, lost):
             continue
-        publisher.publish(message_of(kind, msgtype, packet, codec))
-    sent = COUNT - 2
+        camera.publish(message_of(kind, msgtype, packet, codec))
     if "B-frames" not in codec:
-        events = lambda: [s for s in setting.status if s.event != SegmentationStatus.IDLE]  # noqa: E731
-        wait_until(lambda: len(events()) >= sent, 60, node.output)
-        assert {stamp_ns_of(s) for s in events()} == {
+        wait_until(lambda: len(camera.reported()) >= COUNT - 2, node.output)
+        assert {stamp_ns_of(s) for s in camera.reported()} == {
             tools.stamp_of_frame(p.number) for n, p in enumerate(stream) if n not in (0, lost)
         }
-        refused = {stamp_ns_of(s): s.reason for s in events() if s.reason}
+        refused = {stamp_ns_of(s): s.reason for s in camera.reported() if s.reason}
         assert "no key frame" in refused[tools.stamp_of_frame(1)]
-        shown = [s for s in events() if s.event == SegmentationStatus.PROCESSED]
+        shown = [s for s in camera.reported() if s.event == SegmentationStatus.PROCESSED]
         assert shown and stamp_ns_of(shown[-1]) == tools.stamp_of_frame(COUNT - 1)
         node.wait_for("video packets gave no image; images come again")
     assert node.stop(signal.SIGTERM) == 0
-    final = [s for s in setting.status if s.event != SegmentationStatus.IDLE]
-    wait_until(lambda: len(final) >= 1, 5)
+    wait_until(lambda: bool(camera.reported()))
 
 
 def message_of(kind, msgtype, packet, codec):

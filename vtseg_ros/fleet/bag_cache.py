@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from vtseg_ros.errors import BagError, ConfigError
-from vtseg_ros.files import cache_folder, fcntl
+from vtseg_ros.files import cache_folder, locked
 from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.object_store import StoredFile
 from vtseg_ros.fleet.urls import Url
@@ -88,13 +87,13 @@ class BagCache:
         """Hold the shared lock of a complete copy, which is made where there is none."""
         lock = _lock_of(entry)
         while True:
-            with _locked(lock, exclusive=False):
+            with locked(lock, exclusive=False):
                 if (entry / _COMPLETE).exists():
                     with suppress(OSError):
                         os.utime(entry / _COMPLETE)
                     yield
                     return
-            with _locked(lock, exclusive=True):
+            with locked(lock):
                 if not (entry / _COMPLETE).exists():
                     self._make(url, files, size, limit, entry)
 
@@ -113,7 +112,7 @@ class BagCache:
 
         Who waits keeps the lock: others that need room queue behind it and cannot take what becomes free.
         """
-        with _locked(self._root / f".room{_LOCK}", exclusive=True):
+        with locked(self._root / f".room{_LOCK}"):
             while True:
                 used = {other: _size_of(other) for other in self._root.iterdir() if (other / _SIZE).exists()}
                 total = sum(used.values())
@@ -134,12 +133,12 @@ class BagCache:
         with ExitStack() as stack:
             with self._one_line_errors("the result"):
                 self._root.mkdir(parents=True, exist_ok=True)
-                with _locked(self._root / f".results{_LOCK}", exclusive=True):
+                with locked(self._root / f".results{_LOCK}"):
                     for old in self._root.glob(f"{_RESULT}*"):
                         if old.is_dir():
                             _remove_unused(old)
                     made = Path(tempfile.mkdtemp(prefix=_RESULT, dir=self._root))
-                    stack.enter_context(_locked(_lock_of(made), exclusive=True))
+                    stack.enter_context(locked(_lock_of(made)))
             stack.callback(_lock_of(made).unlink, missing_ok=True)
             stack.callback(shutil.rmtree, made, ignore_errors=True)
             yield made
@@ -175,34 +174,8 @@ def _used_at(entry: Path) -> float:
 
 def _remove_unused(entry: Path) -> bool:
     """Remove a folder and its lock unless somebody holds it."""
-    with suppress(BlockingIOError), _locked(_lock_of(entry), exclusive=True, wait=False):
+    with suppress(BlockingIOError), locked(_lock_of(entry), wait=False):
         shutil.rmtree(entry, ignore_errors=True)
         _lock_of(entry).unlink(missing_ok=True)
         return True
     return False
-
-
-@contextmanager
-def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, which may be removed by its exclusive holder.
-
-    Raises:
-        BlockingIOError: if another process holds it and `wait` is off.
-    """
-    if fcntl is None:
-        yield
-        return
-    kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        with path.open("ab") as file:
-            fcntl.flock(file, kind)
-            if _is_at(file, path):  # not removed while this process waited
-                yield
-                return
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False

@@ -21,6 +21,7 @@ from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.report import ReportData, latency_percentiles, write_report
 from vtseg_ros.evaluation.score import Scores
+from vtseg_ros.evaluation.temporal import FlowImage
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.masks import MaskReader
 from vtseg_ros.labelling.palette import Palette
@@ -244,7 +245,7 @@ class EvaluatorNode(TypedParameters, Node):
             ids = mask.ids if self._targets is None else self._targets[mask.ids]
             if steady:
                 mask.watched = True
-                self._scores.watch(stamp, ids, rgb)
+                self._scores.watch(stamp, ids, FlowImage(rgb))
             if truth is not None:
                 if before is None or before != self._scored_ns:
                     self._scores.new_labels()  # there is a frame between the two

@@ -107,7 +107,7 @@ class CompiledCache:
         found = self._read(path, description, config)
         if found is not None:
             return found
-        with locked(path.with_suffix(".lock"), _say_that_another_converts) as waited:
+        with locked(path.with_suffix(".lock"), required=False, on_wait=_say_that_another_converts) as waited:
             if waited:
                 found = self._read(path, description, config)
                 if found is not None:
