@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import logging
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import make_checkpoint
+from safetensors.torch import load_file
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import decode_any
@@ -27,6 +29,7 @@ from vtseg_ros.model.checkpoint import (
     Checkpoint,
     load_checkpoint,
     read_agreement,
+    read_metadata,
     save_again,
 )
 from vtseg_ros.model.normalization import Cast
@@ -85,6 +88,37 @@ def test_the_agreement_is_measured_and_stored(tiny_checkpoint, tmp_path, rng):
     assert (again.input_size, again.config) == (checkpoint.input_size, checkpoint.config)
     for key, value in checkpoint.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key]), key
+
+
+def test_a_command_stores_the_agreement_and_keeps_the_weights(tiny_checkpoint, tmp_path, rng, capsys):
+    frames, path = tmp_path / "frames", tmp_path / "network.safetensors"
+    frames.mkdir()
+    images = list(rng.integers(0, 256, (4, 32, 64, 3), dtype=np.uint8))
+    for number, image in enumerate(images):
+        cv2.imwrite(str(frames / f"{number}.png"), image[..., ::-1])
+    save_again(path, load_checkpoint(tiny_checkpoint), half=True)
+    before, header = load_file(path), read_metadata(path)
+    assert main(["weights", "agreement", str(path), str(frames), "--frames", "3"]) == 0
+    after, share = load_file(path), load_checkpoint(path).agreement["bf16"]
+    assert share == pytest.approx(agreement(load_checkpoint(path), images[:3]), abs=1e-6)
+    assert f"{100 * share:.2f} % of the pixels of 3 frames" in capsys.readouterr().out
+    assert before.keys() == after.keys()
+    assert all(value.dtype == after[key].dtype and value.equal(after[key]) for key, value in before.items())
+    changed = {key for key, value in read_metadata(path).items() if header[key] != value}
+    assert changed == {"agreement", "sha256"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["network.onnx", "."], "vtseg export --bag"),
+        (["street_tiny", ".", "--frames", "0"], "--frames: out of range; expected at least 1, got 0"),
+        (["street_tiny", "nowhere"], "no such file or folder"),
+    ],
+)
+def test_an_agreement_that_cannot_be_measured(arguments, words, capsys):
+    assert main(["weights", "agreement", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("claimed", ["0.9", [1], {"bf16": "1"}, {"bf16": 1.01}, {"bf16": -1}])
