@@ -212,7 +212,7 @@ def test_the_node_runs_it(image_export, cache, start_node, ros_environment):
     try:
         images = harness.publisher(Image, "/exported_openvino/image")
         masks = harness.collect(Image, "/exported_openvino/segmentation/mask")
-        wait_until(lambda: images.get_subscription_count() > 0, 60, node.output)
+        wait_until(lambda: images.get_subscription_count() > 0, node.output)
         picture, sent = pictures(1)[0], 0
 
         def processed():
@@ -221,7 +221,7 @@ def test_the_node_runs_it(image_export, cache, start_node, ros_environment):
             images.publish(image_message(picture, "rgb8", sent))
             return masks
 
-        wait_until(processed, 60, node.output)
+        wait_until(processed, node.output)
         expected = VideoPredictor(image_export, device="cpu", backend="openvino").step(picture).mask
         found = np.frombuffer(masks[0].data, np.uint8).reshape(40, 72)
         assert (found == expected).mean() > 0.999

@@ -14,16 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 
+from bags.test_zstd_transport import packed
 from conftest import wait_until
-from nodes.encoders import NS, image_message, picture, stamped
+from nodes.encoders import NS, compressed_message, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vtseg_ros.cli import main
@@ -265,6 +267,35 @@ def test_no_subscriber_no_inputs(harness, start_node):
         if subscription.topic_name == "/idle/segmentation/cloud":
             harness.node.destroy_subscription(subscription)
     wait_until(lambda: rig.mask.get_subscription_count() == rig.image.get_subscription_count() == 0)
+
+
+@pytest.mark.parametrize(
+    ("image_transport", "depth_transport"), [("compressed", "compressedDepth"), ("zstd", "zstd")]
+)
+def test_other_transports(harness, start_node, image_transport, depth_transport):
+    name = f"by_{depth_transport.lower()}"
+    chosen = ("-p", f"image_transport:={image_transport}", "-p", f"depth_transport:={depth_transport}")
+    rig = Rig(harness, start_node, name, "-p", "color:=image", *chosen)
+    rig.image = harness.publisher(CompressedImage, f"/{name}/image/{image_transport}", BEST_EFFORT)
+    rig.sensor = harness.publisher(CompressedImage, f"/{name}/depth/{depth_transport}", BEST_EFFORT)
+    rgb = picture(3, 2, 4)
+
+    def image(stamp: int) -> CompressedImage:
+        if image_transport == "compressed":
+            return compressed_message(rgb, "png", stamp)
+        return stamped(CompressedImage(format="zstd", data=packed(rgb, "rgb8")), stamp)
+
+    def sensor(stamp: int) -> CompressedImage:
+        rig.image.publish(image(stamp))
+        if depth_transport == "zstd":
+            return stamped(CompressedImage(format="zstd", data=packed(MILLIMETRES, "16UC1")), stamp)
+        png = bytes(12) + cv2.imencode(".png", MILLIMETRES)[1].tobytes()
+        return stamped(CompressedImage(format="16UC1; compressedDepth png", data=png), stamp)
+
+    rig.start(sensor)
+    found = [(z, color, label) for _, _, z, color, label, _ in read(rig.clouds[-1])]
+    places = {(0, 0): (1.0, 5), (0, 1): (2.0, 6), (1, 1): (2.0, 5), (1, 2): (3.0, 8), (1, 3): (65.0, 8)}
+    assert found == [(z, tuple(int(v) for v in rgb[place]), label) for place, (z, label) in places.items()]
 
 
 LIDAR = [

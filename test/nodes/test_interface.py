@@ -91,9 +91,12 @@ def test_topics_and_services(harness, nodes, node):
         for index, topic in enumerate(topics):
             kind = kinds[min(index, len(kinds) - 1)]
             documented[topic if topic.startswith("/") else f"/{topic}"] = {kind.replace("/", "/msg/")}
-    # By default one transport is subscribed to, and label_info needs vision_msgs.
-    others = ("compressed", "zstd", "ffmpeg", "foxglove")
-    optional = {f"/image/{transport}" for transport in others} if node == "segmenter" else set()
+    # By default one transport is subscribed to, by the evaluator two; label_info needs vision_msgs.
+    others = {
+        "segmenter": ("compressed", "zstd", "ffmpeg", "foxglove"),
+        "evaluator": ("zstd", "ffmpeg", "foxglove"),
+    }
+    optional = {f"/{what}/{transport}" for transport in others[node] for what in ("image", "label")}
     try:
         import vision_msgs.msg  # noqa: F401
     except ImportError:

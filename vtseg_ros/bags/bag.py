@@ -43,10 +43,11 @@ from vtseg_ros.bags.storage import (
     open_storage,
 )
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
-from vtseg_ros.bags.video_messages import DEFINITIONS, VIDEO_TYPES
+from vtseg_ros.bags.video_messages import DEFINITIONS
 from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
 from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.label_set import LabelSet
+from vtseg_ros.transports import VIDEO_TYPES
 
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}

@@ -5,21 +5,18 @@
 from __future__ import annotations
 
 from vtseg_ros.bags.bag import BagReader
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of
-from vtseg_ros.bags.video_messages import VIDEO_TYPES
+from vtseg_ros.bags.messages import LABEL_MAP, label_set_of
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.topic_names import is_of_segmenter
-
-IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO_TYPES)
-_TRANSPORTS = ("/zstd", "/compressed", "/foxglove", "/ffmpeg", "/compressedDepth", "/theora")
-"""Suffixes that image_transport appends to the topic of a camera, the best to read first."""
-_UNREADABLE = _TRANSPORTS[4:]
-
-
-def base_topic(topic: str) -> str:
-    """Return the topic without the suffix of its image transport."""
-    return next((topic.removesuffix(one) for one in _TRANSPORTS if topic.endswith(one)), topic)
+from vtseg_ros.transports import (
+    BEST_FIRST,
+    MSGTYPES,
+    UNREADABLE,
+    VIDEO_TYPES,
+    base_topic,
+    transport_of,
+)
 
 
 def find_image_topic(bag: BagReader) -> str:
@@ -46,10 +43,10 @@ def find_image_topic(bag: BagReader) -> str:
         return min(
             filled,
             key=lambda name: (
-                name.endswith(_UNREADABLE),
+                name.endswith(UNREADABLE),
                 -bag.topics[name].count,
                 bag.topics[name].msgtype in VIDEO_TYPES,
-                next((rank for rank, one in enumerate(_TRANSPORTS) if name.endswith(one)), -1),
+                BEST_FIRST.index(transport_of(name)),
                 len(name),
             ),
         )
@@ -88,7 +85,7 @@ def find_label_topic(bag: BagReader) -> str | None:
 
 def image_topics(bag: BagReader) -> list[str]:
     """Return the topics of raw or compressed images and of encoded video, of any content."""
-    return [name for name, info in bag.topics.items() if info.msgtype in IMAGE_TYPES]
+    return [name for name, info in bag.topics.items() if info.msgtype in MSGTYPES]
 
 
 def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:

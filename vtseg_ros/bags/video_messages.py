@@ -18,10 +18,8 @@ import numpy as np
 
 from vtseg_ros.bags.containers import MAX_PIXELS
 from vtseg_ros.errors import ConfigError, ImageError, first_line
+from vtseg_ros.transports import FFMPEG_PACKET, FOXGLOVE_VIDEO
 
-FOXGLOVE_VIDEO = "foxglove_msgs/msg/CompressedVideo"
-FFMPEG_PACKET = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
-VIDEO_TYPES = (FOXGLOVE_VIDEO, FFMPEG_PACKET)
 DEFINITIONS = {
     FOXGLOVE_VIDEO: "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n",
     FFMPEG_PACKET: (

@@ -16,6 +16,7 @@ from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.jobs import Task
 from vtseg_ros.fleet.parts import plan_spans
 from vtseg_ros.fleet.urls import Place, Url, parse_place, result_name
+from vtseg_ros.text import read_text
 
 PARTS = ".parts"
 """Folder of the results of parts, next to the results."""
@@ -33,9 +34,9 @@ def expand_inputs(inputs: Iterable[str]) -> list[Place]:
     found: list[Place] = []
     for text in inputs:
         place = parse_place(text)
-        if isinstance(place, Path) and place.suffix == ".txt" and place.is_file():
+        if isinstance(place, Path) and place.suffix.lower() == ".txt" and place.is_file():
             try:
-                lines = [line.strip() for line in place.read_text().splitlines()]
+                lines = [line.strip() for line in read_text(place).splitlines()]
             except (OSError, UnicodeDecodeError) as err:
                 raise ConfigError(
                     f"{place}: cannot be read ({err}); expected a text file with one path per line"
