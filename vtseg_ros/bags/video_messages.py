@@ -125,6 +125,12 @@ def codec_of(name: str) -> str:
 def packet_of(message: Any) -> VideoPacket:
     """Return the packet of a message of either type, read by its fields.
 
+    Args:
+        message: foxglove_msgs/CompressedVideo or ffmpeg_image_transport_msgs/FFMPEGPacket.
+
+    Returns:
+        The packet.
+
     Raises:
         ImageError: For an unknown codec.
     """
@@ -417,7 +423,11 @@ class VideoDecoder(Generic[Token]):
         return done
 
     def lose(self) -> list[Decoded[Token]]:
-        """Note that a packet is lost and return the delayed images; the next packet must be a key frame."""
+        """Note that a packet is lost; the next packet must be a key frame.
+
+        Returns:
+            The delayed images.
+        """
         done = self._flush(AFTER_LOSS)
         self._waits = self._waits or AFTER_LOSS
         return done

@@ -29,14 +29,14 @@ _COMPLETE, _SIZE, _LOCK, _RESULT = "complete", "bytes", ".lock", ".result_"
 
 @dataclass(frozen=True, kw_only=True)
 class BagCache:
-    """A folder of copies with a size limit.
+    """A folder of local copies of bags, with a size limit.
 
-    A copy is read under a shared lock and made or removed under an exclusive one. Room is given out under a lock of its
-    own. A killed worker's incomplete copy is not locked and is removed like any other.
+    A copy is read under a shared lock, and made or removed under an exclusive lock. A separate lock protects the
+    reservation of space. The incomplete copy of a killed worker is not locked and is removed like any other.
 
     Args:
-        folder: of the copies; None = `bags` in the user's cache folder.
-        limit_gb: most 10^9 bytes of all copies.
+        folder: folder of the copies; None = `bags` in the user's cache folder.
+        limit_gb: largest size of all copies, 10^9 bytes, above 0.
 
     Raises:
         ConfigError: if the limit is out of range.
@@ -57,15 +57,21 @@ class BagCache:
 
     @contextmanager
     def local(self, url: Url, files: list[StoredFile]) -> Iterator[Path]:
-        """Yield the path of a copy, which stays while the context lasts.
+        """Yield the path of a local copy, which stays until the context ends. It is copied if necessary.
+
+        Waits if the copies that others read leave too little space.
 
         Args:
-            url: of a bag or video.
-            files: of `object_store.list_files`.
+            url: URL of a bag or video.
+            files: its files, from `object_store.list_files`.
+
+        Yields:
+            Path of the copy, with the name of the URL.
 
         Raises:
-            BagError: if it has no file, is larger than the cache, or cannot be copied.
-            ConfigError: if the folder cannot be used.
+            BagError: if there is no file, the bag is larger than the cache, it cannot be copied, or the folder cannot
+                be used.
+            ConfigError: if a package for the URL is missing.
         """
         size, limit = sum(file.size for file in files), int(self.limit_gb * GB)
         if not files:
@@ -129,7 +135,14 @@ class BagCache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield a new folder for a result that is to be uploaded; those of killed workers are removed."""
+        """Yield a new folder for a result that is to be uploaded. Folders of killed workers are removed.
+
+        Yields:
+            An empty folder, which is removed at the end of the context.
+
+        Raises:
+            BagError: if it cannot be created.
+        """
         with ExitStack() as stack:
             with self._one_line_errors("the result"):
                 self._root.mkdir(parents=True, exist_ok=True)

@@ -30,20 +30,20 @@ def frame_scores(
     *,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Return the scores of a frame, each from 0 (certain) to 1.
+    """Compute the scores of a frame, each from 0 (certain) to 1.
 
     Args:
-        logits: of VTSeg, (C, h, w).
-        static: of the static prior, (C, h, w).
-        past: of VTSeg for the previous frame, (C, h, w); None = there is none.
-        flow: (h, w, 2) float32 backward flow in px to the previous frame, NaN where unknown.
-        temperature: divides `logits` before the softmax.
+        logits: (C, h, w) float, logits of VTSeg.
+        static: (C, h, w) float, logits of the static prior.
+        past: (C, h, w) float, logits of VTSeg for the previous frame; None = there is none.
+        flow: (h, w, 2) float32, backward flow to the previous frame, px, NaN where unknown; None = `temporal` is 0.
+        temperature: divisor of `logits` before the softmax, above 0.
 
     Returns:
-        `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest probability).
-        `static`: share of pixels whose class differs from the static prior's. `temporal`: share of pixels whose
-        class differs from the previous frame's after warping, among those that come from inside that frame; 0 if
-        there are none.
+        Scores by name. `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest
+        probability). `static`: share of pixels whose class differs from the static prior's. `temporal`: share of pixels
+        whose class differs from the previous frame's after warping, among the pixels that come from inside that frame; 0
+        if there are none.
     """
     scaled = (logits.float() / temperature).log_softmax(0)
     probabilities = scaled.exp()
@@ -75,11 +75,15 @@ def _changed(present: np.ndarray, past: np.ndarray, flow: np.ndarray) -> float:
 
 
 def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a window (1, k, 3, H, W) of RGB in [0, 1].
+    """Run VTSeg on a window.
+
+    Args:
+        model: network, on the device of `video`.
+        video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
 
     Returns:
-        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's
-        encoder features averaged over the image (D,).
+        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's encoder
+        features averaged over the image (D,), all float.
     """
     logits = model(video)[0]
     static = model.static_logits(video[:, -1])[0]
@@ -92,11 +96,11 @@ def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class FrameScorer:
     """Score the frames of a video in the order of time.
 
-    Each frame is seen as the newest one of its window. The previous frame's mask is the one from the same window.
+    Each frame is scored as the newest frame of its window. The mask of the previous frame comes from the same window.
 
     Args:
-        checkpoint: of a VTSeg network, on the device to use.
-        max_gap_s: a longer pause, or a step back in time, starts a new window.
+        checkpoint: a VTSeg checkpoint, on the device to use.
+        max_gap_s: longest pause within a window, s; after a longer pause, or a step back in time, a new window starts.
 
     Raises:
         ConfigError: if the checkpoint is not a VTSeg network.
@@ -115,11 +119,16 @@ class FrameScorer:
         self._last_ns = 0
 
     def reset(self) -> None:
-        """Start a new window."""
+        """Start a new window, for example before the first frame of another bag."""
         self._frames.clear()
 
     def add(self, image: np.ndarray, stamp_ns: int) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB, to the window without scoring it."""
+        """Append a frame to the window without scoring it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, of any size.
+            stamp_ns: header stamp, ns.
+        """
         if self._frames and not 0 <= stamp_ns - self._last_ns <= self._gap_ns:
             self._frames.clear()
         self._last_ns = stamp_ns
@@ -127,7 +136,11 @@ class FrameScorer:
 
     @torch.inference_mode()
     def score(self) -> tuple[dict[str, float], np.ndarray]:
-        """Return the scores of the newest frame and its pooled features (D,) float32."""
+        """Score the newest frame of the window, which must have one.
+
+        Returns:
+            Scores by name (see `frame_scores`), and the pooled encoder features (D,) float32.
+        """
         frames = np.stack(self._frames)
         device = next(self.model.parameters()).device
         video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None].float() / 255
