@@ -13,6 +13,7 @@ from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
 from vtseg_ros.nodes.dds import profile_environment
+from vtseg_ros.transports import COMPRESSED_DEPTH, TRANSPORTS
 
 ARGUMENTS = (
     ("source", "depth", "depth (registered depth image) or points (PointCloud2)."),
@@ -23,6 +24,8 @@ ARGUMENTS = (
     ),
     ("depth_topic", "/camera/depth", "Depth image, registered to the camera."),
     ("points_topic", "/points", "Point cloud."),
+    ("image_transport", "raw", "raw, compressed, zstd, ffmpeg or foxglove; for color:=image."),
+    ("depth_transport", "raw", "raw, compressed, zstd or compressedDepth."),
     (
         "extrinsics",
         "",
@@ -42,10 +45,13 @@ ARGUMENTS = (
     ("log_level", "info", "debug, info, warn, error or fatal."),
     ("fastdds_profile", "", "default (images over shared memory), loopback, or an XML file; empty = none."),
 )
+SUFFIXES = (*(transport.suffix for transport in TRANSPORTS.values()), COMPRESSED_DEPTH)
 TYPES = {
     "source": str,
     "extrinsics": str,
     "color": str,
+    "image_transport": str,
+    "depth_transport": str,
     "max_range": float,
     "stride": int,
     "max_time_difference": float,
@@ -72,10 +78,10 @@ def _nodes(context):
             namespace=value("namespace").strip("/"),
             parameters=[parameters],
             remappings=[
-                ("image", image),
                 ("camera_info", f"{parent}{slash}camera_info"),
-                ("depth", value("depth_topic")),
                 ("points", value("points_topic")),
+                *((f"image{suffix}", f"{image}{suffix}") for suffix in SUFFIXES),
+                *((f"depth{suffix}", f"{value('depth_topic')}{suffix}") for suffix in SUFFIXES),
             ],
             arguments=["--ros-args", "--log-level", value("log_level")],
             additional_env=profile_environment(

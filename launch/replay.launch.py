@@ -28,12 +28,13 @@ from launch import LaunchDescription
 from vtseg_ros.nodes.dds import profile_environment
 from vtseg_ros.nodes.launching import NOT_REPLAYED, describe_bag, find_topic, report_exit, require_file, truth
 from vtseg_ros.topic_names import ANSWERS
+from vtseg_ros.transports import TRANSPORTS
 
 ARGUMENTS = (
     ("image_topic", "", "Base name of the bag's image topic; empty = the only camera in the bag."),
     ("label_topic", "", "Base name of the bag's label topic; empty = the only one in the bag."),
-    ("image_transport", "", "raw or compressed transport of the images in the bag; empty = as found."),
-    ("label_transport", "", "raw or compressed transport of the labels in the bag; empty = as found."),
+    ("image_transport", "", "raw, compressed, zstd, ffmpeg or foxglove; empty = as found in the bag."),
+    ("label_transport", "", "raw, compressed or zstd; empty = as found in the bag."),
     ("checkpoint", "", "Shipped weights by name or a .safetensors file; empty = the parameter file's."),
     ("device", "", "auto, cpu, cuda or cuda:N; empty = the parameter file's."),
     ("window", "", "Frames of the sliding window; 0 = the checkpoint's; empty = the parameter file's."),
@@ -78,10 +79,8 @@ def _nodes(context):
     image, image_transport = find_topic("image", info, value("image_topic"), value("image_transport"))
     label, label_transport = find_topic("label", info, value("label_topic"), value("label_transport"))
     remappings = [
-        ("image", image),
-        ("image/compressed", f"{image}/compressed"),
-        ("label", label),
-        ("label/compressed", f"{label}/compressed"),
+        *((f"image{suffix}", f"{image}{suffix}") for _, suffix in TRANSPORTS.values()),
+        *((f"label{suffix}", f"{label}{suffix}") for _, suffix in TRANSPORTS.values()),
     ]
     sim_time = {"use_sim_time": True}
     arguments = ["--ros-args", "--log-level", value("log_level")]
@@ -118,6 +117,8 @@ def _nodes(context):
                 "title": text("title"),
                 "class_map": ParameterValue(class_map, value_type=str),
                 "input_qos": "reliable",
+                "image_transport": image_transport,
+                "label_transport": label_transport,
                 **sim_time,
             }
         ],
@@ -130,8 +131,8 @@ def _nodes(context):
         on_exit=_ends("the evaluator exited"),
     )
     published = {
-        "image": image + ("/compressed" if image_transport == "compressed" else ""),
-        "label": label + ("/compressed" if label_transport == "compressed" else ""),
+        "image": image + TRANSPORTS[image_transport].suffix,
+        "label": label + TRANSPORTS[label_transport].suffix,
     }
     # The bag starts when both nodes listen; `vtseg play` plays what `ros2 bag record` recorded.
     player = ExecuteProcess(

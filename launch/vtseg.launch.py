@@ -18,6 +18,7 @@ from launch import LaunchDescription
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes.dds import profile_environment
 from vtseg_ros.nodes.launching import camera_topics, plain_section, report_exit, require_file, truth
+from vtseg_ros.transports import TRANSPORTS
 
 ARGUMENTS = (
     (
@@ -82,11 +83,7 @@ def _remappings(name, topic):
     parent, slash, _ = topic.rpartition("/")
     prefix = f"{name}/" if name else ""
     return [
-        (f"{prefix}image", topic),
-        *(
-            (f"{prefix}image/{kind}", f"{topic}/{kind}")
-            for kind in ("compressed", "zstd", "ffmpeg", "foxglove")
-        ),
+        *((f"{prefix}image{suffix}", f"{topic}{suffix}") for _, suffix in TRANSPORTS.values()),
         (f"{prefix}camera_info", f"{parent}{slash}camera_info"),
     ]
 

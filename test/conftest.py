@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ pytest_plugins = ["tiers", "pytester"]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Before any library imports Ray, which then listens on all interfaces.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+PATIENCE_S = 400.0
+"""How long a test waits for an event before it fails: a bound for hangs, which a busy machine must not reach."""
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 # Converting a network for OpenVINO takes seconds: tests of other things run in PyTorch.
 os.environ.setdefault("VTSEG_BACKEND", "torch")
@@ -137,38 +139,66 @@ def ros_environment() -> dict[str, str]:
     }
 
 
-class NodeProcess:
-    """A node in a separate process, with its output."""
+class Process:
+    """A process that a test starts; its output goes to a file.
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+    Args:
+        command: program and arguments.
+        log: file for standard output and standard error.
+        environment: its environment; that of the test if None.
+        options: further arguments of `subprocess.Popen`.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[object],
+        log: Path,
+        environment: dict[str, str] | None = None,
+        **options: object,
+    ) -> None:
         self.log = log
         with log.open("w") as file:
-            self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                **options,
+            )
 
     def output(self) -> str:
         return self.log.read_text()
+
+    def running(self) -> bool:
+        return self.process.poll() is None
 
     def peak_memory_mb(self) -> float:
         """Most resident memory that the process had."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
-    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
-        wait_until(
-            lambda: text in self.output() or self.process.poll() is not None, timeout_s, lambda: self.output()
-        )
+    def wait_for(self, text: str) -> None:
+        """Wait until the output has a text."""
+        wait_until(lambda: text in self.output() or not self.running(), self.output)
         assert text in self.output(), self.output()
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 60.0) -> int:
-        """Signal the process; its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait for the end; its exit code. A process that does not end is killed."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+            self.kill()
+            raise AssertionError(f"still running after {timeout_s} s:\n{self.output()}") from None
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Signal the process; its exit code."""
+        if self.running():
+            self.process.send_signal(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def write_endless_training(path: Path, bag: Path) -> None:
@@ -182,39 +212,76 @@ def write_endless_training(path: Path, bag: Path) -> None:
     path.write_text(yaml.safe_dump(values))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, say: Callable[[], str] = lambda: "") -> None:
-    """Poll a condition; after the timeout, fail with the text that `say` returns."""
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], object], say: Callable[[], str] = lambda: "") -> None:
+    """Poll a condition; after PATIENCE_S, fail with the text that `say` returns."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, f"timed out after {timeout_s} s. {say()}"
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE_S} s. {say()}"
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
-def start_node(
-    ros_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., NodeProcess]]:
-    """start_node("segmenter", "-p", "window:=2", ...) starts `vtseg_ros.nodes.segmenter`; ended with the module."""
-    folder, running = tmp_path_factory.mktemp("nodes"), []
+def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Process]]:
+    """start_process([program, argument, ...], environment) starts a process; ended with the module."""
+    folder, started = tmp_path_factory.mktemp("processes"), []
 
-    def start(name: str, *arguments: str, environment: dict[str, str] | None = None) -> NodeProcess:
-        command = [sys.executable, "-m", f"vtseg_ros.nodes.{name}", "--ros-args", *arguments]
-        node = NodeProcess(
-            command, {**ros_environment, **(environment or {})}, folder / f"{name}_{len(running)}.log"
-        )
-        running.append(node)
-        return node
+    def start(
+        command: Sequence[object], environment: dict[str, str] | None = None, **options: object
+    ) -> Process:
+        started.append(Process(command, folder / f"{len(started)}.log", environment, **options))
+        return started[-1]
 
     yield start
-    for node in running:
-        node.stop()
+    left = [process for process in started if process.running()]
+    for process in left:  # all at once, since ending takes a second
+        process.process.send_signal(signal.SIGINT)
+    stuck = [process for process in left if _is_stuck(process)]
+    assert not stuck, [process.output() for process in stuck]
+
+
+def _is_stuck(process: Process) -> bool:
+    try:
+        process.wait()
+    except AssertionError:
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
-def start_segmenter(start_node: Callable[..., NodeProcess]) -> Callable[..., NodeProcess]:
-    """start_segmenter("/namespace", checkpoint, "-p", "max_gap:=5.0", ...): active, with a window of 4, no image lost."""
+def start_node(
+    ros_environment: dict[str, str], start_process: Callable[..., Process]
+) -> Callable[..., Process]:
+    """start_node("segmenter", "-p", "window:=2", ...) starts `vtseg_ros.nodes.segmenter`; ended with the module."""
 
-    def start(namespace: str, checkpoint: Path, *arguments: str, **options: object) -> NodeProcess:
+    def start(name: str, *arguments: str, environment: dict[str, str] | None = None) -> Process:
+        command = [sys.executable, "-m", f"vtseg_ros.nodes.{name}", "--ros-args", *arguments]
+        return start_process(command, {**ros_environment, **(environment or {})})
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def start_cli(
+    ros_environment: dict[str, str], start_process: Callable[..., Process]
+) -> Callable[..., Process]:
+    """start_cli("play", bag, ...) starts `vtseg play BAG ...` in the test run's domain; ended with the module."""
+
+    def start(*arguments: object) -> Process:
+        return start_process([sys.executable, "-m", "vtseg_ros.cli", *arguments], ros_environment)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def start_segmenter(start_node: Callable[..., Process]) -> Callable[..., Process]:
+    """start_segmenter("/namespace", checkpoint, "-p", "max_gap:=5.0", ...): active, no image lost.
+
+    `window` is the one that the node reports, of `make_checkpoint` 4.
+    """
+
+    def start(
+        namespace: str, checkpoint: Path, *arguments: str, window: int = 4, **options: object
+    ) -> Process:
         node = start_node(
             "segmenter",
             "-r",
@@ -228,7 +295,7 @@ def start_segmenter(start_node: Callable[..., NodeProcess]) -> Callable[..., Nod
             *arguments,
             **options,
         )
-        node.wait_for("window 4")
+        node.wait_for(f"window {window}")
         return node
 
     return start

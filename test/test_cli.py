@@ -134,3 +134,10 @@ def test_wrong_arguments_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_names_that_begin_with_a_dash(street_bag, tmp_path, monkeypatch, capsys):
+    (tmp_path / "-drive").symlink_to(street_bag)
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", "--", "-drive"]) == 0
+    assert "/camera/image" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from bags.test_zstd_transport import packed
 
 from vtseg_ros.cli import main
 from vtseg_ros.clouds import (
@@ -198,6 +199,57 @@ def test_depth_encodings(big, padding):
     np.testing.assert_array_equal(
         decode_depth(depth_message(metres, "32FC1", padding=padding, big=big)), metres
     )
+
+
+def compressed_depth(fmt: str, values: np.ndarray, head: bytes = b"") -> SimpleNamespace:
+    return SimpleNamespace(format=fmt, data=head + cv2.imencode(".png", values)[1].tobytes())
+
+
+@pytest.mark.parametrize(
+    ("fmt", "head"),
+    [
+        ("16UC1; png compressed ", b""),
+        ("png", b""),
+        ("16UC1; compressedDepth", bytes(12)),  # Humble and before
+        ("16UC1; compressedDepth png", bytes(12)),
+        ("mono16; compressedDepth png", bytes(12)),
+    ],
+)
+def test_png_of_millimetres(fmt, head):
+    values = np.array([[0, 1000], [2500, 65535]], np.uint16)
+    found = decode_depth(compressed_depth(fmt, values, head))
+    np.testing.assert_allclose(found, [[0, 1], [2.5, 65.535]], rtol=1e-6)
+
+
+def test_compressed_metres():
+    """The transport stores a / d + b in 16 bits, here with a = 1000 m and b = 100; 0 = unknown."""
+    values = np.array([[600, 1100], [0, 350]], np.uint16)
+    found = decode_depth(
+        compressed_depth("32FC1; compressedDepth png", values, struct.pack("<iff", 0, 1000, 100))
+    )
+    np.testing.assert_allclose(found, [[2, 1], [np.nan, 4]], rtol=1e-6)
+
+
+def test_packed_depth():
+    values = np.array([[0, 1000], [2500, 65535]], np.uint16)
+    message = SimpleNamespace(format="zstd", data=np.frombuffer(packed(values, "16UC1"), np.uint8))
+    np.testing.assert_allclose(decode_depth(message), [[0, 1], [2.5, 65.535]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (SimpleNamespace(format="16UC1; compressedDepth rvl", data=bytes(40)), "format to png"),
+        (SimpleNamespace(format="16UC1; compressedDepth png", data=bytes(5)), "got .* of 5 bytes"),
+        (SimpleNamespace(format="16UC1; png compressed ", data=bytes(40)), "not a png file"),
+        (compressed_depth("mono8; png compressed ", np.zeros((2, 2), np.uint8)), "16 bits, got 8 bits"),
+        (compressed_depth("rgb8; png compressed ", np.zeros((2, 2, 3), np.uint8)), "8 bits in colours"),
+        (compressed_depth("32FC1; png compressed ", np.zeros((2, 2), np.uint16)), "metres cannot be read"),
+    ],
+)
+def test_bad_compressed_depth_is_refused(message, problem):
+    with pytest.raises(ImageError, match=problem):
+        decode_depth(message)
 
 
 def test_bad_depth_is_refused():

@@ -39,7 +39,7 @@ def doctor(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert done.returncode == code, done.stdout + done.stderr
@@ -191,16 +191,12 @@ rclpy.spin(node)
 
 
 @pytest.fixture
-def listener(ros_environment):
+def listener(ros_environment, start_process):
     """A process that subscribes to images on /kind/image; one process cannot have two types of a topic."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OTHER_TYPE], env=ros_environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    process = start_process([sys.executable, "-c", OTHER_TYPE], ros_environment)
+    process.wait_for("ready")
     yield
     process.kill()
-    process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, NodeProcess, make_checkpoint, wait_until
+from conftest import ROOT, make_checkpoint, wait_until
 
 from vtseg_ros.label_set import STREET
 
 EXAMPLES = ROOT / "examples"
 # The export and the kernel of the notebook are slow on a machine that is busy with other work.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -93,26 +93,25 @@ def test_export_and_openvino_gives_the_predictors_masks(run, tmp_path, capsys, m
 
 
 @pytest.mark.ros
-def test_run_node_logs_each_mask_and_stops_on_ctrl_c(harness, ros_environment, tiny_checkpoint, tmp_path):
+def test_run_node_logs_each_mask_and_stops_on_ctrl_c(
+    harness, ros_environment, start_process, tiny_checkpoint
+):
     from nodes.encoders import image_message, picture
     from sensor_msgs.msg import Image
 
     command = [sys.executable, str(EXAMPLES / "run_node.py"), "--checkpoint", str(tiny_checkpoint)]
-    node = NodeProcess(command, ros_environment, tmp_path / "log")
-    try:
-        images, sent = harness.publisher(Image, "/camera/image"), 0
+    node = start_process(command, ros_environment)
+    images, sent = harness.publisher(Image, "/camera/image"), 0
 
-        def logged() -> bool:
-            nonlocal sent
-            sent += 1
-            images.publish(image_message(picture(sent), "rgb8", sent * 100_000_000))
-            return "% of the image" in node.output() or node.process.poll() is not None
+    def logged() -> bool:
+        nonlocal sent
+        sent += 1
+        images.publish(image_message(picture(sent), "rgb8", sent * 100_000_000))
+        return "% of the image" in node.output() or not node.running()
 
-        wait_until(logged, 500, node.output)
-        assert re.search(r"\[road_share\]: road: \d+ % of the image", node.output()), node.output()
-    finally:
-        code = node.stop()
-    assert code == 0, node.output()
+    wait_until(logged, node.output)
+    assert re.search(r"\[road_share\]: road: \d+ % of the image", node.output()), node.output()
+    assert node.stop() == 0, node.output()
     assert "Traceback" not in node.output()
 
 

@@ -142,9 +142,7 @@ def test_the_node_runs_it(trained, package, start_node):
         "autostart:=true",
         environment={"PYTHONPATH": path},
     )
-    wait_until(
-        lambda: "(toy, 14 classes)" in node.output() or node.process.poll() is not None, 120, node.output
-    )
+    wait_until(lambda: "(toy, 14 classes)" in node.output() or not node.running(), node.output)
     assert "(toy, 14 classes)" in node.output(), node.output()
 
 

@@ -137,7 +137,7 @@ def test_the_segmenter_runs_with_it(walked, ros_environment, start_node, tmp_pat
     harness = Harness(ros_environment)
     try:
         masks = harness.collect(Image, "/segmentation/mask")
-        wait_until(lambda: harness.node.count_publishers("/segmentation/mask") == 1, 30)
+        wait_until(lambda: harness.node.count_publishers("/segmentation/mask") == 1)
         play = [
             sys.executable,
             "-m",
@@ -149,8 +149,8 @@ def test_the_segmenter_runs_with_it(walked, ros_environment, start_node, tmp_pat
             "--wait-for",
             "/camera/image",
         ]
-        subprocess.run(play, env=ros_environment, check=True, timeout=120, capture_output=True)
-        wait_until(lambda: len(masks) >= 5, 60, lambda: node.output())
+        subprocess.run(play, env=ros_environment, check=True, timeout=600, capture_output=True)
+        wait_until(lambda: len(masks) >= 5, lambda: node.output())
     finally:
         harness.close()
     assert all((m.height, m.width, m.encoding) == (64, 128, "mono8") for m in masks)

@@ -26,7 +26,8 @@ MARKS_OF_PATH = {
     "inference/test_bench.py": "slow",
     "inference/test_cuda.py": "gpu",
     "inference/test_export.py": "slow",
-    "inference/test_pack.py": "slow",
+    "inference/test_openvino_export.py": "slow",
+    "inference/test_optimise.py": "slow",
     "inference/test_precision.py": "slow",
     "street": "slow",
     "test_examples.py": "slow",
@@ -37,22 +38,20 @@ MARKS_OF_PATH = {
 """Marks of tests by a folder or file below test/."""
 LONGEST_FIRST = (
     "inference/test_openvino.py",
+    "nodes/test_replay.py",
+    "training/test_run.py",
     "inference/test_export.py",
     "nodes/test_segmenter.py",
-    "nodes/test_replay.py",
-    "inference/test_precision.py",
-    "training/test_teacher.py",
     "training/test_processes.py",
-    "training/test_run.py",
-    "model/test_efficientvit.py",
-    "faults/test_access.py",
-    "inference/test_bench.py",
-    "published/test_network_guard.py",
     "faults/test_signals.py",
-    "evaluation/test_baselines.py",
     "evaluation/test_protocol.py",
-    "test_your_own_labels.py",
+    "inference/test_precision.py",
+    "evaluation/test_baselines.py",
+    "inference/test_bench.py",
     "test_diagnosis.py",
+    "faults/test_access.py",
+    "test_your_own_labels.py",
+    "published/test_network_guard.py",
     "nodes/test_trainer.py",
     "faults/test_writing.py",
 )
@@ -128,7 +127,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for prefix, mark in MARKS_OF_PATH.items():
             if path == prefix or path.startswith(f"{prefix}/"):
                 item.add_marker(mark)
-        if "start_node" in getattr(item, "fixturenames", ()):
+        if "ros_environment" in getattr(item, "fixturenames", ()):
             item.add_marker("ros")
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("unit")

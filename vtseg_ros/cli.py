@@ -53,14 +53,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `vtseg` and return the exit code: 0 = success, 2 = invalid arguments or input, 1 = any other failure."""
+    argv = sys.argv[1:] if argv is None else argv
     chosen = build_parser().parse_args(argv)
+    # Not `chosen.arguments`: argparse removes the `--` before names that begin with a dash.
+    arguments = argv[argv.index(chosen.command) + 1 :]
     try:
         name = chosen.command.replace("-", "_")
         name = f"{name}_" if keyword.iskeyword(name) else name
         module = importlib.import_module(f"vtseg_ros.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)
-        args = parser.parse_args(chosen.arguments)
+        args = parser.parse_args(arguments)
         with interrupts.raised():
             return module.run(args) or 0
     except VTSegError as err:

@@ -7,6 +7,7 @@ Coordinates are metres. Camera frames are optical frames (REP 103): x to the rig
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,8 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
+from vtseg_ros.bags.png import read_png
+from vtseg_ros.bags.zstd_transport import is_packed, unpack
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.label_set import IGNORE
 
@@ -37,6 +40,7 @@ METRES = ("32FC1",)
 POINT_TYPES = {7: "f4", 8: "f8"}
 """Allowed values of sensor_msgs/PointField's datatype for coordinates."""
 BLOCK_ROWS = 32
+_DEPTH_HEADER = struct.Struct("<iff")
 _POINT = np.dtype((np.void, POINT_STEP))
 
 
@@ -194,13 +198,18 @@ def decode_depth(message: Any) -> np.ndarray:
 
     Args:
         message: sensor_msgs/Image, 16UC1 or mono16 in millimetres (0 = unknown) or 32FC1 in metres (NaN, inf = unknown).
+            Or a CompressedImage of the transport compressed (png), compressedDepth (png) or zstd.
 
     Returns:
         (H, W) float32 in m; unknown depth is not finite or 0. May share memory with the message.
 
     Raises:
-        ImageError: if the encoding is another or the data is too short.
+        ImageError: if the encoding is another, or the data is too short or damaged.
     """
+    if is_packed(message):
+        message = unpack(message)
+    elif hasattr(message, "format"):
+        return _decode_compressed_depth(message)
     if message.encoding not in (*MILLIMETRES, *METRES):
         raise ImageError(
             f"depth: unknown encoding; expected {', '.join((*MILLIMETRES, *METRES))}, got {message.encoding!r}"
@@ -220,6 +229,44 @@ def decode_depth(message: Any) -> np.ndarray:
         return metres
     result: np.ndarray = rows.astype(np.float32, copy=False)
     return result
+
+
+def _decode_compressed_depth(message: Any) -> np.ndarray:
+    """Read a png file of depth values; see `decode_depth`.
+
+    The transport compressedDepth (compressed_depth_image_transport) puts 12 bytes before it: a format (int32) and the
+    quantisation a, b (float32) of metres d, which are stored as a / d + b.
+    """
+    encoding, _, rest = (part.strip() for part in message.format.partition(";"))
+    data = np.frombuffer(message.data, np.uint8)
+    quantisation: list[float] | None = None
+    if "compressedDepth" in rest:
+        if "rvl" in rest.lower() or data.size < _DEPTH_HEADER.size:
+            raise ImageError(
+                f"depth: not a png of {_DEPTH_HEADER.size} bytes and more; expected compressedDepth with the format png, "
+                f"got {message.format!r} of {data.size} bytes. Set the publisher's compressedDepth.format to png"
+            )
+        _, *quantisation = _DEPTH_HEADER.unpack(data[: _DEPTH_HEADER.size].tobytes())
+        data = data[_DEPTH_HEADER.size :]
+    png = read_png(data)
+    if png.has_colors or png.depth != 16:
+        raise ImageError(
+            f"depth: not a depth image; expected a png of one channel of 16 bits, got {png.depth} bits"
+            f"{' in colours' if png.has_colors else ''}"
+        )
+    values = png.values.astype(np.float32)
+    if encoding not in METRES:
+        millimetres: np.ndarray = values * np.float32(0.001)
+        return millimetres
+    if quantisation is None:
+        raise ImageError(
+            f"depth: metres cannot be read from a png; expected 16UC1, or 32FC1 with compressedDepth, got {message.format!r}"
+        )
+    scale, offset = quantisation
+    with np.errstate(divide="ignore"):
+        metres: np.ndarray = np.float32(scale) / (values - np.float32(offset))
+    metres[png.values == 0] = np.nan
+    return metres
 
 
 def decode_points(message: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 fcntl: ModuleType | None
 try:
@@ -68,32 +69,75 @@ def add_content(total: hashlib._Hash, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Lock a file, and yield whether another process held the lock. Without effect if the folder cannot be written.
+def locked(
+    path: Path,
+    *,
+    exclusive: bool = True,
+    wait: bool = True,
+    required: bool = True,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[bool]:
+    """Hold a lock file, which its exclusive holder may remove; yield whether another process held it.
+
+    Without effect on Windows.
 
     Args:
-        path: lock file.
+        path: lock file; its folder is made.
+        exclusive: whether nobody else may hold it; several processes can hold it together otherwise.
+        wait: whether to wait for another process.
+        required: whether a file that cannot be made or locked is an error; there is no lock then otherwise.
         on_wait: called before waiting for another process.
+
+    Raises:
+        BlockingIOError: if another process holds it and `wait` is off.
+        OSError: if it cannot be made or locked and `required` is on.
     """
+    held: IO[bytes] | None = None
+    waited = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb") if fcntl is not None else None
-    except OSError:
-        file = None
-    if file is None or fcntl is None:
-        yield False
-        return
-    with file:
-        waited = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-            waited = True
-        except OSError:  # a file system without locks
-            pass
+        held, waited = _hold(path, exclusive, wait, on_wait)
+    except BlockingIOError:
+        raise
+    except OSError:  # no right to write here, or a file system without locks
+        if required:
+            raise
+    try:
         yield waited
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _hold(
+    path: Path, exclusive: bool, wait: bool, on_wait: Callable[[], None]
+) -> tuple[IO[bytes] | None, bool]:
+    """Return the open lock file and whether another process held it."""
+    waited = False
+    while fcntl is not None:
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as unless_held:
+            file = unless_held.enter_context(path.open("ab"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise
+                if not waited:
+                    on_wait()
+                waited = True
+                fcntl.flock(file, kind)
+            if _is_at(file, path):  # not removed while this process waited
+                unless_held.pop_all()
+                return file, waited
+    return None, waited
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def cache_folder(kind: str) -> Path:

@@ -454,6 +454,6 @@ class TestImages:
     def test_no_images_and_nothing_overwritten(self, tmp_path, capsys):
         (tmp_path / "in").mkdir()
         assert run("images", tmp_path / "in", "--out", tmp_path / "bag") == 2
-        assert "in contains no image (.png, .jpg, .jpeg)" in one_line(capsys)
+        assert "in: no image; expected files of .png, .jpg, .jpeg, got none" in one_line(capsys)
         assert run("images", tmp_path / "in", "--out", tmp_path / "in") == 2
         assert "nothing is overwritten" in one_line(capsys)

@@ -48,12 +48,19 @@ def masks(path):
         return [(time, bytes(data)) for _, _, time, data in bag.raw([MASKS])]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("overrides", [{}, {"attention": "causal", "mix_ffn": "spatial"}])
-def test_segment_resumes(tmp_path, street_bag, interrupt, monkeypatch, capsys, number, overrides):
-    checkpoint = make_checkpoint(tmp_path / "c.safetensors", **overrides)
+@pytest.fixture(scope="module", params=[{}, {"attention": "causal", "mix_ffn": "spatial"}])
+def uninterrupted(request, tmp_path_factory, street_bag):
+    """The command that segments a bag, without the output, and the masks of a run that is not interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    checkpoint = make_checkpoint(folder / "c.safetensors", depths=(1, 1, 1, 1), **request.param)
     common = ["segment", str(street_bag), "--checkpoint", str(checkpoint), "--device", "cpu", "--out"]
-    assert main([*common, str(tmp_path / "whole")]) == 0
+    assert main([*common, str(folder / "whole")]) == 0
+    return common, masks(folder / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_segment_resumes(tmp_path, uninterrupted, interrupt, monkeypatch, capsys, number):
+    common, whole = uninterrupted
     here = tmp_path / "here"
     command = [*common, str(here / "masks"), "--overlay", str(here / "12:31.mp4")]
     here.mkdir()
@@ -69,7 +76,7 @@ def test_segment_resumes(tmp_path, street_bag, interrupt, monkeypatch, capsys, n
     assert main(command) == 0
     assert sorted(path.name for path in here.iterdir()) == ["12:31.mp4", "masks"]
     assert sorted(path.name for path in (here / "masks").iterdir()) == ["masks.mcap", "metadata.yaml"]
-    assert masks(here / "masks") == masks(tmp_path / "whole")
+    assert masks(here / "masks") == whole
     video = cv2.VideoCapture(str(here / "12:31.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 30
 

@@ -26,7 +26,7 @@ def play(environment, bag, *options):
         "--json",
         str(bag.parent / "sent.json"),
     ]
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=600)
     sent = json.loads((bag.parent / "sent.json").read_text()) if (bag.parent / "sent.json").exists() else None
     return done.returncode, sent, done.stdout + done.stderr
 

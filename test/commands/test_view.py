@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -239,7 +240,7 @@ def test_a_viewer_that_does_not_open(masks, tmp_path):
     """With a display that does not exist the viewer's process ends: reported in one line."""
     environment = {**os.environ, "HOME": str(tmp_path), "DISPLAY": ":4711"}
     command = [sys.executable, "-m", "vtseg_ros.cli", "view", str(masks[1])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "the recording is not complete" in done.stderr or "the viewer does not start" in done.stderr
 
@@ -267,30 +268,26 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_the_web_viewer_is_served(masks, tmp_path):
-    port, log = free_port(), tmp_path / "log"
+def test_the_web_viewer_is_served(masks, start_process, tmp_path):
+    port = free_port()
     command = [sys.executable, "-m", "vtseg_ros.cli", "view", str(masks[1]), "--web", "--port", str(port)]
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        wait_until(lambda: "open http" in log.read_text() or process.poll() is not None, 120, log.read_text)
+    viewer = start_process(command, environment)
+    viewer.wait_for("open http")
 
-        def served() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
-                    return b"rerun" in answer.read().lower()
-            except urllib.error.URLError:
-                return False
+    def served() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
+                return b"rerun" in answer.read().lower()
+        except urllib.error.URLError:
+            return False
 
-        wait_until(served, 30, log.read_text)
-    finally:
-        process.terminate()
-        assert process.wait(60) in (0, 1), log.read_text()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    wait_until(served, viewer.output)
+    assert viewer.stop(signal.SIGTERM) in (0, 1), viewer.output()
+    assert "Traceback" not in viewer.output(), viewer.output()
 
 
-def test_a_running_segmenter(start_node, harness, tiny_checkpoint, tmp_path, ros_environment):
+def test_a_running_segmenter(start_node, start_cli, harness, tiny_checkpoint, tmp_path):
     from nodes.encoders import image_message
     from sensor_msgs.msg import Image
 
@@ -301,39 +298,17 @@ def test_a_running_segmenter(start_node, harness, tiny_checkpoint, tmp_path, ros
     publisher = harness.publisher(Image, "/live/image")
     masks = harness.collect(Image, "/live/segmentation/mask")
     confidences = harness.collect(Image, "/live/segmentation/confidence")
-    target, log = tmp_path / "live.rrd", tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "vtseg_ros.cli",
-        "view",
-        "--topics",
-        "/live/image",
-        "--namespace",
-        "live",
-    ]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--save", str(target)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **ros_environment},
-        )
-    try:
-        wait_until(
-            lambda: "logging /live/image" in log.read_text() or process.poll() is not None, 60, log.read_text
-        )
-        wait_until(lambda: publisher.get_subscription_count() == 2, 30, log.read_text)
-        for number in range(1, 200):
-            publisher.publish(image_message(picture(number), "rgb8", number * NS))
-            wait_until(lambda number=number: len(masks) >= number, 60, node.output)
-            if number >= 5 and len(confidences) >= 3:
-                break
-        time.sleep(1.0)  # what was published last is on its way to the viewer
-    finally:
-        process.send_signal(2)
-        code = process.wait(60)
-    assert code == 0 and "Traceback" not in log.read_text(), log.read_text()
+    target = tmp_path / "live.rrd"
+    viewer = start_cli("view", "--topics", "/live/image", "--namespace", "live", "--save", target)
+    viewer.wait_for("logging /live/image")
+    wait_until(lambda: publisher.get_subscription_count() == 2, viewer.output)
+    for number in range(1, 200):
+        publisher.publish(image_message(picture(number), "rgb8", number * NS))
+        wait_until(lambda number=number: len(masks) >= number, node.output)
+        if number >= 5 and len(confidences) >= 3:
+            break
+    time.sleep(1.0)  # what was published last is on its way to the viewer
+    assert viewer.stop() == 0 and "Traceback" not in viewer.output(), viewer.output()
     found = Read(target)
     assert {"live/image", "live/mask", "live/confidence", "latency/live/total_ms"} <= set(found.entities)
     published = {

@@ -23,7 +23,7 @@ from vtseg_ros.evaluation.behaviour import (
     references,
 )
 from vtseg_ros.evaluation.systems import SystemInfo
-from vtseg_ros.evaluation.temporal import WarpedConsistency
+from vtseg_ros.evaluation.temporal import FlowImage, WarpedConsistency
 from vtseg_ros.label_set import LabelSet
 
 SHAPE = (40, 100)
@@ -244,9 +244,9 @@ def test_the_labels_own_consistency_leaves_unlabelled_pixels_out():
     after[:, 48:56] = 255  # an eighth has no label any more
     found = {}
     for skip in (False, True):
-        consistency = WarpedConsistency(2, width=64, skip_unlabelled=skip)
-        consistency.update(image, before)
-        consistency.update(image, after)
+        consistency = WarpedConsistency(2, skip_unlabelled=skip)
+        consistency.update(FlowImage(image, width=64), before)
+        consistency.update(FlowImage(image, width=64), after)
         found[skip] = consistency.score()
     # Class 0: 32 columns in both, 48 in either. Class 1: 8 in both, of 24 labelled ones or of 32.
     assert found[True] == pytest.approx(100 * (32 / 48 + 8 / 24) / 2)

@@ -11,7 +11,7 @@ import pytest
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
+from vtseg_ros.evaluation.temporal import FlowImage, VideoConsistency, WarpedConsistency
 
 
 def u8(*rows):
@@ -83,7 +83,33 @@ def test_warped_consistency_follows_the_motion():
     mask = (np.arange(384) // 64 % 2).astype(np.uint8)[None].repeat(192, 0)
     moving, still = WarpedConsistency(2), WarpedConsistency(2)
     for shift in (0, 6, 12):
-        image = texture[:, 30 + shift : 350 + shift]
+        image = FlowImage(texture[:, 30 + shift : 350 + shift])
         moving.update(image, mask[:, 30 + shift : 350 + shift])  # the mask moves with the picture
         still.update(image, mask[:, 30:350])  # the mask does not
     assert moving.score() > 93 and moving.score() > still.score() + 5
+
+
+def test_flow_is_estimated_once_for_all_systems(monkeypatch):
+    """Three systems over four images have three pairs; images that no system needs any more are released."""
+    import weakref
+
+    import cv2
+
+    rng = np.random.default_rng(2)
+    frames = rng.integers(0, 256, (4, 32, 64, 3), dtype=np.uint8)
+    estimators = []
+    create = cv2.DISOpticalFlow.create
+    monkeypatch.setattr(
+        "vtseg_ros.evaluation.temporal.cv2.DISOpticalFlow.create",
+        lambda preset: estimators.append(preset) or create(preset),
+    )
+    systems = [WarpedConsistency(2) for _ in range(3)]
+    seen = []
+    for frame in frames:
+        image = FlowImage(frame, width=64)
+        for system in systems:
+            system.update(image, np.zeros((32, 64), np.uint8))
+        seen.append(weakref.ref(image))
+    del image
+    assert len(estimators) == 3
+    assert [kept() is not None for kept in seen] == [False, False, False, True]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import array
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,10 +15,10 @@ pytest.importorskip("rclpy")
 
 from conftest import wait_until
 from faults import lies
-from faults.live import Camera, ros_compressed, ros_image
+from nodes.camera import Camera
 from nodes.encoders import compressed_message, image_message, picture, stamped
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vtseg_ros.msg import SegmentationStatus
 
 MALFORMED, DAMAGED, CUT = 300, 150, 60
@@ -33,7 +34,8 @@ def start(harness, start_segmenter, tiny_checkpoint):
             f"image_transport:={'compressed' if compressed else 'raw'}",
             *arguments,
         )
-        return Camera(harness, node, namespace, compressed=compressed)
+        images = {"kind": CompressedImage, "topic": "image/compressed"} if compressed else {}
+        return Camera(harness, node, namespace, **images)
 
     return started
 
@@ -41,6 +43,18 @@ def start(harness, start_segmenter, tiny_checkpoint):
 @pytest.fixture(scope="module")
 def camera(start):
     return start("/bad")
+
+
+def ros_image(message: SimpleNamespace) -> Image:
+    """Convert a message of `lies` to one of rclpy."""
+    made = Image(height=message.height, width=message.width, encoding=message.encoding)
+    made.is_bigendian, made.step = message.is_bigendian, message.step
+    made.data = array.array("B", message.data.tobytes())
+    return made
+
+
+def ros_compressed(data: np.ndarray) -> CompressedImage:
+    return CompressedImage(format="png", data=array.array("B", data.tobytes()))
 
 
 def test_malformed_images(camera, rng):
@@ -92,14 +106,14 @@ def test_serialized_messages_cut_anywhere(camera, rng):
                 cut[4 + place % (len(cut) - 4)] = int(rng.integers(0, 256))
         camera.publisher.publish(bytes(cut))
     after = camera.good()
-    assert after.event == SegmentationStatus.PROCESSED and camera.node.process.poll() is None
+    assert after.event == SegmentationStatus.PROCESSED and camera.node.running()
     assert received < after.frames_received <= received + CUT + 1
 
 
 def test_lying_camera_info(camera):
     """No calibration stops the masks."""
     publisher = camera.harness.publisher(CameraInfo, f"{camera.ns}/camera_info")
-    wait_until(lambda: publisher.get_subscription_count() > 0, 30)
+    wait_until(lambda: publisher.get_subscription_count() > 0)
     nan = float("nan")
     for info in (
         CameraInfo(),
@@ -117,12 +131,11 @@ def test_stamps_at_the_ends_of_their_range(camera):
     for sec, nanosec in ((-(2**31), 0), (2**31 - 1, 2**32 - 1), (0, 0), (-1, 2**32 - 1)):
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
         message.header.frame_id = "x" * 5000
-        before = len(camera.told())
-        camera.sent += 1
-        camera.publisher.publish(message)
-        wait_until(lambda before=before: len(camera.told()) > before, 30, camera.node.output)
-        assert camera.told()[-1].event == SegmentationStatus.PROCESSED
-        assert camera.told()[-1].header.stamp == message.header.stamp
+        before = len(camera.reported())
+        camera.publish(message)
+        wait_until(lambda before=before: len(camera.reported()) > before, camera.node.output)
+        assert camera.reported()[-1].event == SegmentationStatus.PROCESSED
+        assert camera.reported()[-1].header.stamp == message.header.stamp
     assert camera.good().event == SegmentationStatus.PROCESSED
 
 
@@ -133,7 +146,7 @@ def test_a_giant_image_takes_bounded_memory(camera):
     message.height, message.width, message.step = 3000, 4000, 4000
     message.data = array.array("B", bytes(12_000_000))
     camera.send(message)
-    wait_until(lambda: camera.told()[-1].header.stamp == message.header.stamp, 120, camera.node.output)
-    assert camera.told()[-1].event == SegmentationStatus.PROCESSED
+    wait_until(lambda: camera.reported()[-1].header.stamp == message.header.stamp, camera.node.output)
+    assert camera.reported()[-1].event == SegmentationStatus.PROCESSED
     assert camera.node.peak_memory_mb() - before < 600
     assert camera.good().event == SegmentationStatus.PROCESSED

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from faults.live import Camera
+from nodes.camera import Camera
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from vtseg_ros.msg import SegmentationStatus
@@ -68,7 +69,7 @@ def test_any_value_for_any_parameter(camera):
         refused += sum(not result.successful for result in results)
         assert all(result.reason for result in results if not result.successful), name
     assert refused > 15 * len(VALUES) // 2
-    assert camera.node.process.poll() is None, camera.node.output()
+    assert camera.node.running(), camera.node.output()
     assert camera.good().event == SegmentationStatus.PROCESSED
 
 
@@ -84,42 +85,67 @@ def test_a_parameter_of_no_type(camera):
     assert camera.node.stop() == 0
 
 
-def run(node: str, environment, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"vtseg_ros.nodes.{node}", "--ros-args", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+# Runs nodes one after another, because each process would import PyTorch; prints their exit codes and what they logged.
+RUN = """
+import importlib, json, os, sys, tempfile
+ended = []
+for name, arguments in json.loads(sys.argv[1]):
+    node = importlib.import_module(f"vtseg_ros.nodes.{name}")
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            code = node.main(arguments)
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+        file.seek(0)
+        ended.append((code, file.read().decode(errors="replace")))
+print(json.dumps(ended))
+"""
+FILES = [
+    ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
+    ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
+    ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
+    (
+        "segmenter",
+        "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}",
+        "cameras: a name is repeated",
+    ),
+    (
+        "segmenter",
+        "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}",
+        "expected letters",
+    ),
+    ("segmenter", "segmenter: [not a mapping", "parameter"),
+    ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
+    ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),
+    ("evaluator", "evaluator: {ros__parameters: {output_dir: [a, b]}}", "output_dir"),
+    ("trainer", "trainer: {ros__parameters: {confog: x}}", "did you mean config"),
+]
 
 
-@pytest.mark.parametrize(
-    ("node", "content", "words"),
-    [
-        ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
-        ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
-        ("segmenter", "segmenter: {ros__parameters: {max_gap: 0.0}}", "max_gap"),
-        (
-            "segmenter",
-            "segmenter: {ros__parameters: {cameras: [front, front], autostart: true}}",
-            "cameras: a name is repeated",
-        ),
-        (
-            "segmenter",
-            "segmenter: {ros__parameters: {cameras: [fr\xf6nt], autostart: true}}",
-            "expected letters",
-        ),
-        ("segmenter", "segmenter: [not a mapping", "parameter"),
-        ("segmenter", "segmenter: {ros__parameters: {ego_mask: /dev/null, autostart: true}}", "no such file"),
-        ("evaluator", "evaluator: {ros__parameters: {outputdir: x}}", "did you mean output_dir"),
-        ("evaluator", "evaluator: {ros__parameters: {output_dir: [a, b]}}", "output_dir"),
-        ("trainer", "trainer: {ros__parameters: {confog: x}}", "did you mean config"),
-    ],
-)
-def test_parameter_files(ros_environment, tiny_checkpoint, tmp_path, node, content, words):
+@pytest.fixture(scope="module")
+def ended(ros_environment, tiny_checkpoint, tmp_path_factory) -> list[tuple[int, str]]:
+    """Exit code and log of a node for each of the parameter files."""
+    folder, commands = tmp_path_factory.mktemp("parameters"), []
+    for number, (node, content, _) in enumerate(FILES):
+        file = folder / f"{number}.yaml"
+        file.write_text(content)
+        given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
+        commands.append((node, ["--ros-args", "--params-file", str(file), *given]))
+    command = [sys.executable, "-c", RUN, json.dumps(commands)]
+    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(FILES)), ids=lambda number: FILES[number][2])
+def test_parameter_files(ended, number):
     """Exit code 2 and the reason; a misspelt name is not ignored."""
-    file = tmp_path / "parameters.yaml"
-    file.write_text(content)
-    given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
-    done = run(node, ros_environment, "--params-file", str(file), *given)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    code, said = ended[number]
+    assert code == 2, said
+    assert FILES[number][2] in said and "Traceback" not in said, said
 
 
 def test_a_section_for_several_nodes_may_hold_another_nodes_parameters(start_node, tiny_checkpoint, tmp_path):

@@ -53,11 +53,10 @@ def ready(name: str, node) -> None:
     if name == "segmenter":
         node.wait_for("window 4")
     elif name == "trainer":
-        wait_until(lambda: len(children(node.process.pid)) >= 2, 90, node.output)
+        wait_until(lambda: len(children(node.process.pid)) >= 2, node.output)
     else:
         wait_until(
             lambda: "SigCgt" in Path(f"/proc/{node.process.pid}/status").read_text() and catches(node),
-            60,
             node.output,
         )
 
@@ -75,9 +74,9 @@ def test_a_signal_ends_a_node_in_order(start_node, arguments, name, number):
     ready(name, node)
     workers = children(node.process.pid)
     # The evaluator has no report to write here, and says so; the others end with 0.
-    assert node.stop(number, 60) == (1 if name == "evaluator" else 0), node.output()
+    assert node.stop(number) == (1 if name == "evaluator" else 0), node.output()
     assert "Traceback" not in node.output()
-    wait_until(lambda: not any(map(alive, workers)), 20)
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 @pytest.mark.parametrize("name", ["segmenter", "trainer"])
@@ -86,12 +85,11 @@ def test_killed_nodes_leave_no_orphans_and_start_again(start_node, arguments, na
     ready(name, node)
     workers = children(node.process.pid)
     assert bool(workers) == (name == "trainer")
-    node.process.kill()
-    node.process.wait()
-    wait_until(lambda: not any(map(alive, workers)), 30, lambda: f"orphans of {name}: {workers}")
+    node.kill()
+    wait_until(lambda: not any(map(alive, workers)), lambda: f"orphans of {name}: {workers}")
     again = start_node(name, *arguments[name])
     ready(name, again)
-    assert again.stop(timeout_s=60) == 0
+    assert again.stop() == 0
 
 
 def test_a_terminal_sends_its_signal_to_all(start_node, arguments):
@@ -100,7 +98,7 @@ def test_a_terminal_sends_its_signal_to_all(start_node, arguments):
     ready("trainer", node)
     for pid in [*children(node.process.pid), node.process.pid]:
         os.kill(pid, signal.SIGINT)
-    assert node.process.wait(60) == 0, node.output()
+    assert node.wait() == 0, node.output()
     assert "Traceback" not in node.output()
 
 
@@ -122,19 +120,18 @@ def test_nodes_leave_the_shared_memory_of_others_alone(start_node, arguments):
     """Also segments of killed processes, which may be another program's: only the user has them removed."""
     living = start_node("evaluator", *arguments["evaluator"])
     ready("evaluator", living)
-    wait_until(lambda: bool(segments(living.process.pid)), 60)
+    wait_until(lambda: bool(segments(living.process.pid)))
     dead = start_node("evaluator", *arguments["evaluator"])
-    wait_until(lambda: bool(segments(dead.process.pid)), 60, dead.output)
+    wait_until(lambda: bool(segments(dead.process.pid)), dead.output)
     left = segments(dead.process.pid)
-    dead.process.kill()
-    dead.process.wait()
+    dead.kill()
     try:
         new = start_node("evaluator", *arguments["evaluator"])
         ready("evaluator", new)
-        wait_until(lambda: bool(segments(new.process.pid)), 60)
+        wait_until(lambda: bool(segments(new.process.pid)))
         assert all(path.exists() for path in left)
     finally:
         for path in left:
             for file in (path, path.with_name(f"{path.name}_el")):
                 file.unlink(missing_ok=True)
-    assert all(path.exists() for path in segments(living.process.pid)) and living.process.poll() is None
+    assert all(path.exists() for path in segments(living.process.pid)) and living.running()

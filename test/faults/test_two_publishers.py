@@ -8,12 +8,13 @@ With a history of one image Fast DDS 2.14 loses a payload of 92 KB now and then,
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
 
 pytest.importorskip("rclpy")
+
+from conftest import Process
 
 PUBLISHER = """if True:
     import sys, time, rclpy
@@ -47,26 +48,21 @@ SUBSCRIBER = """if True:
 """
 
 
-def test_memory_with_two_publishers_of_a_topic(ros_environment):
+def test_memory_with_two_publishers_of_a_topic(ros_environment, start_process):
     seconds = 14
 
-    def start(code: str, *arguments: str) -> subprocess.Popen:
+    def start(code: str, *arguments: object) -> Process:
         # On one processor: it takes a subscriber that does not keep up.
-        command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code, *arguments]
-        return subprocess.Popen(command, env=ros_environment, stdout=subprocess.PIPE, text=True)
+        command = ["taskset", "-c", min(os.sched_getaffinity(0)), sys.executable, "-c", code, *arguments]
+        return start_process(command, ros_environment)
 
-    subscriber = start(SUBSCRIBER, str(seconds))
-    assert subscriber.stdout.readline().strip() == "ready"
-    publishers = [
-        start(PUBLISHER, "big", "1000", str(seconds)),
-        start(PUBLISHER, "small", "200", str(seconds)),
-    ]
-    try:
-        said = subscriber.communicate(timeout=60)[0]
-    finally:
-        for process in publishers:
-            process.kill()
-            process.wait()
+    subscriber = start(SUBSCRIBER, seconds)
+    subscriber.wait_for("ready")
+    publishers = [start(PUBLISHER, "big", 1000, seconds), start(PUBLISHER, "small", 200, seconds)]
+    assert subscriber.wait() == 0, subscriber.output()
+    for process in publishers:
+        process.kill()
+    said = subscriber.output().splitlines()[-1]
     received, grown_kb = map(int, said.split())
     assert received > 2000, said
     assert grown_kb < 2000, f"{grown_kb} KB more after {received} images"

@@ -18,6 +18,10 @@ from vtseg_ros.fleet import expand_inputs, plan_tasks
 def test_lists_and_globs(bags, tmp_path):
     (tmp_path / "list.txt").write_text(f"# two bags\n{bags}/drive_[01]\n\n{bags}/drive_1\n")
     assert expand_inputs([str(tmp_path / "list.txt")]) == [bags / "drive_0", bags / "drive_1"]
+    text = f"# two bags\r\n{bags}/drive_0\r\n\r\n{bags}/drive_1\r\n"
+    for encoding, name in (("utf-8-sig", "bom.txt"), ("utf-16", "shell.txt"), ("utf-8", "LIST.TXT")):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert expand_inputs([str(tmp_path / name)]) == [bags / "drive_0", bags / "drive_1"]
     assert len(expand_inputs([f"{bags}/drive_*"])) == BAGS
     assert expand_inputs(["not/there"]) == [Path("not/there")]  # the task reports it
     with pytest.raises(ConfigError, match="no path matches"):

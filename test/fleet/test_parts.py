@@ -46,7 +46,6 @@ def write_disordered(path, rng, cut):
     return len(stamps)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("attention", "window", "cut"), [("full", 4, 32), ("causal", 2, 66)])
 def test_masks_of_parts_equal_those_of_the_unsplit_run(segment, tmp_path, rng, attention, window, cut):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention=attention)

@@ -49,7 +49,7 @@ class Brightness(Backend):
 
 @pytest.fixture
 def predictor(monkeypatch, tmp_path):
-    monkeypatch.setitem(registered.BY_SUFFIX, ".bright", Brightness)
+    monkeypatch.setitem(registered.BY_SUFFIX, ".bright", {"bright": Brightness})
     return VideoPredictor(tmp_path / "network.bright")
 
 
@@ -62,6 +62,9 @@ def test_the_suffix_chooses_the_backend(predictor, tiny_checkpoint):
     assert predictor.window == 3 and predictor.labels.names == ("dark", "bright")
     assert backend_of(tiny_checkpoint).__name__ == "TorchBackend"
     assert backend_of("network.ONNX").__name__ == "OnnxBackend"
+    assert backend_of("network.onnx", "openvino").__name__ == "OpenVinoExport"
+    with pytest.raises(ConfigError, match="backend torch: expected a checkpoint, got the exported file"):
+        backend_of("network.onnx", "torch")
 
 
 def test_windows_of_cameras_by_hand(predictor):

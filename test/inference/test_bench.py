@@ -61,7 +61,7 @@ def test_all_modes_in_one_run(tmp_path, capsys):
     assert Image.open(tmp_path / "b.png").size[0] > 1000
 
 
-@pytest.mark.long  # the network guard times PyTorch and OpenVINO
+@pytest.mark.long
 def test_every_installed_backend_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("VTSEG_CACHE", str(tmp_path))
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", depths=(1, 1, 1, 1))

@@ -24,7 +24,7 @@ SMALL = {"depths": (1, 1, 1, 1), "window": 3}
 TICK = 100_000_000
 
 
-@pytest.fixture(scope="module", params=["exact", "causal"])
+@pytest.fixture(scope="module", params=["exact", pytest.param("causal", marks=pytest.mark.long)])
 def exported(request, tmp_path_factory):
     """A checkpoint and its streaming step as ONNX, with the output of the export."""
     folder = tmp_path_factory.mktemp("exports")
@@ -96,6 +96,7 @@ def test_metadata_and_one_file(exported):
     assert len(list(path.parent.glob("*.onnx*"))) == 1
 
 
+@pytest.mark.long  # test_an_export_that_is_off_is_refused writes and compares this format too
 def test_full_window_as_torch_export(tmp_path, capsys):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention="causal", **SMALL)
     code = main(
@@ -111,17 +112,25 @@ def test_full_window_as_torch_export(tmp_path, capsys):
         assert (module(video, torch.tensor([False, True])) - alone).abs().max() < 1e-3
 
 
-def test_image_networks_and_the_full_window_in_the_predictor(tmp_path):
-    save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
-    make_checkpoint(tmp_path / "w.safetensors", **SMALL)
-    for name, options in (("e", []), ("w", ["--full-window"])):
-        source, out = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.onnx"
-        assert main(["export", str(source), "--out", str(out), *options]) == 0
-        by_file, by_network = VideoPredictor(out, device="cpu"), VideoPredictor(source, device="cpu")
-        for image in pictures(5):
-            one, other = by_file.step(image), by_network.step(image)
-            assert one.frames_in_window == other.frames_in_window
-            assert (one.mask == other.mask).mean() > 0.999
+def check_masks_of_the_export(source, *options):
+    out = source.with_suffix(".onnx")
+    assert main(["export", str(source), "--out", str(out), *options]) == 0
+    by_file, by_network = VideoPredictor(out, device="cpu"), VideoPredictor(source, device="cpu")
+    for image in pictures(5):
+        one, other = by_file.step(image), by_network.step(image)
+        assert one.frames_in_window == other.frames_in_window
+        assert (one.mask == other.mask).mean() > 0.999
+
+
+def test_an_image_network_in_the_predictor(tmp_path):
+    source = tmp_path / "e.safetensors"
+    save_checkpoint(source, ERFNet(num_classes=14), labels=STREET, input_size=(64, 32))
+    check_masks_of_the_export(source)
+
+
+@pytest.mark.long  # streaming steps are exported above
+def test_the_full_window_in_the_predictor(tmp_path):
+    check_masks_of_the_export(make_checkpoint(tmp_path / "w.safetensors", **SMALL), "--full-window")
 
 
 def test_an_export_that_is_off_is_refused(tmp_path, monkeypatch, capsys):
@@ -186,41 +195,62 @@ def test_wrong_arguments(tiny_checkpoint, arguments, words, capsys, tmp_path, mo
     assert words in capsys.readouterr().err
 
 
-def test_the_node_runs_an_onnx_file(exported, start_node, ros_environment):
-    pytest.importorskip("rclpy")
-    from nodes.encoders import NS, image_message
-    from nodes.harness import Harness
-    from sensor_msgs.msg import Image
+@pytest.fixture(scope="module")
+def exported_node(exported, start_segmenter, harness):
+    """A segmenter that runs the export, and a camera."""
+    from nodes.camera import Camera
+
+    _, path, said = exported
+    namespace = f"/{path.stem}"
+    node = start_segmenter(namespace, path, "-p", "device:=cpu", window=3)
+    yield Camera(harness, node, namespace)
+    assert node.stop() == 0, node.output()
+
+
+def test_the_node_runs_an_onnx_file(exported, exported_node):
+    from nodes.encoders import image_message
 
     _, path, _ = exported
-    node = start_node(
-        "segmenter",
-        "-r",
-        "__ns:=/exported",
-        "-p",
-        f"checkpoint:={path}",
-        "-p",
-        "device:=cpu",
-        "-p",
-        "autostart:=true",
+    picture = pictures(1)[0]
+    mask = exported_node.mask_of(exported_node.ask(image_message(picture, "rgb8", 0)))
+    assert np.array_equal(mask, VideoPredictor(path, device="cpu").step(picture).mask)
+
+
+def test_a_window_is_judged_by_the_network_that_gets_it(exported, exported_node, tmp_path):
+    """An export has windows up to its own; a request that is not taken leaves all as it was, and the node runs on."""
+    from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+    from rclpy.parameter import Parameter
+
+    _, export, _ = exported
+    camera, service = exported_node, f"{exported_node.ns}/segmenter"
+    wide = make_checkpoint(tmp_path / "wide.safetensors", depths=(1, 1, 1, 1), window=8)
+
+    def ask(**values) -> object:
+        parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        request = SetParametersAtomically.Request(parameters=parameters)
+        return camera.harness.call(
+            SetParametersAtomically, f"{service}/set_parameters_atomically", request, repeat=False
+        ).result
+
+    def told() -> list:
+        request = GetParameters.Request(names=["checkpoint", "window", "overlay_alpha"])
+        values = camera.harness.call(GetParameters, f"{service}/get_parameters", request).values
+        return [value.string_value or value.integer_value or value.double_value for value in values]
+
+    def frames(count: int) -> int:
+        return [camera.good(3).frames_in_window for _ in range(count)][-1]
+
+    refused = ask(overlay_alpha=0.1, window=8)
+    assert not refused.successful and "expected at most 3 frames, got 8" in refused.reason
+    assert told() == [str(export), 0, 0.5] and frames(4) == 3
+    # For the checkpoint of the same request it is right.
+    assert ask(overlay_alpha=0.1, checkpoint=str(wide), window=8).successful
+    camera.node.wait_for("now running")
+    assert told() == [str(wide), 8, 0.1] and frames(9) == 8
+    # And here for the one that runs, while the one that is loaded cannot have it.
+    assert ask(checkpoint=str(export), window=7).successful
+    camera.node.wait_for(
+        "the checkpoint was not changed: window: longer than the network was exported for; expected at most 3"
     )
-    node.wait_for("window 3, streaming")
-    harness = Harness(ros_environment)
-    try:
-        images = harness.publisher(Image, "/exported/image")
-        masks = harness.collect(Image, "/exported/segmentation/mask")
-        wait_until(lambda: images.get_subscription_count() > 0, 30, node.output)
-        picture = pictures(1)[0]
-        sent = 10 * NS
-
-        def processed():
-            nonlocal sent
-            sent += 10 * NS  # each a window of its own; the first may be sent before the reader is known
-            images.publish(image_message(picture, "rgb8", sent))
-            return masks
-
-        wait_until(processed, 30, node.output)
-        expected = VideoPredictor(path, device="cpu").step(picture).mask
-        assert np.array_equal(np.frombuffer(masks[0].data, np.uint8).reshape(40, 72), expected)
-    finally:
-        harness.close()
+    wait_until(lambda: told() == [str(wide), 7, 0.1], lambda: str(told()))
+    assert frames(8) == 7 and camera.node.running()

@@ -24,7 +24,6 @@ def check(out: Path, *arguments: str, **environment: str) -> subprocess.Complete
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_all_steps_run_with_few_packages(tmp_path):
     """Packages that a GPU machine need not have cannot be imported here."""
     site = tmp_path / "site"

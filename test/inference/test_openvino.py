@@ -29,8 +29,6 @@ from vtseg_ros.model.registry import architectures
 
 openvino = import_openvino()
 TICK = 100_000_000
-COUNTS = [8, pytest.param(100, marks=pytest.mark.long)]
-"""Frames of real data: two windows, and enough for more scenes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,8 +85,8 @@ def agree(checkpoint, count: int = 7, **options) -> VideoPredictor:
     return both[0]
 
 
-def test_exact_streaming_equals_pytorch(tiny_checkpoint):
-    predictor = agree(tiny_checkpoint)
+def test_exact_streaming_equals_pytorch(shallow_checkpoint):
+    predictor = agree(shallow_checkpoint)
     assert predictor.streaming == "exact" and predictor.window == 4
 
 
@@ -96,11 +94,12 @@ def test_causal_streaming_equals_pytorch(causal_checkpoint):
     assert agree(causal_checkpoint).streaming == "causal"
 
 
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_other_windows(shallow_checkpoint, window):
     assert agree(shallow_checkpoint, window=window).window == window
 
 
+@pytest.mark.long  # two more conversions
 def test_plain_streaming_and_another_size(shallow_checkpoint):
     agree(shallow_checkpoint, streaming="plain", count=5)
     agree(shallow_checkpoint, input_size=(96, 64), count=5)
@@ -190,7 +189,7 @@ PRECISIONS = {"fp32": 0.999, "bf16": 0.995} if has_native_bf16() else {"fp32": 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_agreement_on_the_street(tmp_path, count, precision):
     size = ["--scene", "5", "--frames", str(count), "--size", "320x96", "--no-depth", "--no-flow"]
@@ -199,11 +198,10 @@ def test_agreement_on_the_street(tmp_path, count, precision):
     assert agreement("street_tiny", frames, precision) >= PRECISIONS[precision]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.long
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_agreement_on_camvid(camvid, count, precision):
-    frames = bag_frames(camvid / "camvid_val", count)
+def test_agreement_on_camvid(camvid, precision):
+    frames = bag_frames(camvid / "camvid_val", 100)
     assert agreement("camvid_small", frames, precision) >= PRECISIONS[precision]
 
 
@@ -221,8 +219,7 @@ def test_a_file_of_another_network_is_not_taken(tmp_path, own_cache, caplog):
     assert blobs[1].read_bytes() != blobs[0].read_bytes()
 
 
-@pytest.mark.timeout(900)  # each imports torch
-def test_processes_that_start_at_once_convert_once(tmp_path, own_cache):
+def test_processes_that_start_at_once_convert_once(start_process, tmp_path, own_cache):
     network = image_network(tmp_path / "image.safetensors", "erfnet")
     code = (
         "import logging, sys, zlib\n"
@@ -234,13 +231,12 @@ def test_processes_that_start_at_once_convert_once(tmp_path, own_cache):
         "print(zlib.crc32(predictor.step(image).mask))\n"
     )
     command = [sys.executable, "-c", code, str(network)]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    ended = [process.communicate() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], ended
-    assert len({out for out, _ in ended}) == 1 and ended[0][0].strip().isdigit()
-    assert sum(err.count("converting the network for OpenVINO") for _, err in ended) == 1
+    running = [start_process(command) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0], [process.output() for process in running]
+    outputs = [process.output() for process in running]
+    masks = [line for output in outputs for line in output.splitlines() if line.isdigit()]
+    assert len(masks) == 3 and len(set(masks)) == 1, outputs
+    assert sum(output.count("converting the network for OpenVINO") for output in outputs) == 1
     assert len(list(own_cache.glob("*.blob"))) == 1
 
 

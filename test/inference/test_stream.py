@@ -11,6 +11,7 @@ import pytest
 import vtseg_ros
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.inference.predictor import EMPTY, Result
+from vtseg_ros.inference.sources import image_files
 from vtseg_ros.label_set import STREET
 
 
@@ -80,6 +81,19 @@ def test_an_overlay_by_hand(predictor):
     assert predictor.step(image).labels is predictor.labels
     with pytest.raises(ConfigError, match="expected a processed frame"):
         Result(EMPTY, EMPTY, 0, dropped="late").overlay()
+
+
+def test_images_of_other_formats_are_reported(tmp_path, caplog):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.HEIC").write_bytes(b"ftypheic")
+    for source in (tmp_path / "photos", f"{tmp_path}/photos/*"):
+        with pytest.raises(ConfigError, match=r"no image; .*, got 1 of \.heic\. Convert them to png or jpeg"):
+            image_files(source)
+    cv2.imwrite(str(tmp_path / "photos" / "2.jpg"), np.zeros((8, 8, 3), np.uint8))
+    for source in (tmp_path / "photos", f"{tmp_path}/photos/*"):
+        caplog.clear()
+        assert image_files(source) == [tmp_path / "photos" / "2.jpg"]
+        assert "images left out" in caplog.text and "1 of .heic" in caplog.text
 
 
 def test_a_glob_and_a_bare_storage_file(predictor, street_bag, tmp_path):

@@ -54,7 +54,7 @@ def test_no_such_list(tmp_path):
     with pytest.raises(ConfigError, match="nor one of street, camvid, cityscapes"):
         open_palette("streets")
     (tmp_path / "binary").write_bytes(b"\x80\xff\x00\x80")
-    with pytest.raises(ConfigError, match="not a text file"):
+    with pytest.raises(ConfigError, match="neither UTF-8 nor UTF-16: save it as UTF-8"):
         open_palette(str(tmp_path / "binary"))
 
 

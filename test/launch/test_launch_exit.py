@@ -30,7 +30,7 @@ sys.exit(service.run())
 
 def launch(environment, name: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", RUN, str(ROOT / "launch" / f"{name}.launch.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

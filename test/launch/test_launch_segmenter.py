@@ -48,14 +48,14 @@ def test_masks_flow_and_sigint_ends_it(segmenter, watch, ros_environment):
     try:
         masks = harness.collect(Image, "/robot/segmentation/mask")
         images = harness.publisher(CompressedImage, "/robot/front/image/compressed")
-        wait_until(lambda: images.get_subscription_count() > 0, 30)
+        wait_until(lambda: images.get_subscription_count() > 0)
         stamps = iter(range(10, 10_000))
 
         def processed() -> bool:
             images.publish(compressed_message(picture(1), "jpg", next(stamps) * NS // 10))
             return bool(masks)
 
-        wait_until(processed, 30, lambda: str(watch.text))
+        wait_until(processed, lambda: str(watch.text))
         assert (masks[0].width, masks[0].height) == (80, 48)
     finally:
         harness.close()
@@ -88,7 +88,7 @@ def test_relative_names_and_the_files_own_values(relative, watch, ros_environmen
     harness = Harness(ros_environment)
     try:
         for topic in ("/front/image_raw", "/front/camera_info"):
-            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1, 30)
+            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1)
         request = GetParameters.Request(names=["use_sim_time"])
         answer = harness.call(GetParameters, "/front/segmenter/get_parameters", request)
         assert answer.values[0].bool_value
@@ -134,7 +134,7 @@ def test_a_pushed_namespace_and_topics_of_cameras(pushed, watch, ros_environment
     harness = Harness(ros_environment)
     try:
         for topic in ("/a/image_raw", "/b/image_raw", "/a/camera_info"):
-            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1, 30)
+            wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1)
         request = GetParameters.Request(names=["output_size", "min_confidence", "resize_mode"])
         answer = harness.call(GetParameters, "/robot1/segmenter/get_parameters", request)
         assert answer.values[0].string_value == "0016x8" and answer.values[1].double_value == 0.0

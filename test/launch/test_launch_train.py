@@ -15,7 +15,7 @@ pytest.importorskip("launch_ros")
 from conftest import wait_until
 from nodes.harness import Harness
 from vtseg_ros.msg import TrainingProgress
-from watching import PATIENCE_S, Watch, launched
+from watching import Watch, launched
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_progress_is_told_and_sigint_saves(training, watch, ros_environment, tmp
     harness = Harness(ros_environment)
     try:
         told = harness.collect(TrainingProgress, "/training/progress")
-        wait_until(lambda: bool(told) or "trainer" in watch.codes, PATIENCE_S, lambda: str(watch.text))
+        wait_until(lambda: bool(told) or "trainer" in watch.codes, lambda: str(watch.text))
     finally:
         harness.close()
     assert told and told[0].stage == "static" and 0 < told[0].step <= told[0].steps == 100_000, watch.text

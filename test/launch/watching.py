@@ -24,7 +24,6 @@ OURS = (
     "OMP_NUM_THREADS",
     "PYTHONUNBUFFERED",
 )
-PATIENCE_S = 90.0
 
 
 class Watch:
@@ -47,7 +46,6 @@ class Watch:
     def wait_for_text(self, executable: str, text: str) -> None:
         wait_until(
             lambda: text in self.text[executable] or executable in self.codes,
-            PATIENCE_S,
             lambda: str(self.text),
         )
         assert text in self.text[executable], self.text
@@ -55,7 +53,6 @@ class Watch:
     def wait_for_exit(self, *executables: str) -> None:
         wait_until(
             lambda: set(executables) <= self.codes.keys(),
-            PATIENCE_S,
             lambda: f"{self.codes} {dict(self.text)}",
         )
 

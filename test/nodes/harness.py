@@ -8,8 +8,10 @@ import os
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import rclpy
+from conftest import PATIENCE_S, wait_until
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -18,7 +20,9 @@ RELIABLE = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
-SETTLE_S = 1.0
+REPEAT_S = 20.0
+MESSAGES_S, CALLS_S = 0.5, 1.0
+"""Time for the other process to discover this one's end, of which nothing here tells."""
 
 
 class Harness:
@@ -49,22 +53,31 @@ class Harness:
     def publisher(self, kind: type, topic: str, qos: QoSProfile = RELIABLE):
         return self.node.create_publisher(kind, topic, qos)
 
-    def call(self, kind: type, service: str, request, timeout_s: float = 20.0, attempts: int = 3):
-        """Call a service and wait for its answer; a lost call is repeated, so the service must bear that."""
+    def connect(self, publisher, say: Callable[[], str] = lambda: "") -> None:
+        """Wait until a subscription of another process receives from a publisher."""
+        wait_until(lambda: publisher.get_subscription_count() > 0, say)
+        time.sleep(MESSAGES_S)
+
+    def call(self, kind: type, service: str, request, *, repeat: bool = True):
+        """Call a service and wait for its answer.
+
+        `repeat`: whether a call without an answer, which can be lost, is made again; the service must bear that.
+        """
         client = self._clients.get(service)
         if client is None:
             client = self._clients[service] = self.node.create_client(kind, service)
-            assert client.wait_for_service(timeout_s), service
+            assert client.wait_for_service(PATIENCE_S), service
             # The server must know the client too: an answer sent before that is lost, and the call with it.
-            time.sleep(SETTLE_S)
+            time.sleep(CALLS_S)
+        attempts = round(PATIENCE_S / REPEAT_S) if repeat else 1
         for _ in range(attempts):
             done = threading.Event()
             future = client.call_async(request)
             future.add_done_callback(lambda _, done=done: done.set())
-            if done.wait(timeout_s):
+            if done.wait(REPEAT_S if repeat else PATIENCE_S):
                 return future.result()
             future.cancel()
-        raise AssertionError(f"{service} did not answer {attempts} calls of {timeout_s} s")
+        raise AssertionError(f"{service} did not answer {attempts} calls in {PATIENCE_S} s")
 
     def close(self) -> None:
         self._stop = True

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
+from nodes.camera import Camera, pixels
 from nodes.encoders import image_message, picture
-from nodes.setting import Setting, pixels
 from vtseg_ros.msg import SegmentationStatus
 
 from vtseg_ros.bags.messages import stamp_of
@@ -27,9 +27,7 @@ CAMERAS = {"front": ((48, 80), 30.0), "rear": ((64, 64), 5.0)}
 
 def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, tiny_checkpoint):
     node = start_segmenter("/both", tiny_checkpoint, "-p", "cameras:=['front','rear']", "-p", "max_gap:=10.0")
-    settings = {name: Setting(harness, node, tiny_checkpoint, f"/both/{name}") for name in CAMERAS}
-    for setting in settings.values():
-        setting.matched(setting.images)
+    cameras = {name: Camera(harness, node, f"/both/{name}") for name in CAMERAS}
     sent: dict[str, dict[int, np.ndarray]] = {name: {} for name in CAMERAS}
 
     def run(name: str) -> None:
@@ -37,9 +35,9 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, 
         began = time.monotonic()
         for index in range(round(SECONDS * rate)):
             time.sleep(max(0.0, began + index / rate - time.monotonic()))
-            stamp, image = settings[name].next_stamp(1 / rate), picture(index % 7, *size)
+            stamp, image = cameras[name].next_stamp(1 / rate), picture(index % 7, *size)
             sent[name][stamp] = image
-            settings[name].images.publish(image_message(image, "rgb8", stamp))
+            cameras[name].publish(image_message(image, "rgb8", stamp))
 
     threads = [threading.Thread(target=run, args=(name,)) for name in CAMERAS]
     for thread in threads:
@@ -48,24 +46,24 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, 
         thread.join()
     ended = time.time_ns()
 
-    def idle(setting: Setting) -> bool:
-        last = setting.status[-1] if setting.status else None
+    def idle(camera: Camera) -> bool:
+        last = camera.status[-1] if camera.status else None
         return last is not None and last.event == SegmentationStatus.IDLE and stamp_of(last) > ended
 
-    for name, setting in settings.items():
-        wait_until(lambda s=setting: idle(s), 60, node.output)
-        last = setting.status[-1]
+    for name, camera in cameras.items():
+        wait_until(lambda s=camera: idle(s), node.output)
+        last = camera.status[-1]
         assert last.frames_received == last.frames_processed + last.frames_dropped, name
         # On a machine that is busy elsewhere, the node's queue may lose some before they are received.
         assert len(sent[name]) / 2 <= last.frames_received <= len(sent[name]), name
         assert last.frames_rejected == 0 and last.camera == name
-        processed = [stamp_of(s) for s in setting.status if s.event == SegmentationStatus.PROCESSED]
-        wait_until(lambda s=setting, stamps=processed: len(s.masks) == len(stamps), 10)
+        processed = [stamp_of(s) for s in camera.status if s.event == SegmentationStatus.PROCESSED]
+        wait_until(lambda s=camera, stamps=processed: len(s.masks) == len(stamps))
         alone = VideoPredictor(tiny_checkpoint, device="cpu", max_gap_s=10.0)
-        for stamp, message in zip(processed, setting.masks):
+        for stamp, message in zip(processed, camera.masks):
             assert stamp_of(message) == stamp
             assert np.array_equal(pixels(message), alone.step(sent[name][stamp], stamp).mask), (name, stamp)
     # Fair: the slow camera is processed in every round, so it loses nothing unless rounds last longer than its period.
-    front, rear = (settings[name].status[-1] for name in ("front", "rear"))
+    front, rear = (cameras[name].status[-1] for name in ("front", "rear"))
     assert rear.frames_processed >= 0.8 * min(rear.frames_received, front.frames_processed), (front, rear)
     assert node.stop() == 0

@@ -14,16 +14,18 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 
+from bags.test_zstd_transport import packed
 from conftest import wait_until
-from nodes.encoders import NS, image_message, picture, stamped
+from nodes.encoders import NS, compressed_message, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vtseg_ros.cli import main
@@ -111,7 +113,7 @@ class Rig:
     def listen(self) -> None:
         self.clouds = self.harness.collect(PointCloud2, f"{self.base}/segmentation/cloud")
         inputs = (self.mask, self.sensor, self.info)
-        wait_until(lambda: all(p.get_subscription_count() for p in inputs), 30, self.node.output)
+        wait_until(lambda: all(p.get_subscription_count() for p in inputs), self.node.output)
 
     def start(self, make_sensor) -> None:
         """Publish frames before the stamps of the tests until a cloud comes: every topic is connected then."""
@@ -123,7 +125,7 @@ class Rig:
             time.sleep(0.05)
             return bool(self.clouds)
 
-        wait_until(attempt, 30, self.node.output)
+        wait_until(attempt, self.node.output)
 
     def frame(self, make_sensor, stamp: int, *, mask: np.ndarray = MASK) -> None:
         self.info.publish(info())
@@ -136,7 +138,7 @@ class Rig:
         return [cloud for cloud in self.clouds if stamp_ns(cloud.header) == stamp]
 
     def wait(self, stamp: int) -> PointCloud2:
-        wait_until(lambda: bool(self.at(stamp)), 30, self.node.output)
+        wait_until(lambda: bool(self.at(stamp)), self.node.output)
         return self.at(stamp)[0]
 
 
@@ -179,7 +181,7 @@ def test_masks_without_depth_are_counted(rig):
         rig.confidence.publish(gray(CONFIDENCE, 2200 * NS + number * NS))
         rig.mask.publish(gray(MASK, 2200 * NS + number * NS))
         time.sleep(0.005)
-    rig.node.wait_for("without depth", 30)
+    rig.node.wait_for("without depth")
     rig.frame(depth, 2300 * NS)
     rig.wait(2300 * NS)
 
@@ -196,7 +198,7 @@ def test_bad_depth_is_dropped_and_named(rig, bad, problem):
     rig.frame(bad, 2400 * NS)
     rig.frame(depth, 2401 * NS)
     rig.wait(2401 * NS)
-    rig.node.wait_for(problem, 30)
+    rig.node.wait_for(problem)
     assert not rig.at(2400 * NS) and len(rig.clouds) == before + 1
     rig.clouds.clear()
 
@@ -207,7 +209,7 @@ def test_a_bad_mask_is_dropped_and_named(rig):
     bad = gray(MASK, 2500 * NS)
     bad.data = bad.data[:3]
     rig.mask.publish(bad)
-    rig.node.wait_for("data is too short", 30)
+    rig.node.wait_for("data is too short")
     rig.frame(depth, 2501 * NS)
     rig.wait(2501 * NS)
     assert not rig.at(2500 * NS)
@@ -231,7 +233,7 @@ def test_parameters_change_at_run_time(rig):
     assert [row[4] for row in read(rig.wait(2600 * NS))] == [5, 255, 5]
     assert set_parameters(rig, classes=["raod"])[0].successful  # the label map may change
     rig.frame(depth, 2601 * NS)
-    rig.node.wait_for("classes: unknown class; expected some of terrain", 30)
+    rig.node.wait_for("classes: unknown class; expected some of terrain")
     refused = set_parameters(rig, min_range=60.0)[0]
     assert not refused.successful and "expected 0 <= min_range < max_range" in refused.reason
     assert not set_parameters(rig, source="points")[0].successful
@@ -247,7 +249,7 @@ def test_no_subscriber_no_inputs(harness, start_node):
     assert rig.mask.get_subscription_count() == rig.sensor.get_subscription_count() == 0
     rig.listen()
     assert rig.confidence.get_subscription_count() == 1 == rig.image.get_subscription_count()
-    rig.node.wait_for("no cloud yet. Messages received: 0 on /idle/segmentation/mask (1 publishers)", 30)
+    rig.node.wait_for("no cloud yet. Messages received: 0 on /idle/segmentation/mask (1 publishers)")
     stamp = iter(range(NS, 1000 * NS, NS))
     rgb = picture(3, 2, 4)
 
@@ -258,13 +260,42 @@ def test_no_subscriber_no_inputs(harness, start_node):
         time.sleep(0.05)
         return bool(rig.clouds)
 
-    wait_until(attempt, 30, rig.node.output)
+    wait_until(attempt, rig.node.output)
     expected = [tuple(int(v) for v in rgb[place]) for place in ((0, 0), (0, 1), (1, 1), (1, 2), (1, 3))]
     assert [row[3] for row in read(rig.clouds[0])] == expected
     for subscription in list(harness.node.subscriptions):
         if subscription.topic_name == "/idle/segmentation/cloud":
             harness.node.destroy_subscription(subscription)
-    wait_until(lambda: rig.mask.get_subscription_count() == rig.image.get_subscription_count() == 0, 30)
+    wait_until(lambda: rig.mask.get_subscription_count() == rig.image.get_subscription_count() == 0)
+
+
+@pytest.mark.parametrize(
+    ("image_transport", "depth_transport"), [("compressed", "compressedDepth"), ("zstd", "zstd")]
+)
+def test_other_transports(harness, start_node, image_transport, depth_transport):
+    name = f"by_{depth_transport.lower()}"
+    chosen = ("-p", f"image_transport:={image_transport}", "-p", f"depth_transport:={depth_transport}")
+    rig = Rig(harness, start_node, name, "-p", "color:=image", *chosen)
+    rig.image = harness.publisher(CompressedImage, f"/{name}/image/{image_transport}", BEST_EFFORT)
+    rig.sensor = harness.publisher(CompressedImage, f"/{name}/depth/{depth_transport}", BEST_EFFORT)
+    rgb = picture(3, 2, 4)
+
+    def image(stamp: int) -> CompressedImage:
+        if image_transport == "compressed":
+            return compressed_message(rgb, "png", stamp)
+        return stamped(CompressedImage(format="zstd", data=packed(rgb, "rgb8")), stamp)
+
+    def sensor(stamp: int) -> CompressedImage:
+        rig.image.publish(image(stamp))
+        if depth_transport == "zstd":
+            return stamped(CompressedImage(format="zstd", data=packed(MILLIMETRES, "16UC1")), stamp)
+        png = bytes(12) + cv2.imencode(".png", MILLIMETRES)[1].tobytes()
+        return stamped(CompressedImage(format="16UC1; compressedDepth png", data=png), stamp)
+
+    rig.start(sensor)
+    found = [(z, color, label) for _, _, z, color, label, _ in read(rig.clouds[-1])]
+    places = {(0, 0): (1.0, 5), (0, 1): (2.0, 6), (1, 1): (2.0, 5), (1, 2): (3.0, 8), (1, 3): (65.0, 8)}
+    assert found == [(z, tuple(int(v) for v in rgb[place]), label) for place, (z, label) in places.items()]
 
 
 LIDAR = [
@@ -302,7 +333,7 @@ def test_points_of_a_lidar_by_hand(harness, start_node):
     rig.frame(lambda stamp: points(LIDAR, stamp, "xyi"), 2001 * NS)
     rig.frame(lambda stamp: points(LIDAR, stamp), 2002 * NS)
     rig.wait(2002 * NS)
-    rig.node.wait_for("points: no field z; expected x, y and z, got x, y, i", 30)
+    rig.node.wait_for("points: no field z; expected x, y and z, got x, y, i")
     assert not rig.at(2001 * NS)
 
 
@@ -344,7 +375,7 @@ def test_bad_parameters_end_the_node(ros_environment, arguments, problem, reques
     command = [sys.executable, "-m", "vtseg_ros.nodes.cloud", "--ros-args"]
     for argument in arguments:
         command += ["-p", argument]
-    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2, done.stderr
     assert problem in done.stderr and "Traceback" not in done.stderr
 
@@ -395,10 +426,10 @@ def test_the_street_s_exact_depth(harness, start_node, tmp_path, ros_environment
         ],
         env={**os.environ, **ros_environment},
         check=True,
-        timeout=120,
+        timeout=600,
     )
     assert json.loads(report.read_text())
-    wait_until(lambda: len(clouds) >= frames - 1, 30, node.output)
+    wait_until(lambda: len(clouds) >= frames - 1, node.output)
     road = STREET.names.index("road")
     for message in clouds:
         raw = np.frombuffer(message.data, np.uint8).reshape(-1, message.point_step)

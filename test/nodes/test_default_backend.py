@@ -13,13 +13,12 @@ pytest.importorskip("rclpy")
 pytest.importorskip("openvino")
 
 from conftest import wait_until
+from nodes.camera import Camera, expected_mask, pixels
 from nodes.encoders import image_message, picture
-from nodes.setting import Setting, expected_mask, pixels
 from vtseg_ros.msg import SegmentationStatus
 
 SAME = 0.999  # share of pixels with the class that PyTorch gives
 SIZE = (64, 96)
-CONVERSION_S = 400.0  # 15 s on an idle core
 
 
 def test_masks_of_the_default_backend(harness, start_node, tiny_checkpoint, tmp_path):
@@ -34,26 +33,23 @@ def test_masks_of_the_default_backend(harness, start_node, tiny_checkpoint, tmp_
     arguments = [text for value in parameters for text in ("-p", value)]
     node = start_node("segmenter", "-r", "__ns:=/default", *arguments, environment=environment)
     node.wait_for("converting the network for OpenVINO")
-    node.wait_for("window 4, streaming exact, openvino", CONVERSION_S)
-    setting = Setting(harness, node, tiny_checkpoint, "/default")
-    setting.matched(setting.images)
+    node.wait_for("window 4, streaming exact, openvino")
+    camera = Camera(harness, node, "/default")
     images = [picture(seed, *SIZE) for seed in range(7)]
 
     def check(first: int, last: int, window: int) -> None:
         for index in range(first, last):
-            status = setting.answer(
-                setting.images, image_message(images[index], "rgb8", setting.next_stamp())
-            )
+            status = camera.ask(image_message(images[index], "rgb8", 0))
             assert status.event == SegmentationStatus.PROCESSED, status.reason
             assert status.frames_in_window == min(index + 1, window)
-        wait_until(lambda: len(setting.masks) == last, 10)
+        wait_until(lambda: len(camera.masks) == last)
         expected = expected_mask(tiny_checkpoint, images[max(0, last - window) : last], backend="torch").mask
-        assert np.mean(pixels(setting.masks[-1]) == expected) >= SAME
+        assert np.mean(pixels(camera.masks[-1]) == expected) >= SAME
 
     check(0, 5, 4)
-    assert setting.set("window", integer_value=2).successful
+    assert camera.set("window", integer_value=2).successful
     node.wait_for("window 4 until the network is compiled for the new one")
-    node.wait_for("the network is compiled, window 2", CONVERSION_S)
-    setting.answer(setting.images, image_message(images[5], "rgb8", setting.next_stamp()))
+    node.wait_for("the network is compiled, window 2")
+    camera.ask(image_message(images[5], "rgb8", 0))
     check(6, 7, 2)
     assert node.stop(signal.SIGTERM) == 0

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from conftest import NodeProcess, wait_until, write_endless_training
+from conftest import Process, wait_until, write_endless_training
 from nodes.encoders import image_message, picture
 from nodes.harness import RELIABLE
 from sensor_msgs.msg import Image
@@ -38,21 +38,12 @@ print("closed", flush=True)
 
 
 @pytest.fixture
-def embed(ros_environment, tmp_path):
-    """Start the program with a node; ended with the test."""
-    running = []
-
-    def start(*arguments: str) -> NodeProcess:
-        command = [sys.executable, "-c", PROGRAM, *arguments]
-        running.append(NodeProcess(command, ros_environment, tmp_path / "log"))
-        return running[-1]
-
-    yield start
-    for node in running:
-        node.stop()
+def embed(ros_environment, start_process):
+    """Start the program with a node."""
+    return lambda *arguments: start_process([sys.executable, "-c", PROGRAM, *arguments], ros_environment)
 
 
-def check_ends_in_order(node: NodeProcess) -> None:
+def check_ends_in_order(node: Process) -> None:
     assert node.stop() == 0, node.output()
     assert "closed" in node.output() and "Traceback" not in node.output(), node.output()
     assert "rejected" not in node.output(), node.output()
@@ -68,9 +59,9 @@ def test_segmenter(embed, harness, tiny_checkpoint):
         nonlocal sent
         sent += 1
         images.publish(image_message(picture(sent), "rgb8", sent * 100_000_000))
-        return len(masks) > 5 or node.process.poll() is not None
+        return len(masks) > 5 or not node.running()
 
-    wait_until(processed, 240, node.output)
+    wait_until(processed, node.output)
     check_ends_in_order(node)
 
 
@@ -80,6 +71,6 @@ def test_trainer(embed, harness, street_bag, tmp_path):
     node = embed(
         "trainer", "TrainerNode", f"config:={tmp_path / 'train.yaml'}", f"output_dir:={tmp_path / 'run'}"
     )
-    wait_until(lambda: bool(seen) or node.process.poll() is not None, 240, node.output)
+    wait_until(lambda: bool(seen) or not node.running(), node.output)
     check_ends_in_order(node)
     assert (tmp_path / "run" / "last.safetensors").is_file()

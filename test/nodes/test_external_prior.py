@@ -78,14 +78,14 @@ def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, 
     status = harness.collect(SegmentationStatus, "/external/segmentation/status")
     label_map = harness.collect(LabelMap, "/external/segmentation/label_map", LATCHED)
     node.wait_for("window 2")
-    wait_until(lambda: images.get_subscription_count() > 0, 30, node.output)
-    wait_until(lambda: len(label_map) > 0, 30, node.output)
+    wait_until(lambda: images.get_subscription_count() > 0, node.output)
+    wait_until(lambda: len(label_map) > 0, node.output)
     assert [entry.name for entry in label_map[-1].labels] == list(STREET.names)
     rng = np.random.default_rng(3)
     frames = [rng.integers(0, 256, (32, 64, 3), dtype=np.uint8) for _ in range(3)]
     for number, frame in enumerate(frames, start=1):
         images.publish(image_message(frame, "rgb8", number * NS))
-        wait_until(lambda n=number: len(masks) == n, 30, lambda: f"{node.output()} {status}")
+        wait_until(lambda n=number: len(masks) == n, lambda: f"{node.output()} {status}")
     model = load_checkpoint(checkpoint, static_prior=str(prior)).model
     for newest in range(3):
         window = np.stack(frames[max(0, newest - 1) : newest + 1])
@@ -100,5 +100,5 @@ def test_masks_over_dds_are_the_whole_networks(harness, start_node, checkpoint, 
 
 def test_without_it_the_node_says_what_is_missing(start_node, checkpoint):
     node = start_node("segmenter", "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true")
-    wait_until(lambda: "static_prior" in node.output(), 60, node.output)
+    wait_until(lambda: "static_prior" in node.output(), node.output)
     assert "Name it by the parameter `static_prior`" in node.output() and "Traceback" not in node.output()

@@ -72,7 +72,6 @@ def test_reasons(harness, camera, transport, qos, published, words):
     try:
         wait_until(
             lambda: words in explain_silence(harness.node, camera, transport, qos),
-            10,
             lambda: explain_silence(harness.node, camera, transport, qos),
         )
         told = explain_silence(harness.node, camera, transport, qos)

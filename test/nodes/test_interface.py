@@ -64,12 +64,11 @@ DECLARED = {"segmenter": segmenter_parameters.PARAMETERS, "evaluator": evaluator
 def graph(harness: Harness, node: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """topic -> types and service -> types of a node."""
     talk = harness.node
-    wait_until(lambda: (node, "/") in talk.get_node_names_and_namespaces(), 30)
+    wait_until(lambda: (node, "/") in talk.get_node_names_and_namespaces())
     wait_until(
         lambda: any(
             n.startswith(f"/{node}/") for n, _ in talk.get_service_names_and_types_by_node(node, "/")
         ),
-        30,
     )
     found = [
         *talk.get_publisher_names_and_types_by_node(node, "/"),
@@ -92,16 +91,19 @@ def test_topics_and_services(harness, nodes, node):
         for index, topic in enumerate(topics):
             kind = kinds[min(index, len(kinds) - 1)]
             documented[topic if topic.startswith("/") else f"/{topic}"] = {kind.replace("/", "/msg/")}
-    # By default one transport is subscribed to, and label_info needs vision_msgs.
-    others = ("compressed", "zstd", "ffmpeg", "foxglove")
-    optional = {f"/image/{transport}" for transport in others} if node == "segmenter" else set()
+    # By default one transport is subscribed to, by the evaluator two; label_info needs vision_msgs.
+    others = {
+        "segmenter": ("compressed", "zstd", "ffmpeg", "foxglove"),
+        "evaluator": ("zstd", "ffmpeg", "foxglove"),
+    }
+    optional = {f"/{what}/{transport}" for transport in others[node] for what in ("image", "label")}
     try:
         import vision_msgs.msg  # noqa: F401
     except ImportError:
         optional.add("/segmentation/label_info")
     expected = {topic: kinds for topic, kinds in documented.items() if topic not in optional}
     wait_until(
-        lambda: expected.keys() <= graph(harness, node)[0].keys(), 30, lambda: str(graph(harness, node)[0])
+        lambda: expected.keys() <= graph(harness, node)[0].keys(), lambda: str(graph(harness, node)[0])
     )
     topics, services = graph(harness, node)
     own = {t: k for t, k in topics.items() if t not in COMMON_TOPICS and not LIFECYCLE.search(t)}

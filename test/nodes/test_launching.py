@@ -19,6 +19,7 @@ from vtseg_ros.nodes.launching import (
     require_file,
     truth,
 )
+from vtseg_ros.transports import FFMPEG_PACKET, FOXGLOVE_VIDEO
 
 
 @pytest.mark.parametrize(
@@ -96,12 +97,27 @@ def test_a_named_topic(messages, topic, transport, expected):
         ("", "", "Name one"),
         ("/other", "", "/other has no message"),
         ("/cam", "raw", "/cam has no message"),
-        ("/cam", "h264", "raw or compressed"),
+        ("/cam", "h264", "raw, zstd, compressed, foxglove, ffmpeg"),
+        ("/cam/theora", "", "/cam has no message"),
     ],
 )
 def test_what_a_bag_has_not(topic, transport, words):
     with pytest.raises(ConfigError, match=words):
         find_topic("image", bag_info(cam_c=3), topic, transport)
+
+
+def test_all_transports_are_replayed():
+    types = {"zstd": "sensor_msgs/msg/CompressedImage", "ffmpeg": FFMPEG_PACKET, "foxglove": FOXGLOVE_VIDEO}
+    for transport, kind in types.items():
+        topics = {f"/cam/{transport}": {"type": kind, "messages": 5}}
+        info = {"topics": topics, "image_topic": f"/cam/{transport}", "label_topic": f"/cam/{transport}"}
+        for topic in ("", "/cam", f"/cam/{transport}"):
+            assert find_topic("image", info, topic, "") == ("/cam", transport)
+        if transport == "zstd":
+            assert find_topic("label", info, "", "") == ("/cam", "zstd")
+        else:
+            with pytest.raises(ConfigError, match=f"label_topic: /cam/{transport} has no message"):
+                find_topic("label", info, "", "")
 
 
 def test_topics_of_a_bag(street_bag, tmp_path):

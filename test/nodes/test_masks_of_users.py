@@ -12,11 +12,9 @@ import pytest
 pytest.importorskip("rclpy")
 
 from bags.files import INDEXED, RGBA, png_file
-from conftest import wait_until
-from nodes.encoders import image_message, picture
+from nodes.camera import Camera
 from nodes.harness import LATCHED
-from nodes.setting import Setting, pixels
-from vtseg_ros.msg import LabelEntry, LabelMap, SegmentationStatus
+from vtseg_ros.msg import LabelEntry, LabelMap
 
 
 def test_a_black_robot_on_a_clear_layer(harness, start_segmenter, tiny_checkpoint, tmp_path):
@@ -24,12 +22,8 @@ def test_a_black_robot_on_a_clear_layer(harness, start_segmenter, tiny_checkpoin
     rgba[36:, :, 3] = 255
     (tmp_path / "hood.png").write_bytes(png_file(rgba, RGBA))
     node = start_segmenter("/hood", tiny_checkpoint, "-p", f"ego_mask:={tmp_path / 'hood.png'}")
-    setting = Setting(harness, node, tiny_checkpoint, "/hood")
-    setting.matched(setting.images)
-    status = setting.answer(setting.images, image_message(picture(1), "rgb8", setting.next_stamp()))
-    assert status.event == SegmentationStatus.PROCESSED
-    wait_until(lambda: setting.masks, 10, node.output)
-    found = pixels(setting.masks[-1])
+    camera = Camera(harness, node, "/hood")
+    found = camera.mask_of(camera.good())
     assert (found[36:] == 255).all() and (found[:36] != 255).all()
     assert "covers" not in node.output()
 

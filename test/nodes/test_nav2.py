@@ -20,9 +20,9 @@ import yaml
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
+from nodes.camera import Camera
 from nodes.encoders import NS, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
-from nodes.setting import Setting
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from vtseg_ros.msg import LabelMap
@@ -125,24 +125,23 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_
     node = start_segmenter(
         "/nav2", tiny_checkpoint, "-p", "output_size:=40x24", "-p", f"min_confidence:={MIN_CONFIDENCE}"
     )
-    setting = Setting(harness, node, tiny_checkpoint, "/nav2")
-    setting.matched(setting.images)
-    setting.answer(setting.images, image_message(picture(30), "rgb8", setting.next_stamp()))
+    camera = Camera(harness, node, "/nav2")
+    camera.good(30)
     # A costmap that starts late gets the class list, and none of the masks before.
     layer = Layer(harness, "/nav2")
-    wait_until(lambda: layer.ready, 60, node.output)
+    wait_until(lambda: layer.ready, node.output)
     points = harness.publisher(PointCloud2, "/nav2/points")
-    wait_until(lambda: points.get_subscription_count() > 0, 60)
+    wait_until(lambda: points.get_subscription_count() > 0)
     expected = VideoPredictor(
         tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE
     )
-    expected.step(picture(30), setting.last_stamp)
+    expected.step(picture(30), camera.stamp_ns)
     for seed in range(31, 35):
-        image, stamp = picture(seed), setting.next_stamp()
+        image, stamp = picture(seed), camera.next_stamp()
         points.publish(cloud(40, 24, stamp))
-        setting.answer(setting.images, image_message(image, "rgb8", stamp))
+        camera.answer(image_message(image, "rgb8", stamp))
         result = expected.step(image, stamp)
-        wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, 30, node.output)
+        wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, node.output)
         assert not layer.problems, layer.problems
         by_id = np.zeros(256, np.uint8)
         by_id[[STREET.names.index(name) for name in COSTS]] = list(COSTS.values())

@@ -23,12 +23,10 @@ def test_silence_counts_from_the_publisher_on(harness, start_node, tiny_checkpoi
     )
     node.wait_for("active, images from /silence/image")
     began = time.time()
-    wait_until(
-        lambda: time.time() > began + SILENCE_S - 2, 10
-    )  # most of the silence passes without a publisher
+    wait_until(lambda: time.time() > began + SILENCE_S - 2)  # most of the silence passes without a publisher
     published = time.time()
     publisher = harness.publisher(Image, "/silence/image")
-    wait_until(lambda: publisher.get_subscription_count() > 0, 30, node.output)
-    node.wait_for("publishes it, but sends nothing", 60)
+    wait_until(lambda: publisher.get_subscription_count() > 0, node.output)
+    node.wait_for("publishes it, but sends nothing")
     logged = float(re.search(r"\[WARN\] \[(\d+\.\d+)\].*no image on", node.output())[1])
     assert logged > published + SILENCE_S

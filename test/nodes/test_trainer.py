@@ -18,8 +18,6 @@ from vtseg_ros.msg import TrainingProgress
 
 from vtseg_ros.model import load_checkpoint
 
-pytestmark = pytest.mark.timeout(600)  # each test starts processes, which import torch
-
 
 @pytest.fixture
 def config(street_bag, tmp_path):
@@ -47,8 +45,7 @@ def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
     arguments = ("-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
     trainer = start_node("trainer", *arguments)
     wait_until(
-        lambda: trainer.process.poll() is not None or any(m.stage == "video" for m in progress),
-        120,
+        lambda: not trainer.running() or any(m.stage == "video" for m in progress),
         trainer.output,
     )
     assert trainer.stop(signal.SIGTERM, 60) == 0, trainer.output()
@@ -60,9 +57,7 @@ def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
     assert [m.step for m in progress] == sorted({m.step for m in progress})
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").architecture == "vtseg"
     trainer = start_node("trainer", *arguments, "-p", "resume:=true")
-    wait_until(
-        lambda: trainer.process.poll() is not None or progress[-1].step > stopped.step, 120, trainer.output
-    )
+    wait_until(lambda: not trainer.running() or progress[-1].step > stopped.step, trainer.output)
     assert trainer.stop(signal.SIGINT, 60) == 0, trainer.output()
     assert progress[-1].step > stopped.step and progress[-1].steps == 200
 
@@ -74,9 +69,9 @@ def test_it_ends_by_itself(harness, start_node, config, tmp_path):
     progress = harness.collect(TrainingProgress, "training/progress")
     seen = len(progress)
     trainer = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
-    assert trainer.process.wait(150) == 0, trainer.output()
+    assert trainer.wait() == 0, trainer.output()
     # The last update's progress arrives although the node leaves right after it.
-    wait_until(lambda: len(progress) > seen and progress[-1].step == 2, 10, lambda: str(progress[seen:]))
+    wait_until(lambda: len(progress) > seen and progress[-1].step == 2, lambda: str(progress[seen:]))
     assert progress[-1].steps == 2 and math.isfinite(progress[-1].validation_miou)
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").architecture == "vtseg"
 
@@ -86,6 +81,6 @@ def test_a_mistake_in_the_training_is_one_line(start_node, config, tmp_path):
     values["data"]["train"] = [str(tmp_path / "no_bag")]
     config.write_text(yaml.safe_dump(values))
     lost = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
-    assert lost.process.wait(60) == 2
+    assert lost.wait() == 2
     assert "training failed: no bag at" in lost.output() and "Traceback" not in lost.output()
     assert not (tmp_path / "run" / "state.pt").exists()

@@ -18,8 +18,8 @@ from conftest import wait_until
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from nodes.camera import Camera
 from nodes.encoders import NS, image_message, stamp_ns_of
-from nodes.setting import Setting
 from vtseg_ros.msg import SegmentationStatus
 
 from vtseg_ros.bags.bag import BagReader
@@ -146,10 +146,10 @@ def test_a_disk_that_fills(recorder, small_disk):
     made, lines = recorder
     made._folder = small_disk
     add(made, 0, restarted=True)
-    wait_until(lambda: made.recorded == 1, 30)
+    wait_until(lambda: made.recorded == 1)
     (small_disk / "other").write_bytes(bytes(20 << 20))
     add(made, 1, restarted=True)
-    wait_until(lambda: bool(made.stopped), 30)
+    wait_until(lambda: bool(made.stopped))
     add(made, 2, restarted=True)
     made.close()
     assert [line for line in lines if line.startswith("error")] == [
@@ -165,7 +165,7 @@ def test_a_write_that_fails(recorder, small_disk, monkeypatch):
     monkeypatch.setattr(uncertain_recorder, "RESERVE_BYTES", -(1 << 30))
     for number in range(40):
         add(made, number, size=(1000, 1000), restarted=True)
-        wait_until(lambda number=number: made.recorded > number or bool(made.stopped), 30)
+        wait_until(lambda number=number: made.recorded > number or bool(made.stopped))
     made.close()
     errors = [line for line in lines if line.startswith("error")]
     assert len(errors) == 1 and "No space left" in errors[0] and "\n" not in errors[0], errors
@@ -215,23 +215,22 @@ def test_a_running_segmenter(harness, start_segmenter, tiny_checkpoint, expected
         *("-p", f"record_uncertain:={folder}"),
         *("-p", "record_quantile:=0.8", "-p", "device:=cpu"),
     )
-    setting = Setting(harness, node, tiny_checkpoint, namespace)
+    camera = Camera(harness, node, namespace)
     diagnostics = harness.collect(DiagnosticArray, "/diagnostics")
 
     def change(transition: int) -> None:
         request = ChangeState.Request(transition=Transition(id=transition))
-        assert harness.call(ChangeState, f"{namespace}/segmenter/change_state", request, attempts=1).success
+        assert harness.call(ChangeState, f"{namespace}/segmenter/change_state", request, repeat=False).success
 
     def facts() -> dict[str, str]:
         own = [s for array in diagnostics for s in array.status if s.name.startswith(namespace.lstrip("/"))]
         return {pair.key: pair.value for pair in own[-1].values} if own else {}
 
     for activation in (1, 2):
-        setting.matched(setting.images)
-        messages = [image_message(image, "rgb8", setting.next_stamp()) for image in shown]
+        messages = [image_message(image, "rgb8", camera.next_stamp()) for image in shown]
         for message in messages:
-            assert setting.answer(setting.images, message).event == SegmentationStatus.PROCESSED
-        wait_until(lambda: int(facts().get("uncertain images recorded", 0)) > 0, 30, node.output)
+            assert camera.answer(message).event == SegmentationStatus.PROCESSED
+        wait_until(lambda: int(facts().get("uncertain images recorded", 0)) > 0, node.output)
         assert facts()["uncertain images dropped"] == "0" and facts()["uncertain recording"] == "on"
         if activation == 1:
             change(Transition.TRANSITION_DEACTIVATE)
@@ -247,6 +246,7 @@ def test_a_running_segmenter(harness, start_segmenter, tiny_checkpoint, expected
         if activation == 1:
             diagnostics.clear()
             change(Transition.TRANSITION_ACTIVATE)
+            camera.connect()
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(start_node, tiny_checkpoint, tmp_path):
@@ -256,5 +256,5 @@ def test_a_folder_that_cannot_be_used_is_one_line(start_node, tiny_checkpoint, t
         *("-r", "__ns:=/refused", "-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true"),
         *("-p", f"record_uncertain:={tmp_path / 'file'}"),
     )
-    assert node.process.wait(120) == 2
+    assert node.wait() == 2
     assert "record_uncertain: not a folder" in node.output() and "Traceback" not in node.output()

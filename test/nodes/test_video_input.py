@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,13 @@ pytest.importorskip("av")
 from bags import videotools as tools
 from bags.test_zstd_transport import packed
 from bags.videotools import FFMPEG, FOXGLOVE, GROUP
-from conftest import wait_until
+from conftest import Process, wait_until
+from nodes.camera import Camera, expected_mask
 from nodes.encoders import NS, picture, stamp_ns_of
+from nodes.harness import LATCHED, MESSAGES_S
 from nodes.message_packages import build_video_messages
-from nodes.setting import Setting, expected_mask, pixels
 from sensor_msgs.msg import CompressedImage
-from vtseg_ros.msg import SegmentationStatus
+from vtseg_ros.msg import EvaluationReport, SegmentationStatus
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes.inputs import image_class
@@ -32,19 +35,15 @@ COUNT = 14
 
 def test_zstd(harness, start_segmenter, tiny_checkpoint):
     node = start_segmenter("/zstd", tiny_checkpoint, "-p", "image_transport:=zstd")
-    setting = Setting(harness, node, tiny_checkpoint, "/zstd")
-    publisher = harness.publisher(CompressedImage, "/zstd/image/zstd")
-    setting.matched(publisher)
+    camera = Camera(harness, node, "/zstd", kind=CompressedImage, topic="image/zstd")
     rgb = picture(11)
     message = CompressedImage(format="zstd", data=packed(rgb, "rgb8"))
     message.header.stamp.sec = 20
-    status = setting.answer(publisher, message)
-    assert status.event == SegmentationStatus.PROCESSED, status.reason
-    wait_until(lambda: bool(setting.masks), 5)
-    assert np.array_equal(pixels(setting.masks[-1]), expected_mask(tiny_checkpoint, [rgb]).mask)
+    mask = camera.mask_of(camera.answer(message))
+    assert np.array_equal(mask, expected_mask(tiny_checkpoint, [rgb]).mask)
     message.data = message.data[: len(message.data) // 2]
     message.header.stamp.sec = 21
-    status = setting.answer(publisher, message)
+    status = camera.answer(message)
     assert status.event == SegmentationStatus.REJECTED and "zstd" in status.reason
     assert node.stop(signal.SIGTERM) == 0
 
@@ -59,7 +58,7 @@ def test_messages_that_are_not_installed(start_node, tiny_checkpoint, transport)
     arguments = ("-p", f"checkpoint:={tiny_checkpoint}", "-p", "autostart:=true")
     node = start_node("segmenter", *arguments, "-p", f"image_transport:={transport}")
     node.wait_for("cannot configure: image_transport: ")
-    assert node.process.wait(60) == 2
+    assert node.wait() == 2
 
 
 @pytest.fixture(scope="module")
@@ -98,30 +97,116 @@ def test_video(harness, start_segmenter, tiny_checkpoint, video_messages, transp
     node = start_segmenter(
         namespace, tiny_checkpoint, "-p", f"image_transport:={transport}", environment=video_messages
     )
-    setting = Setting(harness, node, tiny_checkpoint, namespace)
     kind = image_class(transport)
-    publisher = harness.publisher(kind, f"{namespace}/image/{transport}")
-    setting.matched(publisher)
+    camera = Camera(harness, node, namespace, kind=kind, topic=f"image/{transport}")
     stream, lost = tools.encode(codec, COUNT), GROUP + 1
     for place, packet in enumerate(stream):
         if place in (0, lost):
             continue
-        publisher.publish(message_of(kind, msgtype, packet, codec))
-    sent = COUNT - 2
+        camera.publish(message_of(kind, msgtype, packet, codec))
     if "B-frames" not in codec:
-        events = lambda: [s for s in setting.status if s.event != SegmentationStatus.IDLE]  # noqa: E731
-        wait_until(lambda: len(events()) >= sent, 60, node.output)
-        assert {stamp_ns_of(s) for s in events()} == {
+        wait_until(lambda: len(camera.reported()) >= COUNT - 2, node.output)
+        assert {stamp_ns_of(s) for s in camera.reported()} == {
             tools.stamp_of_frame(p.number) for n, p in enumerate(stream) if n not in (0, lost)
         }
-        refused = {stamp_ns_of(s): s.reason for s in events() if s.reason}
+        refused = {stamp_ns_of(s): s.reason for s in camera.reported() if s.reason}
         assert "no key frame" in refused[tools.stamp_of_frame(1)]
-        shown = [s for s in events() if s.event == SegmentationStatus.PROCESSED]
+        shown = [s for s in camera.reported() if s.event == SegmentationStatus.PROCESSED]
         assert shown and stamp_ns_of(shown[-1]) == tools.stamp_of_frame(COUNT - 1)
         node.wait_for("video packets gave no image; images come again")
     assert node.stop(signal.SIGTERM) == 0
-    final = [s for s in setting.status if s.event != SegmentationStatus.IDLE]
-    wait_until(lambda: len(final) >= 1, 5)
+    wait_until(lambda: bool(camera.reported()))
+
+
+def report_of_evaluator(harness, namespace: str) -> list:
+    return harness.collect(EvaluationReport, f"{namespace}/evaluation", LATCHED)
+
+
+def view(namespace: str, transport: str, target: Path, environment: dict) -> Process:
+    command = [sys.executable, "-m", "vtseg_ros.cli", "view", "--topics", f"{namespace}/image/{transport}"]
+    command += ["--namespace", namespace.strip("/"), "--save", str(target)]
+    return Process(command, target.with_suffix(".log"), {**os.environ, **environment})
+
+
+def images_of_view(target: Path) -> set[int]:
+    from commands.test_view import Read
+
+    (entity,) = (name for name in Read(target).entities if name.endswith("/image"))
+    return set(Read(target).entities[entity])
+
+
+def test_evaluator_and_viewer_read_zstd(harness, start_node, ros_environment, tmp_path):
+    node = start_node(
+        "evaluator",
+        "-r",
+        "__ns:=/zstd_too",
+        "-p",
+        "image_transport:=zstd",
+        "-p",
+        "label_transport:=zstd",
+        "-p",
+        f"output_dir:={tmp_path}",
+        "-p",
+        "input_qos:=reliable",
+    )
+    viewer = view("/zstd_too", "zstd", tmp_path / "view.rrd", ros_environment)
+    reports = report_of_evaluator(harness, "/zstd_too")
+    image, label = (
+        harness.publisher(CompressedImage, f"/zstd_too/{what}/zstd") for what in ("image", "label")
+    )
+    wait_until(lambda: image.get_subscription_count() == 2 and label.get_subscription_count() == 1)
+    time.sleep(MESSAGES_S)  # the best effort subscription must know its publisher too
+    for number in range(1, 4):
+        for publisher, pixels_, encoding in (
+            (image, picture(number), "rgb8"),
+            (label, np.full((48, 80), number, np.uint8), "mono8"),
+        ):
+            message = CompressedImage(format="zstd", data=packed(pixels_, encoding))
+            message.header.stamp.sec = number
+            publisher.publish(message)
+    wait_until(lambda: any((r.frames_seen, r.labelled_frames) == (3, 3) for r in reports), node.output)
+    assert viewer.stop() == 0, viewer.output()
+    assert images_of_view(tmp_path / "view.rrd") == {NS, 2 * NS, 3 * NS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transport", "msgtype", "codec"), [("foxglove", FOXGLOVE, "h264"), ("ffmpeg", FFMPEG, "h265")]
+)
+def test_evaluator_and_viewer_read_video(
+    harness, start_node, ros_environment, video_messages, tmp_path, transport, msgtype, codec
+):
+    """Every packet is counted, with or without an image; the viewer gets the images."""
+    namespace = f"/{transport}_too"
+    node = start_node(
+        "evaluator",
+        "-r",
+        f"__ns:={namespace}",
+        "-p",
+        f"image_transport:={transport}",
+        "-p",
+        f"output_dir:={tmp_path}",
+        "-p",
+        "input_qos:=reliable",
+        environment=video_messages,
+    )
+    viewer = view(namespace, transport, tmp_path / "view.rrd", {**ros_environment, **video_messages})
+    reports = report_of_evaluator(harness, namespace)
+    kind = image_class(transport)
+    publisher = harness.publisher(kind, f"{namespace}/image/{transport}")
+    wait_until(lambda: publisher.get_subscription_count() == 2, node.output)
+    time.sleep(MESSAGES_S)  # the best effort subscription must know its publisher too
+    stream, lost = tools.encode(codec, COUNT), GROUP + 1
+    for place, packet in enumerate(stream):
+        if place not in (0, lost):
+            publisher.publish(message_of(kind, msgtype, packet, codec))
+    wait_until(lambda: any(r.frames_seen == COUNT - 2 for r in reports), node.output)
+    viewer.wait_for("video packets gave no image; images come again")
+    assert viewer.stop() == 0, viewer.output()
+    # The second group lost a frame: its later frames are left out up to the third key frame.
+    shown = {tools.stamp_of_frame(number) for number in (GROUP, *range(2 * GROUP, COUNT))}
+    assert images_of_view(tmp_path / "view.rrd") == shown
+    node.wait_for("video packets gave no image; images come again")
 
 
 def message_of(kind, msgtype, packet, codec):

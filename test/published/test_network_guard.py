@@ -137,7 +137,7 @@ def test_the_guard_guards(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.long  # trains, exports and times networks; the imports are checked above
 def test_no_other_command_leaves_this_machine(tmp_path):
     for name in ("lightning_fabric", "onnxscript", "matplotlib"):
         pytest.importorskip(name)

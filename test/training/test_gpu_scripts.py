@@ -30,7 +30,7 @@ stages: [{{name: end_to_end, steps: 10, batch: 2, window: 1, max_lr: 1.0e-3, sta
 
 
 def run(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=170)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     return done
 

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,14 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import wait_until
+from conftest import Process, wait_until
 
 pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.label_set import STREET
 from vtseg_ros.model import ERFNet, save_checkpoint
-
-pytestmark = pytest.mark.timeout(600)  # each test starts several processes, which import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -65,26 +62,15 @@ def write(tmp_path, street_bag):
     return write
 
 
-def start(*command: object, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [str(part) for part in command],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
+@pytest.fixture
+def start(start_process):
+    """start(program, argument, ...) starts a process that finds the package."""
+    return lambda *command, **options: start_process(command, ENVIRONMENT, **options)
 
 
-def finish(process: subprocess.Popen, timeout_s: float = 180.0) -> tuple[int, str]:
+def finish(process: Process) -> tuple[int, str]:
     """Exit code and what it printed."""
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        raise AssertionError(f"still running after {timeout_s} s:\n{output}") from None
-    return process.returncode, output
+    return process.wait(), process.output()
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -96,7 +82,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars("train/loss")}
 
 
-def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
+def test_two_processes_have_the_gradients_and_scores_of_one(write, start, tmp_path):
     """Two with batch 1 and one with batch 2; then, the static network's loss added, two with two batches each and one
     with four windows at once, without and with a teacher. Half of the labels are of groups of two classes."""
     data = yaml.safe_load(write().read_text())["data"]
@@ -136,7 +122,8 @@ def test_two_processes_have_the_gradients_and_scores_of_one(write, tmp_path):
         assert two[key] == pytest.approx(one[key], abs=1e-3), key
 
 
-def test_torchrun_trains_all_stages(write, tmp_path):
+@pytest.mark.long  # with torchrun as the test above
+def test_torchrun_trains_all_stages(write, start, tmp_path):
     """Every process takes its part and one writes."""
     path = write(
         stages=[{"name": name, "steps": 2, "batch": 1} for name in ("static", "video", "end_to_end")]
@@ -150,7 +137,8 @@ def test_torchrun_trains_all_stages(write, tmp_path):
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
 
 
-def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path):
+@pytest.mark.long  # test_run.py stops and resumes runs, faults/test_writing.py kills what writes
+def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, start, tmp_path):
     path = write()
     code, output = finish(start(sys.executable, *CLI, path, "--out", tmp_path / "whole"))
     assert code == 0, output
@@ -163,8 +151,7 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path
     log, line = folder / "train.log", f"stage {('static', 'video')[stage]}, step {step + 1}/4"
     process = start(sys.executable, *CLI, path, "--out", folder)
     wait_until(
-        lambda: process.poll() is not None or (log.is_file() and line in log.read_text()),
-        120,
+        lambda: not process.running() or (log.is_file() and line in log.read_text()),
     )
     process.kill()
     code, output = finish(process)
@@ -183,7 +170,7 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
+def test_a_signal_to_all_its_processes_saves_and_ends(write, start, tmp_path, number):
     """As Ctrl-C in a terminal and systemd do: workers get the signal too."""
     data = yaml.safe_load(write().read_text())["data"]
     path = write(
@@ -194,14 +181,14 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, tmp_path, number):
     folder = tmp_path / "run"
     process = start(sys.executable, *CLI, path, "--out", folder, start_new_session=True)
     log = folder / "train.log"
-    wait_until(lambda: process.poll() is not None or (log.is_file() and "step 2/" in log.read_text()), 120)
-    os.killpg(process.pid, number)
+    wait_until(lambda: not process.running() or (log.is_file() and "step 2/" in log.read_text()))
+    os.killpg(process.process.pid, number)
     code, output = finish(process)
     assert code == 0 and "stopped and saved at update" in output, output
     assert torch.load(folder / "state.pt", weights_only=True)["step"] >= 2
 
 
-def test_without_room_for_the_state_the_old_one_stays(write, tmp_path):
+def test_without_room_for_the_state_the_old_one_stays(write, start, tmp_path):
     """A limit on file sizes, which the operating system enforces as it does a full disk."""
     path, folder = (
         write(stages=[{"name": "static", "steps": 3, "batch": 1}], save_every=10**6),

@@ -124,7 +124,7 @@ def test_workers_start_after_opencv_used_its_threads(street_bag):
         except ConfigError as err:
             print(err)"""
     run = subprocess.run(
-        [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, str(street_bag)], capture_output=True, text=True, timeout=600
     )
     shapes, error = run.stdout.splitlines()
     assert shapes == "(2, 2, 3, 32, 64) (2, 2, 3, 32, 64)", run.stderr

@@ -230,6 +230,7 @@ def test_labels_that_are_left_out_stay_out_of_windows_with_a_teacher(config, tmp
     training.close()
 
 
+@pytest.mark.long  # test_run.py resumes without a teacher
 def test_a_run_with_a_teacher_resumes_to_the_same_losses(config, tmp_path):
     def losses(folder, limit=99, **options):
         seen = []

@@ -46,6 +46,23 @@ def test_every_second_frame(tmp_path):
     assert [(frame.index, frame.time_ns // 1_000_000) for frame in frames] == [(0, 0), (2, 700), (4, 900)]
 
 
+def test_a_bare_stream_has_no_times(tmp_path, caplog):
+    """FFmpeg gives it 25 Hz; its own header says 10."""
+    write_video(tmp_path / "a.mp4", PAUSE_MS)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-r", "10", "-i", str(tmp_path / "a.mp4")]
+    subprocess.run([*command, "-c:v", "libx264", "-r", "10", str(tmp_path / "a.h264")], check=True)
+    frames, _ = read(tmp_path / "a.h264")
+    assert [frame.time_ns // 1_000_000 for frame in frames] == [100 * n for n in range(len(frames))]
+    (record,) = caplog.records
+    assert "contains no times; 10 Hz is assumed" in record.getMessage()
+    caplog.clear()
+    advised = [command[0], "-v", "error", "-r", "5", "-i", "a.h264", "out.mp4"]
+    subprocess.run(advised, check=True, cwd=tmp_path)
+    frames, _ = read(tmp_path / "out.mp4")
+    assert [frame.time_ns // 1_000_000 for frame in frames] == [200 * n for n in range(len(frames))]
+    assert not caplog.records
+
+
 def test_gif(tmp_path):
     from PIL import Image
 

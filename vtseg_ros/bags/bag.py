@@ -43,10 +43,11 @@ from vtseg_ros.bags.storage import (
     open_storage,
 )
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
-from vtseg_ros.bags.video_messages import DEFINITIONS, VIDEO_TYPES
+from vtseg_ros.bags.video_messages import DEFINITIONS
 from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
 from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.label_set import LabelSet
+from vtseg_ros.transports import VIDEO_TYPES
 
 JPEG_QUALITY = 95
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
@@ -75,7 +76,12 @@ log = logging.getLogger("vtseg_ros.bags")
 
 @dataclass(frozen=True)
 class TopicInfo:
-    """Message type of a topic of a bag, and number of its messages."""
+    """Type and size of a topic of a bag.
+
+    Attributes:
+        msgtype: Type of the messages, such as `sensor_msgs/msg/Image`.
+        count: Number of messages in the storage files.
+    """
 
     msgtype: str
     count: int
@@ -320,7 +326,13 @@ class BagReader:
         return self.span()[1] + 1
 
     def rate_hz(self, topic: str) -> float | None:
-        """Return the messages per second of a topic, from the median interval; None = unknown.
+        """Estimate the message rate of a topic from the median interval.
+
+        Args:
+            topic: Topic of the messages.
+
+        Returns:
+            Messages per second; None = unknown, with fewer than two messages.
 
         Raises:
             BagError: If there is no such topic, or the storage is damaged.
@@ -456,8 +468,11 @@ class BagReader:
 
         Args:
             topic: Topic of the message.
-            time_ns: Bag time.
-            stamp_ns: Header stamp, which distinguishes messages with the same bag time; None = the first one.
+            time_ns: Bag time, ns.
+            stamp_ns: Header stamp in ns, which distinguishes messages with the same bag time; None = the first one.
+
+        Returns:
+            The message; an rgb8 Image for encoded video.
 
         Raises:
             BagError: If there is none, or the storage or the message is damaged.
@@ -524,6 +539,9 @@ class _Writer(Writer):
 
 def check_new_bag(path: Path) -> None:
     """Check that a bag can be created at a path.
+
+    Args:
+        path: Folder of the new bag.
 
     Raises:
         BagError: If the path exists, or its name is too long or not valid UTF-8.
@@ -653,7 +671,18 @@ class BagWriter:
     def write(
         self, topic: str, msgtype: str, message: Message, time_ns: int, *, qos: Sequence[Qos] = ()
     ) -> None:
-        """Add a message at a bag time; see `write_raw`."""
+        """Serialize and add a message.
+
+        Args:
+            topic: Topic of the message.
+            msgtype: Type of the message, such as `sensor_msgs/msg/Image`.
+            message: Message of that type.
+            time_ns: Bag time, ns.
+            qos: QoS that players offer for the topic; used when its first message is added.
+
+        Raises:
+            BagError: If the disk is full.
+        """
         self.write_raw(topic, msgtype, typestore().serialize_cdr(message, msgtype), time_ns, qos=qos)
 
     def write_image(
@@ -709,6 +738,15 @@ class BagWriter:
         self.write(topic, IMAGE, messages.image_message(values, encoding, stamp_ns, frame_id), stamp_ns)
 
     def write_label_map(self, topic: str, labels: LabelSet, stamp_ns: int) -> None:
-        """Add a class list, latched."""
+        """Add a class list, with a QoS that late subscribers receive too.
+
+        Args:
+            topic: Topic of the class list.
+            labels: Class list.
+            stamp_ns: Header stamp and bag time, ns.
+
+        Raises:
+            BagError: If the disk is full.
+        """
         message = messages.label_map_message(labels, stamp_ns)
         self.write(topic, LABEL_MAP, message, stamp_ns, qos=[LATCHED])

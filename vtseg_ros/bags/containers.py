@@ -97,10 +97,13 @@ def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
 
 
 def png_chunks(data: np.ndarray) -> list[tuple[bytes, memoryview]]:
-    """Split a png file into its chunks (kind, content), the last being IEND.
+    """Split a png file into its chunks.
 
     Args:
         data: (n,) uint8, the file.
+
+    Returns:
+        Kind (4 bytes) and content of each chunk; the last one is IEND.
 
     Raises:
         ImageError: If it has no end, or a checksum is wrong.

@@ -110,11 +110,31 @@ class ImageDecoder:
         self._noted: set[str] = set()
 
     def __call__(self, message: Message) -> np.ndarray:
-        """Return an image as (H, W, 3) uint8 RGB; see `decode_any`."""
+        """Decode an image; see `decode_any`.
+
+        Args:
+            message: Image or CompressedImage.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: If it cannot be decoded.
+        """
         return decode_any(message, self._note)
 
     def label(self, message: Message) -> np.ndarray:
-        """Return a label as (H, W) uint8 class ids; see `decode_label`."""
+        """Decode a label; see `decode_label`.
+
+        Args:
+            message: Image or CompressedImage with class ids.
+
+        Returns:
+            (H, W) uint8 class ids; 255 = unlabelled.
+
+        Raises:
+            ImageError: If it cannot be decoded, or is not an image of class ids.
+        """
         return decode_label(message, self._note)
 
     def _note(self, kind: str, text: str) -> None:
@@ -345,14 +365,31 @@ def decode_compressed(message: Message, note: Note = _quiet) -> np.ndarray:
 
 
 def decode_any(message: Message, note: Note = _quiet) -> np.ndarray:
-    """Decode an Image or a CompressedImage; see `decode_image` and `decode_compressed`."""
+    """Decode an Image or a CompressedImage; see `decode_image` and `decode_compressed`.
+
+    Args:
+        message: Image or CompressedImage, also of the `zstd` transport.
+        note: Called with kind and text of each remark about the encoding.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: If it cannot be decoded.
+    """
     if is_packed(message):
         message = unpack(message)
     return (decode_compressed if hasattr(message, "format") else decode_image)(message, note)
 
 
 def size_of(message: Message) -> tuple[int, int]:
-    """Return the (width, height) px that an Image or a CompressedImage claims, without decoding it.
+    """Read the size that an Image or a CompressedImage claims, without decoding it.
+
+    Args:
+        message: Image or CompressedImage, also of the `zstd` transport.
+
+    Returns:
+        (width, height) px.
 
     Raises:
         ImageError: If the header of the compressed image is damaged.
@@ -422,7 +459,13 @@ def _label_file(message: Message) -> np.ndarray:
 
 
 def as_ids(values: np.ndarray) -> np.ndarray:
-    """Return values of one channel as uint8 class ids.
+    """Convert the values of one channel to class ids.
+
+    Args:
+        values: Array of an integer type, of any shape.
+
+    Returns:
+        uint8 of the same shape.
 
     Raises:
         ImageError: If a value is outside 0..255.

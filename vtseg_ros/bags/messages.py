@@ -47,18 +47,36 @@ def make(msgtype: str, **fields: Any) -> Message:
     Args:
         msgtype: Type, such as `std_msgs/msg/Header`.
         fields: All fields of the message.
+
+    Returns:
+        The message.
     """
     return typestore().types[msgtype](**fields)
 
 
 def header(stamp_ns: int, frame_id: str) -> Message:
-    """Build a std_msgs/Header."""
+    """Build a std_msgs/Header.
+
+    Args:
+        stamp_ns: Header stamp, ns.
+        frame_id: Frame of the camera.
+
+    Returns:
+        The header.
+    """
     stamp = make("builtin_interfaces/msg/Time", sec=int(stamp_ns // NS), nanosec=int(stamp_ns % NS))
     return make("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
 
 
 def stamp_of(message: Message) -> int:
-    """Return the header stamp of a message, ns."""
+    """Return the header stamp of a message.
+
+    Args:
+        message: A message with a std_msgs/Header.
+
+    Returns:
+        Stamp, ns.
+    """
     return int(message.header.stamp.sec * NS + message.header.stamp.nanosec)
 
 
@@ -84,8 +102,11 @@ def image_message(array: np.ndarray, encoding: str, stamp_ns: int, frame_id: str
     Args:
         array: (H, W) or (H, W, C), of the type that the encoding names.
         encoding: Encoding, such as `rgb8`.
-        stamp_ns: Header stamp.
+        stamp_ns: Header stamp, ns.
         frame_id: Frame of the camera.
+
+    Returns:
+        The message.
     """
     array = np.ascontiguousarray(array)
     data = array.view(np.uint8).reshape(-1)
@@ -107,8 +128,11 @@ def compressed_message(payload: np.ndarray, fmt: str, stamp_ns: int, frame_id: s
     Args:
         payload: (n,) uint8, the bytes of an image file.
         fmt: `format` of the message.
-        stamp_ns: Header stamp.
+        stamp_ns: Header stamp, ns.
         frame_id: Frame of the camera.
+
+    Returns:
+        The message.
     """
     return make(COMPRESSED_IMAGE, header=header(stamp_ns, frame_id), format=fmt, data=payload.reshape(-1))
 
@@ -119,8 +143,11 @@ def camera_info_message(size: tuple[int, int], focal: float, stamp_ns: int, fram
     Args:
         size: (width, height) px; the principal point is the centre.
         focal: Focal length, px.
-        stamp_ns: Header stamp.
+        stamp_ns: Header stamp, ns.
         frame_id: Frame of the camera.
+
+    Returns:
+        The message.
     """
     width, height = size
     cx, cy = (width - 1) / 2, (height - 1) / 2
@@ -143,7 +170,15 @@ def camera_info_message(size: tuple[int, int], focal: float, stamp_ns: int, fram
 
 
 def label_map_message(labels: LabelSet, stamp_ns: int) -> Message:
-    """Build a vtseg_ros/LabelMap."""
+    """Build a vtseg_ros/LabelMap.
+
+    Args:
+        labels: Class list.
+        stamp_ns: Header stamp, ns.
+
+    Returns:
+        The message.
+    """
     entries = [
         make("vtseg_ros/msg/LabelEntry", id=index, name=name, r=color[0], g=color[1], b=color[2])
         for index, (name, color) in enumerate(zip(labels.names, labels.colors))
@@ -153,6 +188,12 @@ def label_map_message(labels: LabelSet, stamp_ns: int) -> Message:
 
 def label_set_of(message: Message) -> LabelSet:
     """Return the class list of a LabelMap message.
+
+    Args:
+        message: A vtseg_ros/LabelMap.
+
+    Returns:
+        The class list, in the order of the ids.
 
     Raises:
         ConfigError: If the ids are not 0, 1, 2 ..., or names or colours are not allowed in a class list.

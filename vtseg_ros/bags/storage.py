@@ -96,10 +96,24 @@ class Storage(Protocol):
     end_ns: int
 
     def count(self, number: int) -> int:
-        """Return the number of messages of a connection that are in the file."""
+        """Return the number of messages of a connection that are in the file.
+
+        Args:
+            number: Connection id.
+        """
 
     def times(self, wanted: Collection[int]) -> np.ndarray:
-        """Return the sorted bag times of the messages of some connections, (n,) int64, ns."""
+        """Return the bag times of the messages of some connections.
+
+        Args:
+            wanted: Connection ids.
+
+        Returns:
+            Sorted bag times, (n,) int64, ns.
+
+        Raises:
+            BagError: If the file is damaged.
+        """
 
     def messages(self, wanted: Collection[int], start_ns: int | None, stop_ns: int | None) -> Messages[int]:
         """Yield messages of some connections in time order; equal times in the order of the file.
@@ -118,22 +132,34 @@ class Storage(Protocol):
 
 
 def offered_qos(value: Any) -> tuple[Qos, ...]:
-    """Parse QoS profiles of metadata.yaml or of a storage file; empty if they cannot be read."""
+    """Parse QoS profiles of metadata.yaml or of a storage file.
+
+    Args:
+        value: YAML text or the values parsed from it.
+
+    Returns:
+        The profiles; empty if they cannot be read.
+    """
     with suppress(Exception):  # recorders and people write anything here, and the bag can be read without it
         return tuple(parse_qos(value))
     return ()
 
 
 def normal_type(name: str) -> str:
-    """Return a type as `package/msg/Name`, which may be written as `package/Name`."""
+    """Return a type as `package/msg/Name`.
+
+    Args:
+        name: `package/msg/Name` or `package/Name`.
+    """
     return name if name.count("/") != 1 else name.replace("/", "/msg/")
 
 
 def merge_in_time(parts: list[tuple[int, Callable[[], Messages[Key]]]]) -> Messages[Key]:
-    """Yield the messages of several sources in time order; a source is opened when its first message is due.
+    """Yield the messages of several sources in time order. A source is opened when its first message is due.
 
     Args:
-        parts: Bag time of the first message in ns, and function that opens the source, of sources in time order.
+        parts: Bag time of the first message in ns, and function that opens the source; the messages of a source must be
+            in time order.
     """
     waiting = sorted(enumerate(parts), key=lambda item: (item[1][0], item[0]))[::-1]
     due: list[tuple[int, int, tuple[Key, int, bytes], Messages[Key]]] = []
@@ -159,6 +185,9 @@ def open_storage(path: Path, scratch: Path) -> Storage:
     Args:
         path: mcap or sqlite3 file or ROS 1 bag, compressed as a whole or not.
         scratch: Existing folder for files that must be copied before they can be read.
+
+    Returns:
+        The open storage; call `close` at the end.
 
     Raises:
         BagError: If it is not a storage file, or contains nothing that can be read; does not name the file.
@@ -232,6 +261,12 @@ class McapStorage:
 
     Chunks, indexes and summary are optional and may be incomplete. A file without a footer comes from a killed recorder:
     all complete records are read. In a file with a footer, damaged chunks and records are left out and counted.
+
+    Args:
+        path: mcap file.
+
+    Raises:
+        BagError: If nothing of it can be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -614,13 +649,26 @@ class McapStorage:
 
 
 def first_from(times: np.ndarray, low: int, high: int) -> int | None:
-    """Return the first of some sorted times in low..high, high excluded; None if there is none."""
+    """Return the first time of a range.
+
+    Args:
+        times: (n,) int64, sorted, ns.
+        low: Start of the range, ns.
+        high: End of the range, excluded, ns.
+
+    Returns:
+        Time, ns; None if no time is in the range.
+    """
     place = int(np.searchsorted(times, max(low, -(2**63))))
     return int(times[place]) if place < times.size and times[place] < high else None
 
 
 def is_too_long(path: Path) -> bool:
-    """Return whether a path, or that of its journal, is too long for sqlite3, which allows 512 bytes."""
+    """Return whether a path, or that of its journal, is too long for sqlite3, which allows 512 bytes.
+
+    Args:
+        path: Path of a database.
+    """
     names = (os.fsencode(f"{path.resolve()}-journal"), os.fsencode(f"{path.name}-journal"))
     return len(names[0]) > 500 or len(names[1]) > 255
 
@@ -629,6 +677,13 @@ class SqliteStorage:
     """A sqlite3 file of any of rosbag2's schemas; see `Storage`.
 
     The journal that a killed recorder leaves next to the file is read too.
+
+    Args:
+        path: Database.
+        scratch: Existing folder for a copy, which is made if there is a journal or the path is too long.
+
+    Raises:
+        BagError: If it is not a bag, or cannot be read.
     """
 
     def __init__(self, path: Path, scratch: Path) -> None:

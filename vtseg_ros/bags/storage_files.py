@@ -21,7 +21,14 @@ PACKED = (".zstd", ".zst", ".lz4")
 
 @dataclass(frozen=True)
 class TopicHint:
-    """Entry of a topic in metadata.yaml."""
+    """Entry of a topic in metadata.yaml.
+
+    Attributes:
+        msgtype: Type of the messages.
+        count: Number of messages.
+        digest: Type hash; empty = not in the file.
+        qos: QoS that the publishers offered; empty = not in the file.
+    """
 
     msgtype: str
     count: int
@@ -45,17 +52,32 @@ class StorageFiles:
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a folder or has the name of a storage file."""
+    """Return whether a path is a folder or has the name of a storage file.
+
+    Args:
+        path: Path, which need not exist.
+    """
     return path.is_dir() or kind_of(path.name) is not None
 
 
 def holds_bag(folder: Path) -> bool:
-    """Return whether a folder has a storage file or a metadata.yaml."""
+    """Return whether a folder has a storage file or a metadata.yaml.
+
+    Args:
+        folder: Existing folder.
+    """
     return any(entry.name == METADATA or kind_of(entry.name) for entry in folder.iterdir())
 
 
 def kind_of(name: str) -> str | None:
-    """Return the storage of a file, `mcap`, `sqlite3` or `rosbag1`, by its name, compressed or not; None for others."""
+    """Return the storage of a file by its name.
+
+    Args:
+        name: Name of the file, compressed or not.
+
+    Returns:
+        `mcap`, `sqlite3` or `rosbag1`; None for other names.
+    """
     name = name.lower()
     for suffix in PACKED:
         name = name.removesuffix(suffix)
@@ -67,6 +89,9 @@ def find_storage(path: Path) -> StorageFiles:
 
     Args:
         path: Folder of the bag, or one storage file.
+
+    Returns:
+        Storage files, entries of metadata.yaml and problems.
 
     Raises:
         BagError: If there is none, or one that metadata.yaml lists is missing.

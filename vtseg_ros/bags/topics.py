@@ -5,29 +5,32 @@
 from __future__ import annotations
 
 from vtseg_ros.bags.bag import BagReader
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, label_set_of
-from vtseg_ros.bags.video_messages import VIDEO_TYPES
+from vtseg_ros.bags.messages import LABEL_MAP, label_set_of
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.topic_names import is_of_segmenter
-
-IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO_TYPES)
-_TRANSPORTS = ("/zstd", "/compressed", "/foxglove", "/ffmpeg", "/compressedDepth", "/theora")
-"""Suffixes that image_transport appends to the topic of a camera, the best to read first."""
-_UNREADABLE = _TRANSPORTS[4:]
-
-
-def base_topic(topic: str) -> str:
-    """Return the topic without the suffix of its image transport."""
-    return next((topic.removesuffix(one) for one in _TRANSPORTS if topic.endswith(one)), topic)
+from vtseg_ros.transports import (
+    BEST_FIRST,
+    MSGTYPES,
+    UNREADABLE,
+    VIDEO_TYPES,
+    base_topic,
+    transport_of,
+)
 
 
 def find_image_topic(bag: BagReader) -> str:
     """Find the topic of the camera images.
 
     Topics of labels, masks, confidences, depth, flow, overlays and of a segmenter, and topics without a message, are
-    ignored. Of several transports of one camera the one with the most messages is taken; with equal numbers the raw
-    images, which are not lossy, then zstd, jpeg or png, and encoded video, whose images depend on each other.
+    ignored. If a camera has several transports, the one with the most messages is used. If the numbers are equal, the
+    order is: raw images (not lossy), zstd, jpeg or png, and encoded video, whose images depend on each other.
+
+    Args:
+        bag: An open bag.
+
+    Returns:
+        Name of the topic.
 
     Raises:
         BagError: If there is no camera or more than one; lists them.
@@ -46,10 +49,10 @@ def find_image_topic(bag: BagReader) -> str:
         return min(
             filled,
             key=lambda name: (
-                name.endswith(_UNREADABLE),
+                name.endswith(UNREADABLE),
                 -bag.topics[name].count,
                 bag.topics[name].msgtype in VIDEO_TYPES,
-                next((rank for rank, one in enumerate(_TRANSPORTS) if name.endswith(one)), -1),
+                BEST_FIRST.index(transport_of(name)),
                 len(name),
             ),
         )
@@ -65,10 +68,16 @@ def find_image_topic(bag: BagReader) -> str:
 
 
 def find_label_topic(bag: BagReader) -> str | None:
-    """Find the image topic with `label` in its name; None if there is none.
+    """Find the image topic with `label` in its name.
 
     Topics without a message are ignored. Two transports of one topic with equally many messages count as one; with
     different numbers they may contain different labels.
+
+    Args:
+        bag: An open bag.
+
+    Returns:
+        Name of the topic; None if there is none.
 
     Raises:
         BagError: If there are several; lists them.
@@ -87,16 +96,23 @@ def find_label_topic(bag: BagReader) -> str | None:
 
 
 def image_topics(bag: BagReader) -> list[str]:
-    """Return the topics of raw or compressed images and of encoded video, of any content."""
-    return [name for name, info in bag.topics.items() if info.msgtype in IMAGE_TYPES]
+    """Return the topics of raw or compressed images and of encoded video, of any content.
+
+    Args:
+        bag: An open bag.
+    """
+    return [name for name, info in bag.topics.items() if info.msgtype in MSGTYPES]
 
 
 def read_label_set(bag: BagReader, *, of_masks: bool = False) -> LabelSet | None:
-    """Read the class list of a bag from its LabelMap topic; None if it has none.
+    """Read the class list of a bag from its LabelMap topic.
 
     Args:
-        bag: Bag to read.
+        bag: An open bag.
         of_masks: Read the class list of the masks that a segmenter published, which may differ from the labels' list.
+
+    Returns:
+        The class list; None if the bag has none.
 
     Raises:
         BagError: If the message is not a valid class list.

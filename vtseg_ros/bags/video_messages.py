@@ -18,10 +18,8 @@ import numpy as np
 
 from vtseg_ros.bags.containers import MAX_PIXELS
 from vtseg_ros.errors import ConfigError, ImageError, first_line
+from vtseg_ros.transports import FFMPEG_PACKET, FOXGLOVE_VIDEO
 
-FOXGLOVE_VIDEO = "foxglove_msgs/msg/CompressedVideo"
-FFMPEG_PACKET = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
-VIDEO_TYPES = (FOXGLOVE_VIDEO, FFMPEG_PACKET)
 DEFINITIONS = {
     FOXGLOVE_VIDEO: "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n",
     FFMPEG_PACKET: (
@@ -126,6 +124,12 @@ def codec_of(name: str) -> str:
 
 def packet_of(message: Any) -> VideoPacket:
     """Return the packet of a message of either type, read by its fields.
+
+    Args:
+        message: foxglove_msgs/CompressedVideo or ffmpeg_image_transport_msgs/FFMPEGPacket.
+
+    Returns:
+        The packet.
 
     Raises:
         ImageError: For an unknown codec.
@@ -419,7 +423,11 @@ class VideoDecoder(Generic[Token]):
         return done
 
     def lose(self) -> list[Decoded[Token]]:
-        """Note that a packet is lost and return the delayed images; the next packet must be a key frame."""
+        """Note that a packet is lost; the next packet must be a key frame.
+
+        Returns:
+            The delayed images.
+        """
         done = self._flush(AFTER_LOSS)
         self._waits = self._waits or AFTER_LOSS
         return done

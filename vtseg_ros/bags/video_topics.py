@@ -93,13 +93,16 @@ class VideoStream:
     def push(
         self, time_ns: int, data: bytes, *, position: int = -1, parameters: bytes = b""
     ) -> list[VideoImage]:
-        """Decode a message and return what is complete.
+        """Decode a message.
 
         Args:
-            time_ns: Bag time.
+            time_ns: Bag time, ns.
             data: CDR bytes.
-            position: Number of the message on the topic.
+            position: Number of the message on the topic; -1 = unknown.
             parameters: Parameter sets to decode before the packet.
+
+        Returns:
+            Complete images, of this message or of earlier ones, and messages that give no image, with the reason.
         """
         try:
             packet = packet_from_cdr(self._msgtype, data)
@@ -127,7 +130,14 @@ class VideoStream:
         return made
 
     def summary(self, topic: str) -> str:
-        """Return one line about the packets that gave no image; empty if all gave one."""
+        """Return one line about the packets that gave no image.
+
+        Args:
+            topic: Name of the topic in the line.
+
+        Returns:
+            The line; empty if all packets gave an image.
+        """
         reasons = "; ".join(f"{count} since {reason}" for reason, count in self.failed.most_common(3))
         return (
             f"topic {topic}: {self.failed.total()} video packets gave no image: {reasons}" if reasons else ""
@@ -169,7 +179,14 @@ class VideoIndex:
         self._kept: OrderedDict[int, VideoImage] = OrderedDict()
 
     def stream_from(self, start_ns: int) -> VideoStream:
-        """Return a stream that has decoded what the images from a bag time on refer to."""
+        """Return a stream that is ready to decode the images from a bag time on.
+
+        Args:
+            start_ns: Bag time, ns.
+
+        Returns:
+            A stream that has decoded the earlier packets that these images refer to.
+        """
         stream = VideoStream(self._topic, self._msgtype)
         number = bisect_right(self._keys, start_ns, key=lambda key: key.time_ns) - 1
         if number >= 0:
@@ -179,7 +196,18 @@ class VideoIndex:
         return stream
 
     def read(self, time_ns: int, stamp_ns: int | None) -> Message:
-        """Return an image; see `BagReader.read`."""
+        """Return an image; see `BagReader.read`.
+
+        Args:
+            time_ns: Bag time, ns.
+            stamp_ns: Header stamp in ns, which distinguishes messages with the same bag time; None = the first one.
+
+        Returns:
+            A sensor_msgs/Image (rgb8).
+
+        Raises:
+            BagError: If there is no such message, or it gives no image.
+        """
         for position in range(bisect_left(self._times, time_ns), bisect_right(self._times, time_ns)):
             if stamp_ns is None or self._stamps[position] == stamp_ns:
                 return self._image(position)

@@ -29,12 +29,22 @@ _ANY_HEADER = 32
 
 
 def is_packed(message: Any) -> bool:
-    """Return whether a message is an image of the `zstd` transport."""
+    """Return whether a message is an image of the `zstd` transport.
+
+    Args:
+        message: Any message.
+    """
     return getattr(message, "format", "").strip().lower() == FORMAT
 
 
 def size_of_packed(message: Any) -> tuple[int, int]:
-    """Return the (width, height) px of an image of the `zstd` transport.
+    """Read the size of an image of the `zstd` transport without unpacking it.
+
+    Args:
+        message: A sensor_msgs/CompressedImage of the format `zstd`.
+
+    Returns:
+        (width, height) px.
 
     Raises:
         ImageError: If the header is truncated or damaged, or claims a too large image.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.inference.backends import BACKENDS, installed_backends
+from vtseg_ros.inference.backends import BACKEND_NAMES, installed_backends
 from vtseg_ros.inference.devices import processor_name, resolve_device, resolve_precision
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backends",
         nargs="+",
-        choices=tuple(BACKENDS),
+        choices=BACKEND_NAMES[1:],
         metavar="BACKEND",
-        help=f"backends of exact and causal: {', '.join(BACKENDS)} (default: all that are installed)",
+        help=f"backends of exact and causal: {', '.join(BACKEND_NAMES[1:])} (default: all that are installed)",
     )
     parser.add_argument(
         "--baseline",

@@ -57,6 +57,7 @@ from vtseg_ros.fleet.object_store import upload
 from vtseg_ros.fleet.results import read_file
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.label_set import LabelSet
+from vtseg_ros.text import read_text
 
 HELP = "Score one or several checkpoints on labelled bags with the protocol of the paper."
 FILE_WIDTH = 240
@@ -376,7 +377,7 @@ class EvaluateJob:
 
     def settings(self) -> dict[str, Any]:
         """See `Job.settings`."""
-        class_map = self.args.class_map.read_text() if self.args.class_map else None
+        class_map = read_text(self.args.class_map) if self.args.class_map else None
         return {**{name: getattr(self.args, name) for name in SETTINGS}, "class_map": class_map}
 
     def load(self) -> list[System]:

@@ -45,6 +45,7 @@ from vtseg_ros.labelling.pseudolabels import (
 from vtseg_ros.labelling.teacher_probabilities import Averaging, Teacher
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 from vtseg_ros.sizes import parse_size
+from vtseg_ros.text import read_text
 from vtseg_ros.video.reader import VideoReader
 
 HELP = "Label a bag or a video with a teacher network; the result is a bag to train from."
@@ -260,7 +261,7 @@ class PseudolabelJob:
 
     def settings(self) -> dict[str, Any]:
         """See `Job.settings`."""
-        class_map = self.args.class_map.read_text() if self.args.class_map else None
+        class_map = read_text(self.args.class_map) if self.args.class_map else None
         return {**_options(self.args), "class_map": class_map, "storage": self.args.storage}
 
     def load(self) -> Prepared:

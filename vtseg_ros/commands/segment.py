@@ -40,7 +40,7 @@ from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.parts import Span, warm_up_start
-from vtseg_ros.importers.image_folder import SUFFIXES
+from vtseg_ros.importers.image_folder import OTHER_SUFFIXES, SUFFIXES
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.postprocess import UPSAMPLING
@@ -123,7 +123,8 @@ def open_source(
 
 
 def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    # Those that cannot be read lead to an error that names them.
+    return any(path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) for path in folder.iterdir())
 
 
 @dataclass(frozen=True)
@@ -462,7 +463,7 @@ def _only_source(inputs: list[str]) -> Path | str | None:
         return None
     source = source_argument(str(place))
     if isinstance(source, Path):
-        return None if source.suffix == ".txt" and source.is_file() else source
+        return None if source.suffix.lower() == ".txt" and source.is_file() else source
     matches = expand_inputs([source])
     return source if any(Path(match.name).suffix.lower() in SUFFIXES for match in matches) else None
 

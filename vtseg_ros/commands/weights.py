@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`vtseg weights`: published weights by name, and networks of others as files for nodes and commands."""
+"""`vtseg weights`: published weights by name, networks of others as files, and the agreement of bf16 with fp32."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.inference.devices import MIN_AGREEMENT
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.palette import open_palette
+from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint, store_agreement
 from vtseg_ros.published.converting import Options, convert
 from vtseg_ros.published.table import PUBLISHED, Published, ade20k, published
 from vtseg_ros.sizes import parse_size
@@ -22,11 +24,12 @@ from vtseg_ros.sizes import parse_size
 HELP = "List published weights, download them (the only command that connects to the Internet), or convert a file."
 ONNX = "onnx"
 TABLE_WIDTH = 100
+AGREEMENT_FRAMES = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|get|convert")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|get|convert|agreement")
     listing = actions.add_parser("list", help="list names, classes, licences and published scores")
     listing.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     getting = actions.add_parser("get", help="download weights and convert them")
@@ -67,12 +70,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     converting.add_argument("--licence", help="licence of your own weights, such as Apache-2.0")
     converting.add_argument("--output", default="", help="output of an ONNX network to use, if several fit")
+    measuring = actions.add_parser(
+        "agreement",
+        help="measure how far bf16 agrees with fp32 on real frames, and store it in the checkpoint",
+    )
+    measuring.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="checkpoint file to change, or name of shipped weights"
+    )
+    measuring.add_argument(
+        "source", metavar="SOURCE", help="bag, video file or folder of images of the kind that it is used for"
+    )
+    measuring.add_argument(
+        "--frames",
+        type=int,
+        default=AGREEMENT_FRAMES,
+        metavar="N",
+        help="number of frames (default %(default)s)",
+    )
+    measuring.add_argument(
+        "--static-prior", help="external static network; executes code when loaded, use trusted files only"
+    )
+    measuring.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: the result")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     if args.action == "list":
         return _list(args.json)
+    if args.action == "agreement":
+        return _agreement(args)
     out = args.out or Path(f"{args.name}.{'onnx' if args.name == ONNX else 'safetensors'}")
     if out.exists():
         raise ConfigError(f"--out: {out} exists; expected a new file. Nothing is overwritten")
@@ -97,6 +123,31 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--output: only for --as onnx; expected none, got one")
     _check_suffix(out)
     _report(out, convert(args.file, args.name, out, options))
+    return 0
+
+
+def _agreement(args: argparse.Namespace) -> int:
+    from vtseg_ros.inference.precision import first_images, with_agreement
+
+    if args.frames < 1:
+        raise ConfigError(f"--frames: out of range; expected at least 1, got {args.frames}")
+    if Path(args.checkpoint).suffix.lower() == ".onnx":
+        raise ConfigError(
+            f"{args.checkpoint}: an exported network; expected a checkpoint. "
+            "Run vtseg export --bag, which stores the agreement in the file"
+        )
+    path = resolve_checkpoint(args.checkpoint)
+    loaded = load_checkpoint(path, static_prior=args.static_prior)
+    images = first_images(args.source, args.frames)
+    agreement = with_agreement(loaded, images).agreement
+    store_agreement(path, agreement)
+    share, enough = agreement["bf16"], agreement["bf16"] >= MIN_AGREEMENT
+    print(
+        f"{path}: bf16 has the same class as fp32 on {100 * share:.2f} % of the pixels of {len(images)} frames; "
+        f"precision auto {'uses' if enough else 'does not use'} bf16 on processors that have it"
+    )
+    if args.json:
+        args.json.write_text(json.dumps({"frames": len(images), "agreement": agreement}, indent=2) + "\n")
     return 0
 
 

@@ -21,7 +21,7 @@ from vtseg_ros.evaluation.behaviour import Observer
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.score import PICTURE_WIDTH, Scores
 from vtseg_ros.evaluation.systems import System, SystemInfo
-from vtseg_ros.evaluation.temporal import WarpedConsistency
+from vtseg_ros.evaluation.temporal import FlowImage, WarpedConsistency
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,10 @@ def evaluate(
         last, stamp_ns = number, index.frames[number].stamp_ns
         size = (label.shape[1], label.shape[0])
         masks = [feed.mask(images, number, first, size) for feed in feeds]
+        flow_image = FlowImage(image)
         for system, scores, mask in zip(systems, outcome.scores, masks):
-            _score(scores, stamp_ns, mask, label, image, system.confidence)
-        label_consistency.update(image, label)
+            _score(scores, stamp_ns, mask, label, image, flow_image, system.confidence)
+        label_consistency.update(flow_image, label)
         for observer in observers:
             observer.update(number, first, label, masks)
         if part_of is not None:
@@ -199,11 +200,12 @@ def _score(
     mask: np.ndarray,
     label: np.ndarray,
     image: np.ndarray,
+    flow_image: FlowImage,
     confidence: np.ndarray,
 ) -> None:
     try:
         scores.update(stamp_ns, mask, label, image, confidence=confidence)
-        scores.watch(stamp_ns, mask, image)
+        scores.watch(stamp_ns, mask, flow_image)
     except ConfigError as err:
         raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err
 

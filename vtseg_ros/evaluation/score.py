@@ -13,7 +13,7 @@ import numpy as np
 from vtseg_ros.bags.messages import NS
 from vtseg_ros.evaluation.calibration import ConfidenceCounts
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
-from vtseg_ros.evaluation.temporal import VideoConsistency, WarpedConsistency
+from vtseg_ros.evaluation.temporal import FlowImage, VideoConsistency, WarpedConsistency
 from vtseg_ros.label_set import IGNORE, LabelSet
 
 PICTURE_WIDTH = 480
@@ -100,8 +100,8 @@ class Scores:
         if image is not None:
             self._remember(stamp_ns, frame.pixel_accuracy(), image, label, mask)
 
-    def watch(self, stamp_ns: int, mask: np.ndarray, image: np.ndarray) -> None:
-        """Update the temporal consistency, which needs no label: mask (h, w) uint8, image (H, W, 3) uint8 RGB."""
+    def watch(self, stamp_ns: int, mask: np.ndarray, image: FlowImage) -> None:
+        """Update the temporal consistency, which needs no label, with a mask (h, w) uint8 and its image."""
         if not self._follows(stamp_ns, self._watched_ns):
             self._warped.reset()
         self._watched_ns = stamp_ns

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 
 import cv2
@@ -54,36 +55,59 @@ class VideoConsistency:
         return float(np.mean(self.shares)) if self.shares else float("nan")
 
 
+class FlowImage:
+    """An image that optical flow is estimated from (OpenCV's DIS), once for all systems that are compared.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is scaled.
+        width: of the scaled image, px.
+    """
+
+    def __init__(self, image: np.ndarray, width: int = 320) -> None:
+        self.size = (width, max(8, round(image.shape[0] * width / image.shape[1])))
+        """Width and height, px."""
+        small = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA)
+        self._gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+        # A strong reference would keep all images of the sequence.
+        self._earlier: weakref.ref[FlowImage] | None = None
+        self._flow: np.ndarray | None = None
+
+    def flow_to(self, earlier: FlowImage) -> np.ndarray:
+        """Return the flow to an image of the same size, (h, w, 2) float32 px; that to the last one asked for is kept."""
+        if self._flow is None or self._earlier is None or self._earlier() is not earlier:
+            estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+            # The type stub of OpenCV does not allow None.
+            self._flow = estimator.calc(self._gray, earlier._gray, None)  # type: ignore[call-overload]
+            self._earlier = weakref.ref(earlier)
+        return self._flow
+
+
 class WarpedConsistency:
-    """mIoU between a mask and the previous one warped by optical flow (OpenCV's DIS on the images).
+    """mIoU between a mask and the previous one warped by the optical flow of the images.
 
     Args:
         num_classes: C.
-        width: images and masks are scaled to this width, px, before flow is estimated.
         skip_unlabelled: leave out pixels that are 255 in the newer mask, for labels in place of masks; otherwise they
             count as wrong.
     """
 
-    def __init__(self, num_classes: int, width: int = 320, *, skip_unlabelled: bool = False) -> None:
+    def __init__(self, num_classes: int, *, skip_unlabelled: bool = False) -> None:
         self.confusion = ConfusionMatrix(num_classes)
         """Warped previous masks as labels, masks as predictions."""
-        self._width, self._skip_unlabelled = width, skip_unlabelled
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._previous: tuple[np.ndarray, np.ndarray] | None = None
+        self._skip_unlabelled = skip_unlabelled
+        self._previous: tuple[FlowImage, np.ndarray] | None = None
 
     def reset(self) -> None:
         """Start a new sequence."""
         self._previous = None
 
-    def update(self, image: np.ndarray, mask: np.ndarray) -> None:
-        """Add the next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
-        size = (self._width, max(8, round(image.shape[0] * self._width / image.shape[1])))
-        gray = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-        small = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-        if self._previous is not None and self._previous[0].shape == gray.shape:
-            # From this frame to the previous one; the type stub of OpenCV does not allow None.
-            flow = self._flow.calc(gray, self._previous[0], None)  # type: ignore[call-overload]
-            xs, ys = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
+    def update(self, image: FlowImage, mask: np.ndarray) -> None:
+        """Add the next frame: its image, and the mask (h, w) uint8, which is scaled to the size of the flow."""
+        width, height = image.size
+        small = cv2.resize(mask, image.size, interpolation=cv2.INTER_NEAREST)
+        if self._previous is not None and self._previous[0].size == image.size:
+            flow = image.flow_to(self._previous[0])
+            xs, ys = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
             warped = cv2.remap(
                 self._previous[1],
                 xs + flow[..., 0],
@@ -95,7 +119,7 @@ class WarpedConsistency:
             if self._skip_unlabelled:
                 warped[small == IGNORE] = IGNORE
             self.confusion.update(small, warped)
-        self._previous = (gray, small)
+        self._previous = (image, small)
 
     def score(self) -> float:
         """Return the mIoU, 0 to 100; NaN before the second frame."""

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from vtseg_ros.errors import BagError, ConfigError
-from vtseg_ros.files import cache_folder, fcntl
+from vtseg_ros.files import cache_folder, locked
 from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.object_store import StoredFile
 from vtseg_ros.fleet.urls import Url
@@ -30,14 +29,14 @@ _COMPLETE, _SIZE, _LOCK, _RESULT = "complete", "bytes", ".lock", ".result_"
 
 @dataclass(frozen=True, kw_only=True)
 class BagCache:
-    """A folder of copies with a size limit.
+    """A folder of local copies of bags, with a size limit.
 
-    A copy is read under a shared lock and made or removed under an exclusive one. Room is given out under a lock of its
-    own. A killed worker's incomplete copy is not locked and is removed like any other.
+    A copy is read under a shared lock, and made or removed under an exclusive lock. A separate lock protects the
+    reservation of space. The incomplete copy of a killed worker is not locked and is removed like any other.
 
     Args:
-        folder: of the copies; None = `bags` in the user's cache folder.
-        limit_gb: most 10^9 bytes of all copies.
+        folder: folder of the copies; None = `bags` in the user's cache folder.
+        limit_gb: largest size of all copies, 10^9 bytes, above 0.
 
     Raises:
         ConfigError: if the limit is out of range.
@@ -58,15 +57,21 @@ class BagCache:
 
     @contextmanager
     def local(self, url: Url, files: list[StoredFile]) -> Iterator[Path]:
-        """Yield the path of a copy, which stays while the context lasts.
+        """Yield the path of a local copy, which stays until the context ends. It is copied if necessary.
+
+        Waits if the copies that others read leave too little space.
 
         Args:
-            url: of a bag or video.
-            files: of `object_store.list_files`.
+            url: URL of a bag or video.
+            files: its files, from `object_store.list_files`.
+
+        Yields:
+            Path of the copy, with the name of the URL.
 
         Raises:
-            BagError: if it has no file, is larger than the cache, or cannot be copied.
-            ConfigError: if the folder cannot be used.
+            BagError: if there is no file, the bag is larger than the cache, it cannot be copied, or the folder cannot
+                be used.
+            ConfigError: if a package for the URL is missing.
         """
         size, limit = sum(file.size for file in files), int(self.limit_gb * GB)
         if not files:
@@ -88,13 +93,13 @@ class BagCache:
         """Hold the shared lock of a complete copy, which is made where there is none."""
         lock = _lock_of(entry)
         while True:
-            with _locked(lock, exclusive=False):
+            with locked(lock, exclusive=False):
                 if (entry / _COMPLETE).exists():
                     with suppress(OSError):
                         os.utime(entry / _COMPLETE)
                     yield
                     return
-            with _locked(lock, exclusive=True):
+            with locked(lock):
                 if not (entry / _COMPLETE).exists():
                     self._make(url, files, size, limit, entry)
 
@@ -113,7 +118,7 @@ class BagCache:
 
         Who waits keeps the lock: others that need room queue behind it and cannot take what becomes free.
         """
-        with _locked(self._root / f".room{_LOCK}", exclusive=True):
+        with locked(self._root / f".room{_LOCK}"):
             while True:
                 used = {other: _size_of(other) for other in self._root.iterdir() if (other / _SIZE).exists()}
                 total = sum(used.values())
@@ -130,16 +135,23 @@ class BagCache:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Yield a new folder for a result that is to be uploaded; those of killed workers are removed."""
+        """Yield a new folder for a result that is to be uploaded. Folders of killed workers are removed.
+
+        Yields:
+            An empty folder, which is removed at the end of the context.
+
+        Raises:
+            BagError: if it cannot be created.
+        """
         with ExitStack() as stack:
             with self._one_line_errors("the result"):
                 self._root.mkdir(parents=True, exist_ok=True)
-                with _locked(self._root / f".results{_LOCK}", exclusive=True):
+                with locked(self._root / f".results{_LOCK}"):
                     for old in self._root.glob(f"{_RESULT}*"):
                         if old.is_dir():
                             _remove_unused(old)
                     made = Path(tempfile.mkdtemp(prefix=_RESULT, dir=self._root))
-                    stack.enter_context(_locked(_lock_of(made), exclusive=True))
+                    stack.enter_context(locked(_lock_of(made)))
             stack.callback(_lock_of(made).unlink, missing_ok=True)
             stack.callback(shutil.rmtree, made, ignore_errors=True)
             yield made
@@ -175,34 +187,8 @@ def _used_at(entry: Path) -> float:
 
 def _remove_unused(entry: Path) -> bool:
     """Remove a folder and its lock unless somebody holds it."""
-    with suppress(BlockingIOError), _locked(_lock_of(entry), exclusive=True, wait=False):
+    with suppress(BlockingIOError), locked(_lock_of(entry), wait=False):
         shutil.rmtree(entry, ignore_errors=True)
         _lock_of(entry).unlink(missing_ok=True)
         return True
     return False
-
-
-@contextmanager
-def _locked(path: Path, *, exclusive: bool, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, which may be removed by its exclusive holder.
-
-    Raises:
-        BlockingIOError: if another process holds it and `wait` is off.
-    """
-    if fcntl is None:
-        yield
-        return
-    kind = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        with path.open("ab") as file:
-            fcntl.flock(file, kind)
-            if _is_at(file, path):  # not removed while this process waited
-                yield
-                return
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False

@@ -24,18 +24,18 @@ ATTEMPTS = 3
 
 
 class LoadError(Exception):
-    """A worker cannot load what the job needs; it concerns all its tasks."""
+    """A worker cannot load what the job needs, which fails all of its tasks."""
 
 
 class Worker:
-    """Hold what the job loads, and run one task at a time.
+    """Load what the job needs, once, and run one task at a time.
 
     Args:
         job: the job.
-        identity: of the job where it was started, see `identity_of`.
-        mark: see `complete_task`.
-        threads: of PyTorch; 0 = as they are.
-        cache: of sources that are URLs.
+        identity: digests of the job in the process that started it, see `identity_of`.
+        mark: start of the names of unfinished folders, see `complete_task`.
+        threads: threads of PyTorch, at least 1; 0 = unchanged.
+        cache: local copies of sources that are URLs; None = the default cache.
     """
 
     def __init__(
@@ -46,7 +46,14 @@ class Worker:
         self._loaded: Any = None
 
     def run(self, task: Task, on_frame: Callable[[], None]) -> Outcome:
-        """Return how a task ended.
+        """Run a task and return how it ended.
+
+        Args:
+            task: the task.
+            on_frame: called after each frame.
+
+        Returns:
+            The outcome; errors of the bag are `failed` outcomes with one line as reason.
 
         Raises:
             LoadError: if the job cannot be loaded here.
@@ -84,11 +91,13 @@ def _line(err: Exception) -> str:
 def run_here(job: Job, tasks: Sequence[Task], watch: Watch, cache: BagCache | None = None) -> list[Outcome]:
     """Run the tasks one after the other in this process.
 
+    A failed task is repeated up to `ATTEMPTS` times. The other tasks run in any case.
+
     Args:
         job: the job.
         tasks: its tasks.
-        watch: is told of frames and outcomes.
-        cache: of sources that are URLs; None = the default one.
+        watch: callbacks for frames and outcomes.
+        cache: local copies of sources that are URLs; None = the default cache.
 
     Returns:
         Outcomes in the order of the tasks.
@@ -125,22 +134,29 @@ def run_here(job: Job, tasks: Sequence[Task], watch: Watch, cache: BagCache | No
 
 
 def frames_of(outcome: Outcome) -> int:
-    """Return the frames of a task that ended; those of a bag that was not opened before are in the result."""
+    """Return the number of frames of a task that ended.
+
+    Args:
+        outcome: end of the task. If the bag was not opened before the task ran, the number comes from its result.
+
+    Returns:
+        Number of frames; 0 if it is not known.
+    """
     return outcome.task.frames or int(outcome.result.get("frames", 0))
 
 
 def run_in_parts(
     job: Job, tasks: Sequence[Task], run: Callable[[Sequence[Task]], list[Outcome]]
 ) -> list[Outcome]:
-    """Run the parts of tasks that have some and join their results; run the other tasks as they are.
+    """Run the parts of split tasks and join their results; run the other tasks unchanged.
 
     Args:
-        job: the job; a `SplitJob` where tasks have parts.
+        job: the job; a `SplitJob` if tasks have parts.
         tasks: its tasks.
-        run: runs tasks without parts, and returns their outcomes in the same order.
+        run: runs tasks without parts and returns their outcomes in the same order.
 
     Returns:
-        Outcomes in the order of the tasks.
+        Outcomes in the order of the tasks. If a part fails, its task fails with the same reason.
     """
     found: dict[Task, Outcome] = {}
     # Only local bags with local results have parts.
@@ -184,7 +200,14 @@ class _Joining:
 
 @contextmanager
 def unfinished_removed(tasks: Sequence[Task]) -> Iterator[str]:
-    """Yield the start of the names of unfinished folders; remove those that killed workers left."""
+    """Yield the start of the names of unfinished folders, and at the end remove the folders that killed workers left.
+
+    Args:
+        tasks: tasks whose local outputs are cleaned up.
+
+    Yields:
+        Start of a name, unique for this call; the `mark` of `complete_task`.
+    """
     mark = f".vtseg_{uuid.uuid4().hex[:12]}_"
     try:
         yield mark

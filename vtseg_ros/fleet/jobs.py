@@ -14,14 +14,14 @@ from vtseg_ros.fleet.urls import Place
 
 @dataclass(frozen=True)
 class Task:
-    """A bag to process.
+    """A bag, or a part of one, to process.
 
     Attributes:
-        source: the bag or video; a local path or a URL.
-        output: folder that the result is renamed to, or URL that it is uploaded to, when it is complete.
-        frames: images in the source or the span; 0 = unknown.
-        span: bag times (ns) of a part of the source, the first included, the second not; None = begin or end.
-        parts: tasks whose results are joined to this one's; empty = the source is processed at once.
+        source: bag or video; a local path or a URL.
+        output: folder or URL of the result, which exists only when the result is complete.
+        frames: number of images in the source or the span; 0 = unknown.
+        span: bag times (ns) of a part of the source, the first included, the second excluded; None = its begin or end.
+        parts: tasks whose results are joined to the result of this task; empty = the source is not split.
         copy: local copy of a source that is a URL, while the task runs.
     """
 
@@ -53,9 +53,9 @@ class Outcome:
     Attributes:
         task: the task.
         state: `done`, `skipped` (was complete before) or `failed`.
-        result: plain values from `Job.process`; of the earlier run for `skipped`.
-        reason: of a failure, one line.
-        attempts: how often the task was started.
+        result: JSON values from `Job.process`; those of the earlier run if `skipped`.
+        reason: why the task failed, one line; empty otherwise.
+        attempts: number of times the task was started, at least 1.
     """
 
     task: Task
@@ -70,8 +70,8 @@ class Watch:
     """Callbacks of a running job.
 
     Args:
-        on_outcome: called with each final outcome.
-        on_frames: called with the number of frames processed so far, those of complete tasks included.
+        on_outcome: called with the outcome of each task when it ends.
+        on_frames: called with the number of frames processed so far, including those of complete tasks.
     """
 
     on_outcome: Callable[[Outcome], None] = lambda _: None
@@ -79,29 +79,43 @@ class Watch:
 
 
 class Job(Protocol):
-    """Work on single bags; sent to the workers by pickle."""
+    """Interface of a command that processes single bags; pickled and sent to the workers."""
 
     @property
     def checkpoints(self) -> Sequence[str]:
         """Shipped weights by name, or files; part of a result's identity."""
 
     def settings(self) -> dict[str, Any]:
-        """Return plain JSON values that decide the result, the checkpoints aside."""
+        """Return the settings that decide the result, without the checkpoints.
+
+        Returns:
+            JSON values by name.
+        """
 
     def load(self) -> Any:
-        """Return what a worker keeps for all its tasks, such as a model."""
+        """Load what a worker uses for all its tasks, such as a model.
+
+        Returns:
+            Any object; passed to `process`.
+
+        Raises:
+            VTSegError: if it cannot be loaded, for example because the checkpoint is missing on the host.
+        """
 
     def process(self, loaded: Any, task: Task, folder: Path, on_frame: Callable[[], None]) -> dict[str, Any]:
         """Process a bag, or a part of it.
 
         Args:
-            loaded: from `load`.
-            task: its path and span; parts are given only to jobs that can be split.
-            folder: exists and is empty; the result is written into it.
-            on_frame: to be called after each frame.
+            loaded: value of `load`.
+            task: task with path and span; only a `SplitJob` gets parts.
+            folder: empty folder for the result.
+            on_frame: must be called after each frame.
 
         Returns:
-            Plain JSON values, among them `frames`.
+            JSON values by name, among them `frames`, the number of processed frames.
+
+        Raises:
+            VTSegError: if the bag cannot be processed.
         """
 
 
@@ -109,13 +123,13 @@ class SplitJob(Job, Protocol):
     """A job that can process parts of bags."""
 
     def join(self, task: Task, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-        """Join the results of `task.parts`, in their outputs, which are local paths, into a folder.
+        """Join the results of `task.parts` in a folder. The outputs of the parts are local paths.
 
         Args:
-            task: with its parts.
-            results: of the parts, from `process`.
-            folder: exists and is empty.
+            task: task with its parts.
+            results: values that `process` returned for the parts, in their order.
+            folder: empty folder for the joined result.
 
         Returns:
-            As `process`.
+            See `Job.process`.
         """

@@ -33,10 +33,10 @@ class StoredFile:
     """A file in an object store.
 
     Attributes:
-        name: relative to the URL that was listed; empty if the URL is that of the file.
-        path: without the protocol.
-        size: bytes.
-        version: changes with the content.
+        name: path relative to the listed URL; empty if the URL names the file itself.
+        path: path in the store, without the protocol.
+        size: size, bytes.
+        version: ETag, hash or time of change; differs if the content differs. Empty if the store has none.
     """
 
     name: str
@@ -47,7 +47,15 @@ class StoredFile:
 
 @contextmanager
 def one_line_errors(url: Url) -> Iterator[None]:
-    """Turn the errors of fsspec and its implementations into a VTSegError of one line."""
+    """Convert errors of fsspec and its implementations to errors of one line, as a context manager.
+
+    Args:
+        url: URL that the errors name.
+
+    Raises:
+        BagError: if the URL is not found, access is denied, or the store cannot be accessed.
+        ConfigError: if a package for the URL is missing.
+    """
     try:
         yield
     except VTSegError:
@@ -88,10 +96,16 @@ def _open(url: Url) -> tuple[Any, str]:
 
 
 def list_files(url: Url) -> list[StoredFile]:
-    """Return the files below a URL, or the file that it names, sorted by name; empty if there are none.
+    """List the files below a URL, or the file that it names.
+
+    Args:
+        url: URL of a file or folder.
+
+    Returns:
+        Files sorted by name; empty if there are none.
 
     Raises:
-        BagError: if the bucket is absent, or the store cannot be accessed.
+        BagError: if the bucket is absent, a name contains `..`, or the store cannot be accessed.
         ConfigError: if the URL's kind is unknown, or a package for it is missing.
     """
     with one_line_errors(url):
@@ -112,16 +126,30 @@ def list_files(url: Url) -> list[StoredFile]:
 
 
 def digest_of_listing(files: Sequence[StoredFile]) -> str:
-    """Return the SHA-256 of names, sizes and versions: nothing is read for it."""
+    """Return the SHA-256 of the names, sizes and versions of files; no content is read.
+
+    Args:
+        files: files from `list_files`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     listed = [[file.name, file.size, file.version] for file in files]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def find_matches(pattern: Url) -> list[Url]:
-    """Return the URLs that a glob matches, sorted.
+    """Return the URLs that match a glob.
+
+    Args:
+        pattern: URL with `*`, `?` or `[...]`.
+
+    Returns:
+        URLs, sorted; empty if none matches.
 
     Raises:
-        BagError, ConfigError: as `list_files`.
+        BagError: see `list_files`.
+        ConfigError: see `list_files`.
     """
     with one_line_errors(pattern):
         system, path = _open(pattern)
@@ -132,8 +160,15 @@ def find_matches(pattern: Url) -> list[Url]:
 def read_bytes(url: Url) -> bytes:
     """Return the content of a file.
 
+    Args:
+        url: URL of the file.
+
+    Returns:
+        All bytes of the file.
+
     Raises:
-        BagError, ConfigError: as `list_files`.
+        BagError: if the file is absent or the store cannot be accessed.
+        ConfigError: see `list_files`.
     """
     with one_line_errors(url):
         system, path = _open(url)
@@ -142,10 +177,16 @@ def read_bytes(url: Url) -> bytes:
 
 
 def fetch(url: Url, files: Sequence[StoredFile], place: Path) -> None:
-    """Copy the files of `list_files` below a path, or to it if the URL is that of a file.
+    """Copy the files of `list_files` to a local folder, or to a local file if the URL names a file.
+
+    Args:
+        url: URL that was listed.
+        files: its files.
+        place: folder or file to write; parent folders are created.
 
     Raises:
         BagError: if a file is absent, shorter or longer than listed, or the store cannot be accessed.
+        ConfigError: see `list_files`.
         OSError: if the local disk is full.
     """
     for file in files:
@@ -176,16 +217,16 @@ def _blocks(url: Url, file: StoredFile) -> Iterator[bytes]:
 
 
 def upload(folder: Path, url: Url, last: str) -> None:
-    """Upload the files of a folder; an interrupted upload is recognised, see `is_unfinished`.
+    """Upload the files of a folder. An interrupted upload can be recognised, see `is_unfinished`.
 
     Args:
         folder: local folder.
-        url: of the result.
-        last: name of the file that is uploaded last; it makes the result complete.
+        url: URL of the result.
+        last: name of the file that is uploaded last; it marks the result as complete.
 
     Raises:
         BagError: if the store cannot be accessed.
-        ConfigError: as `list_files`.
+        ConfigError: see `list_files`.
     """
     names = sorted(
         str(path.relative_to(folder))
@@ -201,7 +242,15 @@ def upload(folder: Path, url: Url, last: str) -> None:
 
 
 def is_unfinished(files: Sequence[StoredFile], last: str) -> bool:
-    """Return whether listed files are an upload that was interrupted."""
+    """Return whether listed files are an upload that was interrupted.
+
+    Args:
+        files: files from `list_files`.
+        last: name of the file that is uploaded last.
+
+    Returns:
+        True if the marker of an upload exists and the last file does not.
+    """
     names = {file.name for file in files}
     return UPLOADING in names and last not in names
 
@@ -209,8 +258,13 @@ def is_unfinished(files: Sequence[StoredFile], last: str) -> bool:
 def remove(url: Url, files: Sequence[StoredFile]) -> None:
     """Remove the files of an interrupted upload, the marker last.
 
+    Args:
+        url: URL that was listed.
+        files: its files.
+
     Raises:
-        BagError, ConfigError: as `list_files`.
+        BagError: if a file cannot be removed.
+        ConfigError: see `list_files`.
     """
     with one_line_errors(url):
         system, _ = _open(url)

@@ -18,9 +18,18 @@ Span = tuple[int | None, int | None]
 
 
 def plan_spans(bag: BagReader, topic: str, frames: int) -> list[Span]:
-    """Cut a bag into spans of about `frames` messages of a topic; one span if it is not longer.
+    """Cut a bag into spans of about `frames` messages of a topic. Messages of equal bag times stay together.
 
-    Messages of equal bag times stay together.
+    Args:
+        bag: an open bag.
+        topic: topic of its images.
+        frames: messages per span, at least 1.
+
+    Returns:
+        Spans in order; one span if the topic has at most `frames` messages.
+
+    Raises:
+        BagError: if there is no such topic, or the bag is damaged.
     """
     times = bag.times([topic])
     cuts = sorted(
@@ -31,22 +40,22 @@ def plan_spans(bag: BagReader, topic: str, frames: int) -> list[Span]:
 
 
 def warm_up_start(bag: BagReader, topic: str, start_ns: int, *, frames: int, max_gap_ns: int) -> int | None:
-    """Return where to begin reading so that the window at a part's first frame is that of an unsplit run.
+    """Return where to start reading so that the window at a part's first frame is that of an unsplit run.
 
-    A predictor that begins with frame a is in the unsplit run's state `frames` frames later if that run accepts a. It
-    drops a only if a's stamp is at most its newest one. Let c be an earlier frame that can be decoded, with stamps that
-    grow from c to a: if c is accepted, so is a; if c is dropped as late, the newest stamp is at most
-    stamp(c) + max_gap. Hence a is accepted if stamp(a) > stamp(c) + max_gap.
+    A predictor that starts with frame a has the state of the unsplit run `frames` frames later, if that run accepts a.
+    It drops a only if the stamp of a is at most the newest stamp it has seen. Let c be an earlier frame that can be
+    decoded, with stamps that increase from c to a. If c is accepted, so is a. If c is dropped as late, the newest stamp
+    is at most stamp(c) + max_gap. Hence a is accepted if stamp(a) > stamp(c) + max_gap.
 
     Args:
         bag: an open bag.
-        topic: of its images.
-        start_ns: bag time of the part's first frame.
-        frames: needed before the part.
+        topic: topic of its images.
+        start_ns: bag time of the part's first frame, ns.
+        frames: frames needed before the part.
         max_gap_ns: longest pause within a window, ns.
 
     Returns:
-        Bag time in ns; None = the bag's begin, where no later place is certain.
+        Bag time, ns; None = start at the beginning of the bag, because no later place is certain.
 
     Raises:
         BagError: if the bag is damaged.

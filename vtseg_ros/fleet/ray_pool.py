@@ -35,13 +35,13 @@ NO_USAGE_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Where a job runs.
+    """Cluster of a job, and resources of its workers.
 
     Args:
-        address: `local` starts a cluster on 127.0.0.1; otherwise host:port of a head node.
-        cpus: cores and threads of each worker.
-        gpus: GPUs of each worker, also parts of one.
-        workers: most workers; None = as many as there is room for.
+        address: `local` starts a cluster on 127.0.0.1; otherwise HOST:PORT of a head node.
+        cpus: cores and threads of each worker, at least 1.
+        gpus: GPUs of each worker, at least 0; 0.5 = two workers share one.
+        workers: largest number of workers, at least 1; None = as many as fit on the cluster.
 
     Raises:
         ConfigError: for a value out of range.
@@ -118,14 +118,14 @@ def run_on_ray(
 ) -> list[Outcome]:
     """Run the tasks in Ray actors.
 
-    A task whose worker dies goes to another worker. A task is given up after `ATTEMPTS` failures.
+    If a worker dies, another worker takes its task. A task is given up after `ATTEMPTS` failures.
 
     Args:
-        job: the job; its checkpoints and the bags must have the same paths on all hosts.
+        job: the job; its checkpoints and local bags must have the same paths on all hosts.
         tasks: its tasks.
-        watch: is told of frames and outcomes.
-        options: where to run.
-        cache: of sources that are URLs, on each host; None = the default one.
+        watch: callbacks for frames and outcomes.
+        options: cluster and resources.
+        cache: local copies, on each host, of sources that are URLs; None = the default cache.
 
     Returns:
         Outcomes in the order of the tasks.

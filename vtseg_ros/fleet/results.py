@@ -27,7 +27,13 @@ RECORD = "result.json"
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's file names, sizes and contents.
+    """Return the SHA-256 of a file, or of the names, sizes and contents of the files in a folder.
+
+    Args:
+        path: local file or folder.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
         BagError: if it cannot be read.
@@ -55,8 +61,15 @@ def _listing_of(path: Path) -> str:
 def identity_of(job: Job) -> dict[str, str]:
     """Return the digests of a job's checkpoints and settings.
 
+    Args:
+        job: the job.
+
+    Returns:
+        SHA-256 digests with the keys `checkpoint` (separated by spaces if there are several) and `settings`.
+
     Raises:
         CheckpointError: if there is no such checkpoint.
+        BagError: if a checkpoint cannot be read.
     """
     digests = [digest_of(resolve_checkpoint(name)) for name in job.checkpoints]
     settings = json.dumps(job.settings(), sort_keys=True)
@@ -67,11 +80,18 @@ def identity_of(job: Job) -> dict[str, str]:
 
 
 def read_complete(task: Task, identity: dict[str, str]) -> dict[str, Any] | None:
-    """Return the result of an earlier run; None = there is none. An interrupted upload is removed.
+    """Return the result of an earlier run. An interrupted upload is removed.
+
+    Args:
+        task: the task.
+        identity: digests of the input, the checkpoints and the settings.
+
+    Returns:
+        What `Job.process` returned; None if there is no result.
 
     Raises:
         BagError: if the output is a URL that cannot be accessed.
-        ConfigError: if the output exists and was made from something else.
+        ConfigError: if the output exists and has other digests.
     """
     record_place = task.output / RECORD
     if isinstance(task.output, Url):
@@ -103,9 +123,15 @@ def read_complete(task: Task, identity: dict[str, str]) -> dict[str, Any] | None
 def read_file(place: Place) -> bytes:
     """Return the content of a file.
 
+    Args:
+        place: path or URL of the file.
+
+    Returns:
+        All bytes of the file.
+
     Raises:
         BagError: if it is in an object store and cannot be accessed.
-        OSError: if it is a local one that cannot be read.
+        OSError: if it is a local file that cannot be read.
     """
     return object_store.read_bytes(place) if isinstance(place, Url) else place.read_bytes()
 
@@ -114,17 +140,23 @@ def read_file(place: Place) -> bytes:
 def written_whole(
     output: Place, last: str, cache: BagCache, mark: str = ".vtseg_unfinished_"
 ) -> Iterator[Path]:
-    """Yield a new folder for a result, which is renamed to a path or uploaded to a URL at the end.
+    """Yield a new folder for a result. At the end it is renamed to the output path, or uploaded to the output URL.
+
+    After an exception, nothing is renamed or uploaded, and the folder is removed.
 
     Args:
         output: path or URL of the result.
         last: name of the file that is uploaded last.
-        cache: keeps results until they are uploaded.
-        mark: start of the name of the unfinished folder next to a path.
+        cache: cache whose folder holds results until they are uploaded.
+        mark: start of the name of the unfinished folder next to the output path.
+
+    Yields:
+        An empty local folder with the name of the output.
 
     Raises:
-        BagError, ConfigError: if the result cannot be uploaded.
-        OSError: if it cannot be written.
+        BagError: if the result cannot be uploaded.
+        ConfigError: if a package for the URL is missing.
+        OSError: if the result cannot be written.
     """
     with ExitStack() as stack:
         if isinstance(output, Url):
@@ -151,19 +183,23 @@ def complete_task(
     on_frame: Callable[[], None],
     cache: BagCache,
 ) -> Outcome:
-    """Run a task unless its result is complete; the output appears whole by a rename, or by an upload.
+    """Run a task unless its result is complete. The output appears as a whole, by a rename or an upload.
 
     Args:
         job: the job.
-        load: returns what `Job.load` returned; called only where it is needed.
+        load: returns the value of `Job.load`; called only if the task must run.
         task: the task.
-        identity: of the job, see `identity_of`.
-        mark: start of the names of unfinished folders, for their removal after a worker was killed.
+        identity: digests of the job, see `identity_of`.
+        mark: start of the names of unfinished folders, which are removed if the worker is killed.
         on_frame: called after each frame.
-        cache: of sources that are URLs.
+        cache: local copies of sources that are URLs.
+
+    Returns:
+        The outcome, `done` or `skipped`.
 
     Raises:
-        VTSegError, OSError: as the job does.
+        VTSegError: if the input, the job or the output fails.
+        OSError: if the result cannot be written.
     """
     files: list[object_store.StoredFile] = []
     if isinstance(task.source, Url):

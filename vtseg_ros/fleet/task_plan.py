@@ -16,6 +16,7 @@ from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.jobs import Task
 from vtseg_ros.fleet.parts import plan_spans
 from vtseg_ros.fleet.urls import Place, Url, parse_place, result_name
+from vtseg_ros.text import read_text
 
 PARTS = ".parts"
 """Folder of the results of parts, next to the results."""
@@ -27,15 +28,18 @@ def expand_inputs(inputs: Iterable[str]) -> list[Place]:
     Args:
         inputs: paths, URLs, globs of both, and `.txt` files with one of them per line (`#` starts a comment line).
 
+    Returns:
+        Paths and URLs in the order of the inputs; the matches of a glob are sorted. They need not exist.
+
     Raises:
         ConfigError: if a list cannot be read, a glob matches nothing, or no path is left.
     """
     found: list[Place] = []
     for text in inputs:
         place = parse_place(text)
-        if isinstance(place, Path) and place.suffix == ".txt" and place.is_file():
+        if isinstance(place, Path) and place.suffix.lower() == ".txt" and place.is_file():
             try:
-                lines = [line.strip() for line in place.read_text().splitlines()]
+                lines = [line.strip() for line in read_text(place).splitlines()]
             except (OSError, UnicodeDecodeError) as err:
                 raise ConfigError(
                     f"{place}: cannot be read ({err}); expected a text file with one path per line"
@@ -67,14 +71,17 @@ def _matches(pattern: Place) -> Sequence[Place]:
 def plan_tasks(
     sources: Sequence[Place], out: Place, image_topic: str = "", *, part_frames: int = 0
 ) -> list[Task]:
-    """Return one task per source; a source that cannot be read becomes a task that fails.
+    """Return one task per source. A source that cannot be read becomes a task that fails when it runs.
 
     Args:
         sources: bags or videos.
         out: folder or URL of the results, one folder per source.
-        image_topic: whose messages are counted; empty = the only image topic.
-        part_frames: local bags with more frames are split into parts of so many if their results are local; 0 = no
-            bag is.
+        image_topic: topic whose messages are counted; empty = the only image topic.
+        part_frames: split local bags with more frames into parts of this many frames, if their results are local;
+            0 = never.
+
+    Returns:
+        Tasks in the order of the sources.
 
     Raises:
         ConfigError: if two sources have the same name.

@@ -15,7 +15,7 @@ _FILE = "file://"
 
 @dataclass(frozen=True)
 class Url:
-    """A place that fsspec opens, such as `s3://bucket/drive_1`.
+    """A location that fsspec opens, such as `s3://bucket/drive_1`.
 
     Args:
         text: the URL.
@@ -44,12 +44,26 @@ Place = Path | Url
 
 
 def parse_place(text: str) -> Place:
-    """Return a local path, also for `file://` URLs, or the URL of an object store."""
+    """Return the path or URL that a text names.
+
+    Args:
+        text: local path, or URL such as `s3://bucket/drive_1`.
+
+    Returns:
+        A local path, also for `file://` URLs; a `Url` for all other URLs, without a slash at the end.
+    """
     if text.lower().startswith(_FILE):
         return Path(unquote(text[len(_FILE) :]))
     return Url(text.rstrip("/")) if _URL.match(text) else Path(text)
 
 
 def result_name(place: Place) -> str:
-    """Return the name of the results of a bag or video."""
+    """Return the name of the results of a bag or video.
+
+    Args:
+        place: path or URL of the bag or video.
+
+    Returns:
+        Last part of the path, without its suffix.
+    """
     return place.stem if isinstance(place, Url) else place.resolve().stem

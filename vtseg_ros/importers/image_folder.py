@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,36 @@ from vtseg_ros.labelling.masks import MaskReader
 from vtseg_ros.topic_names import is_hidden
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".jxl", ".dng")
+"""Of images that are not read: those of phones and of scientific cameras."""
+log = logging.getLogger("vtseg_ros.importers")
+
+
+def choose_images(where: str | os.PathLike[str], paths: Iterable[Path]) -> list[Path]:
+    """Return the png and jpeg files among paths; images of other formats are reported.
+
+    Args:
+        where: Folder or pattern that was searched, for messages.
+        paths: What it contains; hidden files and files that are no images are ignored.
+
+    Returns:
+        The files, sorted by the numbers in their names.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    seen = [path for path in paths if not is_hidden(path.name)]
+    images = [path for path in seen if path.suffix.lower() in SUFFIXES]
+    others = [suffix for path in seen if (suffix := path.suffix.lower()) in OTHER_SUFFIXES]
+    found = f"{len(others)} of {', '.join(sorted(set(others)))}" if others else "none"
+    advice = ". Convert them to png or jpeg" if others else ""
+    if not images:
+        raise ConfigError(f"{where}: no image; expected files of {', '.join(SUFFIXES)}, got {found}{advice}")
+    if others:
+        log.warning(
+            "%s: images left out; expected files of %s, got %s%s", where, ", ".join(SUFFIXES), found, advice
+        )
+    return sorted(images, key=natural_key)
 
 
 def find_frames(
@@ -45,16 +78,7 @@ def find_frames(
     """
     if not rate_hz > 0:
         raise ConfigError(f"rate: out of range; expected above 0 Hz, got {rate_hz}")
-    images = sorted(
-        (
-            path
-            for path in require_folder(folder, "a folder of images").iterdir()
-            if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
-        ),
-        key=natural_key,
-    )
-    if not images:
-        raise ConfigError(f"{folder} contains no image ({', '.join(SUFFIXES)})")
+    images = choose_images(folder, require_folder(folder, "a folder of images").iterdir())
     given: dict[str, Path] = {}
     if labels is not None:
         if reader is None:

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
+from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.predictor import VideoPredictor
+from vtseg_ros.inference.sources import frames_of
 from vtseg_ros.model.checkpoint import Checkpoint
 
 
@@ -36,3 +40,16 @@ def with_agreement(checkpoint: Checkpoint, images: Sequence[np.ndarray]) -> Chec
     """Return a checkpoint with the measured agreement of bf16 and fp32 on some frames; see `measure_agreement`."""
     agreement = {**checkpoint.agreement, "bf16": round(measure_agreement(checkpoint, images), 6)}
     return dataclasses.replace(checkpoint, agreement=agreement)
+
+
+def first_images(source: str | os.PathLike[str], count: int) -> list[np.ndarray]:
+    """Return the first images of a bag, video file or folder, each (H, W, 3) uint8 RGB; damaged ones are skipped.
+
+    Raises:
+        BagError, ConfigError: if the source cannot be read or has no image.
+    """
+    images = (frame.image for frame in frames_of(source) if frame.image is not None)
+    found = list(itertools.islice(images, count))
+    if not found:
+        raise ConfigError(f"{source}: no image that can be decoded; expected real frames, got none")
+    return found

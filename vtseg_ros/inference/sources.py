@@ -19,10 +19,9 @@ from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.storage_files import holds_bag, kind_of
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
-from vtseg_ros.importers.dataset_frames import natural_key, read_bytes
+from vtseg_ros.importers.dataset_frames import read_bytes
 from vtseg_ros.importers.exif import orientation_of, turned
-from vtseg_ros.importers.image_folder import SUFFIXES, find_frames
-from vtseg_ros.topic_names import is_hidden
+from vtseg_ros.importers.image_folder import choose_images, find_frames
 from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.reader import VideoReader
 
@@ -85,10 +84,7 @@ def image_files(source: str | os.PathLike[str]) -> list[Path]:
     if not is_glob(source):
         return [frame.image for frame in find_frames(Path(source), rate_hz=1.0, frame_id="")]
     found = (Path(name) for name in glob.glob(os.fspath(source), recursive=True))
-    images = [path for path in found if path.suffix.lower() in SUFFIXES and not is_hidden(path.name)]
-    if not images:
-        raise ConfigError(f"{source}: no image; expected files of {', '.join(SUFFIXES)}, got none")
-    return sorted(images, key=natural_key)
+    return choose_images(source, found)
 
 
 def read_image(path: Path) -> np.ndarray:

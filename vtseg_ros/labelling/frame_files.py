@@ -11,8 +11,9 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import header_stamp, stamp_of
-from vtseg_ros.bags.topics import IMAGE_TYPES, find_image_topic, image_topics
+from vtseg_ros.bags.topics import find_image_topic, image_topics
 from vtseg_ros.errors import BagError, ConfigError, ImageError
+from vtseg_ros.transports import MSGTYPES
 
 
 def require_image_topic(bag: BagReader, topic: str) -> str:
@@ -30,7 +31,7 @@ def require_image_topic(bag: BagReader, topic: str) -> str:
     bag.require(topic)
     if topic not in image_topics(bag):
         raise ConfigError(
-            f"{topic} is not an image topic; expected {', '.join(IMAGE_TYPES)}, got {bag.topics[topic].msgtype}"
+            f"{topic} is not an image topic; expected {', '.join(MSGTYPES)}, got {bag.topics[topic].msgtype}"
         )
     if not bag.topics[topic].count:
         raise BagError(f"bag {bag.path} has no message on {topic}")

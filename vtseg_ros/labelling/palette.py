@@ -190,7 +190,9 @@ def open_palette(name: str) -> Palette:
     try:
         text = read_text(name)
     except (OSError, UnicodeDecodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "it is not a text file"
+        reason = (
+            err.strerror if isinstance(err, OSError) else "it is neither UTF-8 nor UTF-16: save it as UTF-8"
+        )
         raise ConfigError(
             f"class list {name!r} is neither a file that can be read ({reason}) nor one of {', '.join(LABEL_SETS)}"
         ) from err

@@ -163,6 +163,23 @@ def save_again(path: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bo
     )
 
 
+def store_agreement(path: Path, agreement: dict[str, float]) -> None:
+    """Replace the agreement in a checkpoint file; its weights are not changed.
+
+    Args:
+        path: the file.
+        agreement: see `Checkpoint`.
+
+    Raises:
+        CheckpointError: if it is not a checkpoint.
+        OSError: if the file cannot be written; it then stays unchanged.
+    """
+    metadata, tensors = read_metadata(path), load_file(path)
+    metadata["agreement"] = agreement
+    metadata["sha256"] = _digest(metadata, tensors)
+    write_atomically(path, save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+
+
 def _digest(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """Return the SHA-256 of the metadata (without the checksum) and of every tensor's name, type, shape and bytes."""
     plain = {key: value for key, value in metadata.items() if key != "sha256"}

@@ -69,10 +69,6 @@ class Network(nn.Module):
         """Return the configuration as plain JSON values, with `num_classes`."""
         return {"num_classes": self.num_classes}
 
-    def own_parts(self) -> list[nn.Module]:
-        """Return the modules that may be transformed for inference: all but an external static network."""
-        return [self]
-
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Load published weights under their own key names.
 

@@ -107,7 +107,7 @@ class ImageByImage(nn.Module):
 
 
 def is_own(prior: nn.Module) -> bool:
-    """Return whether a static network is registered: it can be cast, fused and prepacked."""
+    """Return whether a static network is registered: it can be cast and fused."""
     return find_architecture(prior.network if isinstance(prior, Cast) else prior) is not None
 
 
@@ -293,11 +293,6 @@ class StaticBranch(nn.Module):
     def static_network(self) -> nn.Module:
         """The static network."""
         return self.model.static_prior
-
-    def own_parts(self) -> list[nn.Module]:
-        """See `VTSeg.own_parts`."""
-        prior = self.model.static_prior
-        return [prior] if is_own(prior) else []
 
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> StaticBranch:
         """See `VTSeg.for_inference`."""

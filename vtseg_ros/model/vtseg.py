@@ -228,11 +228,6 @@ class VTSeg(Network):
             logits = logits + static[:, -frames:]
         return (logits, static) if with_static else logits
 
-    def own_parts(self) -> list[nn.Module]:
-        """Return the parts that may be transformed for inference: all but an external static network."""
-        parts = [self.encoder, self.decoder, self.head]
-        return [self.static_prior, *parts] if is_own(self.static_prior) else parts
-
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> VTSeg:
         """Return a copy whose own parts are converted; an external static network is shared.
 

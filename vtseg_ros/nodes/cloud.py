@@ -7,6 +7,7 @@ from __future__ import annotations
 import array
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from vtseg_ros.bags.image_messages import ImageDecoder
@@ -35,11 +36,12 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import scale_camera_info, stamp_ns
-from vtseg_ros.nodes.inputs import INPUT_QOS
+from vtseg_ros.nodes.inputs import INPUT_QOS, ImageInput, image_class
 from vtseg_ros.nodes.matching import StampMatcher
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED
 from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
+from vtseg_ros.transports import COMPRESSED_DEPTH, TRANSPORTS, is_video
 
 try:
     from tf2_ros import Buffer, TransformException, TransformListener
@@ -74,6 +76,13 @@ PARAMETERS = (
         "class",
         "Field rgb: the colour of the class, the camera image's (topic image), or none (black).",
         allowed=("class", "image", "none"),
+    ),
+    Param("image_transport", "raw", "Transport of topic image, for color image.", allowed=tuple(TRANSPORTS)),
+    Param(
+        "depth_transport",
+        "raw",
+        "Transport of the depth images; compressed and compressedDepth contain png files.",
+        allowed=(*(name for name in TRANSPORTS if not is_video(name)), "compressedDepth"),
     ),
     Param("use_confidence", True, "Field confidence from segmentation/confidence; false = 1 everywhere."),
     Param("classes", [], "Names of the classes to keep; empty = all.", live=True),
@@ -132,6 +141,8 @@ class CloudNode(Node):
                     "Set it, for example extrinsics:='0 0 0 0 0 0 1', or install ros-$ROS_DISTRO-tf2-ros"
                 )
             self._transforms = Buffer()
+        if self._params["color"] == "image":
+            image_class(self._params["image_transport"])
         self._listener: Any = None
         self._labels: LabelSet | None = None
         self._camera_info: CameraInfo | None = None
@@ -139,6 +150,7 @@ class CloudNode(Node):
         warn = self.get_logger().warning
         self._decoders = {what: ImageDecoder(what, warn) for what in ("mask", "confidence", "image")}
         self._inputs: list = []
+        self._images: list[ImageInput] = []
         self._received: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._reported: Counter[str] = Counter()
@@ -154,15 +166,23 @@ class CloudNode(Node):
             f"waiting for subscribers of {self._publisher.topic_name}, source {self._source}"
         )
 
-    def _topics(self) -> dict[str, tuple[str, type, Any]]:
-        """Inputs that are matched: name to topic, type and QoS."""
+    def _topics(self) -> dict[str, tuple[str, str, Any]]:
+        """Inputs that are matched: name to topic, transport (empty for points) and QoS."""
         sensor = INPUT_QOS[self._params["input_qos"]]
-        found = {"mask": ("segmentation/mask", Image, IMAGES)}
+        found = {"mask": ("segmentation/mask", "raw", IMAGES)}
         if self._params["use_confidence"]:
-            found["confidence"] = ("segmentation/confidence", Image, IMAGES)
+            found["confidence"] = ("segmentation/confidence", "raw", IMAGES)
         if self._params["color"] == "image":
-            found["image"] = ("image", Image, sensor)
-        found[self._source] = (self._source, Image if self._source == "depth" else PointCloud2, sensor)
+            transport = self._params["image_transport"]
+            found["image"] = (f"image{TRANSPORTS[transport].suffix}", transport, sensor)
+        if self._source == "points":
+            found["points"] = ("points", "", sensor)
+            return found
+        transport = self._params["depth_transport"]
+        if transport == "compressedDepth":  # published like jpeg and png
+            found["depth"] = (f"depth{COMPRESSED_DEPTH}", "compressed", sensor)
+        else:
+            found["depth"] = (f"depth{TRANSPORTS[transport].suffix}", transport, sensor)
         return found
 
     def _new_matcher(self) -> StampMatcher:
@@ -203,12 +223,12 @@ class CloudNode(Node):
             self._unsubscribe()
 
     def _subscribe(self) -> None:
-        for name, (topic, kind, qos) in self._topics().items():
-            self._inputs.append(
-                self.create_subscription(
-                    kind, topic, lambda message, name=name: self._on_input(name, message), qos
-                )
-            )
+        for name, (topic, transport, qos) in self._topics().items():
+            receive = partial(self._on_input, name)
+            if transport:
+                self._images.append(ImageInput(self, topic, transport, qos, receive))
+            else:
+                self._inputs.append(self.create_subscription(PointCloud2, topic, receive, qos))
         self._inputs.append(
             self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, qos_profile_sensor_data)
         )
@@ -220,6 +240,9 @@ class CloudNode(Node):
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs.clear()
+        for images in self._images:
+            images.close()
+        self._images.clear()
         if self._listener is not None:
             self._listener.unregister()
             self._listener = None

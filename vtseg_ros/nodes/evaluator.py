@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from vtseg_ros.bags.image_messages import ImageDecoder
@@ -21,21 +23,27 @@ from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.evaluation.report import ReportData, latency_percentiles, write_report
 from vtseg_ros.evaluation.score import Scores
+from vtseg_ros.evaluation.temporal import FlowImage
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.labelling.masks import MaskReader
 from vtseg_ros.labelling.palette import Palette
 from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
+from vtseg_ros.nodes.inputs import ImageInput
 from vtseg_ros.nodes.ledger import Ledger, Waiting
 from vtseg_ros.nodes.outputs import LATCHED, STATUS
 from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters, locked_while_running
 from vtseg_ros.nodes.process import run_node
+from vtseg_ros.transports import TRANSPORTS, is_video
 
 # Deep, unlike the segmenter's: every frame is to be seen here.
 FROM_CAMERA = {
     "sensor_data": QoSProfile(depth=500, reliability=ReliabilityPolicy.BEST_EFFORT),
     "reliable": QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE),
 }
+ANY = "any"
+"""Value of the transport parameters: the transports of `ANY_OF`, the first that brings a message."""
+ANY_OF = ("raw", "compressed")
 FROM_SEGMENTER = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
 
 EVENTS = {
@@ -78,6 +86,18 @@ PARAMETERS = (
         "sensor_data, or reliable, which receives every image of reliable publishers such as a bag player.",
         allowed=("sensor_data", "reliable"),
     ),
+    Param(
+        "image_transport",
+        ANY,
+        "Transport of the images; any = raw or compressed, whichever comes first.",
+        allowed=(ANY, *TRANSPORTS),
+    ),
+    Param(
+        "label_transport",
+        ANY,
+        "Transport of the labels; any = raw or compressed, whichever comes first.",
+        allowed=(ANY, *(name for name in TRANSPORTS if not is_video(name))),
+    ),
     Param("camera", "", "Camera to score if the segmenter has several; empty = the only one."),
 )
 
@@ -112,14 +132,20 @@ class EvaluatorNode(TypedParameters, Node):
         self._bad, self._other_classes = 0, False
         self._changed = False
         self._newest, self._newest_ns, self._scored_ns = None, None, None
-        self._kinds: dict[str, type] = {}
-        """Image or CompressedImage, by what comes on them: the first kind that came."""
+        self._transports: dict[str, str] = {}
+        """Transport of images and of labels: the first that brought a message."""
         camera = self._params["camera"]
         base = f"{camera}/" if camera else ""
         from_camera = FROM_CAMERA[self._params["input_qos"]]
-        for kind, suffix in ((Image, ""), (CompressedImage, "/compressed")):
-            self.create_subscription(kind, f"{base}image{suffix}", self._on_image, from_camera)
-            self.create_subscription(kind, f"{base}label{suffix}", self._on_label, from_camera)
+        self._inputs: list[ImageInput] = []
+        for what, on_message in (("image", self._on_image), ("label", self._on_label)):
+            chosen = self._params[f"{what}_transport"]
+            for transport in ANY_OF if chosen == ANY else (chosen,):
+                topic = f"{base}{what}{TRANSPORTS[transport].suffix}"
+                receive = partial(on_message, transport)
+                self._inputs.append(
+                    ImageInput(self, topic, transport, from_camera, receive, self._on_lost_packet)
+                )
         self.create_subscription(Image, f"{base}segmentation/mask", self._on_mask, FROM_SEGMENTER)
         self.create_subscription(SegmentationStatus, f"{base}segmentation/status", self._on_status, STATUS)
         self.create_subscription(LabelMap, f"{base}segmentation/label_map", self._on_label_map, LATCHED)
@@ -161,19 +187,18 @@ class EvaluatorNode(TypedParameters, Node):
                 "the class list of the segmenter changed: masks with the new one are not scored"
             )
 
-    def _again(self, what: str, message) -> bool:
-        """Whether a message is the other kind of what comes already: many cameras and bags have both."""
-        first = self._kinds.setdefault(what, type(message))
-        if type(message) is first:
+    def _again(self, what: str, transport: str) -> bool:
+        """Whether a message is of another transport than those before: many cameras and bags have several."""
+        first = self._transports.setdefault(what, transport)
+        if transport == first:
             return False
         self.get_logger().info(
-            f"{what}s arrive as {first.__name__} and as {type(message).__name__}: only the {first.__name__} messages are used",
-            once=True,
+            f"{what}s arrive as {first} and as {transport}: only the {first} messages are used", once=True
         )
         return True
 
-    def _on_image(self, message) -> None:
-        if self._again("image", message):
+    def _on_image(self, transport: str, message) -> None:
+        if self._again("image", transport):
             return
         stamp = stamp_ns(message.header)
         self._ledger.saw_image(stamp)
@@ -181,8 +206,13 @@ class EvaluatorNode(TypedParameters, Node):
         self._changed, self._newest, self._newest_ns = True, message.header, stamp
         self._match(stamp)
 
-    def _on_label(self, message) -> None:
-        if self._again("label", message):
+    def _on_lost_packet(self, header: Header, reason: str) -> None:
+        """Count a video packet without an image: the segmenter reports it too."""
+        self._ledger.saw_image(stamp_ns(header))
+        self._changed = True
+
+    def _on_label(self, transport: str, message) -> None:
+        if self._again("label", transport):
             return
         stamp = stamp_ns(message.header)
         self._ledger.saw_label(stamp)
@@ -244,7 +274,7 @@ class EvaluatorNode(TypedParameters, Node):
             ids = mask.ids if self._targets is None else self._targets[mask.ids]
             if steady:
                 mask.watched = True
-                self._scores.watch(stamp, ids, rgb)
+                self._scores.watch(stamp, ids, FlowImage(rgb))
             if truth is not None:
                 if before is None or before != self._scored_ns:
                     self._scores.new_labels()  # there is a frame between the two
@@ -317,7 +347,9 @@ class EvaluatorNode(TypedParameters, Node):
         return response
 
     def close(self) -> None:
-        """Write the last report."""
+        """Unsubscribe and write the last report."""
+        for images in self._inputs:
+            images.close()
         try:
             self.get_logger().info(f"report: {self._write()}")
         except ConfigError as err:

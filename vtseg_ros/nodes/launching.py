@@ -14,8 +14,8 @@ import yaml
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes.typed_values import FALSE, TRUE, sections
+from vtseg_ros.transports import BEST_FIRST, MSGTYPES, TRANSPORTS, base_topic, is_video, transport_of
 
-IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 NOT_REPLAYED = r"^/(rosout|diagnostics\w*|parameter_events)$|^/events/|/_service_event$"
 """Found in the names of topics of a `ros2 bag record -a` bag that say what the recorded processes did."""
 
@@ -121,38 +121,31 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
     Args:
         what: `image` or `label`.
         info: of `describe_bag`.
-        topic: the user's choice, with or without `/compressed`; empty = the bag's only camera or label topic.
-        transport: raw or compressed; empty = what the bag has more messages of, of equal numbers raw.
+        topic: the user's choice, with or without the suffix of a transport; empty = the bag's only camera or label topic.
+        transport: its name; empty = the topic's, else what the bag has most messages of, of equal numbers the best.
 
     Raises:
         ConfigError: if the bag has no such topic, or several and none is named.
     """
     images = {
-        name: t["messages"] for name, t in info["topics"].items() if t["type"] in IMAGES and t["messages"]
+        name: t["messages"] for name, t in info["topics"].items() if t["type"] in MSGTYPES and t["messages"]
     }
     listed = ", ".join(sorted(images)) or "none"
     found = topic or info[f"{what}_topic"] or ""
     if not found:
         raise ConfigError(f"{what}_topic: the bag has several, or none; expected one of {listed}. Name one")
-    if (
-        not topic
-        and info["topics"][found]["type"] not in IMAGES
-        or found.endswith(("/zstd", "/ffmpeg", "/foxglove"))
-    ):
-        raise ConfigError(
-            f"{what}_topic: cannot be replayed; expected raw or compressed images, got {found}. Use `vtseg evaluate`"
-        )
-    base = found.removesuffix("/compressed")
-    names = {"raw": base, "compressed": f"{base}/compressed"}
+    possible = [name for name in BEST_FIRST if what == "image" or not is_video(name)]
+    if transport and transport not in possible:
+        raise ConfigError(f"{what}_transport: expected {', '.join(possible)}, got {transport!r}")
+    base = base_topic(found)
+    names = {name: base + TRANSPORTS[name].suffix for name in possible}
     if not transport and found != base:
-        transport = "compressed"
+        transport = transport_of(found)
     if not transport:
-        transport = max(names, key=lambda kind: (images.get(names[kind], 0), kind == "raw"))
-    if transport not in names:
-        raise ConfigError(f"{what}_transport: expected raw or compressed, got {transport!r}")
-    if names[transport] not in images:
+        transport = max(possible, key=lambda name: images.get(names[name], 0))
+    if names.get(transport) not in images:
         raise ConfigError(
-            f"{what}_topic: {names[transport]} has no message in the bag; expected one of {listed}"
+            f"{what}_topic: {names.get(transport, found)} has no message in the bag that can be used; expected one of {listed}"
         )
     return base, transport
 

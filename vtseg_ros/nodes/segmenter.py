@@ -21,7 +21,6 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
-from vtseg_ros.bags.video_messages import require_av
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
@@ -29,11 +28,9 @@ from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
 from vtseg_ros.nodes.conversions import NS, stamp_ns
 from vtseg_ros.nodes.inputs import (
-    IMAGE_TYPES,
     explain_silence,
     image_class,
     image_topic,
-    is_video,
     subscribe,
 )
 from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
@@ -49,6 +46,7 @@ from vtseg_ros.nodes.video_input import VideoInput
 from vtseg_ros.nodes.worker import Settings, Worker
 from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.srv import Segment
+from vtseg_ros.transports import TRANSPORTS, is_video
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
@@ -113,8 +111,6 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self._params.check_all()
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
             image_class(self._params["image_transport"])
-            if is_video(self._params["image_transport"]):
-                require_av("image_transport")
             settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
             segmenter = load_segmenter(self._params, self._params["checkpoint"])
             segmenter.classes = self._params["classes"]
@@ -184,13 +180,15 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         transport = self._params["image_transport"]
         if is_video(transport):
             transport = "raw"  # decoded frames: the packets of a window may need older ones
-        kind, _ = IMAGE_TYPES[transport]
         return UncertainRecorder(
             folder=Path(self._params["record_uncertain"]),
             limit_mb=self._params["record_max_mb"],
             quantile=self._params["record_quantile"],
             topics={
-                camera: (self.resolve_topic_name(image_topic(camera, transport)), kind)
+                camera: (
+                    self.resolve_topic_name(image_topic(camera, transport)),
+                    TRANSPORTS[transport].msgtype,
+                )
                 for camera in self._outputs
             },
             error=lambda text: self.get_logger().error(text),

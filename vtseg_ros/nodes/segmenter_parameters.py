@@ -18,6 +18,7 @@ from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.nodes.parameters import Param
 from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size, size_from_text
+from vtseg_ros.transports import TRANSPORTS
 
 
 def _check_checkpoint(name: str) -> None:
@@ -152,7 +153,7 @@ PARAMETERS = (
         "image_transport",
         "raw",
         "Transport of the images; zstd, ffmpeg and foxglove are those of the image_transport plugins of these names.",
-        allowed=("raw", "compressed", "zstd", "ffmpeg", "foxglove"),
+        allowed=tuple(TRANSPORTS),
     ),
     Param(
         "input_qos",

@@ -14,7 +14,8 @@ import rclpy
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 
-from vtseg_ros.nodes.inputs import IMAGE_TYPES, INPUT_QOS
+from vtseg_ros.nodes.inputs import INPUT_QOS
+from vtseg_ros.transports import MSGTYPES
 
 DISCOVERY_S = 3.0
 LATE_S = 10.0
@@ -76,7 +77,7 @@ def check_topic(
                     f"{ends}: QoS: {reason.strip(' ;')}",
                     _remedy(publisher.qos_profile, subscriber.qos_profile),
                 )
-        if not subscribers and publisher.topic_type in {name for name, _ in IMAGE_TYPES.values()}:
+        if not subscribers and publisher.topic_type in MSGTYPES:
             for name, qos in INPUT_QOS.items():
                 match, reason = qos_check_compatible(publisher.qos_profile, qos)
                 if match == QoSCompatibility.ERROR:

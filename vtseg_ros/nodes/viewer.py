@@ -9,15 +9,16 @@ from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.msg import LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
-from vtseg_ros.nodes.inputs import INPUT_QOS
+from vtseg_ros.nodes.inputs import INPUT_QOS, ImageInput
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED, STATUS
+from vtseg_ros.transports import transport_of
 from vtseg_ros.viewing import Recording
 
 
@@ -26,7 +27,7 @@ class ViewerNode(Node):
 
     Args:
         recording: where to.
-        image_topic: of the camera's images; compressed ones end with `/compressed`.
+        image_topic: of the camera's images; its suffix names the transport (`/compressed`, `/zstd`, `/ffmpeg`, `/foxglove`).
         namespace: of the segmenter, or `NAMESPACE/CAMERA` of one with several cameras.
         seconds: sets `finished` after this; None = never.
     """
@@ -50,9 +51,10 @@ class ViewerNode(Node):
 
             return on_message
 
-        kind = CompressedImage if image_topic.endswith("/compressed") else Image
         on_image = log("image", decoders["image"], recording.log_image)
-        self.create_subscription(kind, image_topic, on_image, INPUT_QOS["sensor_data"])
+        self._images = ImageInput(
+            self, image_topic, transport_of(image_topic), INPUT_QOS["sensor_data"], on_image
+        )
         on_mask = log("mask", decoders["mask"].label, recording.log_mask)
         self.create_subscription(Image, f"{base}/mask", on_mask, IMAGES)
         on_confidence = log("confidence", decoders["confidence"].label, recording.log_confidence)
@@ -83,4 +85,5 @@ class ViewerNode(Node):
             self._recording.log_latency(parts, stamp_ns(message.header), self._camera)
 
     def close(self) -> None:
-        """Free nothing: the caller closes the recording."""
+        """Unsubscribe from the images; the caller closes the recording."""
+        self._images.close()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vtseg_ros.inference.devices import resolve_device, resolve_precision
-from vtseg_ros.inference.optimise import optimise, prepack
+from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import build_step
 from vtseg_ros.model import VTSeg
 from vtseg_ros.profiling.flops import extra_formulas
@@ -63,8 +63,6 @@ def measure_parts(
         for part in (*ready.children(), ready)
     }
     image = torch.rand(1, 3, height, width, device=where)
-    if where.type == "cpu":
-        prepack(ready, image[:, None])
     rate, bandwidth = _matrix_rate(where, dtype), _copy_rate(where)
 
     def part(name: str, module: nn.Module, gmacs: float, p50_ms: float) -> Part:

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -79,9 +78,9 @@ def _macs(counts: dict[str, dict[Any, int]], name: str) -> int:
 
 
 def extra_formulas() -> dict[Any, Callable[..., int]]:
-    """Return the operators that torch's counter does not know, for `FlopCounterMode(custom_mapping=...)`.
+    """Return the operator that torch's counter does not know, for `FlopCounterMode(custom_mapping=...)`.
 
-    The CPU's fused attention and prepacked layers.
+    The CPU's fused attention, in builds that have it.
     """
 
     def attention(
@@ -95,18 +94,5 @@ def extra_formulas() -> dict[Any, Callable[..., int]]:
         batch, heads, queries, width = query
         return 4 * batch * heads * queries * key[2] * width
 
-    def layer(
-        x: tuple[int, ...],
-        weight: tuple[int, ...],
-        *args: object,
-        out_shape: Sequence[int] | None = None,
-        **kwargs: object,
-    ) -> int:
-        return 2 * math.prod(cast("Sequence[int]", out_shape)) * math.prod(weight[1:])
-
-    known: list[tuple[Any, str, Callable[..., int]]] = [
-        (torch.ops.mkldnn, "_convolution_pointwise", layer),
-        (torch.ops.mkldnn, "_linear_pointwise", layer),
-        (torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", attention),
-    ]
-    return {getattr(space, name): count for space, name, count in known if hasattr(space, name)}
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    return {getattr(torch.ops.aten, name): attention} if hasattr(torch.ops.aten, name) else {}

@@ -11,9 +11,13 @@ POOL = 10
 
 
 def combined_score(scores: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Return the mean rank of each frame over its scores, 0 to 1; the units of the scores are not comparable.
+    """Return the mean rank of each frame over its scores, because the units of the scores are not comparable.
 
-    Equal values have their mean rank.
+    Args:
+        scores: scores by name, the same names for each frame.
+
+    Returns:
+        (n,) float64, 0 (lowest in all scores) to 1; equal values have their mean rank. All 0 for fewer than two frames.
     """
     if len(scores) < 2:
         return np.zeros(len(scores))
@@ -38,21 +42,21 @@ def choose(
 ) -> list[int]:
     """Choose frames by greedy k-centre among the frames with the highest scores.
 
-    The first is the frame with the highest score; each next one is the candidate farthest, by Euclidean distance,
-    from the nearest chosen frame (Sener and Savarese, "Active Learning for Convolutional Neural Networks: A
-    Core-Set Approach", ICLR 2018). Among equals the higher score wins, then the earlier frame in the list. The
-    candidates are the best `POOL` times `count` frames; where spacing leaves too few of them, all others follow.
+    The first is the frame with the highest score. Each next one is the candidate farthest, by Euclidean distance, from
+    the nearest chosen frame (Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set
+    Approach", ICLR 2018). Among equals the higher score wins, then the earlier frame in the list. The candidates are the
+    best `POOL` times `count` frames. If the spacing excludes too many of them, the other frames become candidates.
 
     Args:
-        score: (n,).
-        features: (n, D).
-        sources: the bag number of each frame.
-        stamps_ns: of each frame.
-        count: frames to choose; fewer are returned where the spacing does not allow more.
-        spacing_s: least time between chosen frames of one bag, s.
+        score: (n,) float, higher = rather chosen.
+        features: (n, D) float, the features whose distances are compared.
+        sources: (n,) number of the bag of each frame.
+        stamps_ns: (n,) header stamps, ns.
+        count: number of frames to choose, at least 1; fewer are returned if the spacing does not allow more.
+        spacing_s: least time between chosen frames of one bag, s, at least 0.
 
     Returns:
-        Indices in the order of choice.
+        Indices of the chosen frames, in the order of choice.
     """
     order = np.lexsort(
         (np.arange(len(score)), -np.asarray(score))

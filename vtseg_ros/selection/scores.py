@@ -35,20 +35,20 @@ def frame_scores(
     *,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Return the scores of a frame, each from 0 (certain) to 1.
+    """Compute the scores of a frame, each from 0 (certain) to 1.
 
     Args:
-        logits: of the network, (C, h, w).
-        static: of the static prior of VTSeg, (C, h, w); None for an image network, which has none.
-        past: of the network for the previous frame, (C, h, w); None = there is none.
-        flow: (h, w, 2) float32 backward flow in px to the previous frame, NaN where unknown.
-        temperature: divides `logits` before the softmax.
+        logits: (C, h, w) float, logits of the network.
+        static: (C, h, w) float, logits of the static prior of VTSeg; None for an image network, which has none.
+        past: (C, h, w) float, logits of the network for the previous frame; None = there is none.
+        flow: (h, w, 2) float32, backward flow to the previous frame, px, NaN where unknown; None = `temporal` is 0.
+        temperature: divisor of `logits` before the softmax, above 0.
 
     Returns:
-        `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest probability).
-        `static`: share of pixels whose class differs from the static prior's, if there is one. `temporal`: share of pixels whose
-        class differs from the previous frame's after warping, among those that come from inside that frame; 0 if
-        there are none.
+        Scores by name. `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest
+        probability). `static`: share of pixels whose class differs from the static prior's, if there is one.
+        `temporal`: share of pixels whose class differs from the previous frame's after warping, among the pixels that
+        come from inside that frame; 0 if there are none.
     """
     scaled = (logits.float() / temperature).log_softmax(0)
     probabilities = scaled.exp()
@@ -77,7 +77,11 @@ def _changed(present: np.ndarray, past: np.ndarray, flow: np.ndarray) -> float:
 
 
 def run_image_network(model: nn.Module, video: Tensor) -> tuple[Tensor, Tensor]:
-    """Run an image network on the frames (1, k, 3, H, W) of RGB in [0, 1].
+    """Run an image network on frames.
+
+    Args:
+        model: network, on the device of `video`.
+        video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
 
     Returns:
         logits (k, C, h, w), and the newest frame's class probabilities averaged over the parts of the image
@@ -88,11 +92,15 @@ def run_image_network(model: nn.Module, video: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run VTSeg on a window (1, k, 3, H, W) of RGB in [0, 1].
+    """Run VTSeg on a window.
+
+    Args:
+        model: network, on the device of `video`.
+        video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
 
     Returns:
-        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's
-        encoder features averaged over the image (D,).
+        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's encoder
+        features averaged over the image (D,), all float.
     """
     logits = model(video)[0]
     static = model.static_logits(video[:, -1])[0]
@@ -105,11 +113,11 @@ def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class FrameScorer:
     """Score the frames of a video in the order of time.
 
-    VTSeg sees each frame as the newest one of its window, and the previous frame's mask is the one from the same window.
+    VTSeg sees each frame as the newest one of its window, and the mask of the previous frame comes from the same window.
 
     Args:
-        checkpoint: of a VTSeg or an image network, on the device to use.
-        max_gap_s: a longer pause, or a step back in time, starts a new window.
+        checkpoint: a checkpoint of VTSeg or of an image network, on the device to use.
+        max_gap_s: longest pause within a window, s; after a longer pause, or a step back in time, a new window starts.
 
     Raises:
         ConfigError: if the network needs optical flow.
@@ -136,11 +144,16 @@ class FrameScorer:
         return tuple(name for name in SCORES if self._video or name not in VIDEO_SCORES)
 
     def reset(self) -> None:
-        """Start a new window."""
+        """Start a new window, for example before the first frame of another bag."""
         self._frames.clear()
 
     def add(self, image: np.ndarray, stamp_ns: int) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB, to the window without scoring it."""
+        """Append a frame to the window without scoring it.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, of any size.
+            stamp_ns: header stamp, ns.
+        """
         if self._frames and not 0 <= stamp_ns - self._last_ns <= self._gap_ns:
             self._frames.clear()
         self._last_ns = stamp_ns
@@ -148,7 +161,11 @@ class FrameScorer:
 
     @torch.inference_mode()
     def score(self) -> tuple[dict[str, float], np.ndarray]:
-        """Return the scores of the newest frame and its pooled features (D,) float32."""
+        """Score the newest frame of the window, which must have one.
+
+        Returns:
+            Scores by name (see `frame_scores`), and the pooled encoder features (D,) float32.
+        """
         frames = np.stack(self._frames)
         device = next(self.model.parameters()).device
         video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None].float() / 255

@@ -74,6 +74,7 @@ class Record:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.on_progress, self.history = folder, on_progress, history
+        # Not Fabric's TensorBoardLogger: it wraps this class, and makes a ValueError of the OSError of a full disk.
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         lines = "".join(json.dumps(entry) + "\n" for entry in history)
         write_atomically(folder / VALIDATIONS, lines.encode())

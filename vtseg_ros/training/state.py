@@ -55,6 +55,8 @@ def refuse_used(folder: Path) -> None:
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the state of a run, which consists of tensors and plain values, to a folder."""
+    # Not `Fabric.save`: it writes to the system's temporary folder and moves the file, which is not atomic on another
+    # disk, and waits for all processes, of which only the first saves. `Fabric.load` is `torch.load`.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(folder / NAME, buffer.getvalue())

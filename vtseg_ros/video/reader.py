@@ -8,6 +8,7 @@ file name as a protocol.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,9 @@ from vtseg_ros.errors import ConfigError, first_line
 NS = 1_000_000_000
 DEFAULT_RATE_HZ = 10.0
 """Rate of videos without one in the header, Hz."""
+_NO_TIMES = 0x80
+"""AVFMT_NOTIMESTAMPS of FFmpeg: bare streams of H.264 and the like."""
+log = logging.getLogger("vtseg_ros.video")
 VIDEO_SUFFIXES = (
     ".mp4",
     ".m4v",
@@ -91,7 +95,11 @@ class VideoReader:
             ) from err
         self._stream.thread_type = "AUTO"
         self.frame_count = int(self._stream.frames or 0)
-        rate = self._stream.average_rate or self._stream.guessed_rate
+        form = self._container.format
+        self._has_times = not (form.flags & _NO_TIMES or form.name.endswith("_pipe"))
+        rates = self._stream.average_rate, self._stream.guessed_rate
+        # Without times FFmpeg sets its default as the average; only the guess is from the codec's header.
+        rate = rates[0] or rates[1] if self._has_times else rates[1] or rates[0]
         self.rate_hz = float(rate) if rate else DEFAULT_RATE_HZ
         self.damage = ""
         """Reason why reading ended before the end of the file; empty if it did not."""
@@ -123,7 +131,15 @@ class VideoReader:
         index = 0
         try:
             for frame in self._container.decode(self._stream):
-                if frame.pts is None or frame.time_base is None:
+                if index == 1 and not self._has_times:
+                    log.warning(
+                        "%s: the file contains no times; %g Hz is assumed. Store it with its rate: "
+                        "ffmpeg -r RATE -i %s out.mp4",
+                        self.path,
+                        self.rate_hz,
+                        self.path.name,
+                    )
+                if frame.pts is None or frame.time_base is None or not self._has_times:
                     time_ns = last_ns + step_ns if index else 0
                 else:
                     seconds = frame.pts * frame.time_base

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends that execute a network: one class per runtime, with one protocol.
 
-To add a runtime, add a `Backend` and an entry in `BACKENDS`, and one in `BY_SUFFIX` if it has its own files.
+To add a runtime, add a `Backend` and an entry in `BACKENDS`, and one in `BY_SUFFIX` if it runs exported files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.onnx_backend import OnnxBackend
 from vtseg_ros.inference.backends.openvino_backend import OpenVinoBackend
+from vtseg_ros.inference.backends.openvino_export import OpenVinoExport
 from vtseg_ros.inference.backends.openvino_runtime import ConversionError
 from vtseg_ros.inference.backends.torch_backend import TorchBackend
 from vtseg_ros.inference.devices import has_native_bf16, resolve_device, resolve_precision
@@ -26,12 +27,13 @@ log = logging.getLogger("vtseg_ros.inference")
 
 PREFERENCE = "VTSEG_BACKEND"
 """Environment variable that replaces `auto` for checkpoints."""
-BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVinoBackend, "onnx": OnnxBackend}
-BACKEND_NAMES = ("auto", *BACKENDS)
-BY_SUFFIX: dict[str, type[Backend]] = {".onnx": OnnxBackend}
-"""Backends of exported files; everything else is a checkpoint."""
+BACKENDS: dict[str, type[Backend]] = {"torch": TorchBackend, "openvino": OpenVinoBackend}
+"""Backends of checkpoints by name."""
+BY_SUFFIX: dict[str, dict[str, type[Backend]]] = {".onnx": {"onnx": OnnxBackend, "openvino": OpenVinoExport}}
+"""Backends of exported files by name, the first one is that of `auto`; everything else is a checkpoint."""
 PACKAGES = {"torch": "torch", "openvino": "openvino", "onnx": "onnxruntime"}
 """Module that each backend imports."""
+BACKEND_NAMES = ("auto", *PACKAGES)
 
 __all__ = [
     "BACKENDS",
@@ -77,15 +79,15 @@ def backend_of(source: str | Path | Checkpoint, name: str = "auto") -> type[Back
     """
     if name not in BACKEND_NAMES:
         raise ConfigError(f"backend: expected one of {', '.join(BACKEND_NAMES)}, got {name!r}")
-    own = None if isinstance(source, Checkpoint) else BY_SUFFIX.get(Path(source).suffix.lower())
+    exported = {} if isinstance(source, Checkpoint) else BY_SUFFIX.get(Path(source).suffix.lower(), {})
     if name == "auto":
-        return own or TorchBackend
-    backend = BACKENDS[name]
-    if own is not None and backend is not own:
-        raise ConfigError(f"backend {name}: expected a checkpoint, got the exported file {source}")
-    if own is None and backend in BY_SUFFIX.values():
+        return next(iter(exported.values()), TorchBackend)
+    backends = exported or BACKENDS
+    if name not in backends:
+        if exported:
+            raise ConfigError(f"backend {name}: expected a checkpoint, got the exported file {source}")
         raise ConfigError(f"backend {name}: expected an .onnx file, got a checkpoint")
-    return backend
+    return backends[name]
 
 
 def open_backend(source: str | Path | Checkpoint, options: BackendOptions) -> Backend:

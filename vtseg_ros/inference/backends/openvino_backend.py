@@ -21,19 +21,19 @@ import torch
 from torch import Tensor, nn
 
 import vtseg_ros.model as model_package
-from vtseg_ros.errors import ConfigError, DeviceError, first_line
+from vtseg_ros.errors import ConfigError, first_line
 from vtseg_ros.files import cache_folder
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.backends.openvino_runtime import (
     CompiledCache,
+    CompiledMasks,
     ConversionError,
-    MaskModel,
-    core,
+    check_options,
     import_openvino,
+    precision_of,
+    runtime_config,
 )
-from vtseg_ros.inference.devices import choose_precision, precision_name
 from vtseg_ros.inference.optimise import optimise
-from vtseg_ros.inference.postprocess import MAX_LOGITS
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
@@ -42,9 +42,27 @@ from vtseg_ros.model.static_prior import is_own
 from vtseg_ros.model.vtseg import VTSeg, check_size
 
 CPU = torch.device("cpu")
-HINTS = {"fp32": "f32", "bf16": "bf16"}
-MASK_MODELS = 8
-"""Number of compiled mask models that are stored, one per pair of logit and mask size."""
+
+
+def convert(module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
+    """Return the openvino.Model of a module for inputs of the shapes of `arguments`.
+
+    Raises:
+        ConversionError: if OpenVINO cannot convert it.
+    """
+    openvino = import_openvino()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # Traced here, because the converter's own call runs the network again to check the trace, which doubles the time.
+            traced = torch.jit.trace(module.eval(), arguments, check_trace=False)
+            shapes = [tuple(argument.shape) for argument in arguments]
+            return openvino.convert_model(traced, example_input=arguments, input=shapes)
+        except Exception as err:  # the converter raises its own exception classes
+            line = first_line(err)
+            raise ConversionError(
+                f"backend openvino: this network cannot be converted: {line}. Use backend torch"
+            ) from err
 
 
 class SplitStep(nn.Module):
@@ -81,9 +99,7 @@ class OpenVinoBackend(Backend):
         input_size: (width, height) px.
         precision: `fp32` or `bf16`.
         streaming: `plain`, `exact` or `causal`.
-        coarse_logits: see `BackendOptions`.
-        threads: number of CPU threads; None = PyTorch's default.
-        pin_threads: keep each thread on one core.
+        options: its `coarse_logits`, `threads` and `pin_threads` are used.
         cache_dir: folder of compiled networks; None = no cache.
     """
 
@@ -94,9 +110,7 @@ class OpenVinoBackend(Backend):
         input_size: tuple[int, int],
         precision: str,
         streaming: str,
-        coarse_logits: bool = False,
-        threads: int | None = None,
-        pin_threads: bool = False,
+        options: BackendOptions,
         cache_dir: Path | None = None,
     ) -> None:
         network = checkpoint.network
@@ -110,14 +124,9 @@ class OpenVinoBackend(Backend):
             video=video,
             depth=len(cast(VTSeg, network).attention_layers) if video else 1,
         )
-        self._coarse = coarse_logits and hasattr(network, "coarse_logits")
-        self._config = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": pin_threads,
-        }
+        self._coarse = options.coarse_logits and hasattr(network, "coarse_logits")
+        self._config = runtime_config(precision, options)
+        self._masks = CompiledMasks(self._config)
         # The state dict does not describe an external static network.
         own = not video or is_own(cast(VTSeg, network).static_prior)
         self._cache = CompiledCache(cache_dir if own else None)
@@ -130,22 +139,11 @@ class OpenVinoBackend(Backend):
             "streaming": streaming,
         }
         self._requests: dict[int, Any] = {}
-        self._masks: dict[tuple[int, ...], MaskModel] = {}
 
     @classmethod
     def open(cls, source: str | Path | Checkpoint, options: BackendOptions) -> OpenVinoBackend:
         """See `Backend.open`."""
-        if options.device not in ("auto", "cpu"):
-            raise DeviceError(f"backend openvino: runs on the CPU; expected device cpu, got {options.device}")
-        if options.precision not in ("auto", *HINTS):
-            raise DeviceError(
-                f"backend openvino: unknown precision; expected auto, {', '.join(HINTS)}, got {options.precision}"
-            )
-        has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if options.precision == "bf16" and not has_bf16:
-            raise DeviceError(
-                "backend openvino: this processor has no bf16; expected precision fp32, got bf16"
-            )
+        check_options(options)
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
         known = traits_of(source.network)
@@ -156,13 +154,9 @@ class OpenVinoBackend(Backend):
         backend = cls(
             source,
             input_size=(width, height),
-            precision=precision_name(
-                choose_precision(options.precision, CPU, source.agreement, native_bf16=has_bf16)
-            ),
+            precision=precision_of(options, source.agreement),
             streaming=choose_streaming(source.network, options.streaming),
-            coarse_logits=options.coarse_logits,
-            threads=options.threads,
-            pin_threads=options.pin_threads,
+            options=options,
             cache_dir=cache_folder("openvino"),
         )
         backend.set_window(options.window)
@@ -195,7 +189,8 @@ class OpenVinoBackend(Backend):
         openvino = import_openvino()
         request = self._request(self.window)
         older = self.window - 1
-        request.set_input_tensor(0, openvino.Tensor(np.ascontiguousarray(image), shared_memory=True))
+        image = np.ascontiguousarray(image)  # the request does not own the memory
+        request.set_input_tensor(0, openvino.Tensor(image, shared_memory=True))
         if not older or not self.video:
             request.infer()
             return request.get_output_tensor(0).data, np.empty((1, 0), np.float32)
@@ -216,16 +211,7 @@ class OpenVinoBackend(Backend):
         self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in a compiled model if that gives the same result."""
-        resized = logits.shape[2:] != (size[1], size[0])
-        if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
-            return super().to_mask(logits, size, upsampling, min_confidence)
-        key = (*logits.shape, *size)
-        if key not in self._masks:
-            if len(self._masks) == MASK_MODELS:
-                self._masks.pop(next(iter(self._masks)))
-            config = {**self._config, "INFERENCE_PRECISION_HINT": HINTS["fp32"]}
-            self._masks[key] = MaskModel(tuple(logits.shape), size, config)
-        return self._masks[key](logits.contiguous().numpy(), min_confidence)
+        return self._masks(logits, size, upsampling, min_confidence)
 
     @cached_property
     def _step(self) -> Step:
@@ -243,7 +229,6 @@ class OpenVinoBackend(Backend):
         return self._requests[window]
 
     def _convert(self, window: int) -> Any:
-        openvino = import_openvino()
         width, height = self.input_size
         images = torch.rand(1, 3, height, width)
         module: nn.Module = self._step.model
@@ -255,18 +240,7 @@ class OpenVinoBackend(Backend):
             else:
                 module = SplitStep(self._step)
                 arguments = (images, torch.ones(window - 1, dtype=torch.bool), *[row] * (window - 1))
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                # Traced here, because the converter's own call runs the network again to check the trace, which doubles the time.
-                traced = torch.jit.trace(module.eval(), arguments, check_trace=False)
-                shapes = [tuple(argument.shape) for argument in arguments]
-                return openvino.convert_model(traced, example_input=arguments, input=shapes)
-            except Exception as err:  # the converter raises its own exception classes
-                line = first_line(err)
-                raise ConversionError(
-                    f"backend openvino: this network cannot be converted: {line}. Use backend torch"
-                ) from err
+        return convert(module, arguments)
 
 
 class _FirstFrame(nn.Module):

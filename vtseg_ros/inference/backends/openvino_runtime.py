@@ -19,14 +19,20 @@ from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from vtseg_ros.errors import ConfigError, first_line
+from vtseg_ros.errors import ConfigError, DeviceError, first_line
 from vtseg_ros.files import locked, write_atomically
+from vtseg_ros.inference.backends.base import BackendOptions
+from vtseg_ros.inference.devices import choose_precision, precision_name
+from vtseg_ros.inference.postprocess import MAX_LOGITS, to_mask
 from vtseg_ros.label_set import IGNORE
 
 log = logging.getLogger("vtseg_ros.inference")
 
 TELEMETRY = "openvino_telemetry"
+HINTS = {"fp32": "f32", "bf16": "bf16"}
 DIGEST_BYTES = 32
 CACHE_FORMAT = 2
 
@@ -107,7 +113,7 @@ class CompiledCache:
         found = self._read(path, description, config)
         if found is not None:
             return found
-        with locked(path.with_suffix(".lock"), _say_that_another_converts) as waited:
+        with locked(path.with_suffix(".lock"), required=False, on_wait=_say_that_another_converts) as waited:
             if waited:
                 found = self._read(path, description, config)
                 if found is not None:
@@ -173,6 +179,39 @@ def _runtime() -> dict[str, str]:
     }
 
 
+def mask_outputs(logits: Any, size: tuple[int, int]) -> tuple[list[Any], Any]:
+    """Return the nodes that compute mask and confidence of logits, each (1, 1, H, W) uint8, and the parameter of their threshold.
+
+    Args:
+        logits: openvino.Output, (1, C, h, w).
+        size: (width, height) px of the result.
+    """
+    ops = import_openvino().opset13
+    height, width = size[1], size[0]
+    classes, rows_and_columns = np.array([1], np.int32), np.array([2, 3], np.int32)
+    threshold = ops.parameter([1], np.float32)
+    grid = logits
+    if tuple(logits.get_shape())[2:] != (height, width):
+        grid = ops.interpolate(
+            logits,
+            np.array([height, width], np.int32),
+            "linear_onnx",
+            "sizes",
+            coordinate_transformation_mode="half_pixel",
+            axes=rows_and_columns,
+        )
+    best = ops.topk(grid, np.array(1, np.int64), 1, "max", "none")  # of equals the first
+    spread = ops.reduce_sum(ops.exp(ops.subtract(grid, best.output(0))), classes, keep_dims=True)
+    probability = ops.divide(np.array(1, np.float32), spread)
+    confidence = ops.round(ops.multiply(probability, np.array(255, np.float32)), "half_to_even")
+    ids = ops.select(
+        ops.less(probability, threshold),
+        ops.constant(np.array(IGNORE, np.float32)),
+        ops.convert(best.output(1), "f32"),
+    )
+    return [ops.convert(ids, "u8"), ops.convert(confidence, "u8")], threshold
+
+
 class MaskModel:
     """Mask and confidence from logits: upsampling, argmax and softmax maximum in one compiled model.
 
@@ -186,32 +225,8 @@ class MaskModel:
 
     def __init__(self, shape: tuple[int, ...], size: tuple[int, int], config: dict[str, Any]) -> None:
         openvino = import_openvino()
-        ops = openvino.opset13
-
-        height, width = size[1], size[0]
-        classes, rows_and_columns = np.array([1], np.int32), np.array([2, 3], np.int32)
-        logits = ops.parameter(list(shape), np.float32)
-        threshold = ops.parameter([1], np.float32)
-        grid = logits
-        if tuple(shape[2:]) != (height, width):
-            grid = ops.interpolate(
-                logits,
-                np.array([height, width], np.int32),
-                "linear_onnx",
-                "sizes",
-                coordinate_transformation_mode="half_pixel",
-                axes=rows_and_columns,
-            )
-        best = ops.topk(grid, np.array(1, np.int64), 1, "max", "none")  # of equals the first
-        spread = ops.reduce_sum(ops.exp(ops.subtract(grid, best.output(0))), classes, keep_dims=True)
-        probability = ops.divide(np.array(1, np.float32), spread)
-        confidence = ops.round(ops.multiply(probability, np.array(255, np.float32)), "half_to_even")
-        ids = ops.select(
-            ops.less(probability, threshold),
-            ops.constant(np.array(IGNORE, np.float32)),
-            ops.convert(best.output(1), "f32"),
-        )
-        results = [ops.convert(ids, "u8"), ops.convert(confidence, "u8")]
+        logits = openvino.opset13.parameter(list(shape), np.float32)
+        results, threshold = mask_outputs(logits.output(0), size)
         model = openvino.Model(results, [logits, threshold], "mask")
         self._request = core().compile_model(model, "CPU", config).create_infer_request()
 
@@ -229,3 +244,72 @@ class MaskModel:
         self._request.infer()
         mask, confidence = (self._request.get_output_tensor(place).data[0, 0].copy() for place in (0, 1))
         return mask, confidence
+
+
+MASK_MODELS = 8
+"""Number of compiled mask models that are stored, one per pair of logit and mask size."""
+
+
+class CompiledMasks:
+    """Masks from logits in compiled models, one for each pair of logit and mask size.
+
+    Args:
+        config: of the compilation; the precision is always fp32.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = {**config, "INFERENCE_PRECISION_HINT": HINTS["fp32"]}
+        self._models: dict[tuple[int, ...], MaskModel] = {}
+
+    def __call__(
+        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.to_mask`; in PyTorch if the compiled model would give another result."""
+        resized = logits.shape[2:] != (size[1], size[0])
+        if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
+            return to_mask(logits, size, upsampling, min_confidence)
+        key = (*logits.shape, *size)
+        if key not in self._models:
+            if len(self._models) == MASK_MODELS:
+                self._models.pop(next(iter(self._models)))
+            self._models[key] = MaskModel(tuple(logits.shape), size, self._config)
+        return self._models[key](logits.contiguous().numpy(), min_confidence)
+
+
+def runtime_config(precision: str, options: BackendOptions) -> dict[str, Any]:
+    """Return the configuration of a compilation for low latency.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        options: its `threads` and `pin_threads` are used.
+    """
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": options.pin_threads,
+    }
+
+
+def check_options(options: BackendOptions) -> None:
+    """Raise DeviceError for a device or precision that OpenVINO does not have on this machine."""
+    if options.device not in ("auto", "cpu"):
+        raise DeviceError(f"backend openvino: runs on the CPU; expected device cpu, got {options.device}")
+    if options.precision not in ("auto", *HINTS):
+        raise DeviceError(
+            f"backend openvino: unknown precision; expected auto, {', '.join(HINTS)}, got {options.precision}"
+        )
+    if options.precision == "bf16" and not has_bf16():
+        raise DeviceError("backend openvino: this processor has no bf16; expected precision fp32, got bf16")
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bf16 on this processor."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def precision_of(options: BackendOptions, agreement: Mapping[str, float]) -> str:
+    """Return the precision for a network with this agreement; see `devices.choose_precision`."""
+    cpu = torch.device("cpu")
+    return precision_name(choose_precision(options.precision, cpu, agreement, native_bf16=has_bf16()))

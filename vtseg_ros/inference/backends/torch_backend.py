@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends.base import Backend, BackendOptions
 from vtseg_ros.inference.devices import choose_precision, precision_name, resolve_device, resolve_precision
-from vtseg_ros.inference.optimise import optimise, prepack
+from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.efficientvit import CoarseLogits
@@ -85,15 +85,11 @@ class TorchBackend(Backend):
             raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
         width, height = options.input_size or source.input_size
         check_size(height, width)
-        video = traits_of(network).takes_cache
-        if video:
+        if known.takes_cache:
             check_prior_size(cast(VTSeg, network).static_prior, (height, width))
         if options.coarse_logits and hasattr(network, "coarse_logits"):
             network = CoarseLogits(network)
         model = optimise(network, device, dtype)
-        if device.type == "cpu" and not options.compile:  # the compiler prepacks weights itself
-            image = torch.zeros(1, 3, height, width)
-            prepack(model, image[:, None] if video else image)
         return cls(
             source,
             model,
