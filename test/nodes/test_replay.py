@@ -339,6 +339,15 @@ def test_an_evaluator_with_a_wrong_class_map_does_not_start(start_node, tmp_path
     assert "map.yaml: x: not source classes" in evaluator.output() and "Traceback" not in evaluator.output()
 
 
+def test_a_camera_that_no_topic_can_name(start_node):
+    node = start_node("evaluator", "-p", "camera:=1")
+    assert node.process.wait(60) == 2
+    assert (
+        "camera: not usable in a topic name; expected letters, digits and _, no digit first, got '1'"
+        in node.output()
+    )
+
+
 def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
     for arguments, words in (
         ([str(tmp_path / "none")], "no bag"),
