@@ -29,10 +29,12 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 from vtseg_ros.msg import SegmentationStatus
 
+from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.nodes.dds import free_domain
 
 TOPIC, FRAMES, SIZE, RECORDED_HZ = "/camera/image", 100, "320x96", 10
 SAMPLE_S, BAD_EVERY_S, SETTLE_S, QUIET_S = 5.0, 1.0, 120.0, 5.0
+LOAD_S, LOADED = 900.0, ", streaming "
 WARM_UP_SHARE = 0.15  # caches and allocators fill up first
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -155,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
         "-p",
         f"checkpoint:={args.checkpoint}",
         "-p",
+        f"backend:={args.backend}",
+        "-p",
         "autostart:=true",
     ]
     play = [
@@ -171,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     with (out / "segmenter.log").open("w") as log, (out / "player.log").open("w") as quiet:
         segmenter = subprocess.Popen(node, stdout=log, stderr=subprocess.STDOUT)
+        wait_for_network(segmenter, out / "segmenter.log")
         player = subprocess.Popen([*play, "--json", str(sent_file)], stdout=quiet, stderr=subprocess.STDOUT)
         try:
             monitor, figures = watch(args, segmenter, player)
@@ -181,6 +186,19 @@ def run(args: argparse.Namespace) -> int:
             codes = [process.wait(60) for process in (player, segmenter)]
     sent = json.loads(sent_file.read_text())["sent"][TOPIC] + monitor.bad_sent
     return summarize(args, monitor, figures, sent, codes, out)
+
+
+def wait_for_network(segmenter: subprocess.Popen, log: Path) -> None:
+    """Return when the segmenter has loaded its network, which a backend may have to compile first."""
+    deadline = time.monotonic() + LOAD_S
+    with console.status("loading the network"):
+        while LOADED not in log.read_text():
+            if segmenter.poll() is not None:
+                raise RuntimeError(f"segmenter ended early with exit code {segmenter.returncode}; see {log}")
+            if time.monotonic() > deadline:
+                segmenter.kill()
+                raise RuntimeError(f"segmenter: no network after {LOAD_S:g} s; see {log}")
+            time.sleep(0.2)
 
 
 def watch(args, segmenter: subprocess.Popen, player: subprocess.Popen) -> tuple[Monitor, dict]:
@@ -239,6 +257,7 @@ def summarize(args, monitor: Monitor, trends: dict, sent: int, codes: list[int],
         console.print(f"  {'[green]yes' if passed else '[red]NO '}[/] {text}")
     result = {
         "minutes": args.minutes,
+        "backend": args.backend,
         "sent": sent,
         **counts,
         "lost": lost,
@@ -259,6 +278,12 @@ def main() -> int:
         "--rate", type=float, default=60.0, help="images a second; more than the machine can segment"
     )
     parser.add_argument("--checkpoint", default="street_tiny")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        choices=BACKEND_NAMES,
+        help="see the node's parameter (default %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=Path("soak_output"))
     return run(parser.parse_args())
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the segmenter at full load for an hour and says whether memory, descriptors and latency stayed flat and whether
-# the counters add up. Usage: scripts/soak.sh [--minutes 60] [--rate 60] [--checkpoint NAME_OR_FILE] [--out DIR]
+# the counters add up. Usage: scripts/soak.sh [--minutes 60] [--rate 60] [--checkpoint NAME_OR_FILE]
+# [--backend NAME] [--out DIR]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 "$here/setup.sh"

@@ -27,6 +27,8 @@ from vtseg_ros.label_set import STREET
 from vtseg_ros.labelling.palette import format_palette
 from vtseg_ros.model import load_checkpoint
 
+pytestmark = pytest.mark.long  # a walked guide
+
 PAGE = (ROOT / "docs" / "guide" / "your_own_camera.md").read_text().split("## Data sets")[0]
 
 

@@ -50,7 +50,6 @@ LONGEST_FIRST = (
     "inference/test_bench.py",
     "test_diagnosis.py",
     "faults/test_access.py",
-    "test_your_own_labels.py",
     "published/test_network_guard.py",
     "nodes/test_trainer.py",
     "faults/test_writing.py",

@@ -202,6 +202,28 @@ def test_one_damaged_database_of_a_split_bag(tmp_path, change, words, caplog):
     assert "part_0.db3: " in caplog.text and words in caplog.text
 
 
+def test_a_single_damaged_database(tmp_path, caplog):
+    """Its messages before the damage are read; the others are counted, also when a part of the bag is read."""
+    path = tmp_path / "bag.db3"
+    tools.write_sqlite(path, CONTENT)
+    database = sqlite3.connect(path)
+    database.execute("UPDATE messages SET data = 5 WHERE id = 10")
+    database.commit()
+    database.close()
+    found, missing = read(path)
+    assert 0 < len(found) < len(CONTENT) and set(found) <= set(CONTENT)
+    assert sum(missing.values()) == len(CONTENT) - len(found)
+    assert "rest of the file is left out" in caplog.text
+    with BagReader(path) as bag:
+        assert list(bag.raw(None, 0)) and bag.missing
+    database = sqlite3.connect(path)
+    database.execute("UPDATE messages SET data = 5")
+    database.commit()
+    database.close()
+    with BagReader(path) as bag, pytest.raises(BagError, match="is damaged: "):
+        list(bag.raw())
+
+
 def test_commands(tmp_path, tiny_checkpoint, capsys):
     path = tmp_path / "a.mcap"
     content = [

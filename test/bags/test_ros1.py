@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -200,6 +201,23 @@ def test_a_recorder_that_was_killed_and_a_cut_file(bag, tmp_path):
         cut.write_bytes(data[:length])
         with pytest.raises(BagError, match=r"not a ROS 1 bag that can be read"):
             BagReader(cut)
+
+
+def test_damage_within_the_file(bag, tmp_path, caplog):
+    """The messages before the damage are read; the others are counted."""
+    with BagReader(bag) as reader:
+        whole = [(topic, time_ns, bytes(data)) for topic, _, time_ns, data in reader.raw()]
+    content = bytearray(bag.read_bytes())
+    places = [place.start() + 3 for place in re.finditer(rb"op=\x02", content)]  # headers of messages
+    assert len(places) == len(whole) + 1  # /rosout is not converted
+    content[places[len(places) // 2]] = 9
+    damaged = tmp_path / "damaged.bag"
+    damaged.write_bytes(content)
+    with BagReader(damaged) as reader:
+        found = [(topic, time_ns, bytes(data)) for topic, _, time_ns, data in reader.raw()]
+        assert found == whole[: len(found)] and 0 < len(found) < len(whole)
+        assert sum(reader.missing.values()) == len(whole) - len(found)
+    assert "rest of the file is left out" in caplog.text
 
 
 def test_a_type_of_another_definition_is_left_out(bag, tmp_path):

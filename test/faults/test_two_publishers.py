@@ -48,6 +48,7 @@ SUBSCRIBER = """if True:
 """
 
 
+@pytest.mark.long  # 14 s of images at 1200 Hz
 def test_memory_with_two_publishers_of_a_topic(ros_environment, start_process):
     seconds = 14
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 import argparse
 import os
 
+import pytest
+
 from fleet.conftest import BAGS, FRAMES, masks_of, ray_processes
 from vtseg_ros.commands.segment import SegmentJob, add_arguments
 from vtseg_ros.fleet import RayOptions, Watch, expand_inputs, plan_tasks, run_here, run_on_ray
 
 
+@pytest.mark.long  # test_jobs.py kills workers without Ray
 def test_a_node_killed_half_way(cluster, bags, broken, tiny_checkpoint, tmp_path):
     parser = argparse.ArgumentParser()
     add_arguments(parser)

@@ -125,7 +125,7 @@ def pushed(watch, ros_environment, tiny_checkpoint, tmp_path):
         "min_confidence": "0",
         "resize_mode": "letterbox",
     }
-    return launched("vtseg", watch, ros_environment, arguments)
+    return launched("vtseg", watch, ros_environment, arguments, {"use_sim_time": True, "wheel_radius": 0.3})
 
 
 @pytest.mark.launch(fixture=pushed)
@@ -135,9 +135,12 @@ def test_a_pushed_namespace_and_topics_of_cameras(pushed, watch, ros_environment
     try:
         for topic in ("/a/image_raw", "/b/image_raw", "/a/camera_info"):
             wait_until(lambda topic=topic: harness.node.count_subscribers(topic) == 1)
-        request = GetParameters.Request(names=["output_size", "min_confidence", "resize_mode"])
+        names = ["output_size", "min_confidence", "resize_mode", "use_sim_time"]
+        request = GetParameters.Request(names=names)
         answer = harness.call(GetParameters, "/robot1/segmenter/get_parameters", request)
         assert answer.values[0].string_value == "0016x8" and answer.values[1].double_value == 0.0
-        assert answer.values[2].string_value == "letterbox"
+        assert answer.values[2].string_value == "letterbox" and answer.values[3].bool_value
+        # Of other packages in the same bring-up.
+        watch.wait_for_text("segmenter", "ignored parameters that segmenter does not have: wheel_radius")
     finally:
         harness.close()

@@ -12,7 +12,7 @@ from launch.actions import IncludeLaunchDescription, RegisterEventHandler, SetEn
 from launch.event_handlers import OnProcessExit, OnProcessIO
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_pytest.actions import ReadyToTest
-from launch_ros.actions import PushRosNamespace
+from launch_ros.actions import PushRosNamespace, SetParameter
 
 from launch import LaunchDescription
 
@@ -62,9 +62,16 @@ def _executable(event) -> str:
 
 
 def launched(
-    name: str, watch: Watch, environment: dict[str, str], arguments: dict[str, str]
+    name: str,
+    watch: Watch,
+    environment: dict[str, str],
+    arguments: dict[str, str],
+    parameters: dict[str, object] | None = None,
 ) -> LaunchDescription:
-    """launch/NAME.launch.py with arguments, on this test run's loopback domain; `ros_namespace` is pushed."""
+    """launch/NAME.launch.py with arguments, on this test run's loopback domain; `ros_namespace` is pushed.
+
+    `parameters` are set for all nodes, as nav2's bring-up does.
+    """
     pushed = arguments.pop("ros_namespace", "")
     source = PythonLaunchDescriptionSource(str(ROOT / "launch" / f"{name}.launch.py"))
     return LaunchDescription(
@@ -72,6 +79,7 @@ def launched(
             *(SetEnvironmentVariable(key, environment[key]) for key in OURS),
             *watch.actions(),
             *([PushRosNamespace(pushed)] if pushed else []),
+            *(SetParameter(key, value) for key, value in (parameters or {}).items()),
             IncludeLaunchDescription(source, launch_arguments=arguments.items()),
             ReadyToTest(),
         ]

@@ -86,7 +86,7 @@ def _loaded(ctypes, file: Path) -> bool:
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.long  # builds message packages; test_video_topics.py decodes the same streams of bags
 @pytest.mark.parametrize(
     ("transport", "msgtype", "codec"),
     [("foxglove", FOXGLOVE, "h264"), ("ffmpeg", FFMPEG, "h265"), ("ffmpeg", FFMPEG, "h264 with B-frames")],

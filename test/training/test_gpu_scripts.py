@@ -51,7 +51,7 @@ def package(tmp_path_factory, street_bag, street_flow_bag) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long  # trains twice with a time limit
 def test_a_run_continues_where_it_was_interrupted(package, tmp_path):
     command = [ROOT / "scripts/gpu_train.py", package, "--out", tmp_path, "--device", "cpu", "--batch", 2]
     run(*command, "--iterations", 3)

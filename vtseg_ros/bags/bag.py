@@ -380,15 +380,21 @@ class BagReader:
 
         def opener(storage: Storage, chosen: dict[int, str]) -> Callable[[], Messages[str]]:
             def read() -> Messages[str]:
+                found = False
                 try:
                     for number, time_ns, data in storage.messages(chosen, start_ns, stop_ns):
+                        found = True
                         yield chosen[number], time_ns, data
                 except Exception as err:  # as in `raw`
-                    if len(self._storages) == 1:
+                    if len(self._storages) == 1 and not found:
                         raise
-                    storage.notes.append(
-                        f"it is damaged: {first_line(err)}. The rest of the file is left out"
-                    )
+                    # Unlike in mcap, what follows is not read: sqlite3 and ROS 1 files have no checksums, so that content
+                    # behind the damage may be wrong without an error.
+                    note = f"it is damaged: {first_line(err)}. The rest of the file is left out"
+                    if note not in storage.notes:
+                        storage.notes.append(note)
+                    if start_ns is not None or stop_ns is not None:  # otherwise `raw` counts what is missing
+                        storage.lost[UNKNOWN] = max(storage.lost[UNKNOWN], 1)
 
             return read
 

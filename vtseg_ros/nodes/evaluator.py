@@ -32,7 +32,13 @@ from vtseg_ros.nodes.conversions import stamp_ns
 from vtseg_ros.nodes.inputs import ImageInput
 from vtseg_ros.nodes.ledger import Ledger, Waiting
 from vtseg_ros.nodes.outputs import LATCHED, STATUS
-from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters, locked_while_running
+from vtseg_ros.nodes.parameters import (
+    Param,
+    Parameters,
+    TypedParameters,
+    check_name,
+    locked_while_running,
+)
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.transports import TRANSPORTS, is_video
 
@@ -98,7 +104,12 @@ PARAMETERS = (
         "Transport of the labels; any = raw or compressed, whichever comes first.",
         allowed=(ANY, *(name for name in TRANSPORTS if not is_video(name))),
     ),
-    Param("camera", "", "Camera to score if the segmenter has several; empty = the only one."),
+    Param(
+        "camera",
+        "",
+        "Camera to score if the segmenter has several; empty = the only one.",
+        check=lambda name: check_name(name) if name else None,
+    ),
 )
 
 

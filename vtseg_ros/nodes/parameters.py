@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,18 @@ _TYPES = {
     str: Parameter.Type.STRING,
     list: Parameter.Type.STRING_ARRAY,
 }
+
+
+def check_name(name: str) -> None:
+    """Refuse a name, or several joined by `/`, that topic names cannot contain.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*", name):
+        raise ConfigError(
+            f"not usable in a topic name; expected letters, digits and _, no digit first, got {name!r}"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import rclpy
-from rclpy.exceptions import ParameterException
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
@@ -61,6 +61,9 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
                 _spin_once(executor, node)
     except (VTSegError, ParameterException) as err:
         print(f"{node.get_name() if node else 'vtseg_ros'}: {err}", file=sys.stderr)
+        return 2
+    except NameValidationException as err:  # such as a topic `1/image` on the command line
+        print(f"vtseg_ros: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

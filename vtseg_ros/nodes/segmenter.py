@@ -233,6 +233,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything, from any state."""
         self.close()
+        self.get_logger().info("finalized, everything is released")
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:

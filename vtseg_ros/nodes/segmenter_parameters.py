@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from vtseg_ros import DEFAULT_CHECKPOINT
@@ -15,7 +14,7 @@ from vtseg_ros.inference.devices import PRECISIONS, resolve_device, resolve_prec
 from vtseg_ros.inference.postprocess import UPSAMPLING
 from vtseg_ros.model.checkpoint import read_metadata, resolve_checkpoint
 from vtseg_ros.model.vtseg import check_size
-from vtseg_ros.nodes.parameters import Param
+from vtseg_ros.nodes.parameters import Param, check_name
 from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size, size_from_text
 from vtseg_ros.transports import TRANSPORTS
@@ -90,8 +89,7 @@ def _check_cameras(names: list[str]) -> None:
     if len(set(names)) != len(names):
         raise ConfigError(f"a name is repeated; expected different names, got {', '.join(names)}")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*", name):
-            raise ConfigError(f"not usable in a topic name; expected letters, digits and _, got {name!r}")
+        check_name(name)
 
 
 PARAMETERS = (

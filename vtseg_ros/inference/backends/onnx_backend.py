@@ -47,14 +47,13 @@ class OnnxBackend(ExportedBackend):
     def __init__(
         self, path: Path, device: str = "auto", *, fp16: bool = False, threads: int | None = None
     ) -> None:
-        self.session = open_session(path, device, fp16=fp16, threads=threads)
-        self.providers = self.session.get_providers()
-        self.metadata = parse_metadata(
-            self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
-        )
+        session = open_session(path, device, fp16=fp16, threads=threads)
+        self.session = session
+        self.providers = session.get_providers()
+        self.metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
         super().__init__(path, self.metadata, precision="fp16" if fp16 else "fp32")
         if self.kind == "stream":
-            past = next(one for one in self.session.get_inputs() if one.name == "past")
+            past = next(one for one in session.get_inputs() if one.name == "past")
             self._row = int(past.shape[2])
 
     @classmethod
