@@ -17,7 +17,7 @@ __path__ = extend_path(__path__, __name__)
 __version__ = "0.1.0"
 __all__ = ["CameraFrame", "Result", "VideoPredictor"]
 
-DEFAULT_CHECKPOINT = "street_tiny"
+DEFAULT_CHECKPOINT = "drive_static"
 """Name of the shipped weights that the node, the commands and `VideoPredictor` use by default."""
 
 
