@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, stamp_of
@@ -39,7 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bag", type=Path, help="bag to play (default: held-out synthetic street)")
     parser.add_argument("--image-topic", default="")
     parser.add_argument("--label-topic", default="")
-    parser.add_argument("--checkpoint", default="street_tiny", help="shipped weights by name, or a file")
+    parser.add_argument(
+        "--checkpoint",
+        help=f"shipped weights by name, or a file (default: street_tiny; with --bag, {DEFAULT_CHECKPOINT})",
+    )
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     return parser.parse_args()
 
@@ -109,7 +113,7 @@ def wait_for_line(path: Path, text: str, processes: Processes) -> None:
 
 def run(args: argparse.Namespace) -> int:
     out: Path = args.out
-    checkpoint = resolve_checkpoint(args.checkpoint)
+    checkpoint = resolve_checkpoint(args.checkpoint or (DEFAULT_CHECKPOINT if args.bag else "street_tiny"))
     shutil.rmtree(out / "masks", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     for stale in ("report.html", "report.json", "overlay.mp4"):

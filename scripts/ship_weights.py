@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Store a trained checkpoint in half precision in the shipped weights, with its position baseline.
+"""Store a trained checkpoint in half precision in the shipped weights, with its agreement in bf16.
 
-The position prior (each pixel's most frequent training class) is the baseline that a report prints beside a score.
+With --baseline-of, also writes its position baseline: each pixel's most frequent class in the training labels, which a
+report shows beside a score.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -18,6 +20,7 @@ from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.label_set import IGNORE
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, save_again
+from vtseg_ros.model.licence import Licence
 
 AGREEMENT_FRAMES = 24
 
@@ -36,7 +39,7 @@ def position_baseline(bags: list[Path], size: tuple[int, int], num_classes: int)
 
 def first_frames(bag: Path, size: tuple[int, int]) -> list[np.ndarray]:
     """Return the first frames of a bag, each (H, W, 3) uint8 RGB."""
-    store = FrameStore(FrameIndex([BagSource(bag)]), size=size)
+    store = FrameStore(FrameIndex([BagSource(bag)], need_labels=False), size=size)
     return [store.window([number], 1)[0][0] for number in range(min(AGREEMENT_FRAMES, len(store)))]
 
 
@@ -45,18 +48,30 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("name")
     parser.add_argument(
-        "--prior-of", nargs="+", type=Path, required=True, metavar="BAG", help="the training bags"
+        "--frames-of", type=Path, required=True, metavar="BAG", help="bag with frames to measure bf16 on"
+    )
+    parser.add_argument(
+        "--baseline-of", nargs="+", type=Path, default=[], metavar="BAG", help="the training bags"
+    )
+    parser.add_argument(
+        "--licence",
+        nargs=2,
+        metavar=("NAME", "NOTE"),
+        help="licence, and the data that it follows from (default: as in the checkpoint)",
     )
     args = parser.parse_args()
     loaded = load_checkpoint(args.checkpoint)
+    if args.licence:
+        loaded = dataclasses.replace(loaded, licence=Licence(*args.licence))
     target = WEIGHTS_DIR / f"{args.name}.safetensors"
     # Measured with the weights as they are stored.
     save_again(target, loaded, half=True)
-    measured = with_agreement(load_checkpoint(target), first_frames(args.prior_of[0], loaded.input_size))
+    measured = with_agreement(load_checkpoint(target), first_frames(args.frames_of, loaded.input_size))
     save_again(target, measured, half=True)
     print(f"bf16 has the same class as fp32 on {100 * measured.agreement['bf16']:.3f} % of pixels")
-    prior = position_baseline(args.prior_of, loaded.input_size, len(loaded.labels))
-    cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_baseline.png"), prior)
+    if args.baseline_of:
+        baseline = position_baseline(args.baseline_of, loaded.input_size, len(loaded.labels))
+        cv2.imwrite(str(WEIGHTS_DIR / f"{args.name}.position_baseline.png"), baseline)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
 

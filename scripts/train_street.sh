@@ -18,4 +18,5 @@ cp "$here/../config/train/street.yaml" "$folder/street.yaml"
 resume=()
 [ ! -f "$folder/run/state.pt" ] || resume=(--resume)
 vtseg train "$folder/street.yaml" --out "$folder/run" "${resume[@]}"
-python "$here/ship_weights.py" "$folder/run/best.safetensors" street_tiny --prior-of "$folder"/train_*
+python "$here/ship_weights.py" "$folder/run/best.safetensors" street_tiny --frames-of "$folder/train_1" \
+  --baseline-of "$folder"/train_*

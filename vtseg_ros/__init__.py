@@ -17,6 +17,9 @@ __path__ = extend_path(__path__, __name__)
 __version__ = "0.1.0"
 __all__ = ["CameraFrame", "Result", "VideoPredictor"]
 
+DEFAULT_CHECKPOINT = "drive_static"
+"""Name of the shipped weights that the node, the commands and `VideoPredictor` use by default."""
+
 
 def __getattr__(name: str) -> Any:
     """Import the public classes at their first use, because they need torch."""

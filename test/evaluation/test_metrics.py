@@ -27,6 +27,8 @@ def test_confusion_by_hand():
     assert iou[:3].tolist() == pytest.approx([100 * 2 / 3, 100 / 3, 100.0])
     assert math.isnan(iou[3])
     assert matrix.miou() == pytest.approx((200 / 3 + 100 / 3 + 100) / 3)
+    assert matrix.recall()[:3].tolist() == pytest.approx([100 * 2 / 3, 50.0, 100.0])
+    assert math.isnan(matrix.recall()[3])
     assert matrix.pixel_accuracy() == pytest.approx(100 * 4 / 6)
 
 

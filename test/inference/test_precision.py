@@ -164,7 +164,7 @@ def test_bf16_masks_of_the_street(tmp_path, streaming, count):
 
 @pytest.mark.long
 def test_bf16_masks_of_camvid(camvid):
-    assert agreement(shipped("camvid_small"), frames_of(camvid / "camvid_val", 12)) >= 0.995
+    assert agreement(shipped("drive_static"), frames_of(camvid / "camvid_val", 12)) >= 0.995
 
 
 @pytest.mark.parametrize("streaming", ["exact", "causal", "plain"])

@@ -19,7 +19,7 @@ import yaml
 
 pytest.importorskip("rclpy")
 
-from conftest import wait_until
+from conftest import make_checkpoint, wait_until
 from nodes.camera import Camera
 from nodes.encoders import NS, image_message, picture, stamped
 from nodes.harness import LATCHED, Harness
@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image, PointCloud2, PointField
 from vtseg_ros.msg import LabelMap
 
 from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.label_set import STREET
+from vtseg_ros.label_set import CITYSCAPES
 
 try:
     from vision_msgs.msg import LabelInfo
@@ -121,9 +121,10 @@ def cloud(width: int, height: int, stamp_ns: int) -> PointCloud2:
     return stamped(made, stamp_ns)
 
 
-def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_checkpoint):
+def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "cityscapes.safetensors", labels=CITYSCAPES)
     node = start_segmenter(
-        "/nav2", tiny_checkpoint, "-p", "output_size:=40x24", "-p", f"min_confidence:={MIN_CONFIDENCE}"
+        "/nav2", checkpoint, "-p", "output_size:=40x24", "-p", f"min_confidence:={MIN_CONFIDENCE}"
     )
     camera = Camera(harness, node, "/nav2")
     camera.good(30)
@@ -132,9 +133,7 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_
     wait_until(lambda: layer.ready, node.output)
     points = harness.publisher(PointCloud2, "/nav2/points")
     wait_until(lambda: points.get_subscription_count() > 0)
-    expected = VideoPredictor(
-        tiny_checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE
-    )
+    expected = VideoPredictor(checkpoint, device="cpu", output_size=(40, 24), min_confidence=MIN_CONFIDENCE)
     expected.step(picture(30), camera.stamp_ns)
     for seed in range(31, 35):
         image, stamp = picture(seed), camera.next_stamp()
@@ -144,7 +143,7 @@ def test_the_layer_marks_what_the_predictor_says(harness, start_segmenter, tiny_
         wait_until(lambda stamp=stamp: stamp in layer.marked or layer.problems, node.output)
         assert not layer.problems, layer.problems
         by_id = np.zeros(256, np.uint8)
-        by_id[[STREET.names.index(name) for name in COSTS]] = list(COSTS.values())
+        by_id[[CITYSCAPES.names.index(name) for name in COSTS]] = list(COSTS.values())
         sure = result.confidence >= MIN_CONFIDENCE * 254
         assert np.array_equal(layer.marked[stamp], by_id[result.mask] * sure), seed
     assert any(marked.any() for marked in layer.marked.values())

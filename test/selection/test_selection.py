@@ -9,11 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from vtseg_ros.bags.bag import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
+from vtseg_ros.label_set import STREET
+from vtseg_ros.model import EfficientViTB0, save_checkpoint
 from vtseg_ros.selection import choose, combined_score, frame_scores
+from vtseg_ros.selection.scores import run_image_network
 
 NS = 1_000_000_000
 
@@ -33,6 +37,8 @@ def test_scores_by_hand():
     assert found["static"] == 0.5 and found["temporal"] == 0.0
     still = frame_scores(logits, static, past, np.zeros((1, 2, 2), np.float32))
     assert still["temporal"] == 0.5
+    without = frame_scores(logits, None, past, flow)
+    assert without == {name: value for name, value in found.items() if name != "static"}
     unknown = frame_scores(logits, static, past, np.full((1, 2, 2), np.nan, np.float32))
     assert unknown["temporal"] == 0.0
 
@@ -66,7 +72,51 @@ def _bag(path, rng, count=6):
     return images
 
 
-def test_select_writes_the_chosen_frames_and_repeats_itself(tiny_checkpoint, tmp_path, rng):
+class _Halves(nn.Module):
+    """Class 0 in the left half of the image with probability 3/4, class 1 in the right half."""
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 2, 8, 8)
+        logits[:, 0, :, :4] = logits[:, 1, :, 4:] = math.log(3.0)
+        return logits
+
+
+def test_features_of_an_image_network_by_hand():
+    logits, features = run_image_network(_Halves(), torch.zeros(1, 2, 3, 8, 8))
+    assert logits.shape == (2, 2, 8, 8)
+    row = [0.75, 0.75, 0.25, 0.25]
+    assert np.allclose(features.reshape(2, 4, 4), np.stack([[row] * 4, [row[::-1]] * 4]))
+
+
+@pytest.fixture(params=["vtseg", "efficientvit_b0"])
+def scoring_checkpoint(request, tiny_checkpoint, tmp_path):
+    """A VTSeg and an image network."""
+    if request.param == "vtseg":
+        return tiny_checkpoint
+    path = tmp_path / "image.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, EfficientViTB0(num_classes=14), labels=STREET, input_size=(64, 32))
+    return path
+
+
+def test_a_score_that_an_image_network_lacks_is_refused(tmp_path, rng, capsys):
+    path = tmp_path / "image.safetensors"
+    save_checkpoint(path, EfficientViTB0(num_classes=14), labels=STREET, input_size=(64, 32))
+    _bag(tmp_path / "bag", rng, 2)
+    arguments = [
+        str(tmp_path / "bag"),
+        "--checkpoint",
+        str(path),
+        "--score",
+        "static",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["select", *arguments]) == 2
+    assert "expected combined, entropy, margin, temporal, got static" in capsys.readouterr().err
+
+
+def test_select_writes_the_chosen_frames_and_repeats_itself(scoring_checkpoint, tmp_path, rng):
     images = {name: _bag(tmp_path / name, rng) for name in ("one", "two")}
     bags = [str(tmp_path / name) for name in images]
     for out in ("a", "b"):
@@ -76,7 +126,7 @@ def test_select_writes_the_chosen_frames_and_repeats_itself(tiny_checkpoint, tmp
                     "select",
                     *bags,
                     "--checkpoint",
-                    str(tiny_checkpoint),
+                    str(scoring_checkpoint),
                     "--device",
                     "cpu",
                     "--count",

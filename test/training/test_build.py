@@ -169,14 +169,31 @@ def test_a_warm_start_from_other_classes_takes_them_over_by_name(tmp_path, caplo
     image = torch.rand(1, 3, 32, 64)
     model = build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"))
     assert (
-        "weights taken over by name: sky, tree, building, road, pole, car; newly initialised: terrain"
-        in caplog.text
+        "weights taken over by name: sky, tree, building, road, pole, car; as in warm_start_classes: none; "
+        "newly initialised: terrain" in caplog.text
     )
     with torch.no_grad():
         assert torch.equal(model.static_prior(image)[:, new], erfnet(image)[:, old])
     model = build(preset="tiny", warm_start=str(tmp_path / "tiny.safetensors"))
     assert torch.equal(model.encoder_mean, tiny.encoder_mean)
     assert torch.equal(model.head.classify.weight[new], tiny.head.classify.weight[old])
+    sources = {"truck": "car", "van": "car", "traffic-sign": "sign", "tree": "sky"}
+    model = build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"), warm_start_classes=sources)
+    assert "as in warm_start_classes: truck from car, van from car, traffic-sign from sign" in caplog.text
+    old, new = (
+        [CAMVID.names.index(n) for n in sources.values()],
+        [STREET.names.index(n) for n in sources],
+    )
+    with torch.no_grad():
+        assert torch.equal(model.static_prior(image)[:, new], erfnet(image)[:, old])
+    for wrong, problem in (
+        ({"lorry": "car"}, "unknown class of the data"),
+        ({"truck": "lorry"}, "class of warm_start"),
+    ):
+        with pytest.raises(ConfigError, match=f"{problem}; expected one of .*, got 'lorry'"):
+            build(preset="tiny", warm_start=str(tmp_path / "erfnet.safetensors"), warm_start_classes=wrong)
+    with pytest.raises(ConfigError, match="warm_start_classes has no effect without warm_start"):
+        build(preset="tiny", warm_start_classes=sources)
     with pytest.raises(ConfigError, match="which are not matched by name with a class_mapping"):
         build(preset="tiny", warm_start=str(tmp_path / "mapped.safetensors"))
 

@@ -78,13 +78,22 @@ def test_files_of_windows(tmp_path, codec):
             },
             "expected augmentation.corruption 0, got 0.5",
         ),
-        ({"data": {"train": ["a"], "size": [64, 32]}}, "either data.validation or data.validation_share"),
+        (
+            {"data": {"train": ["a"], "size": [64, 32]}},
+            "data.validation and data.validation_share: expected one of them",
+        ),
         (
             {"data": {**GOOD["data"], "validation_share": 0.2}},
-            "either data.validation or data.validation_share",
+            "data.validation and data.validation_share: expected one of them",
         ),
-        ({"data": {"train": ["a"], "size": [64, 32], "validation_share": 1.5}}, "must be in 0..1"),
-        ({"data": {**GOOD["data"], "split_gap_s": -1}}, "data.split_gap_s at least 0 s"),
+        (
+            {"data": {"train": ["a"], "size": [64, 32], "validation_share": 1.5}},
+            "data.validation_share: out of range",
+        ),
+        (
+            {"data": {**GOOD["data"], "split_gap_s": -1}},
+            "data.split_gap_s: out of range; expected at least 0 s",
+        ),
         ({"stages": [{"name": "warmup", "steps": 1}]}, "stages.name must be one of"),
         ({"stages": [{"name": "static"}]}, "either epochs or steps"),
         ({"precision": "fp8"}, "precision must be one of"),
@@ -117,7 +126,7 @@ def test_files_of_windows(tmp_path, codec):
         ({"data": {**GOOD["data"], "max_gap_s": float("nan")}}, "data.max_gap_s must be above 0 s, got nan"),
         (
             {"stages": [{"name": "static", "steps": 1, "max_lr": float("nan")}]},
-            "batch, accumulate and max_lr must be",
+            "max_lr must be above 0, got nan",
         ),
         ({"model": {"architecture": "erfnet", "preset": "tiny"}}, "model.preset has no effect on erfnet"),
         ({"model": {"architecture": "erfnet", "overrides": {"windw": 3}}}, "model.overrides has no effect"),

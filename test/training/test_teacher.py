@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, save_checkpoint
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.run import Training, train
-from vtseg_ros.training.teacher import Teacher, build_teacher
+from vtseg_ros.training.teacher import Teacher, build_teacher, class_balance_weights
 from vtseg_ros.training.update import backward
 
 THREE = LabelSet.from_names(["a", "b", "c"])
@@ -273,6 +274,30 @@ def test_values_of_a_teacher(config, name):
             dataclasses.replace(config, stages=(dataclasses.replace(config.stages[0], **{name: value}),))
     with pytest.raises(ConfigError, match=f"{name} has no effect without teacher"):
         dataclasses.replace(config, stages=(StageConfig("video", steps=1, **{name: 2.0}),))
+
+
+def test_rare_classes_have_more_weight_by_hand():
+    """Three places of one class and one of another; a fifth place does not count."""
+    soft = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0, 0.5]]).reshape(1, 2, 1, 5)
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]).reshape(1, 1, 5)
+    common, rare = 1 / math.log(1.77), 1 / math.log(1.27)
+    mean = (3 * common + rare) / 4
+    expected = [common / mean] * 3 + [rare / mean, (common + rare) / 2 / mean]
+    assert class_balance_weights(soft, weight).flatten().tolist() == pytest.approx(expected)
+    assert torch.isfinite(class_balance_weights(soft, torch.zeros(1, 1, 5))).all()
+
+    teacher = Teacher(Fixed([0.0, 0.0]), identity(2), class_balance=True)
+    logits = torch.zeros(1, 2, 1, 5)
+    valid = torch.tensor([True, True, True, True, False]).reshape(1, 1, 5)
+    loss = teacher.loss_sum(logits, (soft, torch.ones(1, 1, 5)), valid)
+    assert loss.item() == pytest.approx(
+        4 * math.log(2)
+    )  # each place has the same loss, so the mean weight shows
+
+
+def test_class_balance_needs_a_teacher(config):
+    with pytest.raises(ConfigError, match="teacher_class_balance has no effect without teacher"):
+        dataclasses.replace(config, stages=(StageConfig("video", steps=1, teacher_class_balance=True),))
 
 
 @pytest.mark.parametrize("pool", [0, -4, 3, 64])

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
@@ -72,9 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         nargs="+",
-        default=["street_tiny"],
+        default=[DEFAULT_CHECKPOINT],
         metavar="C",
-        help="checkpoint files or names of shipped weights (default street_tiny)",
+        help=f"checkpoint files or names of shipped weights (default {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument(
         "--name", nargs="+", default=[], metavar="NAME", help="name of each checkpoint in the tables"

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, header_stamp, stamp_of
@@ -151,7 +152,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "videos, a quoted glob of them, a .txt list of paths or a URL of an object store (s3://...) make a job",
     )
     parser.add_argument(
-        "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help=f"checkpoint file, or name of shipped weights (default {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument(
         "--out",

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--count", type=int, default=50, help="number of frames to choose (default %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint", default="street_tiny", help="checkpoint file, or name of shipped weights"
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help=f"checkpoint file, or name of shipped weights (default {DEFAULT_CHECKPOINT})",
     )
     parser.add_argument(
         "--score",
@@ -84,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         return _run_job(args)
     refuse_urls([*args.bags, args.out], "Add --ray none")
     _check_arguments(args)
-    scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
+    scorer = _scorer(args)
     frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []
     left_out: list[str] = []
@@ -95,6 +98,16 @@ def run(args: argparse.Namespace) -> int:
         left_out += of_bag.left_out
     _select(args, scorer.checkpoint.labels, frames, features, left_out)
     return 0
+
+
+def _scorer(args: argparse.Namespace) -> FrameScorer:
+    scorer = FrameScorer(load_checkpoint(args.checkpoint, device=resolve_device(args.device)))
+    if args.score not in ("combined", *scorer.scores):
+        raise ConfigError(
+            f"--score: {scorer.checkpoint.architecture} has no such score; expected combined, "
+            f"{', '.join(scorer.scores)}, got {args.score}"
+        )
+    return scorer
 
 
 def _select(
@@ -152,7 +165,7 @@ class SelectJob:
 
     def load(self) -> FrameScorer:
         """See `Job.load`."""
-        return FrameScorer(load_checkpoint(self.args.checkpoint, device=resolve_device(self.args.device)))
+        return _scorer(self.args)
 
     def process(
         self, loaded: FrameScorer, task: Task, folder: Path, on_frame: Callable[[], None]
@@ -173,7 +186,7 @@ def _run_job(args: argparse.Namespace) -> int:
     folder, args.out = args.out, args.out / "selection"
     _check_arguments(args)
     args.checkpoint = absolute_checkpoint(args.checkpoint)
-    labels = load_checkpoint(args.checkpoint).labels
+    labels = _scorer(args).checkpoint.labels  # a wrong --score is refused before the job
     outcomes = run_job(SelectJob(args), plan_tasks(args.bags, folder / "scores", args.image_topic), args)
     frames: list[dict[str, Any]] = []
     features: list[np.ndarray] = []

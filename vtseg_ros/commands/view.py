@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import stamp_of
@@ -59,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default="",
-        help="segment the images with this checkpoint (default: show the masks in the bag; if it has none, street_tiny)",
+        help="segment the images with this checkpoint (default: show the masks in the bag; if it has none, "
+        f"{DEFAULT_CHECKPOINT})",
     )
     parser.add_argument(
         "--device", default="auto", help="auto (CUDA if available), cpu, cuda or cuda:N (default auto)"
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
                 recorded = None
         segmenter = None
         if recorded is None:
-            segmenter = VideoPredictor(args.checkpoint or "street_tiny", device=args.device)
+            segmenter = VideoPredictor(args.checkpoint or DEFAULT_CHECKPOINT, device=args.device)
         recording = stack.enter_context(Recording(save=args.save, web=args.web, port=args.port))
         left_out: list[str] = []
         if recorded is not None:

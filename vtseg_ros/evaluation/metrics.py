@@ -56,6 +56,13 @@ class ConfusionMatrix:
         )
         return result
 
+    def recall(self) -> np.ndarray:
+        """Return the share of each class's labelled pixels that are correct, (C,) float64, 0..100; NaN without such pixels."""
+        total = self.matrix.sum(axis=1)
+        hit = 100.0 * np.diag(self.matrix)
+        result: np.ndarray = np.divide(hit, total, out=np.full(self.num_classes, np.nan), where=total > 0)
+        return result
+
     def miou(self) -> float:
         """Return the mean IoU of the classes that have one, 0..100; NaN if none does."""
         iou = self.iou()

@@ -174,6 +174,7 @@ class Scores:
             "window": window,
             "miou": or_none(self.confusion.miou()),
             "iou": {n: or_none(v) for n, v in zip(self.labels.names, self.confusion.iou())},
+            "recall": {n: or_none(v) for n, v in zip(self.labels.names, self.confusion.recall())},
             "pixel_accuracy": or_none(self.confusion.pixel_accuracy()),
             "frames": self.frames,
             "mvc8": or_none(self.mvc(8)),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.errors import ConfigError, DeviceError, ImageError
 from vtseg_ros.image_ops import overlay
 from vtseg_ros.inference.backends import BackendOptions, open_backend
@@ -140,7 +141,7 @@ class VideoPredictor:
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str] | Checkpoint = "street_tiny",
+        checkpoint: str | os.PathLike[str] | Checkpoint = DEFAULT_CHECKPOINT,
         *,
         device: str = "auto",
         backend: str = "auto",

@@ -60,7 +60,6 @@ NOT_STATED = Licence()
 
 SHIPPED = {
     "street_tiny": Licence(CODE_LICENCE, "trained on the synthetic street only"),
-    "camvid_small": Licence(RESEARCH, "trained on CamVid; see weights/LICENSE.research.md"),
 }
 """Shipped weights whose files were written before checkpoints recorded a licence."""
 

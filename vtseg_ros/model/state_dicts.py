@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
@@ -109,24 +111,30 @@ def use_channels_last(network: nn.Module) -> None:
 
 
 def translate_classes(
-    state: dict[str, Tensor], own: dict[str, Tensor], *, old: tuple[str, ...], new: tuple[str, ...]
+    state: dict[str, Tensor],
+    own: dict[str, Tensor],
+    *,
+    old: tuple[str, ...],
+    new: tuple[str, ...],
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Convert the state of a network with the classes `old` to the same network with the classes `new`.
 
-    Weights of a class are copied to the class with the same name.
+    Weights of a class are copied to the class with the same name, or to those that name it as their source.
 
     Args:
         state: state of the trained network.
-        own: state of the new network, newly initialised; classes that are not in `old` keep these weights.
+        own: state of the new network, newly initialised; classes without a source in `old` keep these weights.
         old: class names of `state`, in the order of their ids.
         new: class names of `own`.
+        sources: from classes of `new` to classes of `old`, for other names.
 
     Returns:
         `state`, with the tensors that depend on the classes in the shapes of `own`. Tensors that differ in other ways are
         unchanged, so `load_exact` rejects them.
     """
-    shared = [name for name in new if name in old]
-    taken = [old.index(name) for name in shared], len(old)
+    shared = [name for name in new if sources.get(name, name) in old]
+    taken = [old.index(sources.get(name, name)) for name in shared], len(old)
     given = [new.index(name) for name in shared], len(new)
     result = dict(state)
     for key, value in state.items():

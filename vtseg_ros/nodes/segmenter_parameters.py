@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.inference.backends import BACKEND_NAMES
 from vtseg_ros.inference.devices import PRECISIONS, resolve_device, resolve_precision
@@ -94,7 +95,7 @@ def _check_cameras(names: list[str]) -> None:
 PARAMETERS = (
     Param(
         "checkpoint",
-        "street_tiny",
+        DEFAULT_CHECKPOINT,
         "Shipped weights by name, a .safetensors file, or an .onnx file of `vtseg export`.",
         check=_check_checkpoint,
         live=True,

@@ -9,7 +9,8 @@ from typing import cast
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from vtseg_ros.dataset.flow import DisFlow, resize_flow
 from vtseg_ros.errors import ConfigError
@@ -20,11 +21,15 @@ from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 
 SCORES = ("entropy", "margin", "static", "temporal")
+VIDEO_SCORES = ("static",)
+"""Scores that only a VTSeg network has."""
+GRID = 4
+"""An image network's features are its class probabilities averaged over each of GRID x GRID parts of the image."""
 
 
 def frame_scores(
     logits: Tensor,
-    static: Tensor,
+    static: Tensor | None = None,
     past: Tensor | None = None,
     flow: np.ndarray | None = None,
     *,
@@ -33,17 +38,17 @@ def frame_scores(
     """Compute the scores of a frame, each from 0 (certain) to 1.
 
     Args:
-        logits: (C, h, w) float, logits of VTSeg.
-        static: (C, h, w) float, logits of the static prior.
-        past: (C, h, w) float, logits of VTSeg for the previous frame; None = there is none.
+        logits: (C, h, w) float, logits of the network.
+        static: (C, h, w) float, logits of the static prior of VTSeg; None for an image network, which has none.
+        past: (C, h, w) float, logits of the network for the previous frame; None = there is none.
         flow: (h, w, 2) float32, backward flow to the previous frame, px, NaN where unknown; None = `temporal` is 0.
         temperature: divisor of `logits` before the softmax, above 0.
 
     Returns:
         Scores by name. `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest
-        probability). `static`: share of pixels whose class differs from the static prior's. `temporal`: share of pixels
-        whose class differs from the previous frame's after warping, among the pixels that come from inside that frame; 0
-        if there are none.
+        probability). `static`: share of pixels whose class differs from the static prior's, if there is one.
+        `temporal`: share of pixels whose class differs from the previous frame's after warping, among the pixels that
+        come from inside that frame; 0 if there are none.
     """
     scaled = (logits.float() / temperature).log_softmax(0)
     probabilities = scaled.exp()
@@ -51,12 +56,9 @@ def frame_scores(
     top = probabilities.topk(min(2, len(logits)), dim=0).values
     margin = 1.0 - (top[0] - top[1]).mean().item() if len(logits) > 1 else 0.0
     present = logits.argmax(0)
-    found = {
-        "entropy": entropy,
-        "margin": margin,
-        "static": (present != static.argmax(0)).float().mean().item(),
-        "temporal": 0.0,
-    }
+    found = {"entropy": entropy, "margin": margin, "temporal": 0.0}
+    if static is not None:
+        found["static"] = (present != static.argmax(0)).float().mean().item()
     if past is not None and flow is not None:
         found["temporal"] = _changed(present.cpu().numpy(), past.argmax(0).cpu().numpy(), flow)
     return found
@@ -72,6 +74,21 @@ def _changed(present: np.ndarray, past: np.ndarray, flow: np.ndarray) -> float:
         return 0.0
     warped = cv2.remap(past.astype(np.float32), where_x, where_y, cv2.INTER_NEAREST)
     return float((warped != present)[known].mean())
+
+
+def run_image_network(model: nn.Module, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Run an image network on frames.
+
+    Args:
+        model: network, on the device of `video`.
+        video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
+
+    Returns:
+        logits (k, C, h, w), and the newest frame's class probabilities averaged over the parts of the image
+        (C * GRID * GRID,).
+    """
+    logits = model(video[0])
+    return logits, adaptive_avg_pool2d(logits[-1].float().softmax(0), GRID).flatten()
 
 
 def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,27 +113,35 @@ def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class FrameScorer:
     """Score the frames of a video in the order of time.
 
-    Each frame is scored as the newest frame of its window. The mask of the previous frame comes from the same window.
+    VTSeg sees each frame as the newest one of its window, and the mask of the previous frame comes from the same window.
 
     Args:
-        checkpoint: a VTSeg checkpoint, on the device to use.
+        checkpoint: a checkpoint of VTSeg or of an image network, on the device to use.
         max_gap_s: longest pause within a window, s; after a longer pause, or a step back in time, a new window starts.
 
     Raises:
-        ConfigError: if the checkpoint is not a VTSeg network.
+        ConfigError: if the network needs optical flow.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, max_gap_s: float = 1.0) -> None:
-        if not traits_of(checkpoint.model).takes_cache:
+        traits = traits_of(checkpoint.model)
+        if traits.video and not traits.takes_cache:
             raise ConfigError(
-                f"checkpoint {checkpoint.path}: it cannot score frames; expected a vtseg network, got "
+                f"checkpoint {checkpoint.path}: it cannot score frames; expected a vtseg or image network, got "
                 f"{checkpoint.architecture}. Choose another --checkpoint"
             )
-        self.checkpoint, self.model = checkpoint, cast(VTSeg, checkpoint.network)
+        self.checkpoint, self.model, self._video = checkpoint, checkpoint.network, traits.video
         self._gap_ns = round(max_gap_s * 1e9)
         self._flow = DisFlow()
-        self._frames: deque[np.ndarray] = deque(maxlen=max(self.model.config.window, 1))
+        self._frames: deque[np.ndarray] = deque(
+            maxlen=cast(VTSeg, self.model).config.window if traits.video else 2
+        )
         self._last_ns = 0
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that the network has."""
+        return tuple(name for name in SCORES if self._video or name not in VIDEO_SCORES)
 
     def reset(self) -> None:
         """Start a new window, for example before the first frame of another bag."""
@@ -144,7 +169,11 @@ class FrameScorer:
         frames = np.stack(self._frames)
         device = next(self.model.parameters()).device
         video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None].float() / 255
-        logits, static, features = run_network(self.model, video)
+        static = None
+        if self._video:
+            logits, static, features = run_network(cast(VTSeg, self.model), video)
+        else:
+            logits, features = run_image_network(self.model, video)
         past = flow = None
         if len(frames) > 1:
             past = logits[-2]

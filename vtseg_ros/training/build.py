@@ -116,22 +116,37 @@ def _warm_start(model: Network, settings: ModelConfig, labels: LabelSet) -> None
         )
     state = checkpoint.network.state_dict()
     old, new = checkpoint.labels.names, labels.names
+    sources = settings.warm_start_classes
+    _check_sources(settings, new, old)
     # A static network with other classes has a class_mapping.
-    if old != new and not (as_prior and is_mapped(model)):
+    if (old != new or sources) and not (as_prior and is_mapped(model)):
         if is_mapped(model) or is_mapped(checkpoint.network):
             raise ConfigError(
                 f"warm_start {settings.warm_start} has other classes, which are not matched by name with a "
                 f"class_mapping; expected {', '.join(new)}, got {', '.join(old)}"
             )
-        state = translate_classes(state, target.state_dict(), old=old, new=new)
+        state = translate_classes(state, target.state_dict(), old=old, new=new, sources=sources)
+        same = [name for name in new if name in old and name not in sources]
         log.warning(
-            "warm_start %s has other classes: weights taken over by name: %s; newly initialised: %s",
+            "warm_start %s has other classes: weights taken over by name: %s; as in warm_start_classes: %s; "
+            "newly initialised: %s",
             settings.warm_start,
-            ", ".join(name for name in new if name in old) or "none",
-            ", ".join(name for name in new if name not in old) or "none",
+            ", ".join(same) or "none",
+            ", ".join(f"{name} from {source}" for name, source in sources.items()) or "none",
+            ", ".join(name for name in new if name not in old and name not in sources) or "none",
         )
     state = inflate(state, target.state_dict())
     load_exact(target, state, source=f"warm_start {settings.warm_start}")
+
+
+def _check_sources(settings: ModelConfig, new: tuple[str, ...], old: tuple[str, ...]) -> None:
+    """Refuse entries of `warm_start_classes` whose classes do not exist."""
+    for name, source in settings.warm_start_classes.items():
+        for what, value, known in (("class of the data", name, new), ("class of warm_start", source, old)):
+            if value not in known:
+                raise ConfigError(
+                    f"model.warm_start_classes: unknown {what}; expected one of {', '.join(known)}, got {value!r}"
+                )
 
 
 def is_mapped(model: Network) -> bool:

@@ -114,6 +114,8 @@ class ModelConfig:
         warm_start: Checkpoint to start from, a file or a shipped name; that of an image network becomes the static
             network of `vtseg` or `gru`, and the stage `static` can be left out. With other classes than the data,
             classes of the same name are taken over. Empty = none.
+        warm_start_classes: Classes that start from a class of `warm_start` with another name, such as
+            {pavement: sidewalk}; a class may be named several times.
     """
 
     architecture: str = DEFAULT_ARCHITECTURE
@@ -126,6 +128,7 @@ class ModelConfig:
     init_encoder: str = ""
     init_decoder: bool = False
     warm_start: str = ""
+    warm_start_classes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class StageConfig:
         teacher_scale: Factor by which augmented frames are enlarged for the teacher, above 0.
         teacher_pool: The logits of both networks are compared on means over n x n pixels, n a divisor of 32: on a CPU,
             the loss of all pixels takes as long as a small network.
+        teacher_class_balance: Whether places of rare classes have more weight in that loss, by the weights of ENet
+            (Paszke et al. 2016).
         teacher_classes: From each class of the teacher to a class of the network, a list of them, or `ignore`; needed
             if the class names differ.
     """
@@ -167,6 +172,7 @@ class StageConfig:
     teacher_weight: float = 1.0
     teacher_scale: float = 1.0
     teacher_pool: int = 1
+    teacher_class_balance: bool = False
     teacher_classes: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -215,25 +221,36 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("model.architecture", self.model.architecture, tuple(architectures()))
-        if (
-            not self.stages
-            or not self.data.train
-            or bool(self.data.validation) == bool(self.data.validation_share)
-        ):
+        if not self.data.train:
+            raise ConfigError("data.train: missing; expected at least one bag, got none")
+        if not self.stages:
+            raise ConfigError(f"stages: missing; expected at least one of {', '.join(STAGES)}, got none")
+        if not 0 <= self.data.validation_share < 1:
             raise ConfigError(
-                "a training needs data.train, either data.validation or data.validation_share, and at least one stage"
+                "data.validation_share: out of range; expected at least 0 and less than 1, "
+                f"got {self.data.validation_share}"
             )
-        if not 0 <= self.data.validation_share < 1 or not self.data.split_gap_s >= 0:
+        if bool(self.data.validation) == bool(self.data.validation_share):
             raise ConfigError(
-                "data.validation_share must be in 0..1 and data.split_gap_s at least 0 s. "
-                f"Got: {self.data.validation_share} and {self.data.split_gap_s}"
+                "data.validation and data.validation_share: expected one of them, got "
+                f"{'both' if self.data.validation else 'none'}. Give validation bags, or hold out a share of the "
+                "training bags"
+            )
+        if not self.data.split_gap_s >= 0:
+            raise ConfigError(
+                f"data.split_gap_s: out of range; expected at least 0 s, got {self.data.split_gap_s}"
             )
         for stage in self.stages:
             _one_of("stages.name", stage.name, STAGES)
             if (stage.epochs > 0) == (stage.steps > 0):
-                raise ConfigError(f"stage {stage.name}: give either epochs or steps, above 0")
-            if stage.batch < 1 or stage.accumulate < 1 or not 0 < stage.max_lr < math.inf:
-                raise ConfigError(f"stage {stage.name}: batch, accumulate and max_lr must be positive")
+                raise ConfigError(
+                    f"stage {stage.name}: expected either epochs or steps above 0, got epochs {stage.epochs} and "
+                    f"steps {stage.steps}"
+                )
+            _at_least(f"stage {stage.name}: batch", stage.batch, 1)
+            _at_least(f"stage {stage.name}: accumulate", stage.accumulate, 1)
+            if not 0 < stage.max_lr < math.inf:
+                raise ConfigError(f"stage {stage.name}: max_lr must be above 0, got {stage.max_lr}")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_static_loss(stage)
             self._check_teacher(stage)
@@ -246,6 +263,8 @@ class TrainConfig:
                 f"data.resize_mode: must be stretch for {self.model.architecture}, whose flow is in px of the stretched "
                 "image"
             )
+        if self.model.warm_start_classes and not self.model.warm_start:
+            raise ConfigError("model.warm_start_classes has no effect without warm_start: leave it out")
         if self.model.init_encoder and "init_encoder" not in self._kind.options:
             raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
         if self.model.init_decoder and "init_decoder" not in self._kind.options:
@@ -305,6 +324,7 @@ class TrainConfig:
             "teacher_weight",
             "teacher_scale",
             "teacher_pool",
+            "teacher_class_balance",
             "teacher_classes",
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):

@@ -93,7 +93,9 @@ def plan_of(
         Plain values by name.
     """
     model = {
-        k: v for k, v in dataclasses.asdict(config.model).items() if k not in ("warm_start", "init_encoder")
+        k: v
+        for k, v in dataclasses.asdict(config.model).items()
+        if k not in ("warm_start", "warm_start_classes", "init_encoder")
     }
     stages = [
         {**dataclasses.asdict(stage), "epochs": 0, "steps": count, "teacher": teacher}

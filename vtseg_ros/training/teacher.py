@@ -35,6 +35,7 @@ class Teacher:
         weight: Weight of this loss.
         scale: Factor by which frames are enlarged for the teacher, rounded to multiples of 32 px.
         pool: Logits are compared on means over pool x pool pixels; a divisor of 32.
+        class_balance: Give places of rare classes more weight, see `class_balance_weights`.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Teacher:
         weight: float = 1.0,
         scale: float = 1.0,
         pool: int = 1,
+        class_balance: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         use_channels_last(self.network)
         self.cells = cells
         self.temperature, self.weight, self.scale, self.pool = temperature, weight, scale, pool
+        self.class_balance = class_balance
 
     def to(self, device: torch.device) -> Teacher:
         """Move the network to a device."""
@@ -108,11 +111,35 @@ class Teacher:
             scaled = logits.float() / self.temperature
             logits = torch.stack([scaled[:, list(of)].logsumexp(1) for _, of in self.cells], dim=1)
             logits = logits * self.temperature
-        return self.weight * divergence_sum(logits, soft, weight * shown, self.temperature)
+        weight = weight * shown
+        if self.class_balance:
+            weight = weight * class_balance_weights(soft, weight)
+        return self.weight * divergence_sum(logits, soft, weight, self.temperature)
 
     def _same(self, classes: int) -> bool:
         """Return whether each class is a cell of its own, so no logits must be summed."""
         return self.cells == tuple(((number,), (number,)) for number in range(classes))
+
+
+def class_balance_weights(soft: Tensor, weight: Tensor) -> Tensor:
+    """Return weights that raise the share of rare classes in a loss, with a weighted mean of 1.
+
+    A class c with the share p_c of a batch has the weight 1 / ln(1.02 + p_c) (Paszke et al., "ENet: A Deep Neural Network
+    Architecture for Real-Time Semantic Segmentation", 2016); a place has the mean of its classes' weights under its
+    probabilities. The weight of a place does not depend on the trained network, so the best probabilities stay those of
+    the teacher.
+
+    Args:
+        soft: (n, M, h, w) probabilities.
+        weight: (n, h, w) weight of each place.
+
+    Returns:
+        (n, h, w), at least 0.
+    """
+    total = weight.sum().clamp(min=1e-12)
+    shares = (soft * weight[:, None]).sum((0, 2, 3)) / total
+    balance = torch.einsum("nmhw,m->nhw", soft, 1 / (1.02 + shares).log())
+    return balance * (total / (balance * weight).sum().clamp(min=1e-12))
 
 
 def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -160,6 +187,7 @@ def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
         weight=stage.teacher_weight,
         scale=stage.teacher_scale,
         pool=stage.teacher_pool,
+        class_balance=stage.teacher_class_balance,
     )
 
 
