@@ -77,7 +77,7 @@ if [ "$(have install/.vtseg_build)" != "$wanted_build" ]; then
   # CMake refuses include folders inside the source folder, and .venv is: so it builds from a folder of links.
   rm -rf build/links
   mkdir -p build/links/vtseg_ros
-  for name in package.xml CMakeLists.txt msg srv vtseg_ros launch config scripts test; do
+  for name in package.xml CMakeLists.txt msg srv vtseg_ros launch config scripts requirements test; do
     ln -s "$root/$name" "build/links/vtseg_ros/$name"
   done
   log=build/colcon.log
