@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from faults.test_parameters_live import run
+from faults.ended import run_nodes
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters
 
@@ -124,21 +124,31 @@ def test_a_size_of_zero_on_the_command_line(start_node, tiny_checkpoint):
     assert "WARN" not in node.output() and node.stop() == 0
 
 
-@pytest.mark.parametrize(
-    ("node", "arguments", "words"),
-    [
-        ("segmenter", ["overlay_alfa:=0.3"], "did you mean overlay_alpha"),
-        ("segmenter", ["ego_mask:=~nobody_of_this_name/x.png", "autostart:=true"], "unknown user"),
-        ("segmenter", ["precision:=fp16", "device:=cpu", "autostart:=true"], "precision: fp16 needs a GPU"),
-        ("segmenter", ["max_gap:=two"], "max_gap"),
-        ("evaluator", ["output_dirr:=x"], "did you mean output_dir"),
-    ],
-)
-def test_what_is_refused_stays_refused(ros_environment, tiny_checkpoint, node, arguments, words):
-    given = [f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
-    done = run(node, ros_environment, *(part for text in [*arguments, *given] for part in ("-p", text)))
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert words in done.stderr + done.stdout and "Traceback" not in done.stderr
+REFUSED = [
+    ("segmenter", ["overlay_alfa:=0.3"], "did you mean overlay_alpha"),
+    ("segmenter", ["ego_mask:=~nobody_of_this_name/x.png", "autostart:=true"], "unknown user"),
+    ("segmenter", ["precision:=fp16", "device:=cpu", "autostart:=true"], "precision: fp16 needs a GPU"),
+    ("segmenter", ["max_gap:=two"], "max_gap"),
+    ("evaluator", ["output_dirr:=x"], "did you mean output_dir"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(ros_environment, tiny_checkpoint) -> list[tuple[int, str]]:
+    """Exit code and log of a node for each of the wrong arguments."""
+    commands = []
+    for node, arguments, _ in REFUSED:
+        given = [f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
+        parts = [part for text in [*arguments, *given] for part in ("-p", text)]
+        commands.append((node, ["--ros-args", *parts]))
+    return run_nodes(commands, ros_environment)
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: REFUSED[number][2])
+def test_what_is_refused_stays_refused(refused, number):
+    code, said = refused[number]
+    assert code == 2, said
+    assert REFUSED[number][2] in said and "Traceback" not in said, said
 
 
 def test_the_evaluators_home_and_numbers(harness, start_node, tmp_path):

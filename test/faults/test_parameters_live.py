@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 pytest.importorskip("rclpy")
 
+from faults.ended import run_nodes
 from nodes.camera import Camera
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
@@ -85,24 +82,6 @@ def test_a_parameter_of_no_type(camera):
     assert camera.node.stop() == 0
 
 
-# Runs nodes one after another, because each process would import PyTorch; prints their exit codes and what they logged.
-RUN = """
-import importlib, json, os, sys, tempfile
-ended = []
-for name, arguments in json.loads(sys.argv[1]):
-    node = importlib.import_module(f"vtseg_ros.nodes.{name}")
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            code = node.main(arguments)
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-        file.seek(0)
-        ended.append((code, file.read().decode(errors="replace")))
-print(json.dumps(ended))
-"""
 FILES = [
     ("segmenter", "segmenter: {ros__parameters: {overlay_alfa: 0.3}}", "did you mean overlay_alpha"),
     ("segmenter", "segmenter: {ros__parameters: {window: four}}", "window"),
@@ -134,10 +113,7 @@ def ended(ros_environment, tiny_checkpoint, tmp_path_factory) -> list[tuple[int,
         file.write_text(content)
         given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
         commands.append((node, ["--ros-args", "--params-file", str(file), *given]))
-    command = [sys.executable, "-c", RUN, json.dumps(commands)]
-    done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_nodes(commands, ros_environment)
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=lambda number: FILES[number][2])

@@ -41,14 +41,14 @@ def config(street_bag, tmp_path):
 
 
 def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
-    progress = harness.collect(TrainingProgress, "training/progress")
-    arguments = ("-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
+    progress = harness.collect(TrainingProgress, "/stopped/training/progress")
+    arguments = ("-r", "__ns:=/stopped", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
     trainer = start_node("trainer", *arguments)
     wait_until(
         lambda: not trainer.running() or any(m.stage == "video" for m in progress),
         trainer.output,
     )
-    assert trainer.stop(signal.SIGTERM, 60) == 0, trainer.output()
+    assert trainer.stop(signal.SIGTERM) == 0, trainer.output()
     stopped = progress[-1]
     assert stopped.stage == "video" and stopped.steps == 200 and 2 < stopped.step < 200, stopped
     assert stopped.loss > 0 and stopped.learning_rate > 0 and stopped.seconds_left > 0 and stopped.epoch >= 1
@@ -58,7 +58,7 @@ def test_progress_stop_and_resume(harness, start_node, config, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").architecture == "vtseg"
     trainer = start_node("trainer", *arguments, "-p", "resume:=true")
     wait_until(lambda: not trainer.running() or progress[-1].step > stopped.step, trainer.output)
-    assert trainer.stop(signal.SIGINT, 60) == 0, trainer.output()
+    assert trainer.stop(signal.SIGINT) == 0, trainer.output()
     assert progress[-1].step > stopped.step and progress[-1].steps == 200
 
 
@@ -66,12 +66,13 @@ def test_it_ends_by_itself(harness, start_node, config, tmp_path):
     values = yaml.safe_load(config.read_text())
     values["stages"] = [{"name": "video", "steps": 2, "batch": 1}]
     config.write_text(yaml.safe_dump(values))
-    progress = harness.collect(TrainingProgress, "training/progress")
-    seen = len(progress)
-    trainer = start_node("trainer", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}")
+    progress = harness.collect(TrainingProgress, "/ended/training/progress")
+    trainer = start_node(
+        "trainer", "-r", "__ns:=/ended", "-p", f"config:={config}", "-p", f"output_dir:={tmp_path / 'run'}"
+    )
     assert trainer.wait() == 0, trainer.output()
     # The last update's progress arrives although the node leaves right after it.
-    wait_until(lambda: len(progress) > seen and progress[-1].step == 2, lambda: str(progress[seen:]))
+    wait_until(lambda: progress and progress[-1].step == 2, lambda: str(progress))
     assert progress[-1].steps == 2 and math.isfinite(progress[-1].validation_miou)
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").architecture == "vtseg"
 
