@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
 import zlib
 from types import SimpleNamespace
@@ -96,6 +97,8 @@ GOOD = packed(np.zeros((4, 4, 3), np.uint8), "rgb8")
         (packed(np.zeros((4, 4, 3), np.uint8), "rgb8", height=0), "empty"),
         (packed(np.zeros((4, 4, 3), np.uint8), "what?"), "unknown encoding"),
     ],
+    # The data would be part of the names, and gzip writes the time into it: two workers would collect other tests.
+    ids=itertools.count(),
 )
 def test_damage(data, words):
     with pytest.raises(ImageError, match=words):
