@@ -15,14 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vtseg_ros.commands.weights import AGREEMENT_FRAMES
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
-from vtseg_ros.inference.precision import with_agreement
+from vtseg_ros.inference.precision import first_images, with_agreement
 from vtseg_ros.label_set import IGNORE
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import WEIGHTS_DIR, save_again
 from vtseg_ros.model.licence import Licence
-
-AGREEMENT_FRAMES = 24
 
 
 def position_baseline(bags: list[Path], size: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -35,12 +34,6 @@ def position_baseline(bags: list[Path], size: tuple[int, int], num_classes: int)
         known = label != IGNORE
         np.add.at(counts, (label[known], rows[known], columns[known]), 1)
     return counts.argmax(axis=0).astype(np.uint8)
-
-
-def first_frames(bag: Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """Return the first frames of a bag, each (H, W, 3) uint8 RGB."""
-    store = FrameStore(FrameIndex([BagSource(bag)], need_labels=False), size=size)
-    return [store.window([number], 1)[0][0] for number in range(min(AGREEMENT_FRAMES, len(store)))]
 
 
 def main() -> None:
@@ -66,7 +59,7 @@ def main() -> None:
     target = WEIGHTS_DIR / f"{args.name}.safetensors"
     # Measured with the weights as they are stored.
     save_again(target, loaded, half=True)
-    measured = with_agreement(load_checkpoint(target), first_frames(args.frames_of, loaded.input_size))
+    measured = with_agreement(load_checkpoint(target), first_images(args.frames_of, AGREEMENT_FRAMES))
     save_again(target, measured, half=True)
     print(f"bf16 has the same class as fp32 on {100 * measured.agreement['bf16']:.3f} % of pixels")
     if args.baseline_of:
