@@ -70,7 +70,7 @@ def identity_of(job: Job) -> dict[str, str]:
         CheckpointError: if there is no such checkpoint.
         BagError: if a checkpoint cannot be read.
     """
-    digests = []
+    digests: list[str] = []
     if job.checkpoints:
         from vtseg_ros.model.checkpoint import resolve_checkpoint  # imports torch
 
