@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,7 @@ def test_networks_know_nothing_of_bags_or_windows() -> None:
                 )
 
 
+@functools.cache
 def trees(*folders: str) -> dict[Path, ast.Module]:
     """The syntax trees of the package's modules, or of those in some of its folders."""
     roots = [PACKAGE / folder for folder in folders] or [PACKAGE]
@@ -239,12 +241,36 @@ def test_only_the_street_needs_panda3d(folder: str) -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", ["vtseg_ros", "vtseg_ros.bags.bag", "vtseg_ros.image_ops", "vtseg_ros.sizes"]
-)
-def test_light_imports_need_no_torch(name: str) -> None:
-    done = run_python(f"import sys, {name}\nprint('torch' in sys.modules or 'panda3d' in sys.modules)")
-    assert done.stdout.strip() == "False", done.stderr
+LIGHT = [
+    "vtseg_ros",
+    "vtseg_ros.bags.bag",
+    "vtseg_ros.image_ops",
+    "vtseg_ros.sizes",
+    "vtseg_ros.inference",
+    "vtseg_ros.commands.info",
+    "vtseg_ros.commands.labels",
+    "vtseg_ros.commands.view",
+]
+LIGHT_NODES = [f"vtseg_ros.nodes.{name}" for name in ("evaluator", "player", "recorder", "cloud", "viewer")]
+IMPORT_LIGHT = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    heavy = {"torch", "panda3d"} & set(sys.modules)
+    if heavy:
+        sys.exit(f"{name} imports {heavy}")
+"""
+
+
+def test_light_imports_need_no_torch() -> None:
+    done = run_python(IMPORT_LIGHT, *LIGHT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_nodes_that_run_or_train_networks_need_torch() -> None:
+    pytest.importorskip("rclpy")
+    done = run_python(IMPORT_LIGHT, *LIGHT_NODES)
+    assert done.returncode == 0, done.stderr
 
 
 def test_reading_a_bag_needs_no_torch(street_bag: Path) -> None:

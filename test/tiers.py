@@ -26,10 +26,13 @@ MARKS_OF_PATH = {
     "inference/test_bench.py": "slow",
     "inference/test_cuda.py": "gpu",
     "inference/test_export.py": "slow",
+    "inference/test_openvino.py": "slow",
     "inference/test_openvino_export.py": "slow",
     "inference/test_optimise.py": "slow",
     "inference/test_precision.py": "slow",
     "street": "slow",
+    "test_architecture.py": "slow",
+    "test_diagnosis.py": "slow",
     "test_examples.py": "slow",
     "test_network_guard.py": "slow",
     "test_train_without_labels.py": "slow",
@@ -53,6 +56,9 @@ LONGEST_FIRST = (
     "published/test_network_guard.py",
     "nodes/test_trainer.py",
     "faults/test_writing.py",
+    "model/test_efficientvit.py",
+    "inference/test_predictor.py",
+    "test_toy_architecture.py",
 )
 """Files that take longest, which workers of pytest-xdist run first: one of them at the end leaves the others idle."""
 

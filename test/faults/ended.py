@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes that end by themselves, run one after another in one process, because each process would import PyTorch."""
+"""Programs that end by themselves, run one after another in one process: each process would import its packages again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RUN = """
 import importlib, json, os, sys, tempfile
 ended = []
 for name, arguments in json.loads(sys.argv[1]):
-    node = importlib.import_module(f"vtseg_ros.nodes.{name}")
+    program = importlib.import_module(f"vtseg_ros.{name}")
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
-            code = node.main(arguments)
+            code = program.main(arguments)
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
@@ -27,15 +27,15 @@ print(json.dumps(ended))
 """
 
 
-def run_nodes(commands: list[tuple[str, list[str]]], environment: dict[str, str]) -> list[tuple[int, str]]:
-    """Run the entry points of nodes.
+def run_programs(commands: list[tuple[str, list[str]]], environment: dict[str, str]) -> list[tuple[int, str]]:
+    """Run the entry points of nodes or of the command line.
 
     Args:
-        commands: module below vtseg_ros.nodes and arguments of each node.
+        commands: module below vtseg_ros, such as `nodes.segmenter` or `cli`, and arguments of each program.
         environment: of the process.
 
     Returns:
-        Exit code and standard error of each node.
+        Exit code and standard error of each program.
     """
     command = [sys.executable, "-c", RUN, json.dumps(commands)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from faults.ended import run_nodes
+from faults.ended import run_programs
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters
 
@@ -140,8 +140,8 @@ def refused(ros_environment, tiny_checkpoint) -> list[tuple[int, str]]:
     for node, arguments, _ in REFUSED:
         given = [f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
         parts = [part for text in [*arguments, *given] for part in ("-p", text)]
-        commands.append((node, ["--ros-args", *parts]))
-    return run_nodes(commands, ros_environment)
+        commands.append((f"nodes.{node}", ["--ros-args", *parts]))
+    return run_programs(commands, ros_environment)
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: REFUSED[number][2])

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from faults.ended import run_nodes
+from faults.ended import run_programs
 from nodes.camera import Camera
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
@@ -112,8 +112,8 @@ def ended(ros_environment, tiny_checkpoint, tmp_path_factory) -> list[tuple[int,
         file = folder / f"{number}.yaml"
         file.write_text(content)
         given = ["-p", f"checkpoint:={tiny_checkpoint}"] if node == "segmenter" else []
-        commands.append((node, ["--ros-args", "--params-file", str(file), *given]))
-    return run_nodes(commands, ros_environment)
+        commands.append((f"nodes.{node}", ["--ros-args", "--params-file", str(file), *given]))
+    return run_programs(commands, ros_environment)
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=lambda number: FILES[number][2])

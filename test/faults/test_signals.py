@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -38,10 +38,10 @@ def arguments(tiny_checkpoint, street_bag, tmp_path):
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
-    ).stdout.split()
-    return [int(child) for child in found]
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def alive(pid: int) -> bool:

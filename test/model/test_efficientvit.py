@@ -379,6 +379,7 @@ def test_the_predictor_upsamples_once(upsampling, tmp_path):
     assert len(np.unique(expected)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.long  # its layers are exported below, streaming steps in inference/test_export.py
 def test_its_streaming_step_is_exported(video_checkpoint, tmp_path):
     report = tmp_path / "report.json"
@@ -387,6 +388,7 @@ def test_its_streaming_step_is_exported(video_checkpoint, tmp_path):
     assert code == 0 and content["agreement"] == 1.0 and content["difference"] < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_it_is_exported_by_itself(suffix, tmp_path):
     model, image = network(num_classes=len(CAMVID)), torch.rand(1, 3, 64, 96)

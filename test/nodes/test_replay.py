@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
+from faults.ended import run_programs
 from nodes.encoders import NS, image_message
 from nodes.harness import LATCHED, Harness
 from rcl_interfaces.srv import GetParameters
@@ -377,7 +378,7 @@ def test_a_camera_that_no_topic_can_name(start_node):
 
 
 def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
-    for arguments, words in (
+    refused = (
         ([str(tmp_path / "none")], "no bag"),
         ([str(street_bag), "--rate", "0"], "--rate"),
         ([str(street_bag), "--topics", "/nope"], "no topic /nope"),
@@ -391,10 +392,10 @@ def test_player_refuses_in_one_line(ros_environment, street_bag, tmp_path):
             [str(street_bag), "--exclude-regex", "image$", "--wait-for", "/camera/image"],
             "publishes nothing on",
         ),
-    ):
-        command = [sys.executable, "-m", "vtseg_ros.cli", "play", *arguments]
-        done = subprocess.run(command, env=ros_environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    )
+    ended = run_programs([("cli", ["play", *arguments]) for arguments, _ in refused], ros_environment)
+    for (code, errors), (_, words) in zip(ended, refused, strict=True):
+        assert code == 2 and words in errors and "Traceback" not in errors, errors
 
 
 @pytest.mark.long  # compressed input and recorded masks are tested with fewer frames

@@ -28,7 +28,7 @@ from vtseg_ros.training.update import TrainingError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(street_bag):
     source = (SourceConfig(str(street_bag)),)
     return TrainConfig(
@@ -51,8 +51,15 @@ def losses(config, folder, **options):
     return seen, done
 
 
-def test_stages_and_what_they_leave(config, tmp_path):
-    seen, done = losses(config, tmp_path)
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The folder, steps and outcome of a run that nothing interrupts; tests only read it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, *losses(config, folder)
+
+
+def test_stages_and_what_they_leave(whole):
+    folder, seen, done = whole
     assert done and [(step, stage) for step, stage, _ in seen] == [
         (1, "static"),
         (2, "static"),
@@ -61,12 +68,12 @@ def test_stages_and_what_they_leave(config, tmp_path):
         (5, "video"),
         (6, "video"),
     ]
-    best = load_checkpoint(tmp_path / "best.safetensors")
+    best = load_checkpoint(folder / "best.safetensors")
     assert 0.5 < best.agreement["bf16"] <= 1
-    assert load_checkpoint(tmp_path / "last.safetensors").agreement.keys() == {"bf16"}
+    assert load_checkpoint(folder / "last.safetensors").agreement.keys() == {"bf16"}
     assert best.input_size == (64, 32) and best.config["window"] == 2
     assert best.training["config"]["data"]["train"][0]["path"] == "street"  # no folder of this machine
-    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["static", "video"]
     assert best.temperature == lines[1]["temperature"] and 0 <= lines[1]["calibration_error"] <= 100
     assert 0 <= lines[1]["agreement"] <= 100
@@ -81,8 +88,8 @@ def test_convolutions_over_time_are_trained(config, tmp_path):
     assert load_checkpoint(tmp_path / "best.safetensors").config["mix_ffn"] == "spatiotemporal"
 
 
-def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
-    whole, _ = losses(config, tmp_path / "whole")
+def test_an_interrupted_run_resumes_to_the_same_losses(config, whole, tmp_path):
+    _, expected, _ = whole
     for stop_after in (2, 4):  # within a stage of each kind
         folder, count = tmp_path / f"cut{stop_after}", [0]
 
@@ -99,12 +106,12 @@ def test_an_interrupted_run_resumes_to_the_same_losses(config, tmp_path):
         rest, done = losses(config, folder, resume=True)
         assert done
         together = first + [loss for _, _, loss in rest]
-        assert together == pytest.approx([loss for _, _, loss in whole], abs=1e-6)
+        assert together == pytest.approx([loss for _, _, loss in expected], abs=1e-6)
 
 
-def test_a_stop_during_validation_is_made_up_for(config, tmp_path):
+def test_a_stop_during_validation_is_made_up_for(config, whole, tmp_path):
     """It does not wait for the validation's end; the resumed run validates first."""
-    whole, _ = losses(config, tmp_path / "whole")
+    folder, expected, _ = whole
     asked = []
 
     def stop():  # after two updates, and one of two windows of the first validation
@@ -116,11 +123,11 @@ def test_a_stop_during_validation_is_made_up_for(config, tmp_path):
     assert not (tmp_path / "cut" / "validation.jsonl").read_text()
     again, done = losses(config, tmp_path / "cut", resume=True)
     assert done and [loss for _, _, loss in rest + again] == pytest.approx(
-        [loss for _, _, loss in whole], abs=1e-6
+        [loss for _, _, loss in expected], abs=1e-6
     )
     scores = [
-        [json.loads(line)["miou"] for line in (tmp_path / name / "validation.jsonl").read_text().splitlines()]
-        for name in ("whole", "cut")
+        [json.loads(line)["miou"] for line in (run / "validation.jsonl").read_text().splitlines()]
+        for run in (folder, tmp_path / "cut")
     ]
     assert len(scores[0]) == 2 and scores[1] == pytest.approx(scores[0])
 

@@ -17,8 +17,6 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError
-from vtseg_ros.inference.backends import BackendOptions, is_exported, open_backend
-from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
 HELP = "Show the content of a bag, a checkpoint or an exported network."
 
@@ -85,6 +83,10 @@ def _rate(bag: BagReader, topic: str) -> float | None:
 
 
 def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
+    # They import torch, which bags do not need.
+    from vtseg_ros.inference.backends import BackendOptions, is_exported, open_backend
+    from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
+
     path = resolve_checkpoint(name)
     export: str | None = None
     parts: dict[str, Any] = {}

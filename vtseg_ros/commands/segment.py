@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,10 +41,6 @@ from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.parts import Span, warm_up_start
 from vtseg_ros.importers.image_folder import OTHER_SUFFIXES, SUFFIXES
-from vtseg_ros.inference import VideoPredictor
-from vtseg_ros.inference.backends import BACKEND_NAMES
-from vtseg_ros.inference.postprocess import UPSAMPLING
-from vtseg_ros.inference.predictor import STREAMING
 from vtseg_ros.inference.sources import image_files, is_glob, read_image
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.resize import RESIZE_MODES
@@ -52,6 +48,9 @@ from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 from vtseg_ros.video.reader import VideoReader
+
+if TYPE_CHECKING:
+    from vtseg_ros.inference import VideoPredictor
 
 HELP = "Segment the frames of bags, videos, images, a stream or a camera; write masks, an overlay video, or both."
 MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
@@ -144,6 +143,11 @@ class Part:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
+    # Here, because `vtseg view` uses this module, and these import torch.
+    from vtseg_ros.inference.backends import BACKEND_NAMES
+    from vtseg_ros.inference.postprocess import UPSAMPLING
+    from vtseg_ros.inference.predictor import STREAMING
+
     parser.add_argument(
         "input",
         nargs="+",
@@ -469,6 +473,8 @@ def _only_source(inputs: list[str]) -> Path | str | None:
 
 
 def _open_predictor(args: argparse.Namespace) -> VideoPredictor:
+    from vtseg_ros.inference import VideoPredictor
+
     return VideoPredictor(
         args.checkpoint,
         device=args.device,

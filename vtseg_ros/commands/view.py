@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +24,11 @@ from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.commands.segment import open_source, require_source, source_argument
 from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.topic_names import is_of_segmenter
 from vtseg_ros.viewing import WEB_PORT, Recording
+
+if TYPE_CHECKING:
+    from vtseg_ros.inference import VideoPredictor
 
 HELP = "Show images, masks, confidence and latency in the Rerun viewer: of a bag, a video or a running segmenter."
 STATUS = "vtseg_ros/msg/SegmentationStatus"
@@ -110,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
                 recorded = None
         segmenter = None
         if recorded is None:
+            from vtseg_ros.inference import VideoPredictor  # imports torch, which recorded masks do not need
+
             segmenter = VideoPredictor(args.checkpoint or DEFAULT_CHECKPOINT, device=args.device)
         recording = stack.enter_context(Recording(save=args.save, web=args.web, port=args.port))
         left_out: list[str] = []

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from vtseg_ros.label_set import IGNORE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BINS = 15
 TEMPERATURES = np.exp(np.linspace(np.log(0.4), np.log(4.0), 33))
@@ -73,6 +76,8 @@ class TemperatureFit:
         """
         if not len(logits):
             return
+        import torch  # counts of confidences are used where no network is, as in the evaluator node
+
         mask = logits.argmax(1)
         inside = members[truth]  # (P, C)
         right = inside.gather(1, mask[:, None])[:, 0].double()

@@ -7,15 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
 from vtseg_ros.errors import ConfigError, first_line
-from vtseg_ros.evaluation.systems import System
 from vtseg_ros.label_set import IGNORE, LABEL_SETS, LabelSet
 from vtseg_ros.text import read_yaml
+
+if TYPE_CHECKING:  # imports torch, which the evaluator node does without
+    from vtseg_ros.evaluation.systems import System
 
 
 @dataclass(frozen=True)

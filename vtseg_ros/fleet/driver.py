@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.fleet.bag_cache import BagCache
 from vtseg_ros.fleet.jobs import Job, Outcome, SplitJob, Task, Watch
@@ -76,6 +74,8 @@ class Worker:
                         "the same on all hosts, got others on this worker. Copy them again"
                     )
                 if self._threads:
+                    import torch  # jobs without a network start faster
+
                     torch.set_num_threads(self._threads)
                 self._loaded = self._job.load()
             except Exception as err:

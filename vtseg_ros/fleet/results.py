@@ -21,7 +21,6 @@ from vtseg_ros.fleet import object_store
 from vtseg_ros.fleet.bag_cache import BagCache
 from vtseg_ros.fleet.jobs import Job, Outcome, Task
 from vtseg_ros.fleet.urls import Place, Url
-from vtseg_ros.model.checkpoint import resolve_checkpoint
 
 RECORD = "result.json"
 
@@ -71,7 +70,11 @@ def identity_of(job: Job) -> dict[str, str]:
         CheckpointError: if there is no such checkpoint.
         BagError: if a checkpoint cannot be read.
     """
-    digests = [digest_of(resolve_checkpoint(name)) for name in job.checkpoints]
+    digests: list[str] = []
+    if job.checkpoints:
+        from vtseg_ros.model.checkpoint import resolve_checkpoint  # imports torch
+
+        digests = [digest_of(resolve_checkpoint(name)) for name in job.checkpoints]
     settings = json.dumps(job.settings(), sort_keys=True)
     return {
         "checkpoint": " ".join(digests),
