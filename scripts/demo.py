@@ -235,7 +235,7 @@ def write_overlay(bag_path: Path, image: str, out: Path) -> int:
 
 def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> int:
     system = report["systems"][0]
-    table = Table(title="What happened", show_header=False)
+    table = Table(title="Results", show_header=False)
     counts = {name: report[f"frames_{name}"] for name in ("processed", "dropped", "rejected", "lost")}
     accounted = sum(counts.values())
     table.add_row("images sent by the player", str(sent))
