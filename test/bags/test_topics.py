@@ -125,7 +125,7 @@ class TestTransports:
 
     def test_two_cameras_stay_a_question(self, tmp_path):
         counts = {"/left/image_raw": 2, "/left/image_raw/compressed": 2, "/right/image_raw/compressed": 2}
-        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="/left.*/right.*Name one"):
+        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="/left.*/right.*Choose one"):
             find_image_topic(bag)
 
     def test_labels_of_two_transports(self, tmp_path):
