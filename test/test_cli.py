@@ -86,7 +86,7 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
     [
         (["segment", "/nowhere", "--out", "/tmp/x"], "no such bag or video"),
         (["segment", "/nowhere"], "nothing to write"),
-        (["info", "/nowhere.safetensors"], "no checkpoint"),
+        (["info", "/nowhere.safetensors"], "no such bag or checkpoint"),
         (
             ["synth", "--out", "X", "--scene", "9"],
             "scene: unknown; expected one of 1, 2, 3, 4, 5, all, got '9'",

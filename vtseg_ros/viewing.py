@@ -65,7 +65,7 @@ class Recording:
         if save is not None:
             if save.exists():
                 raise ConfigError(
-                    f"--save {save}: the file exists; expected a new file, got one. Name another"
+                    f"--save {save}: the file exists; expected a new file, got one. Remove it or choose another name"
                 )
             if not save.parent.is_dir():
                 raise ConfigError(f"--save {save}: no such folder; expected {save.parent} to exist. Make it")

@@ -225,7 +225,7 @@ class TestMetadata:
     def test_both_storages_without_metadata(self, tmp_path):
         write(tmp_path / "bag", "mcap", CONTENT)
         write(tmp_path / "bag", "sqlite3", CONTENT)
-        with pytest.raises(BagError, match="a.db3, a.mcap. Name one of them"):
+        with pytest.raises(BagError, match="a.db3, a.mcap. Give one of these files"):
             BagReader(tmp_path / "bag")
         assert_holds(tmp_path / "bag" / "a.db3")
 

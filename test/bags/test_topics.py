@@ -77,7 +77,9 @@ def test_several_and_none(tmp_path):
 
 def test_several_labels(tmp_path):
     with named(tmp_path, "/a/image", "/a/label", "/b/label") as bag:
-        with pytest.raises(BagError, match="several label topics: /a/label, /b/label. Name one"):
+        with pytest.raises(
+            BagError, match="several label topics: /a/label, /b/label. Choose one: --label-topic"
+        ):
             find_topics(bag)
 
 
@@ -85,7 +87,7 @@ def test_none(tmp_path):
     with (
         named(tmp_path, "/a/label") as bag,
         pytest.raises(
-            BagError, match="no topic that looks like a camera's images. Images are on /a/label: name"
+            BagError, match="no topic that looks like a camera's images. Images are on /a/label. Choose one"
         ),
     ):
         find_topics(bag)
@@ -123,7 +125,7 @@ class TestTransports:
 
     def test_two_cameras_stay_a_question(self, tmp_path):
         counts = {"/left/image_raw": 2, "/left/image_raw/compressed": 2, "/right/image_raw/compressed": 2}
-        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="/left.*/right.*Name one"):
+        with self.make(tmp_path, **counts) as bag, pytest.raises(BagError, match="/left.*/right.*Choose one"):
             find_image_topic(bag)
 
     def test_labels_of_two_transports(self, tmp_path):

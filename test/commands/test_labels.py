@@ -110,7 +110,7 @@ class TestExtract:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.png").write_text("x")
         assert self.extract(bag, tmp_path / "out") == 2
-        assert "Nothing is overwritten" in capsys.readouterr().err
+        assert "choose another --out" in capsys.readouterr().err
         assert (tmp_path / "out" / "mine.png").read_text() == "x"
 
     def test_a_full_disk(self, bag, tmp_path, monkeypatch, capsys):

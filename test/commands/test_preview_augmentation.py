@@ -79,7 +79,7 @@ def test_a_seed_gives_the_same_sheet(config, tmp_path):
     [
         ("sheet.jpg", [], "expected .png"),
         ("sheet.png", ["--windows", "0"], "at least 1, got 0, 4"),
-        ("train.yaml", [], "nothing is overwritten"),
+        ("train.yaml", [], "choose another --out"),
     ],
 )
 def test_mistakes(config, tmp_path, capsys, out, options, words):

@@ -65,9 +65,13 @@ class TestIndex:
             ("/camera/image/compressed", "/camera/label/compressed"),
             ("/right/image", "/right/label"),
         ]
-        with pytest.raises(BagError, match="several image topics: /left/image, /right/image. Name one"):
+        with pytest.raises(
+            BagError, match="several image topics: /left/image, /right/image. Choose one: --image-topic"
+        ):
             index_of(tmp_path / "three")
-        with pytest.raises(BagError, match="several label topics: /left/label, /right/label. Name one"):
+        with pytest.raises(
+            BagError, match="several label topics: /left/label, /right/label. Choose one: --label-topic"
+        ):
             index_of(BagSource(tmp_path / "three", "/left/image"))
         with BagWriter(tmp_path / "again") as bag:  # labelled twice: naming the labels is enough
             bag.write_image("/image", picture(0), START_NS, "cam")

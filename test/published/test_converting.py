@@ -299,7 +299,7 @@ def test_nothing_is_overwritten(saved, tmp_path, capsys):
     out.write_text("mine")
     arguments = [str(saved / "model.safetensors"), "--as", "segformer_b0_cityscapes", "--out", str(out)]
     assert main(["weights", "convert", *arguments]) == 2
-    assert "Nothing is overwritten" in capsys.readouterr().err and out.read_text() == "mine"
+    assert "choose another --out" in capsys.readouterr().err and out.read_text() == "mine"
 
 
 def test_the_table(tmp_path, capsys):

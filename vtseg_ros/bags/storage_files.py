@@ -130,7 +130,7 @@ def find_storage(path: Path) -> StorageFiles:
     if len({kind_of(file.name) for file in present}) > 1:
         raise BagError(
             f"bag {path}: it has files of several formats and no {METADATA} that names its own: "
-            f"{', '.join(file.name for file in present)}. Name one of them"
+            f"{', '.join(file.name for file in present)}. Give one of these files instead of the folder"
         )
     if listed:
         notes.append(

@@ -18,6 +18,9 @@ from vtseg_ros.transports import (
     transport_of,
 )
 
+_CHOOSE_IMAGES = "--image-topic of the command, image_topic of the bag in a training configuration"
+_CHOOSE_LABELS = "--label-topic of the command, label_topic of the bag in a training configuration"
+
 
 def find_image_topic(bag: BagReader) -> str:
     """Find the topic of the camera images.
@@ -44,7 +47,9 @@ def find_image_topic(bag: BagReader) -> str:
     filled = [name for name in images if bag.topics[name].count]
     cameras = {base_topic(name) for name in filled}
     if len(cameras) > 1:
-        raise BagError(f"bag {bag.path} has several image topics: {', '.join(filled)}. Name one of them")
+        raise BagError(
+            f"bag {bag.path} has several image topics: {', '.join(filled)}. Choose one: {_CHOOSE_IMAGES}"
+        )
     if cameras:
         return min(
             filled,
@@ -62,7 +67,7 @@ def find_image_topic(bag: BagReader) -> str:
     if all_images:
         raise BagError(
             f"bag {bag.path} has no topic that looks like a camera's images. Images are on "
-            f"{', '.join(all_images)}: name one"
+            f"{', '.join(all_images)}. Choose one: {_CHOOSE_IMAGES}"
         )
     raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
 
@@ -91,7 +96,9 @@ def find_label_topic(bag: BagReader) -> str | None:
         and bag.topics[name].msgtype not in VIDEO_TYPES
     ]
     if len({(base_topic(name), bag.topics[name].count) for name in labels}) > 1:
-        raise BagError(f"bag {bag.path} has several label topics: {', '.join(labels)}. Name one of them")
+        raise BagError(
+            f"bag {bag.path} has several label topics: {', '.join(labels)}. Choose one: {_CHOOSE_LABELS}"
+        )
     return min(labels, key=len) if labels else None
 
 

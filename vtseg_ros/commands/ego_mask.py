@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != ".png":
         raise ConfigError(f"--out: expected a file name that ends in .png, got {args.out}")
     if args.every < 0:
-        raise ConfigError(f"--every: expected at least 1, got {args.every}")
+        raise ConfigError(f"--every: expected at least 1, or 0 for about {FRAMES} frames, got {args.every}")
     if not 0 < args.threshold < 1:
         raise ConfigError(f"--threshold: expected more than 0 and less than 1, got {args.threshold:g}")
     if not args.input.exists():

@@ -420,7 +420,7 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
     """
     if not args.out or args.every != 1 or args.corrupt or args.lag or args.drift or args.scene_cuts:
         raise ConfigError(
-            "evaluate: a job keeps the scores of each bag in a folder; expected --out DIR and none of --every, "
+            "--ray: the scores of each bag are written into a folder; expected --out DIR and none of --every, "
             "--corrupt, --lag, --drift and --scene-cuts. Leave them out, or leave --ray out"
         )
     args.checkpoint = [absolute_checkpoint(name) for name in args.checkpoint]
@@ -462,7 +462,7 @@ def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
     if own is not None and own.names != labels.names:
         raise ConfigError(
             f"bag {path}: other classes than the {owner}; expected {', '.join(labels.names)}, "
-            f"got {', '.join(own.names)}. Give --class-map"
+            f"got {', '.join(own.names)}. Give --class-map FILE, which maps label classes to the checkpoint's"
         )
     return own is not None
 

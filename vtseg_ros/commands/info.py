@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.table import Table
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
-from vtseg_ros.errors import BagError
+from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 
 HELP = "Show the content of a bag, a checkpoint or an exported network."
 
@@ -39,15 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> str | None:
-    """Return the topic that is used by default; None if there is none or more than one."""
+def _found(find: Callable[[BagReader], str | None], bag: BagReader) -> tuple[str | None, str]:
+    """Return the topic that is used by default, or None, and a text for it: the topic or why there is none."""
     try:
-        return find(bag)
-    except BagError:
-        return None
+        topic = find(bag)
+    except BagError as err:
+        return None, str(err)
+    return topic, topic or "none"
 
 
-def _describe_bag(path: Path, check: bool) -> dict[str, Any]:
+def _describe_bag(path: Path, check: bool) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of a bag for the JSON file, and the lines about its default topics."""
     with BagReader(path) as bag:
         check = check or bag.size_bytes <= CHECKED_BYTES
         if check:
@@ -62,9 +65,10 @@ def _describe_bag(path: Path, check: bool) -> dict[str, Any]:
             }
             for name, info in sorted(bag.topics.items())
         }
-        image, label = _found(find_image_topic, bag), _found(find_label_topic, bag)
+        image, images = _found(find_image_topic, bag)
+        label, with_labels = _found(find_label_topic, bag)
         labels = read_label_set(bag) or read_label_set(bag, of_masks=True)
-    return {
+    found = {
         "bag": str(path),
         "seconds": round((last - first) / 1e9, 3),
         "topics": topics,
@@ -75,6 +79,7 @@ def _describe_bag(path: Path, check: bool) -> dict[str, Any]:
         "messages_missing": sum(bag.missing.values()),
         "checked": check,
     }
+    return found, [f"images: {images}", f"labels: {with_labels}"]
 
 
 def _rate(bag: BagReader, topic: str) -> float | None:
@@ -87,7 +92,14 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
     from vtseg_ros.inference.backends import BackendOptions, is_exported, open_backend
     from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 
-    path = resolve_checkpoint(name)
+    try:
+        path = resolve_checkpoint(name)
+    except CheckpointError as err:
+        if os.path.lexists(name) or "\0" in name:
+            raise
+        raise ConfigError(
+            f"{name}: no such bag or checkpoint; expected a file, a folder or the name of shipped weights"
+        ) from err
     export: str | None = None
     parts: dict[str, Any] = {}
     if is_exported(path):
@@ -118,17 +130,18 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     path = Path(args.what)
     console = Console(markup=False)  # names come from files
-    bag = is_bag(path)
-    found = _describe_bag(path, args.check) if bag else _describe_checkpoint(args.what, args.static_prior)
-    if bag:
+    if is_bag(path):
+        found, topics = _describe_bag(path, args.check)
         table = Table(title=f"{path}: {found['seconds']} s")
         for column in ("topic", "type", "messages", "Hz"):
             table.add_column(column, justify="right" if column in ("messages", "Hz") else "left")
         for name, info in found["topics"].items():
             table.add_row(name, info["type"], str(info["messages"]), str(info["rate_hz"] or ""))
         console.print(table)
-        console.print(f"images: {found['image_topic']}, labels: {found['label_topic']}")
+        for line in topics:
+            console.print(line, soft_wrap=True)
     else:
+        found = _describe_checkpoint(args.what, args.static_prior)
         table = Table(title=str(found["checkpoint"]), show_header=False)
         table.add_row("architecture", found["architecture"])
         table.add_row("licence", found["licence"]["name"] or "not stated")

@@ -160,7 +160,9 @@ def _extract(args: argparse.Namespace) -> int:
             write_outcomes(args.json, outcomes)
         return exit_code(outcomes)
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ConfigError(f"--out: {args.out} exists; expected a new or empty folder. Nothing is overwritten")
+        raise ConfigError(
+            f"--out: {args.out} exists; expected a new or empty folder. Remove it or choose another --out"
+        )
     found = _extract_frames(args, only, args.out, track)
     print(f"{len(found.written)} frames of {only} in {args.out}")
     for line in found.left_out:

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         from vtseg_ros.nodes.process import run_node
     except ImportError as err:
         raise ConfigError(
-            f"ROS 2: not found; expected rclpy, got: {err}. Source ROS 2, or use scripts/setup.sh"
+            f"ROS 2: not found; expected rclpy, got: {err}. Source ROS 2, or run scripts/setup.sh and source scripts/env.sh"
         ) from err
     try:
         re.compile(args.exclude_regex)

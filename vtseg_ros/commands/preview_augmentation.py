@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             f"--windows, --frames: out of range; expected at least 1, got {args.windows}, {args.frames}"
         )
     if args.out.exists():
-        raise ConfigError(f"--out: {args.out} exists; expected a new file, nothing is overwritten")
+        raise ConfigError(f"--out: {args.out} exists; expected a new file. Remove it or choose another --out")
     if args.out.suffix.lower() != ".png":
         raise ConfigError(f"--out: wrong suffix; expected .png, got {args.out}")
     config = load_config(args.config)

@@ -89,7 +89,8 @@ def source_argument(text: str) -> Path | str:
 def require_source(source: Path | str) -> None:
     """Raise BagError if a path does not exist."""
     if isinstance(source, Path) and not source.exists():
-        raise BagError(f"no such bag or video: {source}")
+        what = "camera" if source.is_relative_to("/dev") else "bag or video"
+        raise BagError(f"no such {what}: {source}")
 
 
 def open_source(
@@ -368,7 +369,7 @@ class _Output:
             if there is not None and there.names != labels.names:
                 raise ConfigError(
                     f"--resume: the masks in {path} have other classes; expected {', '.join(labels.names)}, "
-                    f"got {', '.join(there.names)}"
+                    f"got {', '.join(there.names)}. Use the checkpoint that wrote them, or choose another --out"
                 )
             self.known = {header_stamp(data) for _, _, _, data in self._old.raw([MASKS])}
             self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
@@ -570,14 +571,14 @@ def _run_job(args: argparse.Namespace) -> int:
     live = [text for text in args.input if is_live(text)]
     if live or args.frames:
         raise ConfigError(
-            f"segment: a job reads bags and videos to their end; expected neither streams nor --frames, got "
-            f"{live[0] if live else f'--frames {args.frames}'}. Leave it out"
+            "INPUT: several inputs, and those of --ray, are read to their end; expected neither streams nor "
+            f"--frames, got {live[0] if live else f'--frames {args.frames}'}. Leave it out"
         )
     sources = expand_inputs(args.input)
     if not args.out or args.overlay or args.resume:
         raise ConfigError(
-            "segment: a job over several inputs writes into a folder; expected --out DIR and neither --overlay nor "
-            "--resume. A second run skips what is complete"
+            "INPUT: the results of several inputs, and those of --ray, are written into a folder; expected --out DIR "
+            "and neither --overlay nor --resume. To continue, repeat the command: complete results are skipped"
         )
     if args.part_frames is not None and args.part_frames < 0:
         raise ConfigError(

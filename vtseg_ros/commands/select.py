@@ -209,7 +209,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not (math.isfinite(args.spacing) and args.spacing >= 0):
         raise ConfigError(f"--spacing: out of range; expected seconds of at least 0, got {args.spacing}")
     if list_files(args.out) if isinstance(args.out, Url) else args.out.exists():
-        raise ConfigError(f"{args.out}: exists; expected a new folder. Nothing is overwritten")
+        raise ConfigError(
+            f"--out: {args.out} exists; expected a new folder. Remove it or choose another --out"
+        )
     names = [result_name(bag) for bag in args.bags]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:

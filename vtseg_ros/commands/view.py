@@ -257,7 +257,7 @@ def _run_live(args: argparse.Namespace) -> int:
         from vtseg_ros.nodes.viewer import ViewerNode
     except ImportError as err:
         raise ConfigError(
-            f"--topics needs ROS 2; expected rclpy and this package's messages, got: {err}. Source it, or use scripts/setup.sh"
+            f"--topics needs ROS 2; expected rclpy and this package's messages, got: {err}. Source it, or run scripts/setup.sh and source scripts/env.sh"
         ) from err
     with Recording(save=args.save, web=args.web, port=args.port) as recording:
         if recording.url:

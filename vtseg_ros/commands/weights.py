@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         return _agreement(args)
     out = args.out or Path(f"{args.name}.{'onnx' if args.name == ONNX else 'safetensors'}")
     if out.exists():
-        raise ConfigError(f"--out: {out} exists; expected a new file. Nothing is overwritten")
+        raise ConfigError(f"--out: {out} exists; expected a new file. Remove it or choose another --out")
     if args.action == "get":
         return _get(published(args.name), out, args.size)
     options = Options(

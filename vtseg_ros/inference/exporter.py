@@ -201,7 +201,7 @@ def write_export(what: Exportable, path: Path, file_format: str) -> None:
             onnx_program.save(str(path))
         except ImportError as err:
             raise ConfigError(
-                f"onnx export needs onnx and onnxscript: pip install vtseg_ros[onnx] ({err})"
+                f"onnx export needs onnx and onnxscript: pip install 'vtseg_ros[onnx]' ({err})"
             ) from err
         except (RuntimeError, TypeError) as err:  # torch's exporters raise subclasses of RuntimeError
             raise ConfigError(f"this network cannot be exported: {first_line(err)}") from err

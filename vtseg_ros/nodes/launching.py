@@ -133,7 +133,9 @@ def find_topic(what: str, info: dict[str, Any], topic: str, transport: str) -> t
     listed = ", ".join(sorted(images)) or "none"
     found = topic or info[f"{what}_topic"] or ""
     if not found:
-        raise ConfigError(f"{what}_topic: the bag has several, or none; expected one of {listed}. Name one")
+        raise ConfigError(
+            f"{what}_topic: the bag has several, or none; expected one of {listed}. Set {what}_topic:=TOPIC"
+        )
     possible = [name for name in BEST_FIRST if what == "image" or not is_video(name)]
     if transport and transport not in possible:
         raise ConfigError(f"{what}_transport: expected {', '.join(possible)}, got {transport!r}")

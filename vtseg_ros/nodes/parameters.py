@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.nodes.parameter_files import sections_of_others
 from vtseg_ros.nodes.typed_values import converted, names_for_all_nodes, typed_texts
 
 NEAR = 0.7  # similarity from which an unknown name is a misspelt one of ours; `camera_name` and `cameras` have 0.67
@@ -27,6 +28,13 @@ _TYPES = {
     float: Parameter.Type.DOUBLE,
     str: Parameter.Type.STRING,
     list: Parameter.Type.STRING_ARRAY,
+}
+_EXPECTED = {
+    bool: "true or false",
+    int: "an integer such as 2",
+    float: "a number such as 0.5",
+    str: "a text",
+    list: "a list of texts such as [a, b]",
 }
 
 
@@ -130,7 +138,11 @@ class TypedParameters:
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """Set parameters; see rclpy. Every parameter service ends here."""
-        return super().set_parameters_atomically([self._params.converted(p) for p in parameter_list])
+        values = [self._params.converted(p) for p in parameter_list]
+        problem = next(filter(None, map(self._params.wrong_type, values)), "")
+        if problem:
+            return SetParametersResult(successful=False, reason=problem)
+        return super().set_parameters_atomically(values)
 
 
 class Parameters:
@@ -157,6 +169,8 @@ class Parameters:
         overrides = getattr(node, "_parameter_overrides", {})
         for name, given in overrides.items():
             overrides[name] = self.converted(given, typed_texts(name, sys.argv))
+            if problem := self.wrong_type(overrides[name]):
+                raise ConfigError(problem)
         for param in table:
             kind = _TYPES[type(param.default)]
             # rclpy takes an empty list for a byte array: declared by type, and then given its value, since one
@@ -166,6 +180,8 @@ class Parameters:
             if empty and node.get_parameter_or(param.name, None).value is None:
                 node.set_parameters([Parameter(param.name, kind, [])])
         self._refuse_unknown(overrides)
+        for line in sections_of_others(sys.argv, node.get_fully_qualified_name()):
+            node.get_logger().warning(line)
         node.add_on_set_parameters_callback(self._on_set)
 
     def __getitem__(self, name: str) -> Any:
@@ -180,6 +196,14 @@ class Parameters:
         kind = _TYPES[type(param.default)]
         fits = isinstance(value, bool) == isinstance(param.default, bool) and kind.check(value)
         return Parameter(given.name, kind, value) if fits else given
+
+    def wrong_type(self, given: Parameter) -> str:
+        """Return why a value that `converted` left as it is does not have the declared type; empty if it has."""
+        param = self._table.get(given.name)
+        kind = param and _TYPES[type(param.default)]
+        if param is None or given.type_ in (kind, Parameter.Type.NOT_SET):
+            return ""
+        return f"{param.name}: wrong type; expected {_EXPECTED[type(param.default)]}, got {given.value!r}"
 
     def check_all(self) -> None:
         """Raise ConfigError for the first value that is not allowed (overrides are not checked when declared)."""

@@ -20,6 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
 from vtseg_ros.nodes.log_handler import library_messages_in
+from vtseg_ros.nodes.parameter_files import file_problem, parameter_files
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,9 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         _rclpy.RCLError,
         _rclpy.UnknownROSArgsError,
     ) as err:  # a parameter file or an argument that cannot be parsed
-        print(f"vtseg_ros: {first_line(err)}", file=sys.stderr)
+        files = parameter_files(sys.argv if argv is None else argv)
+        reason = next(filter(None, map(file_problem, files)), "") or first_line(err)
+        print(f"vtseg_ros: {reason}", file=sys.stderr)
         return 2
     stop = [False]
     executor = SingleThreadedExecutor()

@@ -38,7 +38,7 @@ def check_new_video(path: Path) -> None:
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise ConfigError(f"overlay {path}: the name is too long; expected at most {MAX_NAME_BYTES} bytes")
     if path.exists():
-        raise ConfigError(f"{path} exists: nothing is overwritten")
+        raise ConfigError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
 
 
 class OverlayVideo:

@@ -151,7 +151,7 @@ def parse_metadata(text: str | None, path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(
             f"{path} was not written by `vtseg export`: it has no {METADATA_KEY!r} metadata with classes and size. "
-            f"For another segmentation network: vtseg weights convert {path.name} --as onnx --labels FILE"
+            f"For another segmentation network: vtseg weights convert {path} --as onnx --labels FILE"
         )
     metadata = json.loads(text)
     if metadata.get("format") != 1:

@@ -118,7 +118,7 @@ def open_session(path: Path, device: str, *, fp16: bool = False, threads: int | 
     try:
         import onnxruntime
     except ImportError as err:
-        raise ConfigError(f"{path} needs onnxruntime: pip install vtseg_ros[onnx]") from err
+        raise ConfigError(f"{path} needs onnxruntime: pip install 'vtseg_ros[onnx]'") from err
     kind, index = parse_device(device)
     available = onnxruntime.get_available_providers()
     has_gpu = "CUDAExecutionProvider" in available
