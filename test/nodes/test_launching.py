@@ -94,7 +94,7 @@ def test_a_named_topic(messages, topic, transport, expected):
 @pytest.mark.parametrize(
     ("topic", "transport", "words"),
     [
-        ("", "", "Name one"),
+        ("", "", "several, or none"),
         ("/other", "", "/other has no message"),
         ("/cam", "raw", "/cam has no message"),
         ("/cam", "h264", "raw, zstd, compressed, foxglove, ffmpeg"),
