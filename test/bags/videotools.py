@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,6 +75,16 @@ def shows(image: np.ndarray, number: int) -> bool:
     return abs(square_left(image) - 3 * (number % 16)) <= 1 and abs(grey - (40 + 8 * (number % 12))) <= 5
 
 
+def end_realtime_priority() -> None:
+    """Give all threads of this process the usual priority.
+
+    SVT-AV1 gives its threads real-time priority where it may (as root), and they then keep every other process waiting.
+    """
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+
+
 def encode(codec: str, count: int = 18, group: int = GROUP) -> list[Packet]:
     """Scenes 0 to count - 1, in the order of the stream."""
     name, options = CODECS[codec]
@@ -86,6 +98,8 @@ def encode(codec: str, count: int = 18, group: int = GROUP) -> list[Packet]:
             **options,
             "x265-params": options["x265-params"] + f":keyint={group}:min-keyint={group}",
         }
+    encoder.open()
+    end_realtime_priority()
     packets: list[Packet] = []
     for number in [*range(count), None]:
         frame = None

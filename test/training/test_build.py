@@ -272,7 +272,7 @@ def test_attention_that_tells_tokens_apart():
     for name, options in (("plain", {}), ("xavier", {"init": "xavier", "normalize_encoder": True})):
         torch.manual_seed(1)
         model = build(preset="tiny", **options)
-        shares = AttentionShares(model)
+        shares = AttentionShares(model, model.config.window)
         with torch.no_grad():
             model(video, shares.cache())
         unevenness[name] = 1 - shares.totals()[:, 1] / 2

@@ -78,7 +78,7 @@ def test_attention_that_ignores_time(vtseg):
         if isinstance(module, VideoAttention):
             torch.nn.init.zeros_(module.query.weight)
     vtseg.eval()
-    shares = AttentionShares(vtseg)
+    shares = AttentionShares(vtseg, vtseg.config.window)
     with torch.no_grad():
         vtseg(torch.rand(1, 3, 3, 32, 64), shares.cache())
     assert shares.totals() == pytest.approx(np.array([[4 / 3, 2.0, 2.0]] * 12), abs=1e-5)  # two layers each

@@ -22,7 +22,7 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.vtseg_config import PRESETS
-from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, with_attention
+from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, modes_for, with_attention
 from vtseg_ros.profiling.breakdown import measure_parts
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
@@ -52,9 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes",
         nargs="+",
         choices=MODES,
-        default=list(MODES),
         metavar="MODE",
-        help=f"modes to measure: {', '.join(MODES)} (default: all)",
+        help=f"modes to measure: {', '.join(MODES)} (default: all that the network has)",
     )
     parser.add_argument(
         "--backends",
@@ -163,12 +162,21 @@ def run(args: argparse.Namespace) -> int:
     machine = _machine(resolve_device(args.device))
     checkpoint = load_checkpoint(args.checkpoint) if args.checkpoint else _random_checkpoint(args.preset)
     if checkpoint.model is None or not traits_of(checkpoint.model).takes_cache:
-        raise ConfigError(f"{args.checkpoint}: wrong network; expected vtseg, got {checkpoint.architecture}")
+        raise ConfigError(
+            f"{args.checkpoint}: wrong network; expected a video network such as vtseg, got {checkpoint.architecture}"
+        )
+    modes = args.modes or modes_for(checkpoint.config)
+    known = modes_for(checkpoint.config)
+    if not set(modes) <= set(known) or (args.breakdown and "causal" not in known):
+        raise ConfigError(
+            f"--modes, --breakdown: causal streaming does not exist for {checkpoint.architecture}; expected modes of "
+            f"{', '.join(known)} without --breakdown, got {', '.join(modes)}"
+        )
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(
         f"{machine['processor']}, {machine['threads']} threads{gpu}; torch {machine['torch']}; {machine['date']}"
     )
-    if args.checkpoint is None or checkpoint.config["attention"] == "full":
+    if "causal" in modes and checkpoint.config["attention"] == "full":
         print("causal uses weights trained with full attention: its times are valid, its masks are not")
     results: list[dict[str, Any]] = []
     for size in args.size:
@@ -177,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
             settings = Settings(
                 size=size,
                 window=window,
-                modes=tuple(args.modes),
+                modes=tuple(modes),
                 backends=tuple(args.backends),
                 against=tuple(args.baseline),
                 device=args.device,

@@ -132,6 +132,13 @@ class Draw:
         Returns:
             Arrays of the same shapes.
         """
+        clean, labels = self.apply_clean(video, labels, outside=outside)
+        return self.degrade(clean), labels
+
+    def apply_clean(
+        self, video: np.ndarray, labels: np.ndarray, *, outside: int = IGNORE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a window without covering or corrupting frames; see `apply`."""
         frames, height, width = labels.shape
         out_video, out_labels = np.empty_like(video), np.empty_like(labels)
         for t in range(frames):
@@ -148,11 +155,16 @@ class Draw:
             out_labels[t] = cv2.warpAffine(
                 labels[source], affine, (width, height), flags=cv2.INTER_NEAREST, borderValue=outside
             )
-        for cover in self.covers:
-            cover.apply(out_video)
-        for corrupted in self.corrupted:
-            corrupted.apply(out_video)
         return out_video, out_labels
+
+    def degrade(self, video: np.ndarray) -> np.ndarray:
+        """Return an augmented window with its covered and corrupted frames, (k, H, W, 3) uint8 RGB."""
+        video = video.copy()
+        for cover in self.covers:
+            cover.apply(video)
+        for corrupted in self.corrupted:
+            corrupted.apply(video)
+        return video
 
 
 class Augmentation:

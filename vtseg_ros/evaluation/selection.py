@@ -25,8 +25,7 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import architecture, architectures, traits_of
 
 if TYPE_CHECKING:
-    from vtseg_ros.model.stgru import STGRU
-    from vtseg_ros.model.vtseg import VTSeg
+    from vtseg_ros.model.video_network import VideoNetwork
 
 STATIC = "static"
 """Name of the static network inside any video network."""
@@ -155,7 +154,7 @@ def _part(loaded: Checkpoint, name: str, model: str) -> Checkpoint:
         return loaded
     inside = loaded.config.get("static_prior", "")
     if inside and model in (inside, STATIC):
-        video = cast("VTSeg | STGRU", loaded.model)  # the architectures that contain a static network
+        video = cast("VideoNetwork", loaded.model)  # the kind of network that contains a static network
         return dataclasses.replace(loaded, model=video.static_branch().eval(), architecture=inside)
     holds = f"{loaded.architecture}" + (f" with the static network {inside}" if inside else "")
     raise ConfigError(f"checkpoint {name}: no {model} in it; got a {holds}")

@@ -31,7 +31,7 @@ from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.state_dicts import METADATA_KEY
-from vtseg_ros.model.vtseg import VTSeg
+from vtseg_ros.model.video_network import VideoNetwork
 
 EXPORT_FORMAT = 1
 OPSET = 18
@@ -76,7 +76,7 @@ class ExportedWindow(nn.Module):
         model: a network on the CPU, fp32.
     """
 
-    def __init__(self, model: VTSeg) -> None:
+    def __init__(self, model: VideoNetwork) -> None:
         super().__init__()
         self.model = model
 
@@ -126,7 +126,7 @@ def exportable(
     """
     width, height = size or checkpoint.input_size
     model = optimise(checkpoint.network, CPU, torch.float32)
-    network = cast(VTSeg, model)  # of networks with a cache
+    network = cast(VideoNetwork, model)  # of networks with a cache
     module: nn.Module
     arguments: tuple[Tensor, ...]
     inputs: tuple[str, ...]
@@ -137,7 +137,7 @@ def exportable(
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
     elif network.best_streaming == "plain":
-        raise ConfigError(f"mix_ffn: cannot be exported; expected spatial, got {network.config.mix_ffn}")
+        raise ConfigError(f"mix_ffn: cannot be exported; expected spatial, got {checkpoint.config['mix_ffn']}")
     elif full_window or window == 1:
         module = ExportedWindow(network)
         arguments, kind = (
@@ -276,7 +276,7 @@ def _reference(
     if not traits_of(model).takes_cache:
         yield from (model(frame) for frame in frames)
         return
-    cache = FrameCache(band=cast(VTSeg, model).window_band(window))
+    cache = FrameCache(band=cast(VideoNetwork, model).window_band(window))
     if as_clip:
         yield from model(torch.stack(list(frames), dim=1), cache).unbind(1)  # (1, n, C, H, W)
         return

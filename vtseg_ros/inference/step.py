@@ -18,7 +18,7 @@ from vtseg_ros.model.cache import CausalCache, ExactCache, FrameCache, Streaming
 from vtseg_ros.model.registry import traits_of
 
 if TYPE_CHECKING:
-    from vtseg_ros.model.vtseg import VTSeg
+    from vtseg_ros.model.video_network import VideoNetwork
 
 STREAMING = ("plain", "exact", "causal")
 
@@ -84,9 +84,9 @@ class ImageStep(Step):
 class PlainStep(Step):
     """The whole window is computed again for every frame: only images are cached."""
 
-    model: VTSeg
+    model: VideoNetwork
 
-    def __init__(self, model: VTSeg, size: tuple[int, int]) -> None:
+    def __init__(self, model: VideoNetwork, size: tuple[int, int]) -> None:
         super().__init__(model, {"image": (3 * size[0], size[1])})
         self.size = size
 
@@ -108,9 +108,9 @@ class StreamStep(Step):
         streaming: `exact` or `causal`.
     """
 
-    model: VTSeg
+    model: VideoNetwork
 
-    def __init__(self, model: VTSeg, size: tuple[int, int], streaming: str) -> None:
+    def __init__(self, model: VideoNetwork, size: tuple[int, int], streaming: str) -> None:
         model.check_streaming(streaming)
         probe = CausalCache() if streaming == "causal" else ExactCache()
         with torch.inference_mode():
@@ -150,7 +150,7 @@ def build_step(model: nn.Module, size: tuple[int, int], streaming: str) -> Step:
     """
     if not traits_of(model).takes_cache:
         return ImageStep(model)
-    video = cast("VTSeg", model)  # networks with a cache have these methods
+    video = cast("VideoNetwork", model)  # networks with a cache have these methods
     return PlainStep(video, size) if streaming == "plain" else StreamStep(video, size, streaming)
 
 
@@ -166,7 +166,7 @@ def choose_streaming(model: nn.Module, wanted: str) -> str:
     """
     if not traits_of(model).takes_cache or wanted == "plain":
         return "plain"
-    video = cast("VTSeg", model)
+    video = cast("VideoNetwork", model)
     if wanted == "causal":
         video.check_streaming("causal")
     if wanted == "auto" or video.best_streaming == "plain":

@@ -75,6 +75,15 @@ class FrameCache:
         """Return how many of the newest frames continue after a layer with `frames` input frames."""
         return 1 if self.newest_only and place.newest_suffices else frames
 
+    def join(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of all visible frames: the cached values of older frames, then those of the current ones.
+
+        Args:
+            name: of the tensor, unique in the network.
+            tensor: (B, frames, rows, D) of the current frames, each of which depends on that frame only.
+        """
+        return tensor
+
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
         """Complete the inputs of a layer's attention with the cached values of older frames.
 
@@ -130,13 +139,16 @@ class StreamingCache(FrameCache):
         """Return the names of the `LayerInputs` that are cached at a layer."""
         raise NotImplementedError
 
+    def join(self, name: str, tensor: Tensor) -> Tensor:
+        """See `FrameCache.join`."""
+        self.new[name] = tensor
+        return torch.cat([self.past[name], tensor], dim=1) if self.past else tensor
+
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
         """See `FrameCache.update`."""
-        joined = {}
-        for field in self.fields(place):
-            key, tensor = f"{place.name}/{field}", getattr(inputs, field)
-            self.new[key] = tensor
-            joined[field] = torch.cat([self.past[key], tensor], dim=1) if self.past else tensor
+        joined = {
+            field: self.join(f"{place.name}/{field}", getattr(inputs, field)) for field in self.fields(place)
+        }
         return super().update(place, inputs._replace(**joined))
 
 

@@ -24,7 +24,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
-from vtseg_ros.model.registry import Network, architecture_of, image_architectures, traits_of
+from vtseg_ros.model.registry import Network, architecture_of, static_architectures, traits_of
 from vtseg_ros.model.registry import architecture as find
 from vtseg_ros.model.state_dicts import METADATA_KEY, load_exact
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
@@ -318,7 +318,7 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
     except ConfigError as err:
         raise CheckpointError(str(err)) from err
     inside, prior = config.get("static_prior", EXTERNAL), None
-    if inside not in (EXTERNAL, *image_architectures()):
+    if inside not in (EXTERNAL, *static_architectures(name)):
         raise CheckpointError(
             f"static_prior: the checkpoint names {inside!r}, which is not built in, and a checkpoint cannot contain "
             "code. Name the static prior by the parameter static_prior"
@@ -391,7 +391,8 @@ def load_checkpoint(
                 f"class_names: expected {config['num_classes']} names like the network's classes, got {len(labels)}"
             )
         state = load_file(path)
-        _check_claims(config, state)
+        for claimed in (config, config.get("static_prior_config", {})):
+            _check_claims(claimed, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
     except CheckpointError:
         raise

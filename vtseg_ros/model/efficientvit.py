@@ -312,6 +312,10 @@ class EfficientViTSeg(Network):
         logits = self.coarse_logits(images)
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
+    def without_upsampling(self) -> CoarseLogits:
+        """See `Network.without_upsampling`."""
+        return CoarseLogits(self)
+
     def load_official_state_dict(self, state: dict[str, Any]) -> None:
         """Load the weights that the authors published for segmentation.
 

@@ -23,7 +23,8 @@ from vtseg_ros.errors import ConfigError
 log = logging.getLogger("vtseg_ros.model")
 
 BUILT_IN = tuple(
-    f"vtseg_ros.model.{name}" for name in ("erfnet", "segformer", "efficientvit", "stgru", "vtseg")
+    f"vtseg_ros.model.{name}"
+    for name in ("erfnet", "segformer", "efficientvit", "stgru", "vtseg", "local_memory")
 )
 """Modules of the package's own networks, in the order of lists and tables."""
 ENTRY_POINTS = "vtseg_ros.architectures"
@@ -37,7 +38,7 @@ class Network(nn.Module):
 
     An image network takes `num_classes` and maps RGB (n, 3, H, W) in [0, 1] to logits (n, C, H, W). A video network
     maps a window (B, k, 3, H, W) to (B, k, C, H, W); it takes a `model.cache.FrameCache` as second argument, or optical
-    flow where `needs_flow` is declared, and has `static_logits` and `static_branch`.
+    flow where `needs_flow` is declared (see `model.video_network.VideoNetwork`).
 
     A module within a network that has a cheaper form in eval mode defines `fused()`, which returns it.
     """
@@ -69,6 +70,13 @@ class Network(nn.Module):
         """Return the configuration as plain JSON values, with `num_classes`."""
         return {"num_classes": self.num_classes}
 
+    def without_upsampling(self) -> nn.Module:
+        """Return a network with the same weights whose logits may be smaller than the images.
+
+        The caller upsamples them to the size of the mask in one step, which is cheaper.
+        """
+        return self
+
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Load published weights under their own key names.
 
@@ -99,6 +107,7 @@ class Architecture:
         kind: the class.
         build: from `num_classes` to a freshly initialised image network; for video networks see `from_config`.
         video: it takes windows, else single images; an image network can be the static network of a video network.
+        video_prior: its static network may be a video network, which then sees single frames.
         needs_flow: it takes optical flow.
         options: fields of the training configuration's `model` section that have an effect, and `static_loss`.
         class_dimensions: which dimensions count classes, by regular expression of the end of a tensor's name.
@@ -112,6 +121,7 @@ class Architecture:
     kind: type[Network]
     build: Callable[..., nn.Module]
     video: bool = False
+    video_prior: bool = False
     needs_flow: bool = False
     options: frozenset[str] = frozenset()
     class_dimensions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -214,6 +224,16 @@ def image_architectures() -> dict[str, Architecture]:
     return {name: one for name, one in architectures().items() if not one.video}
 
 
+def static_architectures(name: str) -> dict[str, Architecture]:
+    """Return the networks that can be the static network of the architecture `name`."""
+    known = architectures()
+    return {
+        other: one
+        for other, one in known.items()
+        if not one.video or (known[name].video_prior and one.takes_cache and other != name)
+    }
+
+
 def architecture(name: str) -> Architecture:
     """Return an architecture by name.
 
@@ -248,6 +268,11 @@ def architecture_of(model: nn.Module) -> Architecture:
 def traits_of(model: nn.Module | None) -> Architecture:
     """Return what is declared about a network; one that is not registered counts as a network of single images."""
     return find_architecture(model) or _UNREGISTERED
+
+
+def without_upsampling(model: nn.Module) -> nn.Module:
+    """Return `Network.without_upsampling` of a registered network; others stay as they are."""
+    return model.without_upsampling() if isinstance(model, Network) else model
 
 
 def class_dimensions(key: str) -> tuple[int, ...]:

@@ -285,8 +285,7 @@ class StaticBranch(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, C, h, w) of images (n, 3, H, W), RGB in [0, 1]."""
-        """(n, 3, H, W) in [0, 1] -> float32 logits (n, C, H, W)."""
+        """Return float32 logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
         return self.model.static_logits(images).float()
 
     @property

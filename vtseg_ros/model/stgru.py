@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, Network, register
+from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, register
 from vtseg_ros.model.static_prior import build_prior
+from vtseg_ros.model.video_network import VideoNetwork
 
 DEFAULT_WINDOW = 4
 """Default number of frames of a training window."""
@@ -61,7 +62,7 @@ def warp(past: Tensor, backward_flow: Tensor) -> Tensor:
         r"(past|present)_to_candidate\.weight": (0, 1),
     },
 )
-class STGRU(Network):
+class STGRU(VideoNetwork):
     """Spatio-temporal gated recurrent unit over the posteriors of a static network.
 
     Args:
@@ -83,7 +84,6 @@ class STGRU(Network):
             num_classes, num_classes, kernel, bias=False, padding=kernel // 2
         )
         self.scale = nn.Parameter(torch.tensor(5.0))
-        self.prior_frozen = False
         self._init_gates()
 
     @classmethod
@@ -116,11 +116,11 @@ class STGRU(Network):
         return {"num_classes": self.num_classes, "static_prior": self.prior_name}
 
     def static_branch(self) -> nn.Module:
-        """Return the static network, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
+        """See `VideoNetwork.static_branch`."""
         return self.static_prior
 
     def static_logits(self, images: Tensor) -> Tensor:
-        """Return the logits of the static network, (n, 3, H, W) in [0, 1] -> (n, C, H, W)."""
+        """See `VideoNetwork.static_logits`."""
         result: Tensor = self.static_prior(images)
         return result
 
@@ -136,19 +136,6 @@ class STGRU(Network):
             nn.init.normal_(conv.weight, std=1e-3)
             with torch.no_grad():
                 conv.weight[:, :, middle, middle] += torch.eye(self.num_classes)
-
-    def freeze_prior(self, frozen: bool = True) -> None:
-        """Freeze the static network, including its BatchNorm, or train it."""
-        self.prior_frozen = frozen
-        self.static_prior.requires_grad_(not frozen)
-        self.static_prior.train(self.training and not frozen)
-
-    def train(self, mode: bool = True) -> STGRU:
-        """Set the mode of all parts; a frozen static network stays in eval mode."""
-        super().train(mode)
-        if self.prior_frozen:
-            self.static_prior.eval()
-        return self
 
     def step(self, past: Tensor, present: Tensor, image: Tensor, past_image: Tensor, flow: Tensor) -> Tensor:
         """Run one recurrence.

@@ -19,8 +19,9 @@ from vtseg_ros.model.decoder import VTSegDecoder
 from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.head import VTSegHead
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.registry import Network, register
+from vtseg_ros.model.registry import register
 from vtseg_ros.model.static_prior import ClassMapping, StaticBranch, build_prior, is_own
+from vtseg_ros.model.video_network import VideoNetwork
 from vtseg_ros.model.vtseg_config import PRESETS, STAGES, VTSegConfig
 
 SIZE_MULTIPLE = 32
@@ -72,7 +73,7 @@ def _of_preset(name: str) -> Callable[[int], VTSeg]:
         "head": "head",
     },
 )
-class VTSeg(Network):
+class VTSeg(VideoNetwork):
     """Encoder, static network, decoder and head.
 
     Args:
@@ -104,7 +105,6 @@ class VTSeg(Network):
         for branch in ("encoder", "prior"):
             self.register_buffer(f"{branch}_mean", torch.zeros(3))
             self.register_buffer(f"{branch}_std", torch.ones(3))
-        self.prior_frozen = False
         for module in (self.encoder, self.decoder):
             module.apply(_init_transformer)
         if config.static_residual:
@@ -132,15 +132,15 @@ class VTSeg(Network):
 
     @property
     def attention_layers(self) -> list[VTLayer]:
-        """All attention layers: the encoder's, then the decoder's self- and cross-attention."""
+        """See `VideoNetwork.attention_layers`: the encoder's, then the decoder's self- and cross-attention."""
         return [module for module in self.modules() if isinstance(module, VTLayer)]
 
     def window_band(self, frames: int) -> int:
-        """Return the band of a window of `frames` frames; 0 for full attention."""
+        """See `VideoNetwork.window_band`; 0 for full attention."""
         return frames if self.config.band else 0
 
     def check_streaming(self, mode: str) -> None:
-        """Raise ConfigError if `mode`, `exact` or `causal`, does not give the masks that the network was trained for."""
+        """See `VideoNetwork.check_streaming`."""
         if mode == "causal" and self.config.attention != "causal":
             raise ConfigError(
                 "streaming: causal does not fit this network; expected one trained with attention causal, "
@@ -154,13 +154,13 @@ class VTSeg(Network):
 
     @property
     def best_streaming(self) -> str:
-        """Cheapest mode of `causal`, `exact` and `plain` with the masks that the network was trained for."""
+        """See `VideoNetwork.best_streaming`."""
         if self.config.mix_ffn != "spatial":
             return "plain"  # a Mix-FFN over time mixes the frames in every layer
         return "causal" if self.config.attention == "causal" else "exact"
 
     def static_branch(self) -> StaticBranch:
-        """Return the static network; shared, not copied."""
+        """See `VideoNetwork.static_branch`."""
         return StaticBranch(self)
 
     def set_normalization(self, branch: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -178,22 +178,8 @@ class VTSeg(Network):
         result: Tensor = normalized.to(self.encoder.dtype) if branch == "encoder" else normalized
         return result
 
-    def freeze_prior(self, frozen: bool = True) -> None:
-        """Freeze the static network, including its BatchNorm (stage `video`), or train it (stage `end_to_end`)."""
-        self.prior_frozen = frozen
-        for parameter in self.static_prior.parameters():  # a TorchScript module has no requires_grad_
-            parameter.requires_grad_(not frozen)
-        self.static_prior.train(self.training and not frozen)
-
-    def train(self, mode: bool = True) -> VTSeg:
-        """Set the mode of all parts; a frozen static network stays in eval mode."""
-        super().train(mode)
-        if self.prior_frozen:
-            self.static_prior.eval()
-        return self
-
     def static_logits(self, images: Tensor) -> Tensor:
-        """Return the static network's logits in VTSeg's classes, (n, C, H, W), of images (n, 3, H, W) in [0, 1]."""
+        """See `VideoNetwork.static_logits`."""
         result: Tensor = self.mapping(self.static_prior(self.normalize("prior", images)))
         return result
 
@@ -227,6 +213,12 @@ class VTSeg(Network):
         if self.config.static_residual:
             logits = logits + static[:, -frames:]
         return (logits, static) if with_static else logits
+
+    def encoder_features(self, video: Tensor) -> Tensor:
+        """See `VideoNetwork.encoder_features`; those of the last stage."""
+        features = self.encoder(self.normalize("encoder", video), FrameCache(band=self.config.band))[-1]
+        result: Tensor = features[:, -1].mean(dim=(-2, -1))  # of (B, k, D, h, w)
+        return result
 
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> VTSeg:
         """Return a copy whose own parts are converted; an external static network is shared.

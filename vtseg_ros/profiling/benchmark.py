@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -38,6 +38,7 @@ from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.segformer import name_of
+from vtseg_ros.model.video_network import VideoNetwork
 from vtseg_ros.profiling.flops import extra_formulas
 
 MODES = ("plain", "plain_optimised", "exact", "causal")
@@ -140,9 +141,9 @@ class Measurement:
 
 def with_attention(checkpoint: Checkpoint, attention: str) -> Checkpoint:
     """Return the same weights with the other attention mask, to measure its time; the masks are not valid."""
-    model = cast(VTSeg, checkpoint.model)
-    if model.config.attention == attention:
+    if checkpoint.config.get("attention", attention) == attention:
         return checkpoint
+    model = cast(VTSeg, checkpoint.model)
     other = VTSeg(dataclasses.replace(model.config, attention=attention), static_prior=model.static_prior)
     other.load_state_dict(model.state_dict())
     return dataclasses.replace(checkpoint, model=other.eval(), config=other.config.to_dict())
@@ -151,7 +152,7 @@ def with_attention(checkpoint: Checkpoint, attention: str) -> Checkpoint:
 class _Plain:
     """The full-window forward of the network as trained: fp32, eager, logits of all k frames."""
 
-    def __init__(self, model: VTSeg, settings: Settings) -> None:
+    def __init__(self, model: VideoNetwork, settings: Settings) -> None:
         self.device = resolve_device(settings.device)
         self.model = model.eval().to(self.device)
         self.size = settings.size
@@ -212,18 +213,25 @@ def measure(
     """Measure the modes; see `Measurement.to_dict`.
 
     Args:
-        checkpoint: of a VTSeg with spatial Mix-FFN.
+        checkpoint: of a video network that can be streamed.
         settings: modes, sizes and duration.
         images: (H, W, 3) uint8 of the settings' size, used in turn.
     """
-    if not traits_of(checkpoint.model).takes_cache or cast(VTSeg, checkpoint.model).best_streaming == "plain":
+    network = cast(VideoNetwork, checkpoint.model)
+    if not traits_of(network).takes_cache or network.best_streaming == "plain":
         raise ConfigError(
-            "checkpoint: cannot be measured; expected a VTSeg with mix_ffn spatial, got another network"
+            "checkpoint: cannot be measured; expected a vtseg with mix_ffn spatial or another network that can be "
+            "streamed, got one that cannot"
         )
     with tempfile.TemporaryDirectory() as folder:
         rows = [_prepare(mode, checkpoint, settings, images, Path(folder)) for mode in modes_of(settings)]
         _take_turns(rows, settings.seconds, images)
     return [measurement.to_dict() for measurement, _ in rows]
+
+
+def modes_for(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modes of a network by its configuration; without attention masks, causal streaming does not exist."""
+    return MODES if "attention" in config else tuple(mode for mode in MODES if mode != "causal")
 
 
 def modes_of(settings: Settings) -> list[Mode]:
@@ -265,7 +273,7 @@ def _prepare(
 def _build(mode: Mode, source: Checkpoint | Path, settings: Settings) -> tuple[System, str, str]:
     """Return the system of a mode, how it is executed, and its precision."""
     if mode.name == "plain":
-        return _Plain(cast(VTSeg, cast(Checkpoint, source).model), settings), "eager", "fp32"
+        return _Plain(cast(VideoNetwork, cast(Checkpoint, source).model), settings), "eager", "fp32"
     if mode.name == SEGFORMER:
         dtype = resolve_precision(mode.precision, resolve_device(settings.device))
         system = _HuggingFaceSegFormer(len(cast(Checkpoint, source).labels), settings, dtype)

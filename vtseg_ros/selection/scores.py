@@ -15,10 +15,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from vtseg_ros.dataset.flow import DisFlow, resize_flow
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.image_ops import resize_rgb
-from vtseg_ros.model import VTSeg
-from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.video_network import VideoNetwork
 
 SCORES = ("entropy", "margin", "static", "temporal")
 VIDEO_SCORES = ("static",)
@@ -88,26 +87,28 @@ def run_image_network(model: nn.Module, video: Tensor) -> tuple[Tensor, Tensor]:
         (C * GRID * GRID,).
     """
     logits = model(video[0])
-    return logits, adaptive_avg_pool2d(logits[-1].float().softmax(0), GRID).flatten()
+    return logits, _pooled(logits[-1])
 
 
-def run_network(model: VTSeg, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run VTSeg on a window.
+def run_network(model: VideoNetwork, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a video network on a window.
 
     Args:
         model: network, on the device of `video`.
         video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
 
     Returns:
-        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and the newest frame's encoder
-        features averaged over the image (D,), all float.
+        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and features of the newest frame
+        (D,), of its encoder or as `run_image_network`; all float.
     """
     logits = model(video)[0]
     static = model.static_logits(video[:, -1])[0]
-    features = model.encoder(model.normalize("encoder", video), FrameCache(band=model.config.band))[
-        -1
-    ]  # (1, k, D, h', w')
-    return logits, static, features[0, -1].mean(dim=(-2, -1))
+    features = model.encoder_features(video)
+    return logits, static, _pooled(logits[-1]) if features is None else features[0]
+
+
+def _pooled(logits: Tensor) -> Tensor:
+    return adaptive_avg_pool2d(logits.float().softmax(0), GRID).flatten()
 
 
 class FrameScorer:
@@ -134,7 +135,7 @@ class FrameScorer:
         self._gap_ns = round(max_gap_s * 1e9)
         self._flow = DisFlow()
         self._frames: deque[np.ndarray] = deque(
-            maxlen=cast(VTSeg, self.model).config.window if traits.video else 2
+            maxlen=checkpoint.config["window"] if traits.video else 2
         )
         self._last_ns = 0
 
@@ -171,7 +172,7 @@ class FrameScorer:
         video = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)[None].float() / 255
         static = None
         if self._video:
-            logits, static, features = run_network(cast(VTSeg, self.model), video)
+            logits, static, features = run_network(cast(VideoNetwork, self.model), video)
         else:
             logits, features = run_image_network(self.model, video)
         past = flow = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
-from vtseg_ros.model.vtseg import VTSeg
+from vtseg_ros.model.video_network import VideoNetwork
 
 MAX_QUERIES = 512
 """Number of queries per layer, evenly spaced over the newest frame: enough for a mean."""
@@ -21,14 +21,15 @@ class AttentionShares:
     """Record the attention of the queries of the newest frame in every layer.
 
     Args:
-        model: VTSeg; its forward passes with `cache()` are recorded.
+        model: Its forward passes with `cache()` are recorded.
+        window: Frames that it was trained with.
 
     Attributes:
         names: `encoder_1` .. `encoder_4` (self-attention), `decoder_self_1` .., `decoder_cross_1` ..
     """
 
-    def __init__(self, model: VTSeg) -> None:
-        self._band = model.config.band
+    def __init__(self, model: VideoNetwork, window: int) -> None:
+        self._band = model.window_band(window)
         layers = model.attention_layers
         self._heads = {layer.place: layer.attention.heads for layer in layers}
         # Encoder first, then the decoder's self- and cross-attention: the order of the modules.

@@ -18,7 +18,7 @@ from vtseg_ros.model import Checkpoint, load_checkpoint
 from vtseg_ros.model.checkpoint import licence_of, read_metadata, resolve_checkpoint
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
-from vtseg_ros.model.registry import architecture, architecture_of, image_architectures
+from vtseg_ros.model.registry import architecture, architecture_of, static_architectures
 from vtseg_ros.model.state_dicts import inflate, load_exact, read_state_file, translate_classes
 from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
 from vtseg_ros.training.config import ModelConfig, TrainConfig
@@ -38,10 +38,12 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     """
     settings, num_classes = config.model, len(labels)
     kind = architecture(settings.architecture)
-    overrides, donor = dict(settings.overrides), None
+    overrides, donor = {**_of_warm_start(settings), **settings.overrides}, None
     if settings.static_prior:
-        donor = _donor(settings.static_prior)
+        donor = _donor(settings)
         overrides["static_prior"] = EXTERNAL if donor is None else donor.architecture
+        if donor is not None and architecture(donor.architecture).video:
+            overrides["static_prior_config"] = donor.config
     values = kind.kind.configure(num_classes=num_classes, preset=settings.preset, overrides=overrides)
     prior = None
     if settings.static_prior:
@@ -54,15 +56,27 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     return model
 
 
-def _donor(static_prior: str) -> Checkpoint | None:
-    """Return the checkpoint of an image network given as `static_prior`; None = it is not a checkpoint."""
-    if not _is_checkpoint(Path(static_prior)):
+def _of_warm_start(settings: ModelConfig) -> dict[str, Any]:
+    """Return the configuration of the static network in a checkpoint to continue, where it may be a video network."""
+    kind = architecture(settings.architecture)
+    if not (kind.video_prior and settings.warm_start and not settings.static_prior):
+        return {}
+    checkpoint = load_checkpoint(settings.warm_start)
+    if checkpoint.architecture != kind.name:
+        return {}
+    return {key: checkpoint.config[key] for key in ("static_prior", "static_prior_config")}
+
+
+def _donor(settings: ModelConfig) -> Checkpoint | None:
+    """Return the checkpoint given as `static_prior`; None = it is not a checkpoint."""
+    source = settings.static_prior
+    if not _names_checkpoint(source):
         return None
-    donor, known = load_checkpoint(static_prior), image_architectures()
+    donor, known = load_checkpoint(source), static_architectures(settings.architecture)
     if donor.architecture not in known:
         raise ConfigError(
-            f"static_prior {static_prior}: expected a checkpoint of an image network "
-            f"({', '.join(known)}), got {donor.architecture}"
+            f"static_prior {source}: wrong network; expected a checkpoint of {', '.join(known)}, "
+            f"got {donor.architecture}"
         )
     return donor
 
@@ -96,18 +110,17 @@ def licence_of_run(config: TrainConfig) -> Licence:
     model, sources = config.model, []
     teachers = (stage.teacher for stage in config.stages)
     for name in (model.warm_start, model.init_encoder, model.static_prior, *teachers):
-        try:
-            path = resolve_checkpoint(name) if name else None
-        except CheckpointError:  # a factory
-            path = None
-        if path is not None and _is_checkpoint(path):
+        if name and _names_checkpoint(name):
+            path = resolve_checkpoint(name)
             sources.append(licence_of(path, read_metadata(path)))
     return derived_licence(Licence(config.licence), sources)
 
 
 def _warm_start(model: Network, settings: ModelConfig, labels: LabelSet) -> None:
     checkpoint = load_checkpoint(settings.warm_start, static_prior=settings.static_prior or None)
-    as_prior = has_prior(model) and not has_prior(checkpoint.network)
+    as_prior = has_prior(model) and (
+        not has_prior(checkpoint.network) or type(checkpoint.network) is type(model.static_prior)
+    )
     target = model.static_prior if as_prior else model
     if type(checkpoint.network) is not type(target):
         raise ConfigError(
@@ -179,6 +192,14 @@ def _load_encoder(model: Network, settings: ModelConfig) -> None:
             raise CheckpointError(f"init_encoder {settings.init_encoder}: {err}") from err
     if settings.init_encoder or settings.normalize_encoder:
         _normalize(model, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _names_checkpoint(name: str) -> bool:
+    """Return whether a name is that of a checkpoint of this package, shipped or a file."""
+    try:
+        return _is_checkpoint(resolve_checkpoint(name))
+    except CheckpointError:  # such as a factory
+        return False
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -94,14 +94,17 @@ class ModelConfig:
     """The network to train.
 
     Args:
-        architecture: `vtseg`, the recurrent flow baseline `gru`, or an image network: `erfnet`, `segformer_b0` to
-            `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
+        architecture: `vtseg`, the recurrent flow baseline `gru`, `local_memory` (attention to older frames on top of
+            any other network but `gru`), or an image network: `erfnet`, `segformer_b0` to `segformer_b5`,
+            `efficientvit_b0`, `efficientvit_b1`.
         preset: Preset of VTSeg: `b0`, `small`, `tiny`.
-        overrides: Fields of VTSegConfig; for `gru`: `window` (4) and `static_prior` (erfnet).
+        overrides: Fields of VTSegConfig; for `gru`: `window` (4) and `static_prior` (erfnet); for `local_memory`:
+            `window` (4), `stride` (8), `radius` (3), `width` (32) and `static_prior` (efficientvit_b0).
         flow: Optical flow of `gru`: `dis` (OpenCV), a topic of the bags with backward flow (32FC2, px) such as
             /camera/flow_backward, or `package.module:factory` (executes code).
-        static_prior: Checkpoint of an image network, which becomes part of the trained network; or another file or a
-            factory for the static network (executes code, use trusted files only). Empty = that of the configuration.
+        static_prior: Checkpoint of an image network (for `local_memory` also of `vtseg`), a file or a shipped name,
+            which becomes part of the trained network; or another file or a factory for the static network (executes
+            code, use trusted files only). Empty = that of the configuration.
         init: Initialisation of the linear layers of `vtseg` and `segformer_b*`: `segformer` (that of SegFormer, for
             fine-tuning wide pretrained networks) or `xavier` (for narrow networks trained from scratch, see
             docs/guide/training.md).
@@ -146,8 +149,9 @@ class StageConfig:
             cost has more different images.
         static_loss: For `end_to_end`, weight of the cross-entropy of the static network (paper: 0). It keeps the static
             network able to segment by itself, and lets both networks be trained from scratch.
-        teacher: Checkpoint of an image network, a file or a shipped name, whose outputs are soft targets on every
-            frame, labelled or not; empty = none.
+        teacher: Checkpoint of a network, a file or a shipped name, whose outputs are soft targets on every frame,
+            labelled or not; empty = none. A video network sees every frame alone. It sees the frames before they are
+            covered or corrupted (`augmentation.occlusion`, `augmentation.corruption`).
         teacher_temperature: Divides the logits of both networks in that loss, above 0.
         teacher_weight: Weight of that loss, above 0; that of the labels is 1.
         teacher_scale: Factor by which augmented frames are enlarged for the teacher, above 0.
@@ -329,13 +333,6 @@ class TrainConfig:
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
                 raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
-        for name in ("occlusion", "corruption"):
-            share = getattr(self.augmentation, name)
-            if stage.teacher and share:
-                raise ConfigError(
-                    f"stage {stage.name}: a teacher sees nothing of use on covered or corrupted frames; expected "
-                    f"augmentation.{name} 0, got {share}. Leave it out, or train with such frames in a run without teacher"
-                )
 
     def _check_unused(self) -> None:
         """Refuse options without effect on the architecture, which users would expect to have one."""

@@ -23,9 +23,8 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.model import load_checkpoint, save_checkpoint
 from vtseg_ros.model.checkpoint import read_metadata, save_again
-from vtseg_ros.model.efficientvit import CoarseLogits
 from vtseg_ros.model.licence import Licence, derived_licence
-from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.registry import architecture_of, without_upsampling
 from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.static_prior import EXTERNAL
 from vtseg_ros.training.build import Network, build_model, has_prior, is_mapped, licence_of_run, window_length
@@ -183,8 +182,7 @@ class Training:
             weight_decay=self.config.weight_decay,
         )
         # The losses upsample logits only as far as they need.
-        student = CoarseLogits(part) if hasattr(part, "coarse_logits") else part
-        module, fabric_optimizer = self.fabric.setup(student, optimizer)
+        module, fabric_optimizer = self.fabric.setup(without_upsampling(part), optimizer)
         # Fabric derives the class of its optimiser from that of the wrapped one.
         return module, cast(Optimizer, fabric_optimizer)
 
@@ -232,6 +230,7 @@ class Training:
                 static_loss=stage.static_loss,
                 members=members,
                 teacher=teacher,
+                with_clean=self.data.with_clean(stage),
             )
             check_finite(loss, "loss", where)
             fp16 = config.precision == "fp16"

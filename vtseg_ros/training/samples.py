@@ -39,6 +39,7 @@ class Samples(Dataset[Sample]):
             frames; None = the newest frame of each window.
         mark_outside: Give pixels outside the image the label id 254 (`OUTSIDE`) instead of 255.
         strides: Distances between the frames of a window, one of which each window draws; empty = as in `windows`.
+        with_clean: Add the frames before covering and corruption to each sample.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Samples(Dataset[Sample]):
         labelled: set[int] | None = None,
         mark_outside: bool = False,
         strides: Sequence[int] = (),
+        with_clean: bool = False,
     ) -> None:
         self.store, self.windows, self.length, self.strides = store, windows, length, strides
         self.augmentation, self.seed, self.stage, self.flow = augmentation, seed, stage, flow
-        self.num_classes = num_classes
+        self.num_classes, self.with_clean = num_classes, with_clean
         self._labelled = {window[-1] for window in windows} if labelled is None else labelled
         self._outside = OUTSIDE if mark_outside else IGNORE
         self._epoch = -1
@@ -71,8 +73,8 @@ class Samples(Dataset[Sample]):
             position: Position from 0 on; an epoch has as many positions as there are windows.
 
         Returns:
-            Video (k, 3, H, W) uint8 RGB, labels (k, H, W) uint8 and, with `flow`, backward flow (k - 1, 2, H, W)
-            float32 in px.
+            Video (k, 3, H, W) uint8 RGB, labels (k, H, W) uint8, with `with_clean` the video before covering and
+            corruption, and with `flow` the backward flow (k - 1, 2, H, W) float32 in px.
 
         Raises:
             ConfigError: If a label has an id that the class list does not have.
@@ -98,12 +100,17 @@ class Samples(Dataset[Sample]):
         if self.augmentation is not None:
             rng = np.random.default_rng([self.seed, self.stage, position, 1])
             draw = self.augmentation.draw(self.length, (video.shape[2], video.shape[1]), rng)
-            video, labels = draw.apply(video, labels, outside=self._outside)
-        sample = (torch.from_numpy(video.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels.copy()))
+            clean, labels = draw.apply_clean(video, labels, outside=self._outside)
+            video = draw.degrade(clean)
+        else:
+            clean = video
+        sample: Sample = (_channels_first(video), torch.from_numpy(labels.copy()))
+        if self.with_clean:
+            sample = (*sample, _channels_first(clean))
         if self.flow is None:
             return sample
         flow = self.flow.window(numbers, video, draw)  # (k - 1, H, W, 2)
-        return (*sample, torch.from_numpy(flow.transpose(0, 3, 1, 2).copy()))
+        return (*sample, _channels_first(flow))
 
     def _mark_outside(self, video: np.ndarray, labels: np.ndarray, numbers: list[int]) -> None:
         if not video[-1].any():  # a black image, which also replaces a corrupt one: nothing to learn from
@@ -131,6 +138,11 @@ class Samples(Dataset[Sample]):
                 f"{frame.stamp_ns} ns has the class id {highest}, but the class list has {count} classes "
                 f"(0..{count - 1}; {IGNORE} = unlabelled): {key} must be the bags' own"
             )
+
+
+def _channels_first(frames: np.ndarray) -> torch.Tensor:
+    """Return (k, H, W, n) as a tensor (k, n, H, W)."""
+    return torch.from_numpy(frames.transpose(0, 3, 1, 2).copy())
 
 
 class Positions:

@@ -16,7 +16,8 @@ from vtseg_ros.files import sha256_of
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import resolve_checkpoint
-from vtseg_ros.model.registry import architecture_of
+from vtseg_ros.model.local_memory import single_frames
+from vtseg_ros.model.registry import architecture_of, without_upsampling
 from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.vtseg import SIZE_MULTIPLE
 from vtseg_ros.training.config import StageConfig
@@ -27,7 +28,8 @@ class Teacher:
     """A frozen image network, and the loss of another network with respect to its outputs.
 
     Args:
-        network: Image network, (n, 3, H, W) RGB in [0, 1] to logits (n, C', h, w); it is frozen and put in eval mode.
+        network: Image network, (n, 3, H, W) RGB in [0, 1] to logits (n, C', h, w), or a video network, which sees every
+            frame alone; it is frozen and put in eval mode.
         cells: Pairs of class ids, those of the teacher and those of the student, whose summed probabilities are
             compared. Classes in no cell are ignored: the student is not penalised for them, and their probability in
             the output of the teacher lowers the weight of the pixel.
@@ -49,7 +51,8 @@ class Teacher:
         pool: int = 1,
         class_balance: bool = False,
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        # The logits are resized once, in `targets`.
+        self.network = single_frames(without_upsampling(network)).eval().requires_grad_(False)
         use_channels_last(self.network)
         self.cells = cells
         self.temperature, self.weight, self.scale, self.pool = temperature, weight, scale, pool
@@ -78,9 +81,7 @@ class Teacher:
                 max(1, round(side * self.scale / SIZE_MULTIPLE)) * SIZE_MULTIPLE for side in (height, width)
             ]
             frames = F.interpolate(frames, size=larger, mode="bilinear", align_corners=False)
-        # Networks that upsample their logits last also have a method without upsampling, which is done once here.
-        network = getattr(self.network, "coarse_logits", self.network)
-        logits = network(frames.contiguous(memory_format=torch.channels_last)).float()
+        logits = self.network(frames.contiguous(memory_format=torch.channels_last)).float()
         logits = _resized(logits, size)
         soft = (logits / self.temperature).softmax(1)
         if self._same(logits.shape[1]):
@@ -160,15 +161,15 @@ def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
 
     Raises:
         CheckpointError: If the checkpoint cannot be loaded.
-        ConfigError: If it is not an image network, or has other classes without a mapping.
+        ConfigError: If it needs optical flow, or has other classes without a mapping.
     """
     if not stage.teacher:
         return None
     where = f"stage {stage.name}: teacher {stage.teacher}"
     checkpoint = load_checkpoint(stage.teacher)
-    if architecture_of(checkpoint.network).video:
+    if architecture_of(checkpoint.network).needs_flow:
         raise ConfigError(
-            f"{where}: not an image network; expected one such as erfnet, got {checkpoint.architecture}"
+            f"{where}: it needs optical flow; expected vtseg or an image network, got {checkpoint.architecture}"
         )
     own = checkpoint.labels
     if stage.teacher_classes:

@@ -130,6 +130,7 @@ class TrainingData:
             labelled=self.labelled,
             mark_outside=bool(stage.teacher),
             strides=config.data.random_strides,
+            with_clean=self.with_clean(stage),
         )
         positions = Positions(
             first=start * stage.accumulate,
@@ -140,6 +141,11 @@ class TrainingData:
         )
         pin_memory = fabric.device.type == "cuda"
         return load_batches(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
+
+    def with_clean(self, stage: StageConfig) -> bool:
+        """Return whether the batches of a stage contain the frames before covering and corruption, for its teacher."""
+        augmentation = self.config.augmentation
+        return bool(stage.teacher and (augmentation.occlusion or augmentation.corruption))
 
     def validator(self, stage: StageConfig, *, fabric: Fabric, should_stop: Callable[[], bool]) -> Validator:
         """Build the validator of a stage."""

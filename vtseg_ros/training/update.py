@@ -33,6 +33,7 @@ def backward(
     static_loss: float = 0.0,
     members: Tensor | None = None,
     teacher: Teacher | None = None,
+    with_clean: bool = False,
 ) -> float:
     """Compute the gradients of the mean loss over all labelled pixels of the batches of all processes.
 
@@ -42,12 +43,13 @@ def backward(
     Args:
         fabric: Processes.
         module: Network as `fabric` set it up.
-        chunk: Batches to accumulate, each video (B, k, 3, H, W) uint8 RGB, labels (B, k, H, W) uint8 and further
-            inputs of the network.
+        chunk: Batches to accumulate, each video (B, k, 3, H, W) uint8 RGB, labels (B, k, H, W) uint8, with
+            `with_clean` the video for the teacher, and further inputs of the network.
         image_network: Whether the network takes only the newest frame.
         static_loss: Weight of the loss of the static network of VTSeg, which is added to the loss.
         members: (G, C) bool, the classes of each group of classes; groups have the label ids from C on.
         teacher: Adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
+        with_clean: Whether the batches contain the video before covering and corruption.
 
     Returns:
         The mean loss over all processes, nats.
@@ -57,17 +59,19 @@ def backward(
     counts = [counted(batch[1][:, -1] if image_network else batch[1]) for batch in chunk]
     count = reduce_tensor(fabric, torch.stack(counts).sum(), "sum").clamp(min=1)
     total = torch.zeros((), device=fabric.device)
-    for index, (video, labels, *flow) in enumerate(chunk):
+    for index, (video, labels, *more) in enumerate(chunk):
         video = video.float().div_(255)
+        clean = more.pop(0).float().div_(255) if with_clean else video
         if image_network:
-            video, labels = video[:, -1].contiguous(memory_format=torch.channels_last), labels[:, -1]
+            labels, clean = labels[:, -1], clean[:, -1]
+            video = video[:, -1].contiguous(memory_format=torch.channels_last)
         with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
-            loss_of = _loss(fabric, video, labels, members, teacher)
+            loss_of = _loss(fabric, clean, labels, members, teacher)
             if static_loss:
                 logits, static = module(video, with_static=True)
                 loss = loss_of(logits) + static_loss * loss_of(static)
             else:
-                loss = loss_of(module(video, *flow))
+                loss = loss_of(module(video, *more))
             # Fabric averages gradients over processes: scaled to the mean over the labelled pixels of all processes.
             loss = loss * (fabric.world_size / count)
             fabric.backward(loss)
@@ -76,7 +80,7 @@ def backward(
 
 
 def _loss(
-    fabric: Fabric, video: Tensor, labels: Tensor, members: Tensor | None, teacher: Teacher | None
+    fabric: Fabric, clean: Tensor, labels: Tensor, members: Tensor | None, teacher: Teacher | None
 ) -> Callable[[Tensor], Tensor]:
     """Return the function from logits (..., C, H, W) to the loss, summed over the pixels of a batch."""
     if teacher is None:
@@ -84,7 +88,7 @@ def _loss(
     outside = labels == OUTSIDE
     known = labels.masked_fill(outside, IGNORE)
     with fabric.autocast():
-        targets = teacher.targets(video.flatten(0, -4))
+        targets = teacher.targets(clean.flatten(0, -4))
     valid = ~outside.flatten(0, -3)  # (n, H, W)
     return lambda logits: (
         cross_entropy_sum(logits, known, members) + teacher.loss_sum(logits.flatten(0, -4), targets, valid)

@@ -167,7 +167,7 @@ class Validator:
         counts = [_Counts(len(classes.names), self.length) for classes in self.classes]
         fit = TemperatureFit()
         kind = traits_of(model)
-        shares = AttentionShares(model) if kind.takes_cache and self.length > 1 else None
+        shares = AttentionShares(model, self.length) if kind.takes_cache and self.length > 1 else None
         video_network = kind.video
         sweep, looked_at = set(self.sweep), set(self.looked_at)
         for turn in range(0, len(self.windows), self.fabric.world_size):

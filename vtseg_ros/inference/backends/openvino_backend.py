@@ -36,10 +36,10 @@ from vtseg_ros.inference.backends.openvino_runtime import (
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.efficientvit import CoarseLogits
-from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.registry import traits_of, without_upsampling
 from vtseg_ros.model.static_prior import is_own
-from vtseg_ros.model.vtseg import VTSeg, check_size
+from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.vtseg import check_size
 
 CPU = torch.device("cpu")
 
@@ -122,13 +122,13 @@ class OpenVinoBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(cast(VTSeg, network).attention_layers) if video else 1,
+            depth=len(cast(VideoNetwork, network).attention_layers) if video else 1,
         )
-        self._coarse = options.coarse_logits and hasattr(network, "coarse_logits")
+        self._coarse = options.coarse_logits
         self._config = runtime_config(precision, options)
         self._masks = CompiledMasks(self._config)
         # The state dict does not describe an external static network.
-        own = not video or is_own(cast(VTSeg, network).static_prior)
+        own = not video or is_own(cast(VideoNetwork, network).static_prior)
         self._cache = CompiledCache(cache_dir if own else None)
         self._about = {
             "weights": _digest_of(network),
@@ -217,7 +217,7 @@ class OpenVinoBackend(Backend):
     def _step(self) -> Step:
         """The optimised step of the network in fp32; built only for a conversion."""
         network = self.checkpoint.network
-        model = optimise(CoarseLogits(network) if self._coarse else network, CPU, torch.float32)
+        model = optimise(without_upsampling(network) if self._coarse else network, CPU, torch.float32)
         return build_step(model, (self.input_size[1], self.input_size[0]), self.streaming)
 
     def _request(self, window: int) -> Any:

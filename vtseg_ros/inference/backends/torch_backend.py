@@ -19,10 +19,10 @@ from vtseg_ros.inference.devices import choose_precision, precision_name, resolv
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
-from vtseg_ros.model.efficientvit import CoarseLogits
-from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.registry import traits_of, without_upsampling
 from vtseg_ros.model.static_prior import check_prior_size
-from vtseg_ros.model.vtseg import VTSeg, check_size
+from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.inference")
 
@@ -62,7 +62,7 @@ class TorchBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(cast(VTSeg, model).attention_layers) if video else 1,
+            depth=len(cast(VideoNetwork, model).attention_layers) if video else 1,
         )
         self.model = model
         self.step = build_step(model, (input_size[1], input_size[0]), streaming)
@@ -86,9 +86,9 @@ class TorchBackend(Backend):
         width, height = options.input_size or source.input_size
         check_size(height, width)
         if known.takes_cache:
-            check_prior_size(cast(VTSeg, network).static_prior, (height, width))
-        if options.coarse_logits and hasattr(network, "coarse_logits"):
-            network = CoarseLogits(network)
+            check_prior_size(cast(VideoNetwork, network).static_prior, (height, width))
+        if options.coarse_logits:
+            network = without_upsampling(network)
         model = optimise(network, device, dtype)
         return cls(
             source,

@@ -1,0 +1,261 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A network of single frames whose logits are improved by attention to the same places in older frames."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.cache import FrameCache
+from vtseg_ros.model.memory_attention import MemoryAttention, MemoryConfig
+from vtseg_ros.model.normalization import Cast
+from vtseg_ros.model.registry import (
+    architecture,
+    register,
+    static_architectures,
+    traits_of,
+    without_upsampling,
+)
+from vtseg_ros.model.static_prior import build_prior, is_own
+from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.vtseg_config import MAX_WINDOW
+
+if TYPE_CHECKING:
+    from vtseg_ros.model.vtseg import VTSeg
+
+NAME = "local_memory"
+DEFAULT_PRIOR = "efficientvit_b0"
+OVERRIDES = ("window", "stride", "radius", "width", "static_prior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMemoryConfig:
+    """Configuration of `LocalMemory`.
+
+    Args:
+        num_classes: classes C of the logits, 1..255.
+        window: window length k, 1..64; can be changed at run time.
+        static_prior: architecture of the network of single frames: an image network, or a video network that takes no
+            flow, or `external`.
+        static_prior_config: its configuration, for a video network.
+        memory: sizes of the attention.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    num_classes: int
+    window: int = 4
+    static_prior: str = DEFAULT_PRIOR
+    static_prior_config: Mapping[str, Any] = field(default_factory=dict)
+    memory: MemoryConfig = MemoryConfig()
+
+    band = 0
+    """Every frame sees all older frames of the window."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= 255:
+            raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise ConfigError(f"window: out of range; expected 1 to {MAX_WINDOW} frames, got {self.window}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**dataclasses.asdict(self), "static_prior_config": dict(self.static_prior_config)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LocalMemoryConfig:
+        """Return the configuration that `to_dict` wrote."""
+        return cls(**{**values, "memory": MemoryConfig(**values.get("memory", {}))})
+
+
+def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = None) -> LocalMemory:
+    return LocalMemory(LocalMemoryConfig.from_dict(values), static_prior=static_prior)
+
+
+@register(
+    NAME,
+    title="Local memory",
+    build=_from_config,
+    sizes={"Local memory": lambda classes: LocalMemory(LocalMemoryConfig(num_classes=classes))},
+    video=True,
+    video_prior=True,
+    options=("overrides", "static_prior"),
+    parts={"static_prior": "static network", "memory": "attention to older frames"},
+)
+class LocalMemory(VideoNetwork):
+    """A static network whose logits are blended with those of older frames (see `MemoryAttention`).
+
+    With one frame, the logits are those of the static network. Older frames contribute their static logits, so exact
+    streaming computes one frame and reads the others from the cache.
+
+    Args:
+        config: hyperparameters.
+        static_prior: the network of single frames, (n, 3, H, W) -> (n, C, h, w), or a video network; None = a new one
+            as `config` describes it.
+    """
+
+    def __init__(self, config: LocalMemoryConfig, *, static_prior: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.static_prior = static_prior or _build_static(config)
+        self.memory = MemoryAttention(config.memory)
+        self.upsample = True
+
+    @classmethod
+    def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Network.configure`."""
+        sizes = {key: overrides[key] for key in ("stride", "radius", "width") if key in overrides}
+        own = {key: value for key, value in overrides.items() if key not in sizes}
+        return LocalMemoryConfig(num_classes=num_classes, memory=MemoryConfig(**sizes), **own).to_dict()
+
+    @classmethod
+    def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
+        """See `Network.check_overrides`."""
+        for key, value in overrides.items():
+            if key not in OVERRIDES:
+                raise ConfigError(
+                    f"model.overrides: unknown key for {NAME}; expected {', '.join(OVERRIDES)}, got {key!r}"
+                )
+            if key != "static_prior" and type(value) is not int:
+                raise ConfigError(f"model.overrides.{key}: wrong type; expected int, got {value!r}")
+        if overrides.get("window", 2) < 2:
+            raise ConfigError(
+                f"model.overrides.window: out of range for {NAME}; expected at least 2 frames, got "
+                f"{overrides['window']}"
+            )
+
+    def config_values(self) -> dict[str, Any]:
+        """See `Network.config_values`."""
+        return self.config.to_dict()
+
+    def static_branch(self) -> nn.Module:
+        """See `VideoNetwork.static_branch`."""
+        return single_frames(self.static_prior)
+
+    def static_logits(self, images: Tensor) -> Tensor:
+        """See `VideoNetwork.static_logits`."""
+        result: Tensor = self.static_branch()(images)
+        return result
+
+    def without_upsampling(self) -> LocalMemory:
+        """See `Network.without_upsampling`."""
+        network = copy.copy(self)
+        network.upsample = False
+        return network
+
+    def forward(
+        self, video: Tensor, cache: FrameCache | None = None, *, with_static: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Segment the frames of a window, or with a streaming cache the newest one.
+
+        Args:
+            video: (B, k, 3, H, W), RGB in [0, 1], newest frame last; H and W multiples of 32. With a streaming cache,
+                the frames that it does not contain yet.
+            cache: selects the computed and the visible frames; None = all frames.
+            with_static: return the static network's logits too.
+
+        Returns:
+            Logits (B, k', C, H, W) of the frames that the cache selects, newest last (without a cache all k), and if
+            requested those of the static network, (B, k, C, H, W). Without upsampling, H and W of the logits are those
+            of the static network.
+        """
+        if video.dim() != 5 or video.shape[2] != 3:
+            raise ConfigError(f"video: wrong shape; expected (B, k, 3, H, W), got {tuple(video.shape)}")
+        cache = cache or FrameCache()
+        batch, frames = video.shape[:2]
+        images = video.flatten(0, 1)
+        static = single_frames(without_upsampling(self.static_prior))(images)  # (B*k, C, h', w')
+        dtype, stride = self.memory.age.dtype, self.config.memory.stride
+        cells = _resized(static, (images.shape[2] // stride, images.shape[3] // stride)).to(dtype)
+        features = self.memory.features(images.to(dtype), cells)
+        remembered = self.memory.remember(features, cells)  # (B*k, D, h, w)
+        rows = remembered.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, k, h*w, D)
+        past = cache.join("memory/rows", rows).transpose(2, 3).unflatten(3, remembered.shape[2:])
+        static, cells, features = (grid.unflatten(0, (batch, frames)) for grid in (static, cells, features))
+        logits = []
+        for index in range(frames - 1 if cache.newest_only else 0, frames):
+            own, older = static[:, index], past.shape[1] - frames + index
+            if older:
+                valid = None if cache.valid is None else cache.valid[:older]
+                change = self.memory(features[:, index], cells[:, index], past[:, :older], valid)
+                own = own + _resized(change.to(own.dtype), (own.shape[2], own.shape[3]))
+            logits.append(own)
+        result = torch.stack(logits, dim=1)
+        if self.upsample:
+            result, static = (_upsampled(grids, (video.shape[3], video.shape[4])) for grids in (result, static))
+        return (result, static) if with_static else result
+
+    def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> LocalMemory:
+        """Return a copy whose parts are converted; an external static network is shared.
+
+        Args:
+            convert: returns a copy of a module in `dtype`.
+            dtype: of weights and activations.
+        """
+        prior = self.static_prior
+        network = copy.deepcopy(self, {id(prior): prior}).eval()
+        network.memory = cast(MemoryAttention, convert(network.memory))
+        if not is_own(prior):
+            return network
+        if isinstance(prior, VideoNetwork):
+            network.static_prior = cast("VTSeg", prior).for_inference(convert, dtype)
+        else:
+            own = convert(without_upsampling(prior))
+            network.static_prior = (
+                own if dtype == torch.float32 else Cast(own, input=dtype, output=torch.float32)
+            )
+        return network
+
+
+class SingleFrames(nn.Module):
+    """A video network that sees every frame alone: (n, 3, H, W) -> (n, C, h, w).
+
+    Args:
+        network: takes a cache; shared, not copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of images (n, 3, H, W), RGB in [0, 1]."""
+        result: Tensor = self.network(images[:, None])[:, 0]
+        return result
+
+
+def single_frames(network: nn.Module) -> nn.Module:
+    """Return a network (n, 3, H, W) -> (n, C, h, w): a video network sees every frame alone, others stay as they are."""
+    return SingleFrames(network) if traits_of(network).takes_cache else network
+
+
+def _build_static(config: LocalMemoryConfig) -> nn.Module:
+    if config.static_prior not in static_architectures(NAME):
+        return build_prior(config.static_prior, num_classes=config.num_classes)  # raises the error that lists the names
+    kind = architecture(config.static_prior)
+    return kind.from_config({**config.static_prior_config, "num_classes": config.num_classes})
+
+
+def _resized(grids: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (n, C, h, w) as means over areas or interpolated bilinearly, (n, C, *size)."""
+    if tuple(grids.shape[2:]) == size:
+        return grids
+    if grids.shape[2] > size[0]:
+        return F.interpolate(grids, size=size, mode="area")
+    return F.interpolate(grids, size=size, mode="bilinear", align_corners=False)
+
+
+def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample (B, k, C, h, w) to (B, k, C, *size)."""
+    return _resized(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])

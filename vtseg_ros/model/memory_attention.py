@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Local attention from the newest frame to older frames, which improves logits that were computed frame by frame.
+
+Each cell of the newest frame attends to the cells around the same place in older frames. The attention uses the blocks
+with a halo of Vaswani et al., "Scaling Local Self-Attention for Parameter Efficient Visual Backbones" (HaloNet), CVPR
+2021: all cells of a block attend to the block and its surroundings, so no neighbourhood is gathered per cell. A gate
+decides for each cell how far the attended logits replace its own, as in Nilsson and Sminchisescu, "Semantic Video
+Segmentation by Gated Recurrent Flow Propagation", CVPR 2018, and KD-SSP's blending of adjacent outputs.
+
+No weight depends on the number of classes: a memory that was trained for one class list works for another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.efficientvit import ConvNorm
+
+BLOCK = 8
+"""Cells of a side of a block of queries."""
+HIDDEN = -1e4
+"""Score of a key that must not be seen."""
+STRIDES = (4, 8)
+CERTAINTIES = 2
+"""Measures of how certain logits are, see `certainty`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Sizes of the attention to older frames.
+
+    Args:
+        stride: px of a cell's side, 4 or 8.
+        radius: cells around a block that its queries see in older frames, 1 to 8.
+        width: channels of queries and keys, at least 8.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    stride: int = 8
+    radius: int = 3
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        if self.stride not in STRIDES:
+            raise ConfigError(f"stride: unknown; expected one of {STRIDES}, got {self.stride}")
+        if not 1 <= self.radius <= BLOCK:
+            raise ConfigError(f"radius: out of range; expected 1 to {BLOCK} cells, got {self.radius}")
+        if not 8 <= self.width <= 1024:
+            raise ConfigError(f"width: out of range; expected 8 to 1024 channels, got {self.width}")
+
+
+class MemoryAttention(nn.Module):
+    """Attend from the cells of a frame to those of older frames, and blend the logits.
+
+    Args:
+        config: sizes.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, half = config.width, config.width // 2
+        layers = [ConvNorm(3, half, 3, stride=2), ConvNorm(half, width, 3, stride=2)]
+        if config.stride == 8:
+            layers.append(ConvNorm(width, width, 3, stride=2))
+        self.stem = nn.Sequential(*layers)
+        self.join = ConvNorm(width + CERTAINTIES, width, 1)
+        self.query = nn.Conv2d(width, width, 1)
+        self.key = nn.Conv2d(width, width, 1)
+        self.quality = nn.Conv2d(width, 1, 1)
+        self.same_class = nn.Parameter(torch.tensor(2.0))
+        self.age = nn.Parameter(torch.tensor(0.0))
+        reach = BLOCK + config.radius
+        self.position = nn.Parameter(_distance_penalty(2 * reach - 1))
+        self.register_buffer("offsets", _offsets(config.radius), persistent=False)
+        self.gate = nn.Sequential(ConvNorm(2 * width + 2 * CERTAINTIES + 1, width, 3), nn.Conv2d(width, 1, 1))
+        nn.init.constant_(self.gate[-1].bias, -2.0)  # starts close to the frame's own logits
+
+    def features(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Return the features of each cell, which depend on one frame only.
+
+        Args:
+            images: (n, 3, H, W), RGB in [0, 1].
+            logits: (n, C, h, w) of the cells.
+
+        Returns:
+            (n, width, h, w).
+        """
+        result: Tensor = self.join(torch.cat([self.stem(images - 0.5), certainty(logits)], dim=1))
+        return result
+
+    def remember(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Return what later frames need of a frame: keys, qualities and logits, (n, width + 1 + C, h, w)."""
+        return torch.cat([self.key(features), self.quality(features), logits], dim=1)
+
+    def forward(self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return how much the logits of a frame change.
+
+        Args:
+            features: (B, width, h, w) of the frame.
+            logits: (B, C, h, w) of the frame.
+            past: (B, m, width + 1 + C, h, w) from `remember`, of the m >= 1 older frames, oldest first.
+            valid: (m,) bool, which of them exist; None = all.
+
+        Returns:
+            (B, C, h, w), zero if no older frame exists.
+        """
+        keys, attended = self.attend(features, logits, past, valid)
+        agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
+        gate = torch.sigmoid(
+            self.gate(torch.cat([features, keys, certainty(logits), certainty(attended), agreement], dim=1))
+        )
+        change = gate * (attended - logits)
+        return change if valid is None else change * valid.any().to(change.dtype)
+
+    def attend(
+        self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attended keys (B, width, h, w) and logits (B, C, h, w); arguments as `forward`."""
+        width, (height, columns) = self.config.width, features.shape[2:]
+        keys, quality, values = past.split([width, 1, past.shape[2] - width - 1], dim=2)
+        # The scores are one product: similar features, equal classes, and how useful the key is by itself.
+        asked = torch.cat(
+            [
+                self.query(features) / math.sqrt(width),
+                self.same_class * logits.softmax(1),
+                torch.ones_like(features[:, :1]),
+            ],
+            dim=1,
+        )
+        answers = torch.cat([keys, values.softmax(2), quality], dim=2)
+        queries = _blocks(asked)  # (B, blocks, BLOCK^2, D)
+        seen = self._halos(torch.cat([answers, values], dim=2), answers.shape[2] - 1)  # (B, m, blocks, n, D + C)
+        seen = seen.transpose(1, 2).flatten(2, 3)  # (B, blocks, m * n, D + C)
+        scores = queries @ seen[..., : asked.shape[1]].transpose(2, 3) + self._bias(past.shape[1], valid)
+        found = torch.cat([seen[..., :width], seen[..., asked.shape[1] :]], dim=3)
+        result = _unblocked(scores.softmax(-1) @ found, (height, columns))
+        return result[:, :width], result[:, width:]
+
+    def _halos(self, grids: Tensor, quality: int) -> Tensor:
+        """Return each block with its surroundings, (B, m, D, h, w) -> (B, m, blocks, (BLOCK + 2 radius)^2, D).
+
+        Args:
+            grids: keys and values.
+            quality: channel that is added to the scores; it hides the cells outside the image.
+        """
+        radius, side = self.config.radius, BLOCK + 2 * self.config.radius
+        height, width = grids.shape[3:]
+        down, right = -height % BLOCK, -width % BLOCK
+        padding = (radius, radius + right, radius, radius + down)
+        inside = F.pad(torch.ones_like(grids[:1, :1, :1]), padding)
+        before, own, after = F.pad(grids, padding).split([quality, 1, grids.shape[2] - quality - 1], dim=2)
+        padded = torch.cat([before, own + (1 - inside) * HIDDEN, after], dim=2)
+        # Slices instead of Tensor.unfold, which few runtimes know.
+        rows = [padded[..., top : top + side, :] for top in range(0, height + down, BLOCK)]
+        halos = [
+            row[..., left : left + side] for row in rows for left in range(0, width + right, BLOCK)
+        ]
+        return torch.stack(halos, dim=2).flatten(4).transpose(3, 4)
+
+    def _bias(self, frames: int, valid: Tensor | None) -> Tensor:
+        """Return what is added to the scores, (BLOCK^2, m * n), from offsets in space and time."""
+        place = self.position[self.offsets]  # (BLOCK^2, n)
+        ages = torch.arange(frames - 1, -1, -1, device=place.device, dtype=place.dtype)
+        frame = -F.softplus(self.age) * ages  # (m,)
+        if valid is not None:
+            frame = frame + (~valid).to(place.dtype) * HIDDEN
+        return (place[:, None] + frame[None, :, None]).flatten(1)
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """Return the largest probability and 1 - normalised entropy, (n, C, h, w) -> (n, 2, h, w), both in [0, 1]."""
+    scaled = logits.log_softmax(1)
+    shares = scaled.exp()
+    entropy = -(shares * scaled).sum(1, keepdim=True) / math.log(max(2, logits.shape[1]))
+    return torch.cat([shares.amax(1, keepdim=True), 1 - entropy], dim=1)
+
+
+def _distance_penalty(side: int) -> Tensor:
+    """Return the initial position table, (side^2,): near places first."""
+    steps = torch.arange(side, dtype=torch.float32) - side // 2
+    return (-0.05 * (steps[:, None] ** 2 + steps[None] ** 2)).flatten()
+
+
+def _offsets(radius: int) -> Tensor:
+    """Return for each query and key of a block the index of their offset in the position table, (BLOCK^2, n)."""
+    side, reach = BLOCK + 2 * radius, BLOCK + radius - 1
+    steps = torch.arange(side)[None] - radius - torch.arange(BLOCK)[:, None] + reach  # (BLOCK, side)
+    table = steps[:, None, :, None] * (2 * reach + 1) + steps[None, :, None, :]
+    return table.reshape(BLOCK * BLOCK, side * side)
+
+
+def _blocks(grid: Tensor) -> Tensor:
+    """Divide a grid into blocks, (B, D, h, w) -> (B, blocks, BLOCK^2, D); zeros are added below and on the right."""
+    height, width = grid.shape[2:]
+    padded = F.pad(grid, (0, -width % BLOCK, 0, -height % BLOCK))
+    split = padded.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))  # (B, D, rows, BLOCK, columns, BLOCK)
+    return split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+
+
+def _unblocked(blocks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `_blocks`, (B, blocks, BLOCK^2, D) -> (B, D, h, w)."""
+    height, width = size
+    rows = -(-height // BLOCK)
+    split = blocks.unflatten(2, (BLOCK, BLOCK)).unflatten(1, (rows, -1))  # (B, rows, columns, BLOCK, BLOCK, D)
+    grid = split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return grid[..., :height, :width]

@@ -1,0 +1,80 @@
+# SPDX-FileCopyrightText: vtseg_ros contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Base of the networks that segment windows of frames and contain a static network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from vtseg_ros.errors import ConfigError
+from vtseg_ros.model.registry import Network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vtseg_ros.model.blocks import VTLayer
+
+
+class VideoNetwork(Network):
+    """A network (B, k, 3, H, W) -> (B, k, C, H, W) with the attribute `static_prior`, its static network.
+
+    The defaults of its methods are those of a network without attention layers whose frames see all older ones.
+    """
+
+    static_prior: nn.Module
+    prior_frozen = False
+
+    def freeze_prior(self, frozen: bool = True) -> None:
+        """Freeze the static network, including its BatchNorm (stage `video`), or train it (stage `end_to_end`)."""
+        self.prior_frozen = frozen
+        for parameter in self.static_prior.parameters():  # a TorchScript module has no requires_grad_
+            parameter.requires_grad_(not frozen)
+        self.static_prior.train(self.training and not frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts; a frozen static network stays in eval mode."""
+        super().train(mode)
+        if self.prior_frozen:
+            self.static_prior.eval()
+        return self
+
+    def static_branch(self) -> nn.Module:
+        """Return the static network alone, (n, 3, H, W) in [0, 1] -> (n, C, H, W); shared, not copied."""
+        raise NotImplementedError
+
+    def static_logits(self, images: Tensor) -> Tensor:
+        """Return the static network's logits in this network's classes, (n, C, H, W), of images (n, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def encoder_features(self, video: Tensor) -> Tensor | None:
+        """Return features of the newest frame, averaged over the image, (B, D); None = there is no encoder.
+
+        Args:
+            video: (B, k, 3, H, W), RGB in [0, 1], newest frame last.
+        """
+        return None
+
+    @property
+    def attention_layers(self) -> Sequence[VTLayer]:
+        """All video attention layers, in the order of the forward pass."""
+        return ()
+
+    def window_band(self, frames: int) -> int:
+        """Return the band of a window of `frames` frames; 0 = every frame sees the whole window."""
+        return 0
+
+    def check_streaming(self, mode: str) -> None:
+        """Raise ConfigError if `mode`, `exact` or `causal`, does not give the masks that the network was trained for."""
+        if mode == "causal":
+            raise ConfigError(
+                f"streaming: causal does not fit this network; expected a vtseg trained with attention causal, got "
+                f"{self.architecture}. Use exact"
+            )
+
+    @property
+    def best_streaming(self) -> str:
+        """Cheapest mode of `causal`, `exact` and `plain` with the masks that the network was trained for."""
+        return "exact"
