@@ -90,7 +90,6 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
     video=True,
     video_prior=True,
     options=("overrides", "static_prior"),
-    parts={"static_prior": "static network", "memory": "attention to older frames"},
 )
 class LocalMemory(VideoNetwork):
     """A static network whose logits are blended with those of older frames (see `MemoryAttention`).
