@@ -112,7 +112,9 @@ def test_segmenting_and_the_export_agree(trained, street_bag, tmp_path):
         == 0
     )
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
-    by_network, by_file = (VideoPredictor(source, device="cpu", precision="fp32").step(image) for source in (trained, exported))
+    by_network, by_file = (
+        VideoPredictor(source, device="cpu", precision="fp32").step(image) for source in (trained, exported)
+    )
     assert (by_network.mask == by_file.mask).mean() > 0.999
 
 

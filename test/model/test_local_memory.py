@@ -36,7 +36,7 @@ def network(prior: str = "efficientvit_b0", window: int = 3, stride: int = 8) ->
     )
     model = LocalMemory(config).eval()
     with torch.no_grad():
-        model.memory.gate[-1].bias.zero_()
+        model.memory.gate.bias.zero_()
     return model
 
 
@@ -158,5 +158,3 @@ def test_the_static_network_cannot_be_a_memory_itself():
 def test_overrides_without_sense(overrides):
     with pytest.raises(ConfigError, match="overrides"):
         LocalMemory.check_overrides(overrides)
-
-

@@ -98,7 +98,7 @@ def test_missing_frames_have_no_influence():
 def test_a_closed_gate_changes_nothing_and_an_open_one_copies():
     network = memory()
     features, logits, past = inputs(1, (8, 8))
-    last = network.gate[-1]
+    last = network.gate
     with torch.no_grad():
         last.weight.zero_()
         last.bias.fill_(-50.0)

@@ -72,13 +72,6 @@ def test_files_of_windows(tmp_path, codec):
             "augmentation.corruption_severity has no effect without corruption",
         ),
         (
-            {
-                "augmentation": {"corruption": 0.5},
-                "stages": [{"name": "video", "steps": 1, "teacher": "t.safetensors"}],
-            },
-            "expected augmentation.corruption 0, got 0.5",
-        ),
-        (
             {"data": {"train": ["a"], "size": [64, 32]}},
             "data.validation and data.validation_share: expected one of them",
         ),

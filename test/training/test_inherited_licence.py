@@ -85,7 +85,7 @@ def test_a_checkpoint_that_does_not_fit_as_static_prior(config, erfnet, tmp_path
     video = tmp_path / "v.safetensors"
     network = VTSeg(VTSegConfig.preset("tiny", num_classes=14))
     save_checkpoint(video, network, labels=STREET, input_size=(64, 32))
-    with pytest.raises(ConfigError, match="expected a checkpoint of an image network .* got vtseg"):
+    with pytest.raises(ConfigError, match="wrong network; expected a checkpoint of erfnet, .* got vtseg"):
         build_model(_with(config, static_prior=str(video)), STREET)
 
 

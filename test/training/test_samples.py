@@ -10,10 +10,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from bags.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png, write_bag
 
 from vtseg_ros.bags.bag import BagWriter
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, compressed_message
+from vtseg_ros.dataset.augmentation import Augmentation, AugmentationConfig
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE
@@ -100,6 +102,21 @@ def test_windows_draw_their_stride(tmp_path):
         ((10, 10, 11), (255, 10, 11)),
         ((11, 11, 11), (255, 255, 11)),
     }
+
+
+def test_clean_frames_come_with_the_corrupted_ones(street_bag):
+    """Without corruption the same samples are drawn; a window's third tensor is what they look like."""
+    store = FrameStore(FrameIndex([BagSource(street_bag)]), size=(64, 32))
+    options = dict(length=2, seed=1, stage=0, num_classes=14)
+    corrupting = AugmentationConfig(corruption=1.0, corruption_newest=1.0, corruption_severity=(5, 5))
+    windows = store.index.windows(2)
+    samples = Samples(store, windows, augmentation=Augmentation(corrupting), with_clean=True, **options)
+    plain = Samples(store, windows, augmentation=Augmentation(AugmentationConfig()), **options)
+    for position in range(4):
+        video, labels, clean = samples[position]
+        expected, same_labels = plain[position]
+        assert torch.equal(clean, expected) and torch.equal(labels, same_labels)
+        assert torch.equal(video[0], clean[0]) and not torch.equal(video[1], clean[1])
 
 
 def test_workers_start_after_opencv_used_its_threads(street_bag):

@@ -22,7 +22,8 @@ from vtseg_ros.bags.messages import NS
 from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.label_set import OUTSIDE, STREET, LabelSet
-from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, save_checkpoint
+from vtseg_ros.model import ERFNet, VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
+from vtseg_ros.model.stgru import STGRU
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.processes import launch
 from vtseg_ros.training.run import Training, train
@@ -40,6 +41,34 @@ def save_erfnet(path, labels):
 
 def identity(classes):
     return tuple(((number,), (number,)) for number in range(classes))
+
+
+def test_a_video_network_as_teacher_sees_every_frame_alone(tiny_checkpoint):
+    teacher = build_teacher(StageConfig("video", steps=1, teacher=str(tiny_checkpoint)), STREET)
+    frames = torch.rand(3, 3, 32, 64)
+    network = load_checkpoint(tiny_checkpoint).network
+    with torch.no_grad():
+        expected = torch.cat([network(frame[None, None])[0] for frame in frames]).softmax(1)
+    torch.testing.assert_close(teacher.targets(frames)[0], expected)
+
+
+def test_the_teacher_sees_the_clean_frames():
+    """The student gets noise; the targets are those of the clean frames, which the batch has third."""
+    torch.manual_seed(0)
+    network, student, fabric = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), launch("cpu", "fp32")
+    with torch.no_grad():
+        network.weight.mul_(10)  # different pixels, different classes
+    module = fabric.setup(student)
+    noise, clean = (torch.randint(0, 256, (1, 1, 3, 32, 64), dtype=torch.uint8) for _ in range(2))
+    labels = torch.full((1, 1, 32, 64), 255, dtype=torch.uint8)
+    options = {"image_network": True, "teacher": Teacher(network, identity(3))}
+    loss = backward(fabric, module, [[noise, labels, clean]], with_clean=True, **options)
+    with torch.no_grad():
+        target, logits = network(clean[0] / 255).softmax(1), module(noise[0] / 255)
+    expected = F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    same = backward(fabric, module, [[noise, labels]], **options)
+    assert same != pytest.approx(loss, rel=1e-2)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
@@ -157,14 +186,18 @@ def test_the_same_names_in_another_order(tmp_path):
     assert teacher.cells == (((1,), (0,)), ((2,), (1,)), ((0,), (2,)))
 
 
-def test_teachers_that_do_not_fit(tmp_path, tiny_checkpoint):
+def test_teachers_that_do_not_fit(tmp_path):
     other = save_erfnet(tmp_path / "t", LabelSet.from_names(["a", "b", "x"]))
     with pytest.raises(
         ConfigError, match="teacher .*t: has other classes; expected a, b, c, got a, b, x. .*mapping"
     ):
         build_teacher(StageConfig("static", steps=1, teacher=other), THREE)
-    with pytest.raises(ConfigError, match="image network"):
-        build_teacher(StageConfig("video", steps=1, teacher=str(tiny_checkpoint)), STREET)
+    flow = tmp_path / "gru.safetensors"
+    save_checkpoint(flow, STGRU(num_classes=3), labels=THREE, input_size=(64, 32))
+    with pytest.raises(
+        ConfigError, match="it needs optical flow; expected vtseg or an image network, got gru"
+    ):
+        build_teacher(StageConfig("video", steps=1, teacher=str(flow)), THREE)
     with pytest.raises(CheckpointError, match="nobody: no checkpoint"):
         build_teacher(StageConfig("static", steps=1, teacher="nobody"), THREE)
     for mapping, named in (

@@ -137,7 +137,9 @@ def exportable(
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
     elif network.best_streaming == "plain":
-        raise ConfigError(f"mix_ffn: cannot be exported; expected spatial, got {checkpoint.config['mix_ffn']}")
+        raise ConfigError(
+            f"mix_ffn: cannot be exported; expected spatial, got {checkpoint.config['mix_ffn']}"
+        )
     elif full_window or window == 1:
         module = ExportedWindow(network)
         arguments, kind = (

@@ -89,6 +89,7 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
     sizes={"Local memory": lambda classes: LocalMemory(LocalMemoryConfig(num_classes=classes))},
     video=True,
     video_prior=True,
+    least_window=2,
     options=("overrides", "static_prior"),
 )
 class LocalMemory(VideoNetwork):
@@ -192,7 +193,9 @@ class LocalMemory(VideoNetwork):
             logits.append(own)
         result = torch.stack(logits, dim=1)
         if self.upsample:
-            result, static = (_upsampled(grids, (video.shape[3], video.shape[4])) for grids in (result, static))
+            result, static = (
+                _upsampled(grids, (video.shape[3], video.shape[4])) for grids in (result, static)
+            )
         return (result, static) if with_static else result
 
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> LocalMemory:
@@ -241,7 +244,9 @@ def single_frames(network: nn.Module) -> nn.Module:
 
 def _build_static(config: LocalMemoryConfig) -> nn.Module:
     if config.static_prior not in static_architectures(NAME):
-        return build_prior(config.static_prior, num_classes=config.num_classes)  # raises the error that lists the names
+        return build_prior(
+            config.static_prior, num_classes=config.num_classes
+        )  # raises the error that lists the names
     kind = architecture(config.static_prior)
     return kind.from_config({**config.static_prior_config, "num_classes": config.num_classes})
 
@@ -257,4 +262,5 @@ def _resized(grids: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample (B, k, C, h, w) to (B, k, C, *size)."""
-    return _resized(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])
+    result: Tensor = _resized(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])
+    return result

@@ -28,6 +28,8 @@ BLOCK = 8
 HIDDEN = -1e4
 """Score of a key that must not be seen."""
 STRIDES = (4, 8)
+RGB_MEAN, RGB_STD = 0.45, 0.25
+"""Of usual images, in [0, 1]; close enough for the first convolution."""
 CERTAINTIES = 2
 """Measures of how certain logits are, see `certainty`."""
 
@@ -71,11 +73,12 @@ class MemoryAttention(nn.Module):
         super().__init__()
         self.config = config
         width, half = config.width, config.width // 2
-        layers = [ConvNorm(3, half, 3, stride=2), ConvNorm(half, width, 3, stride=2)]
+        # Without BatchNorm, whose statistics of a batch would tell whether the other frames are corrupted.
+        layers = [ConvNorm(3, half, 3, stride=2, norm=False), ConvNorm(half, width, 3, stride=2, norm=False)]
         if config.stride == 8:
-            layers.append(ConvNorm(width, width, 3, stride=2))
+            layers.append(ConvNorm(width, width, 3, stride=2, norm=False))
         self.stem = nn.Sequential(*layers)
-        self.join = ConvNorm(width + CERTAINTIES, width, 1)
+        self.join = ConvNorm(width + CERTAINTIES, width, 1, norm=False)
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Conv2d(width, width, 1)
         self.quality = nn.Conv2d(width, 1, 1)
@@ -84,8 +87,11 @@ class MemoryAttention(nn.Module):
         reach = BLOCK + config.radius
         self.position = nn.Parameter(_distance_penalty(2 * reach - 1))
         self.register_buffer("offsets", _offsets(config.radius), persistent=False)
-        self.gate = nn.Sequential(ConvNorm(2 * width + 2 * CERTAINTIES + 1, width, 3), nn.Conv2d(width, 1, 1))
-        nn.init.constant_(self.gate[-1].bias, -2.0)  # starts close to the frame's own logits
+        self.compare = nn.Conv2d(2 * width + 2 * CERTAINTIES + 1, width, 3, padding=1)
+        self.compare_frames = nn.Conv2d(2 * width, width, 1)
+        self.gate = nn.Conv2d(width, 1, 1)
+        assert self.gate.bias is not None
+        nn.init.constant_(self.gate.bias, -2.0)  # starts close to the frame's own logits
 
     def features(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return the features of each cell, which depend on one frame only.
@@ -97,7 +103,8 @@ class MemoryAttention(nn.Module):
         Returns:
             (n, width, h, w).
         """
-        result: Tensor = self.join(torch.cat([self.stem(images - 0.5), certainty(logits)], dim=1))
+        described = self.stem((images - RGB_MEAN) / RGB_STD)
+        result: Tensor = self.join(torch.cat([described, certainty(logits)], dim=1))
         return result
 
     def remember(self, features: Tensor, logits: Tensor) -> Tensor:
@@ -118,9 +125,11 @@ class MemoryAttention(nn.Module):
         """
         keys, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
-        gate = torch.sigmoid(
-            self.gate(torch.cat([features, keys, certainty(logits), certainty(attended), agreement], dim=1))
-        )
+        both = torch.cat([self.key(features), keys], dim=1)
+        cells = self.compare(torch.cat([both, certainty(logits), certainty(attended), agreement], dim=1))
+        # A frame that differs from the older ones as a whole is probably noisy or blurred.
+        frames = self.compare_frames(both.mean((2, 3), keepdim=True))
+        gate = torch.sigmoid(self.gate(F.hardswish(cells + frames)))
         change = gate * (attended - logits)
         return change if valid is None else change * valid.any().to(change.dtype)
 
@@ -141,7 +150,9 @@ class MemoryAttention(nn.Module):
         )
         answers = torch.cat([keys, values.softmax(2), quality], dim=2)
         queries = _blocks(asked)  # (B, blocks, BLOCK^2, D)
-        seen = self._halos(torch.cat([answers, values], dim=2), answers.shape[2] - 1)  # (B, m, blocks, n, D + C)
+        seen = self._halos(
+            torch.cat([answers, values], dim=2), answers.shape[2] - 1
+        )  # (B, m, blocks, n, D + C)
         seen = seen.transpose(1, 2).flatten(2, 3)  # (B, blocks, m * n, D + C)
         scores = queries @ seen[..., : asked.shape[1]].transpose(2, 3) + self._bias(past.shape[1], valid)
         found = torch.cat([seen[..., :width], seen[..., asked.shape[1] :]], dim=3)
@@ -164,9 +175,7 @@ class MemoryAttention(nn.Module):
         padded = torch.cat([before, own + (1 - inside) * HIDDEN, after], dim=2)
         # Slices instead of Tensor.unfold, which few runtimes know.
         rows = [padded[..., top : top + side, :] for top in range(0, height + down, BLOCK)]
-        halos = [
-            row[..., left : left + side] for row in rows for left in range(0, width + right, BLOCK)
-        ]
+        halos = [row[..., left : left + side] for row in rows for left in range(0, width + right, BLOCK)]
         return torch.stack(halos, dim=2).flatten(4).transpose(3, 4)
 
     def _bias(self, frames: int, valid: Tensor | None) -> Tensor:
@@ -206,13 +215,15 @@ def _blocks(grid: Tensor) -> Tensor:
     height, width = grid.shape[2:]
     padded = F.pad(grid, (0, -width % BLOCK, 0, -height % BLOCK))
     split = padded.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))  # (B, D, rows, BLOCK, columns, BLOCK)
-    return split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+    result: Tensor = split.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+    return result
 
 
 def _unblocked(blocks: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `_blocks`, (B, blocks, BLOCK^2, D) -> (B, D, h, w)."""
     height, width = size
     rows = -(-height // BLOCK)
-    split = blocks.unflatten(2, (BLOCK, BLOCK)).unflatten(1, (rows, -1))  # (B, rows, columns, BLOCK, BLOCK, D)
-    grid = split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    # (B, rows, columns, BLOCK, BLOCK, D)
+    split = blocks.unflatten(2, (BLOCK, BLOCK)).unflatten(1, (rows, -1))
+    grid: Tensor = split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
     return grid[..., :height, :width]

@@ -56,6 +56,7 @@ def warp(past: Tensor, backward_flow: Tensor) -> Tensor:
     sizes={"GRU": lambda classes: STGRU(num_classes=classes)},
     video=True,
     needs_flow=True,
+    least_window=2,
     options=("overrides", "flow"),
     class_dimensions={
         r"(past|present)_to_update\.weight": (1,),

@@ -134,9 +134,7 @@ class FrameScorer:
         self.checkpoint, self.model, self._video = checkpoint, checkpoint.network, traits.video
         self._gap_ns = round(max_gap_s * 1e9)
         self._flow = DisFlow()
-        self._frames: deque[np.ndarray] = deque(
-            maxlen=checkpoint.config["window"] if traits.video else 2
-        )
+        self._frames: deque[np.ndarray] = deque(maxlen=checkpoint.config["window"] if traits.video else 2)
         self._last_ns = 0
 
     @property

@@ -22,6 +22,7 @@ from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.dataset.splits import require_apart, split_by_time
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import LABEL_SETS, LabelSet
+from vtseg_ros.model.registry import architecture
 from vtseg_ros.training.config import DataConfig, StageConfig, TrainConfig
 from vtseg_ros.training.samples import Positions, Samples, build_loader, load_batches
 from vtseg_ros.training.validation import ScoredClasses, Validator
@@ -48,7 +49,7 @@ class TrainingData:
 
     def __init__(self, config: TrainConfig, labels: LabelSet, *, length: int, needs_flow: bool) -> None:
         self.config, self.labels, self.length = config, labels, length
-        least = 2 if needs_flow else 1
+        least = architecture(config.model.architecture).least_window
         for stage in config.stages:
             if stage.window and not least <= stage.window <= length:
                 raise ConfigError(
