@@ -37,9 +37,9 @@ class AugmentationConfig:
         path_shift: Largest translation along that path, share of the side of the image, 0..0.5.
         path_rotation_deg: Largest rotation along that path, degrees.
         occlusion: Share of the frames that are partly covered, 0..1, each at its own places (not in the paper).
-        corruption: Share of the windows that have corrupted frames, 0..1 (not in the paper).
-        corruption_newest: Share of those windows whose newest frame is corrupted, with clean older frames, 0..1; in the
-            others all older frames are corrupted, and the newest one is clean.
+        corruption: Share of the windows that have a run of 1 to 3 corrupted frames, 0..1 (not in the paper).
+        corruption_newest: Share of those windows whose run ends with the newest frame, 0..1; in the others the newest
+            frame is clean.
         corruption_kinds: Kinds of `dataset.corruptions.KINDS`; empty = all.
         corruption_severity: (lowest, highest), 1 to 5.
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Corrupted frames in training windows: the newest frame with clean older ones, or the reverse.
+"""Corrupted frames in training windows: a run of adjacent frames that ends at the newest frame or before it.
 
 The corruptions are those of the robustness scores (`dataset.corruptions`). A network can only learn to use older frames
 where the newest one does not suffice.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtseg_ros.dataset.corruptions import FROZEN, KINDS, SEVERITIES, Corruption
+from vtseg_ros.dataset.corruptions import FROZEN, KINDS, MAX_RUN, SEVERITIES, Corruption
 
 DRAWS = 2**31
 
@@ -52,14 +52,14 @@ def draw_corrupted_frames(
     Args:
         frames: k of the window.
         share: probability that the window has corrupted frames; with 0 nothing is drawn from `rng`.
-        newest: probability that it is the newest frame of such a window, and the older ones are clean; otherwise all
-            older frames are corrupted, and the newest one is clean.
+        newest: probability that the corrupted frames of such a window end with the newest one; otherwise they end with
+            an older one, and the newest one is clean.
         kinds: to choose from; empty = all of KINDS.
         severity: (lowest, highest), 1 to 5.
         rng: source of the draws.
 
     Returns:
-        The corrupted frames, oldest first.
+        The corrupted frames, oldest first: 1 to `MAX_RUN` adjacent ones, but never all frames of a longer window.
     """
     if not share or rng.random() >= share:
         return ()
@@ -67,7 +67,13 @@ def draw_corrupted_frames(
     corruption = Corruption(
         kind=kinds[int(rng.integers(len(kinds)))], severity=int(rng.integers(severity[0], severity[1] + 1))
     )
-    affected = [frames - 1] if rng.random() < newest else range(frames - 1)
+    last = frames - 1
+    if rng.random() >= newest:
+        if frames == 1:
+            return ()
+        last = int(rng.integers(frames - 1))
+    length = 1 + int(rng.integers(min(MAX_RUN, max(1, frames - 1))))
+    affected = range(max(0, last + 1 - length), last + 1)
     return tuple(CorruptedFrame(frame, corruption, int(rng.integers(DRAWS))) for frame in affected)
 
 
