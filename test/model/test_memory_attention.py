@@ -129,10 +129,10 @@ def test_nothing_depends_on_the_number_of_classes():
 
 
 def test_certainty_by_hand():
-    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).reshape(1, 3, 1, 1)
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).reshape(1, 3, 1, 1) + 2
     found = certainty(logits).flatten()
     entropy = -(0.5 * np.log(0.5) + 0.5 * np.log(0.25)) / np.log(3)
-    np.testing.assert_allclose(found.numpy(), [0.5, 1 - entropy], atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), [0.5, 1 - entropy, 0.2], atol=1e-6)
 
 
 @pytest.mark.parametrize(("field", "value"), [("stride", 2), ("radius", 0), ("radius", 9), ("width", 4)])

@@ -30,7 +30,7 @@ HIDDEN = -1e4
 STRIDES = (4, 8)
 RGB_MEAN, RGB_STD = 0.45, 0.25
 """Of usual images, in [0, 1]; close enough for the first convolution."""
-CERTAINTIES = 2
+CERTAINTIES = 3
 """Measures of how certain logits are, see `certainty`."""
 
 
@@ -87,8 +87,9 @@ class MemoryAttention(nn.Module):
         reach = BLOCK + config.radius
         self.position = nn.Parameter(_distance_penalty(2 * reach - 1))
         self.register_buffer("offsets", _offsets(config.radius), persistent=False)
-        self.compare = nn.Conv2d(2 * width + 2 * CERTAINTIES + 1, width, 3, padding=1)
-        self.compare_frames = nn.Conv2d(2 * width, width, 1)
+        compared = 2 * width + 2 * CERTAINTIES + 1
+        self.compare = nn.Conv2d(compared, width, 3, padding=1)
+        self.compare_frames = nn.Conv2d(compared, width, 1)
         self.gate = nn.Conv2d(width, 1, 1)
         assert self.gate.bias is not None
         nn.init.constant_(self.gate.bias, -2.0)  # starts close to the frame's own logits
@@ -125,11 +126,11 @@ class MemoryAttention(nn.Module):
         """
         keys, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
-        both = torch.cat([self.key(features), keys], dim=1)
-        cells = self.compare(torch.cat([both, certainty(logits), certainty(attended), agreement], dim=1))
+        both = [self.key(features), keys, certainty(logits), certainty(attended), agreement]
+        compared = torch.cat(both, dim=1)
         # A frame that differs from the older ones as a whole is probably noisy or blurred.
-        frames = self.compare_frames(both.mean((2, 3), keepdim=True))
-        gate = torch.sigmoid(self.gate(F.hardswish(cells + frames)))
+        whole = self.compare_frames(compared.mean((2, 3), keepdim=True))
+        gate = torch.sigmoid(self.gate(F.hardswish(self.compare(compared) + whole)))
         change = gate * (attended - logits)
         return change if valid is None else change * valid.any().to(change.dtype)
 
@@ -189,11 +190,16 @@ class MemoryAttention(nn.Module):
 
 
 def certainty(logits: Tensor) -> Tensor:
-    """Return the largest probability and 1 - normalised entropy, (n, C, h, w) -> (n, 2, h, w), both in [0, 1]."""
-    scaled = logits.log_softmax(1)
+    """Return measures of how certain logits are, (n, C, h, w) -> (n, 3, h, w).
+
+    The largest probability and 1 - normalised entropy, both in [0, 1], and a tenth of the free energy, which detects images
+    unlike those of the training (Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020).
+    """
+    energy = logits.logsumexp(1, keepdim=True)
+    scaled = logits - energy
     shares = scaled.exp()
     entropy = -(shares * scaled).sum(1, keepdim=True) / math.log(max(2, logits.shape[1]))
-    return torch.cat([shares.amax(1, keepdim=True), 1 - entropy], dim=1)
+    return torch.cat([shares.amax(1, keepdim=True), 1 - entropy, energy / 10], dim=1)
 
 
 def _distance_penalty(side: int) -> Tensor:
