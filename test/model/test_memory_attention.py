@@ -88,9 +88,9 @@ def test_missing_frames_have_no_influence():
     network = memory()
     features, logits, past = inputs(3, (8, 16))
     with torch.no_grad():
-        shorter = network(features, logits, past[:, 1:])
-        longer = network(features, logits, past, torch.tensor([False, True, True]))
-        none = network(features, logits, past, torch.tensor([False, False, False]))
+        shorter, _ = network(features, logits, past[:, 1:])
+        longer, _ = network(features, logits, past, torch.tensor([False, True, True]))
+        none, _ = network(features, logits, past, torch.tensor([False, False, False]))
     torch.testing.assert_close(longer, shorter, atol=1e-5, rtol=0)
     assert not none.any()
 
@@ -102,9 +102,9 @@ def test_a_closed_gate_changes_nothing_and_an_open_one_copies():
     with torch.no_grad():
         last.weight.zero_()
         last.bias.fill_(-50.0)
-        assert network(features, logits, past).abs().max() < 1e-6
+        assert network(features, logits, past)[0].abs().max() < 1e-6
         last.bias.fill_(50.0)
-        change = network(features, logits, past)
+        change, _ = network(features, logits, past)
         attended = network.attend(features, logits, past)[1]
     torch.testing.assert_close(logits + change, attended)
 
@@ -125,7 +125,7 @@ def test_nothing_depends_on_the_number_of_classes():
     for classes in (1, 2, 19):
         features, logits = torch.randn(1, 8, 8, 8), torch.randn(1, classes, 8, 8)
         past = network.remember(features, logits)[:, None]
-        assert network(features, logits, past).shape == logits.shape
+        assert network(features, logits, past)[0].shape == logits.shape
 
 
 def test_certainty_by_hand():

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 NAME = "local_memory"
 DEFAULT_PRIOR = "efficientvit_b0"
+CORRUPTED = 0.02
+"""Mean difference of the RGB of a corrupted cell from the clean frame, at least."""
 OVERRIDES = ("window", "stride", "radius", "width", "static_prior")
 
 
@@ -90,6 +92,7 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
     video=True,
     video_prior=True,
     least_window=2,
+    takes_clean=True,
     options=("overrides", "static_prior"),
 )
 class LocalMemory(VideoNetwork):
@@ -155,7 +158,12 @@ class LocalMemory(VideoNetwork):
         return network
 
     def forward(
-        self, video: Tensor, cache: FrameCache | None = None, *, with_static: bool = False
+        self,
+        video: Tensor,
+        cache: FrameCache | None = None,
+        *,
+        with_static: bool = False,
+        clean: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Segment the frames of a window, or with a streaming cache the newest one.
 
@@ -164,11 +172,12 @@ class LocalMemory(VideoNetwork):
                 the frames that it does not contain yet.
             cache: selects the computed and the visible frames; None = all frames.
             with_static: return the static network's logits too.
+            clean: the video before it was corrupted, for training: return `gate_loss` too.
 
         Returns:
             Logits (B, k', C, H, W) of the frames that the cache selects, newest last (without a cache all k), and if
-            requested those of the static network, (B, k, C, H, W). Without upsampling, H and W of the logits are those
-            of the static network.
+            requested those of the static network, (B, k, C, H, W), or the loss. Without upsampling, H and W of the
+            logits are those of the static network.
         """
         if video.dim() != 5 or video.shape[2] != 3:
             raise ConfigError(f"video: wrong shape; expected (B, k, 3, H, W), got {tuple(video.shape)}")
@@ -183,12 +192,13 @@ class LocalMemory(VideoNetwork):
         rows = remembered.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, k, h*w, D)
         past = cache.join("memory/rows", rows).transpose(2, 3).unflatten(3, remembered.shape[2:])
         static, cells, features = (grid.unflatten(0, (batch, frames)) for grid in (static, cells, features))
-        logits = []
+        logits, gates = [], []
         for index in range(frames - 1 if cache.newest_only else 0, frames):
             own, older = static[:, index], past.shape[1] - frames + index
             if older:
                 valid = None if cache.valid is None else cache.valid[:older]
-                change = self.memory(features[:, index], cells[:, index], past[:, :older], valid)
+                change, gate = self.memory(features[:, index], cells[:, index], past[:, :older], valid)
+                gates.append(gate)
                 own = own + _resized(change.to(own.dtype), (own.shape[2], own.shape[3]))
             logits.append(own)
         result = torch.stack(logits, dim=1)
@@ -196,6 +206,8 @@ class LocalMemory(VideoNetwork):
             result, static = (
                 _upsampled(grids, (video.shape[3], video.shape[4])) for grids in (result, static)
             )
+        if clean is not None:
+            return result, gate_loss(torch.cat(gates, dim=1), (clean - video).abs().mean(2))
         return (result, static) if with_static else result
 
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> LocalMemory:
@@ -235,6 +247,24 @@ class SingleFrames(nn.Module):
         """Return logits of images (n, 3, H, W), RGB in [0, 1]."""
         result: Tensor = self.network(images[:, None])[:, 0]
         return result
+
+
+def gate_loss(gates: Tensor, difference: Tensor) -> Tensor:
+    """Return the loss that teaches the gate where a frame is corrupted: the mean binary cross-entropy, nats.
+
+    The loss of the masks alone teaches this slowly: where frames are clean, it hardly depends on the gate.
+
+    Args:
+        gates: (B, k - 1, h, w) gates of all frames but the oldest, before the sigmoid.
+        difference: (B, k, H, W) mean difference of a pixel from the clean frame, 0..1. Cells that are corrupted in all
+            older frames too have no target.
+    """
+    corrupted = F.interpolate(difference, size=gates.shape[2:], mode="area") > CORRUPTED
+    known = (~corrupted).cummax(1).values[:, :-1]  # some older frame is clean
+    newer = corrupted[:, 1:]
+    each = F.binary_cross_entropy_with_logits(gates.float(), newer.float(), reduction="none")
+    weight = (known | ~newer).float()
+    return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
 def single_frames(network: nn.Module) -> nn.Module:

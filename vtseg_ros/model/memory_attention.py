@@ -112,8 +112,10 @@ class MemoryAttention(nn.Module):
         """Return what later frames need of a frame: keys, qualities and logits, (n, width + 1 + C, h, w)."""
         return torch.cat([self.key(features), self.quality(features), logits], dim=1)
 
-    def forward(self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return how much the logits of a frame change.
+    def forward(
+        self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return how much the logits of a frame change, and why.
 
         Args:
             features: (B, width, h, w) of the frame.
@@ -122,7 +124,7 @@ class MemoryAttention(nn.Module):
             valid: (m,) bool, which of them exist; None = all.
 
         Returns:
-            (B, C, h, w), zero if no older frame exists.
+            The change (B, C, h, w), zero if no older frame exists, and the gate before the sigmoid (B, 1, h, w).
         """
         keys, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
@@ -130,9 +132,9 @@ class MemoryAttention(nn.Module):
         compared = torch.cat(both, dim=1)
         # A frame that differs from the older ones as a whole is probably noisy or blurred.
         whole = self.compare_frames(compared.mean((2, 3), keepdim=True))
-        gate = torch.sigmoid(self.gate(F.hardswish(self.compare(compared) + whole)))
-        change = gate * (attended - logits)
-        return change if valid is None else change * valid.any().to(change.dtype)
+        gate = self.gate(F.hardswish(self.compare(compared) + whole))
+        change = torch.sigmoid(gate) * (attended - logits)
+        return (change if valid is None else change * valid.any().to(change.dtype)), gate
 
     def attend(
         self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None

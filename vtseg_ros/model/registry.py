@@ -109,6 +109,7 @@ class Architecture:
         video: it takes windows, else single images; an image network can be the static network of a video network.
         video_prior: its static network may be a video network, which then sees single frames.
         needs_flow: it takes optical flow.
+        takes_clean: its forward pass takes the frames before corruption as `clean`, and then returns a loss too.
         least_window: least number of frames of a training window.
         options: fields of the training configuration's `model` section that have an effect, and `static_loss`.
         class_dimensions: which dimensions count classes, by regular expression of the end of a tensor's name.
@@ -124,6 +125,7 @@ class Architecture:
     video: bool = False
     video_prior: bool = False
     needs_flow: bool = False
+    takes_clean: bool = False
     least_window: int = 1
     options: frozenset[str] = frozenset()
     class_dimensions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

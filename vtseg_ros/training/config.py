@@ -149,6 +149,8 @@ class StageConfig:
             cost has more different images.
         static_loss: For `end_to_end`, weight of the cross-entropy of the static network (paper: 0). It keeps the static
             network able to segment by itself, and lets both networks be trained from scratch.
+        gate_loss: For `local_memory` with corrupted frames (`augmentation.corruption`), weight of the loss that teaches its
+            gate where frames are corrupted; the loss is the mean binary cross-entropy over cells.
         teacher: Checkpoint of a network, a file or a shipped name, whose outputs are soft targets on every frame,
             labelled or not; empty = none. A video network sees every frame alone. It sees the frames before they are
             covered or corrupted (`augmentation.occlusion`, `augmentation.corruption`).
@@ -171,6 +173,7 @@ class StageConfig:
     max_lr: float = 6e-5
     window: int = 0
     static_loss: float = 0.0
+    gate_loss: float = 0.0
     teacher: str = ""
     teacher_temperature: float = 1.0
     teacher_weight: float = 1.0
@@ -257,6 +260,7 @@ class TrainConfig:
                 raise ConfigError(f"stage {stage.name}: max_lr must be above 0, got {stage.max_lr}")
             _at_least(f"stage {stage.name}: window", stage.window, 0)
             self._check_static_loss(stage)
+            self._check_gate_loss(stage)
             self._check_teacher(stage)
             if not self._kind.video and stage.name != "static":
                 raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `static`")
@@ -312,6 +316,16 @@ class TrainConfig:
             raise ConfigError(f"stage {stage.name}: static_loss must be at least 0, got {stage.static_loss}")
         if stage.static_loss and (stage.name != "end_to_end" or "static_loss" not in self._kind.options):
             raise ConfigError(f"stage {stage.name}: static_loss belongs to stage end_to_end of vtseg")
+
+    def _check_gate_loss(self, stage: StageConfig) -> None:
+        if not 0 <= stage.gate_loss < math.inf:
+            raise ConfigError(f"stage {stage.name}: gate_loss must be at least 0, got {stage.gate_loss}")
+        corrupts = self.augmentation.corruption or self.augmentation.occlusion
+        if stage.gate_loss and not (self._kind.takes_clean and stage.name != "static" and corrupts):
+            raise ConfigError(
+                f"stage {stage.name}: gate_loss has no effect; expected stage video or end_to_end of local_memory with "
+                "augmentation.corruption above 0. Leave it out"
+            )
 
     def _check_teacher(self, stage: StageConfig) -> None:
         default = StageConfig(stage.name)

@@ -231,6 +231,7 @@ class Training:
                 members=members,
                 teacher=teacher,
                 with_clean=self.data.with_clean(stage),
+                gate_loss=stage.gate_loss,
             )
             check_finite(loss, "loss", where)
             fp16 = config.precision == "fp16"

@@ -144,9 +144,10 @@ class TrainingData:
         return load_batches(build_loader(samples, positions, config.data.workers, pin_memory=pin_memory))
 
     def with_clean(self, stage: StageConfig) -> bool:
-        """Return whether the batches of a stage contain the frames before covering and corruption, for its teacher."""
-        augmentation = self.config.augmentation
-        return bool(stage.teacher and (augmentation.occlusion or augmentation.corruption))
+        """Return whether the batches of a stage contain the frames before covering and corruption."""
+        augmentation, kind = self.config.augmentation, architecture(self.config.model.architecture)
+        wanted = stage.teacher or (kind.takes_clean and stage.name != "static")
+        return bool(wanted and (augmentation.occlusion or augmentation.corruption))
 
     def validator(self, stage: StageConfig, *, fabric: Fabric, should_stop: Callable[[], bool]) -> Validator:
         """Build the validator of a stage."""

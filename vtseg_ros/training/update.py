@@ -34,6 +34,7 @@ def backward(
     members: Tensor | None = None,
     teacher: Teacher | None = None,
     with_clean: bool = False,
+    gate_loss: float = 0.0,
 ) -> float:
     """Compute the gradients of the mean loss over all labelled pixels of the batches of all processes.
 
@@ -50,6 +51,7 @@ def backward(
         members: (G, C) bool, the classes of each group of classes; groups have the label ids from C on.
         teacher: Adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
         with_clean: Whether the batches contain the video before covering and corruption.
+        gate_loss: Weight of the loss that a network returns if it is given that video (`Architecture.takes_clean`).
 
     Returns:
         The mean loss over all processes, nats.
@@ -70,6 +72,9 @@ def backward(
             if static_loss:
                 logits, static = module(video, with_static=True)
                 loss = loss_of(logits) + static_loss * loss_of(static)
+            elif with_clean and gate_loss:
+                logits, own = module(video, clean=clean)
+                loss = loss_of(logits) + gate_loss * counts[index] * own
             else:
                 loss = loss_of(module(video, *more))
             # Fabric averages gradients over processes: scaled to the mean over the labelled pixels of all processes.
