@@ -13,7 +13,7 @@ from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSegConfig, load_checkpoint, save_checkpoint
 from vtseg_ros.model.cache import ExactCache, FrameCache
-from vtseg_ros.model.local_memory import LocalMemory, LocalMemoryConfig
+from vtseg_ros.model.local_memory import LocalMemory, LocalMemoryConfig, gate_loss
 from vtseg_ros.model.memory_attention import MemoryConfig
 from vtseg_ros.model.normalization import Cast
 
@@ -72,6 +72,26 @@ def test_one_frame_gives_the_static_logits_and_older_ones_change_them(prior):
     assert (both[:, 1] - static[:, 1]).abs().max() > 0.005 * static.abs().max()
     valid = torch.tensor([False, True])
     torch.testing.assert_close(model(video, FrameCache(valid=valid))[:, 1], static[:, 1])
+
+
+def test_the_gate_loss_by_hand():
+    """Three frames of two cells; the left one is corrupted in the newest frame, the right one in all."""
+    gates = torch.tensor([[[[0.5, 1.0]], [[-2.0, 3.0]]]])  # of frames 1 and 2
+    difference = torch.zeros(1, 3, 8, 16)
+    difference[:, 2, :, :8] = 0.5
+    difference[:, :, :, 8:] = 0.03
+    difference[:, 1, 0, 0] = 0.9  # less than the threshold on the mean of its cell
+    clean = np.log1p(np.exp(0.5))  # the cross-entropy of the gate 0.5 where it must be closed
+    corrupted = np.log1p(np.exp(2.0))  # of the gate -2 where it must be open
+    assert gate_loss(gates, difference).item() == pytest.approx((clean + corrupted) / 2, rel=1e-5)
+
+
+def test_the_forward_pass_returns_the_gate_loss():
+    model, video = network(), clip(3)
+    logits, loss = model(video, clean=video)
+    torch.testing.assert_close(logits, model(video))
+    loss.backward()
+    assert model.memory.gate.bias.grad.item() > 0  # without corruption every gate must close
 
 
 @torch.no_grad()

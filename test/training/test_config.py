@@ -68,6 +68,17 @@ def test_files_of_windows(tmp_path, codec):
             r"augmentation.corruption_severity: expected \[lowest, highest\] within 1 to 5, got \[3, 6\]",
         ),
         (
+            {"stages": [{"name": "video", "steps": 1, "gate_loss": 0.5}]},
+            "stage video: gate_loss has no effect; expected .* local_memory",
+        ),
+        (
+            {
+                "model": {"architecture": "local_memory"},
+                "stages": [{"name": "video", "steps": 1, "gate_loss": 0.5}],
+            },
+            "stage video: gate_loss has no effect; expected .* augmentation.corruption",
+        ),
+        (
             {"augmentation": {"corruption_severity": [2, 4]}},
             "augmentation.corruption_severity has no effect without corruption",
         ),

@@ -91,6 +91,10 @@ class MemoryAttention(nn.Module):
         self.compare = nn.Conv2d(compared, width, 3, padding=1)
         self.compare_frames = nn.Conv2d(compared, width, 1)
         self.gate = nn.Conv2d(width, 1, 1)
+        for part in (*self.stem.modules(), *self.join.modules(), self.compare, self.compare_frames):
+            if isinstance(part, nn.Conv2d):
+                # Without a norm, the default initialisation would weaken the signal in every layer.
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
         assert self.gate.bias is not None
         nn.init.constant_(self.gate.bias, -2.0)  # starts close to the frame's own logits
 
