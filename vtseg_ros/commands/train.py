@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not is_main_process():
         return 0
     if last:
-        where = f"at update {last[0].step} of {last[0].steps}"
+        where = f"at iteration {last[0].step} of {last[0].steps}"
         print(f"{'done' if done else 'stopped and saved'} {where}: {args.out}")
     else:
         print(f"nothing left to do: {args.out}")

@@ -254,7 +254,7 @@ class Training:
                     return False
         if clock.updates and fabric.is_global_zero:
             log.info(
-                "stage %s: %d updates in %.0f s, %.1f %% of it waiting for data",
+                "stage %s: %d iterations in %.0f s, %.1f %% of it waiting for data",
                 stage.name,
                 clock.updates,
                 clock.waited + clock.worked,
