@@ -81,6 +81,14 @@ def test_files_that_ros_cannot_parse(start, content, said):
     assert code == 2 and f"robot.yaml: {said}" in output
 
 
+@pytest.mark.parametrize(
+    ("argument", "advice"), [("window=2", "Write -p window:=2"), ("window", "Write -p window:=VALUE")]
+)
+def test_an_assignment_that_ros_cannot_parse(start, argument, advice):
+    code, _, output = start(FILE.format("segmenter", 2, 2, 0.25).encode(), "-p", argument)
+    assert code == 2 and f"-p {argument}: no assignment; expected NAME:=VALUE" in output and advice in output
+
+
 def test_a_file_that_does_not_exist(tmp_path):
     assert "cannot be read; expected a YAML file, got: No such file" in file_problem(str(tmp_path / "a.yaml"))
 

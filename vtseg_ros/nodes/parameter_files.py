@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Find faults in the files of `--params-file` that ROS reports without their cause, or does not report."""
+"""Find faults in parameter files and `-p NAME:=VALUE` that ROS reports without their cause, or does not report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ from vtseg_ros.nodes.typed_values import sections
 
 FORM = "NODE: {ros__parameters: {NAME: VALUE}}"
 """Of a parameter file."""
+
+
+ASSIGNMENTS = ("-p", "--param", "-r", "--remap")
+"""Options of ROS that take `NAME:=VALUE`."""
+
+
+def assignment_problems(argv: Sequence[str]) -> list[str]:
+    """Return one line for each parameter or remapping of a command line that is not written as ROS expects."""
+    return [
+        f"{option} {text}: no assignment; expected NAME:=VALUE, got {text!r}. "
+        f"Write {option} {text.replace('=', ':=', 1) if '=' in text else text + ':=VALUE'}"
+        for option, text in zip(argv, argv[1:])
+        if option in ASSIGNMENTS and ":=" not in text
+    ]
 
 
 def parameter_files(argv: Sequence[str]) -> list[str]:

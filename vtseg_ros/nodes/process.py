@@ -20,7 +20,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vtseg_ros.errors import VTSegError, first_line
 from vtseg_ros.nodes.log_handler import library_messages_in
-from vtseg_ros.nodes.parameter_files import file_problem, parameter_files
+from vtseg_ros.nodes.parameter_files import assignment_problems, file_problem, parameter_files
 
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,9 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         _rclpy.RCLError,
         _rclpy.UnknownROSArgsError,
     ) as err:  # a parameter file or an argument that cannot be parsed
-        files = parameter_files(sys.argv if argv is None else argv)
-        reason = next(filter(None, map(file_problem, files)), "") or first_line(err)
+        given = sys.argv if argv is None else argv
+        known = [*assignment_problems(given), *map(file_problem, parameter_files(given))]
+        reason = next(filter(None, known), "") or first_line(err)
         print(f"vtseg_ros: {reason}", file=sys.stderr)
         return 2
     stop = [False]
