@@ -187,17 +187,16 @@ class LocalMemory(VideoNetwork):
         static = single_frames(without_upsampling(self.static_prior))(images)  # (B*k, C, h', w')
         dtype, stride = self.memory.age.dtype, self.config.memory.stride
         cells = _resized(static, (images.shape[2] // stride, images.shape[3] // stride)).to(dtype)
-        features = self.memory.features(images.to(dtype), cells)
-        remembered = self.memory.remember(features, cells)  # (B*k, D, h, w)
+        features, remembered = self.memory.describe(images.to(dtype), cells)  # (B*k, D, h, w)
         rows = remembered.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, k, h*w, D)
         past = cache.join("memory/rows", rows).transpose(2, 3).unflatten(3, remembered.shape[2:])
-        static, cells, features = (grid.unflatten(0, (batch, frames)) for grid in (static, cells, features))
+        static, features = (grid.unflatten(0, (batch, frames)) for grid in (static, features))
         logits, gates = [], []
         for index in range(frames - 1 if cache.newest_only else 0, frames):
             own, older = static[:, index], past.shape[1] - frames + index
             if older:
                 valid = None if cache.valid is None else cache.valid[:older]
-                change, gate = self.memory(features[:, index], cells[:, index], past[:, :older], valid)
+                change, gate = self.memory(features[:, index], past[:, older], past[:, :older], valid)
                 gates.append(gate)
                 own = own + _resized(change.to(own.dtype), (own.shape[2], own.shape[3]))
             logits.append(own)

@@ -30,6 +30,8 @@ HIDDEN = -1e4
 STRIDES = (4, 8)
 RGB_MEAN, RGB_STD = 0.45, 0.25
 """Of usual images, in [0, 1]; close enough for the first convolution."""
+APPEARANCES = 6
+"""Measures of how a cell looks, see `appearance`."""
 CERTAINTIES = 3
 """Measures of how certain logits are, see `certainty`."""
 
@@ -78,7 +80,7 @@ class MemoryAttention(nn.Module):
         if config.stride == 8:
             layers.append(ConvNorm(width, width, 3, stride=2, norm=False))
         self.stem = nn.Sequential(*layers)
-        self.join = ConvNorm(width + CERTAINTIES, width, 1, norm=False)
+        self.join = ConvNorm(width + CERTAINTIES + APPEARANCES, width, 1, norm=False)
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Conv2d(width, width, 1)
         self.quality = nn.Conv2d(width, 1, 1)
@@ -87,7 +89,7 @@ class MemoryAttention(nn.Module):
         reach = BLOCK + config.radius
         self.position = nn.Parameter(_distance_penalty(2 * reach - 1))
         self.register_buffer("offsets", _offsets(config.radius), persistent=False)
-        compared = 2 * width + 2 * CERTAINTIES + 1
+        compared = 2 * (width + APPEARANCES + CERTAINTIES) + 1
         self.compare = nn.Conv2d(compared, width, 3, padding=1)
         self.compare_frames = nn.Conv2d(compared, width, 1)
         self.gate = nn.Conv2d(width, 1, 1)
@@ -98,41 +100,40 @@ class MemoryAttention(nn.Module):
         assert self.gate.bias is not None
         nn.init.constant_(self.gate.bias, -2.0)  # starts close to the frame's own logits
 
-    def features(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Return the features of each cell, which depend on one frame only.
+    def describe(self, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what this module reads of frames, each of which is described by itself.
 
         Args:
             images: (n, 3, H, W), RGB in [0, 1].
             logits: (n, C, h, w) of the cells.
 
         Returns:
-            (n, width, h, w).
+            Features of each cell (n, width, h, w), and what later frames need: keys, qualities, appearances and logits,
+            (n, width + 1 + 6 + C, h, w).
         """
+        look = appearance(images, self.config.stride)
         described = self.stem((images - RGB_MEAN) / RGB_STD)
-        result: Tensor = self.join(torch.cat([described, certainty(logits)], dim=1))
-        return result
-
-    def remember(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Return what later frames need of a frame: keys, qualities and logits, (n, width + 1 + C, h, w)."""
-        return torch.cat([self.key(features), self.quality(features), logits], dim=1)
+        features = self.join(torch.cat([described, certainty(logits), look], dim=1))
+        return features, torch.cat([self.key(features), self.quality(features), look, logits], dim=1)
 
     def forward(
-        self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None
+        self, features: Tensor, own: Tensor, past: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return how much the logits of a frame change, and why.
 
         Args:
-            features: (B, width, h, w) of the frame.
-            logits: (B, C, h, w) of the frame.
-            past: (B, m, width + 1 + C, h, w) from `remember`, of the m >= 1 older frames, oldest first.
+            features: (B, width, h, w) of the frame, from `describe`.
+            own: (B, D, h, w) of the frame, the second result of `describe`.
+            past: (B, m, D, h, w), the same of the m >= 1 older frames, oldest first.
             valid: (m,) bool, which of them exist; None = all.
 
         Returns:
             The change (B, C, h, w), zero if no older frame exists, and the gate before the sigmoid (B, 1, h, w).
         """
-        keys, attended = self.attend(features, logits, past, valid)
+        key, _, look, logits = self._split(own)
+        past_key, past_look, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
-        both = [self.key(features), keys, certainty(logits), certainty(attended), agreement]
+        both = [key, past_key, look, past_look, certainty(logits), certainty(attended), agreement]
         compared = torch.cat(both, dim=1)
         # A frame that differs from the older ones as a whole is probably noisy or blurred.
         whole = self.compare_frames(compared.mean((2, 3), keepdim=True))
@@ -142,10 +143,17 @@ class MemoryAttention(nn.Module):
 
     def attend(
         self, features: Tensor, logits: Tensor, past: Tensor, valid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the attended keys (B, width, h, w) and logits (B, C, h, w); arguments as `forward`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the attended keys, appearances and logits, each (B, ., h, w).
+
+        Args:
+            features: as `forward`.
+            logits: (B, C, h, w) of the frame.
+            past: as `forward`.
+            valid: as `forward`.
+        """
         width, (height, columns) = self.config.width, features.shape[2:]
-        keys, quality, values = past.split([width, 1, past.shape[2] - width - 1], dim=2)
+        keys, quality, look, values = self._split(past)
         # The scores are one product: similar features, equal classes, and how useful the key is by itself.
         asked = torch.cat(
             [
@@ -157,14 +165,17 @@ class MemoryAttention(nn.Module):
         )
         answers = torch.cat([keys, values.softmax(2), quality], dim=2)
         queries = _blocks(asked)  # (B, blocks, BLOCK^2, D)
-        seen = self._halos(
-            torch.cat([answers, values], dim=2), answers.shape[2] - 1
-        )  # (B, m, blocks, n, D + C)
-        seen = seen.transpose(1, 2).flatten(2, 3)  # (B, blocks, m * n, D + C)
+        seen = self._halos(torch.cat([answers, look, values], dim=2), answers.shape[2] - 1)
+        seen = seen.transpose(1, 2).flatten(2, 3)  # (B, blocks, m * n, D + 6 + C)
         scores = queries @ seen[..., : asked.shape[1]].transpose(2, 3) + self._bias(past.shape[1], valid)
         found = torch.cat([seen[..., :width], seen[..., asked.shape[1] :]], dim=3)
         result = _unblocked(scores.softmax(-1) @ found, (height, columns))
-        return result[:, :width], result[:, width:]
+        return result[:, :width], result[:, width : width + APPEARANCES], result[:, width + APPEARANCES :]
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return keys, qualities, appearances and logits of (..., D, h, w)."""
+        classes = rows.shape[-3] - self.config.width - 1 - APPEARANCES
+        return rows.split([self.config.width, 1, APPEARANCES, classes], dim=-3)
 
     def _halos(self, grids: Tensor, quality: int) -> Tensor:
         """Return each block with its surroundings, (B, m, D, h, w) -> (B, m, blocks, (BLOCK + 2 radius)^2, D).
@@ -193,6 +204,26 @@ class MemoryAttention(nn.Module):
         if valid is not None:
             frame = frame + (~valid).to(place.dtype) * HIDDEN
         return (place[:, None] + frame[None, :, None]).flatten(1)
+
+
+def appearance(images: Tensor, stride: int) -> Tensor:
+    """Return how cells look: mean RGB, and how strong edges and noise are.
+
+    Args:
+        images: (n, 3, H, W), RGB in [0, 1].
+        stride: px of a cell's side.
+
+    Returns:
+        (n, 6, H / stride, W / stride): mean RGB - 0.5; logarithms of the mean absolute differences of neighbours in x and
+        y, and of the mean absolute Laplacian, which noise raises and blur lowers.
+    """
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    middle, right, below = grey[..., 1:-1, 1:-1], grey[..., 1:-1, 2:], grey[..., 2:, 1:-1]
+    laplacian = 4 * middle - right - below - grey[..., 1:-1, :-2] - grey[..., :-2, 1:-1]
+    strengths = torch.cat([(right - middle).abs(), (below - middle).abs(), laplacian.abs()], dim=1)
+    return torch.cat(
+        [F.avg_pool2d(images, stride) - 0.5, (F.avg_pool2d(strengths, stride) + 0.01).log() / 2], dim=1
+    )
 
 
 def certainty(logits: Tensor) -> Tensor:
