@@ -89,7 +89,7 @@ class MemoryAttention(nn.Module):
         reach = BLOCK + config.radius
         self.position = nn.Parameter(_distance_penalty(2 * reach - 1))
         self.register_buffer("offsets", _offsets(config.radius), persistent=False)
-        compared = 2 * (width + APPEARANCES + CERTAINTIES) + 1
+        compared = 2 * (width + CERTAINTIES) + 3 * APPEARANCES + 1
         self.compare = nn.Conv2d(compared, width, 3, padding=1)
         self.compare_frames = nn.Conv2d(compared, width, 1)
         self.gate = nn.Conv2d(width, 1, 1)
@@ -133,8 +133,9 @@ class MemoryAttention(nn.Module):
         key, _, look, logits = self._split(own)
         past_key, past_look, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
-        both = [key, past_key, look, past_look, certainty(logits), certainty(attended), agreement]
-        compared = torch.cat(both, dim=1)
+        certain = [certainty(logits), certainty(attended), agreement]
+        looks = [look, past_look, (look - past_look).abs()]
+        compared = torch.cat([key, past_key, *looks, *certain], dim=1)
         # A frame that differs from the older ones as a whole is probably noisy or blurred.
         whole = self.compare_frames(compared.mean((2, 3), keepdim=True))
         gate = self.gate(F.hardswish(self.compare(compared) + whole))
