@@ -32,7 +32,7 @@ def network(prior: str = "efficientvit_b0", window: int = 3, stride: int = 8) ->
         window=window,
         static_prior=prior,
         static_prior_config=prior_config,
-        memory=MemoryConfig(stride=stride, radius=2, width=8),
+        memory=MemoryConfig(stride=stride, radius=2, width=8, caution=0),
     )
     model = LocalMemory(config).eval()
     with torch.no_grad():

@@ -114,6 +114,17 @@ def test_a_closed_gate_changes_nothing_and_an_open_one_copies():
     torch.testing.assert_close(own[:, -CLASSES:] + change, attended)
 
 
+def test_caution_closes_the_gate_outside_training():
+    network = memory()
+    features, own, past = inputs(1, (8, 8))
+    with torch.no_grad():
+        cautious, gate = network(features, own, past)
+        trained, same = network.train()(features, own, past)
+    torch.testing.assert_close(gate, same)
+    ratio = torch.sigmoid(gate - 1.0) / torch.sigmoid(gate)
+    torch.testing.assert_close(cautious, trained * ratio)
+
+
 def test_keys_beyond_the_radius_are_not_seen():
     network = memory(radius=2)
     features, own, past = inputs(1, (8, 32))
@@ -152,7 +163,9 @@ def test_certainty_by_hand():
     np.testing.assert_allclose(found.numpy(), [0.5, 1 - entropy, 0.2], atol=1e-6)
 
 
-@pytest.mark.parametrize(("field", "value"), [("stride", 2), ("radius", 0), ("radius", 9), ("width", 4)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("stride", 2), ("radius", 0), ("radius", 9), ("width", 4), ("caution", -1.0)]
+)
 def test_sizes_out_of_range(field, value):
     with pytest.raises(ConfigError, match=field):
         MemoryConfig(**{field: value})

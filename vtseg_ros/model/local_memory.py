@@ -36,7 +36,8 @@ NAME = "local_memory"
 DEFAULT_PRIOR = "efficientvit_b0"
 CORRUPTED = 0.02
 """Mean difference of the RGB of a corrupted cell from the clean frame, at least."""
-OVERRIDES = ("window", "stride", "radius", "width", "static_prior")
+SIZES = ("stride", "radius", "width", "caution")
+OVERRIDES = ("window", *SIZES, "static_prior")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class LocalMemory(VideoNetwork):
     @classmethod
     def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """See `Network.configure`."""
-        sizes = {key: overrides[key] for key in ("stride", "radius", "width") if key in overrides}
+        sizes = {key: overrides[key] for key in SIZES if key in overrides}
         own = {key: value for key, value in overrides.items() if key not in sizes}
         return LocalMemoryConfig(num_classes=num_classes, memory=MemoryConfig(**sizes), **own).to_dict()
 
@@ -130,8 +131,11 @@ class LocalMemory(VideoNetwork):
                 raise ConfigError(
                     f"model.overrides: unknown key for {NAME}; expected {', '.join(OVERRIDES)}, got {key!r}"
                 )
-            if key != "static_prior" and type(value) is not int:
-                raise ConfigError(f"model.overrides.{key}: wrong type; expected int, got {value!r}")
+            kinds = {"static_prior": (str,), "caution": (int, float)}.get(key, (int,))
+            if type(value) not in kinds:
+                raise ConfigError(
+                    f"model.overrides.{key}: wrong type; expected {kinds[-1].__name__}, got {value!r}"
+                )
         if overrides.get("window", 2) < 2:
             raise ConfigError(
                 f"model.overrides.window: out of range for {NAME}; expected at least 2 frames, got "

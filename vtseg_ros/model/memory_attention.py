@@ -44,6 +44,8 @@ class MemoryConfig:
         stride: px of a cell's side, 4 or 8.
         radius: cells around a block that its queries see in older frames, 1 to 8.
         width: channels of queries and keys, at least 8.
+        caution: subtracted from the gate, before its sigmoid, except in training, at least 0. Higher values change clean
+            frames less and improve corrupted ones less.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -52,6 +54,7 @@ class MemoryConfig:
     stride: int = 8
     radius: int = 3
     width: int = 32
+    caution: float = 1.0
 
     def __post_init__(self) -> None:
         if self.stride not in STRIDES:
@@ -60,6 +63,8 @@ class MemoryConfig:
             raise ConfigError(f"radius: out of range; expected 1 to {BLOCK} cells, got {self.radius}")
         if not 8 <= self.width <= 1024:
             raise ConfigError(f"width: out of range; expected 8 to 1024 channels, got {self.width}")
+        if not 0 <= self.caution < math.inf:
+            raise ConfigError(f"caution: out of range; expected at least 0, got {self.caution}")
 
 
 class MemoryAttention(nn.Module):
@@ -139,7 +144,8 @@ class MemoryAttention(nn.Module):
         # A frame that differs from the older ones as a whole is probably noisy or blurred.
         whole = self.compare_frames(compared.mean((2, 3), keepdim=True))
         gate = self.gate(F.hardswish(self.compare(compared) + whole))
-        change = torch.sigmoid(gate) * (attended - logits)
+        opened = torch.sigmoid(gate if self.training else gate - self.config.caution)
+        change = opened * (attended - logits)
         return (change if valid is None else change * valid.any().to(change.dtype)), gate
 
     def attend(
