@@ -182,7 +182,8 @@ class MemoryAttention(nn.Module):
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return keys, qualities, appearances and logits of (..., D, h, w)."""
         classes = rows.shape[-3] - self.config.width - 1 - APPEARANCES
-        return rows.split([self.config.width, 1, APPEARANCES, classes], dim=-3)
+        parts: tuple[Tensor, ...] = rows.split([self.config.width, 1, APPEARANCES, classes], dim=-3)
+        return parts
 
     def _halos(self, grids: Tensor, quality: int) -> Tensor:
         """Return each block with its surroundings, (B, m, D, h, w) -> (B, m, blocks, (BLOCK + 2 radius)^2, D).
