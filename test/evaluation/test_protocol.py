@@ -358,6 +358,10 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
         ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
         ("--every: out of range; expected at least 1", [short_bag, "--every", "0"]),
         ("corruption severity: out of range; expected 1 to 5, got 9", [short_bag, "--corrupt", "dirt:9"]),
+        (
+            "--corrupt dirt:3:1/3: none of the 4 scored frames is corrupted",
+            [short_bag, "--corrupt", "dirt:3", "--every", "3"],
+        ),
         ("corruption run: out of range", [short_bag, "--corrupt", "dirt:3", "--corrupt-run", "4"]),
         ("--lag: needs every label; expected --every 1, got 2", [short_bag, "--lag", "--every", "2"]),
         ("no sequence is long enough; expected at least 1000 frames", [short_bag, "--drift"]),

@@ -146,4 +146,7 @@ def test_image_networks_have_no_modes_to_compare(tmp_path, capsys):
     names = LabelSet.from_names(["a", "b"])
     save_checkpoint(tmp_path / "e.safetensors", ERFNet(num_classes=2), labels=names, input_size=(64, 32))
     assert main(["bench", "--checkpoint", str(tmp_path / "e.safetensors"), "--size", "64x32"]) == 2
-    assert "e.safetensors: wrong network; expected a video network such as vtseg, got erfnet" in capsys.readouterr().err
+    assert (
+        "e.safetensors: wrong network; expected a video network such as vtseg, got erfnet"
+        in capsys.readouterr().err
+    )

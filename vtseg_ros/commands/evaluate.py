@@ -42,6 +42,7 @@ from vtseg_ros.evaluation.protocol import Outcome, evaluate
 from vtseg_ros.evaluation.robustness import (
     CorruptedScores,
     behaviour_rows,
+    check_corruptions,
     check_cuts,
     evaluate_corrupted,
     evaluate_cuts,
@@ -254,6 +255,7 @@ def run(args: argparse.Namespace) -> int:
     drift = None
     if args.drift:
         drift = Drift(index, args.drift, num_classes=len(systems[0].labels), systems=len(systems))
+    check_corruptions(index, corruptions, args.every)
     cuts = None
     if args.scene_cuts:
         check_cuts(systems)

@@ -82,6 +82,24 @@ class CorruptedScores:
         }
 
 
+def check_corruptions(index: FrameIndex, corruptions: Sequence[Corruption], every: int) -> None:
+    """Raise ConfigError if a corruption changes none of the labelled frames that are scored.
+
+    Args:
+        index: frames of the bags.
+        corruptions: as `evaluate_corrupted`.
+        every: score every n-th labelled frame.
+    """
+    numbers = [number for number, _ in index.labelled(every)]
+    for corruption in corruptions:
+        store = CorruptedStore(index, corruption)
+        if numbers and not any(store.part(number) == "corrupted" for number in numbers):
+            raise ConfigError(
+                f"--corrupt {corruption}: none of the {len(numbers)} scored frames is corrupted; expected a share and an "
+                f"--every that meet, got every {every}. Choose another --every, or score more frames"
+            )
+
+
 def evaluate_corrupted(
     index: FrameIndex,
     systems: Sequence[System],
