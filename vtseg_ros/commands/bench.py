@@ -165,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.checkpoint}: wrong network; expected a video network such as vtseg, got {checkpoint.architecture}"
         )
-    modes = args.modes or modes_for(checkpoint.config)
     known = modes_for(checkpoint.config)
+    modes = args.modes or known
     if not set(modes) <= set(known) or (args.breakdown and "causal" not in known):
         raise ConfigError(
             f"--modes, --breakdown: causal streaming does not exist for {checkpoint.architecture}; expected modes of "

@@ -20,13 +20,13 @@ from vtseg_ros.model.memory_attention import MemoryAttention, MemoryConfig
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.registry import (
     architecture,
+    check_override_keys,
     register,
     static_architectures,
-    traits_of,
     without_upsampling,
 )
-from vtseg_ros.model.static_prior import build_prior, is_own
-from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.static_prior import build_prior, is_own, resize_logits
+from vtseg_ros.model.video_network import VideoNetwork, single_frames
 from vtseg_ros.model.vtseg_config import MAX_WINDOW
 
 if TYPE_CHECKING:
@@ -61,9 +61,6 @@ class LocalMemoryConfig:
     static_prior: str = DEFAULT_PRIOR
     static_prior_config: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = MemoryConfig()
-
-    band = 0
-    """Every frame sees all older frames of the window."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= 255:
@@ -126,11 +123,8 @@ class LocalMemory(VideoNetwork):
     @classmethod
     def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
         """See `Network.check_overrides`."""
+        check_override_keys(NAME, overrides, OVERRIDES)
         for key, value in overrides.items():
-            if key not in OVERRIDES:
-                raise ConfigError(
-                    f"model.overrides: unknown key for {NAME}; expected {', '.join(OVERRIDES)}, got {key!r}"
-                )
             kinds = {"static_prior": (str,), "caution": (int, float)}.get(key, (int,))
             if type(value) not in kinds:
                 raise ConfigError(
@@ -190,7 +184,7 @@ class LocalMemory(VideoNetwork):
         images = video.flatten(0, 1)
         static = single_frames(without_upsampling(self.static_prior))(images)  # (B*k, C, h', w')
         dtype, stride = self.memory.age.dtype, self.config.memory.stride
-        cells = _resized(static, (images.shape[2] // stride, images.shape[3] // stride)).to(dtype)
+        cells = resize_logits(static, (images.shape[2] // stride, images.shape[3] // stride)).to(dtype)
         features, remembered = self.memory.describe(images.to(dtype), cells)  # (B*k, D, h, w)
         rows = remembered.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, k, h*w, D)
         past = cache.join("memory/rows", rows).transpose(2, 3).unflatten(3, remembered.shape[2:])
@@ -202,16 +196,16 @@ class LocalMemory(VideoNetwork):
                 valid = None if cache.valid is None else cache.valid[:older]
                 change, gate = self.memory(features[:, index], past[:, older], past[:, :older], valid)
                 gates.append(gate)
-                own = own + _resized(change.to(own.dtype), (own.shape[2], own.shape[3]))
+                own = own + resize_logits(change.to(own.dtype), (own.shape[2], own.shape[3]))
             logits.append(own)
         result = torch.stack(logits, dim=1)
-        if self.upsample:
-            result, static = (
-                _upsampled(grids, (video.shape[3], video.shape[4])) for grids in (result, static)
-            )
+        size = (video.shape[3], video.shape[4])
+        result = _upsampled(result, size) if self.upsample else result
         if clean is not None:
             return result, gate_loss(torch.cat(gates, dim=1), (clean - video).abs().mean(2))
-        return (result, static) if with_static else result
+        if with_static:
+            return result, _upsampled(static, size) if self.upsample else static
+        return result
 
     def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> LocalMemory:
         """Return a copy whose parts are converted; an external static network is shared.
@@ -235,23 +229,6 @@ class LocalMemory(VideoNetwork):
         return network
 
 
-class SingleFrames(nn.Module):
-    """A video network that sees every frame alone: (n, 3, H, W) -> (n, C, h, w).
-
-    Args:
-        network: takes a cache; shared, not copied.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of images (n, 3, H, W), RGB in [0, 1]."""
-        result: Tensor = self.network(images[:, None])[:, 0]
-        return result
-
-
 def gate_loss(gates: Tensor, difference: Tensor) -> Tensor:
     """Return the loss that teaches the gate where a frame is corrupted: the mean binary cross-entropy, nats.
 
@@ -270,30 +247,15 @@ def gate_loss(gates: Tensor, difference: Tensor) -> Tensor:
     return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
-def single_frames(network: nn.Module) -> nn.Module:
-    """Return a network (n, 3, H, W) -> (n, C, h, w): a video network sees every frame alone, others stay as they are."""
-    return SingleFrames(network) if traits_of(network).takes_cache else network
-
-
 def _build_static(config: LocalMemoryConfig) -> nn.Module:
     if config.static_prior not in static_architectures(NAME):
-        return build_prior(
-            config.static_prior, num_classes=config.num_classes
-        )  # raises the error that lists the names
+        # Raises the error that lists the names.
+        return build_prior(config.static_prior, num_classes=config.num_classes)
     kind = architecture(config.static_prior)
     return kind.from_config({**config.static_prior_config, "num_classes": config.num_classes})
 
 
-def _resized(grids: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (n, C, h, w) as means over areas or interpolated bilinearly, (n, C, *size)."""
-    if tuple(grids.shape[2:]) == size:
-        return grids
-    if grids.shape[2] > size[0]:
-        return F.interpolate(grids, size=size, mode="area")
-    return F.interpolate(grids, size=size, mode="bilinear", align_corners=False)
-
-
 def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Upsample (B, k, C, h, w) to (B, k, C, *size)."""
-    result: Tensor = _resized(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])
+    result: Tensor = resize_logits(logits.flatten(0, 1), size).unflatten(0, logits.shape[:2])
     return result

@@ -279,6 +279,15 @@ def without_upsampling(model: nn.Module) -> nn.Module:
     return model.without_upsampling() if isinstance(model, Network) else model
 
 
+def check_override_keys(name: str, overrides: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise ConfigError for a key of `model.overrides` that the architecture `name` does not have."""
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(
+                f"model.overrides: unknown key for {name}; expected {', '.join(known)}, got {key!r}"
+            )
+
+
 def class_dimensions(key: str) -> tuple[int, ...]:
     """Return the dimensions of the tensor `key` of a state dict that count classes; () for none."""
     for one in architectures().values():

@@ -273,6 +273,15 @@ class ClassMapping(nn.Module):
         return torch.stack(columns, dim=1)
 
 
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return logits (n, C, h, w) as means over pixels or interpolated bilinearly, (n, C, *size)."""
+    if tuple(logits.shape[2:]) == size:
+        return logits
+    if logits.shape[2] > size[0]:
+        return F.interpolate(logits, size=size, mode="area")
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
 class StaticBranch(nn.Module):
     """The static network of a VTSeg, with normalised input and VTSeg's classes.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, register
+from vtseg_ros.model.registry import DEFAULT_STATIC_PRIOR, check_override_keys, register
 from vtseg_ros.model.static_prior import build_prior
 from vtseg_ros.model.video_network import VideoNetwork
 
@@ -96,11 +96,8 @@ class STGRU(VideoNetwork):
     @classmethod
     def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
         """See `Network.check_overrides`."""
+        check_override_keys("gru", overrides, OVERRIDES)
         for key, value in overrides.items():
-            if key not in OVERRIDES:
-                raise ConfigError(
-                    f"model.overrides: unknown key for gru; expected {', '.join(OVERRIDES)}, got {key!r}"
-                )
             if key == "window" and (type(value) is not int or value < 2):
                 raise ConfigError(
                     f"model.overrides.window: out of range for gru; expected at least 2 frames, got {value!r}"

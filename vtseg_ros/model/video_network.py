@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.model.registry import Network
+from vtseg_ros.model.registry import Network, traits_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -78,3 +78,25 @@ class VideoNetwork(Network):
     def best_streaming(self) -> str:
         """Cheapest mode of `causal`, `exact` and `plain` with the masks that the network was trained for."""
         return "exact"
+
+
+class SingleFrames(nn.Module):
+    """A video network that sees every frame alone: (n, 3, H, W) -> (n, C, h, w).
+
+    Args:
+        network: takes a cache; shared, not copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of images (n, 3, H, W), RGB in [0, 1]."""
+        result: Tensor = self.network(images[:, None])[:, 0]
+        return result
+
+
+def single_frames(network: nn.Module) -> nn.Module:
+    """Return a network (n, 3, H, W) -> (n, C, h, w): a video network sees every frame alone, others stay as they are."""
+    return SingleFrames(network) if traits_of(network).takes_cache else network

@@ -61,10 +61,10 @@ def _of_warm_start(settings: ModelConfig) -> dict[str, Any]:
     kind = architecture(settings.architecture)
     if not (kind.video_prior and settings.warm_start and not settings.static_prior):
         return {}
-    checkpoint = load_checkpoint(settings.warm_start)
-    if checkpoint.architecture != kind.name:
+    metadata = read_metadata(resolve_checkpoint(settings.warm_start))
+    if metadata["architecture"] != kind.name:
         return {}
-    return {key: checkpoint.config[key] for key in ("static_prior", "static_prior_config")}
+    return {key: metadata["config"][key] for key in ("static_prior", "static_prior_config")}
 
 
 def _donor(settings: ModelConfig) -> Checkpoint | None:

@@ -152,7 +152,7 @@ class StageConfig:
         gate_loss: For `local_memory` with corrupted frames (`augmentation.corruption`), weight of the loss that teaches its
             gate where frames are corrupted; the loss is the mean binary cross-entropy over cells.
         teacher: Checkpoint of a network, a file or a shipped name, whose outputs are soft targets on every frame,
-            labelled or not; empty = none. A video network sees every frame alone. It sees the frames before they are
+            labelled or not; empty = none. A video network sees every frame alone. The teacher sees the frames before they are
             covered or corrupted (`augmentation.occlusion`, `augmentation.corruption`).
         teacher_temperature: Divides the logits of both networks in that loss, above 0.
         teacher_weight: Weight of that loss, above 0; that of the labels is 1.

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,9 +14,10 @@ from vtseg_ros.files import sha256_of
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import load_checkpoint
 from vtseg_ros.model.checkpoint import resolve_checkpoint
-from vtseg_ros.model.local_memory import single_frames
 from vtseg_ros.model.registry import architecture_of, without_upsampling
 from vtseg_ros.model.state_dicts import use_channels_last
+from vtseg_ros.model.static_prior import resize_logits
+from vtseg_ros.model.video_network import single_frames
 from vtseg_ros.model.vtseg import SIZE_MULTIPLE
 from vtseg_ros.training.config import StageConfig
 from vtseg_ros.training.loss import divergence_sum
@@ -82,7 +81,7 @@ class Teacher:
             ]
             frames = F.interpolate(frames, size=larger, mode="bilinear", align_corners=False)
         logits = self.network(frames.contiguous(memory_format=torch.channels_last)).float()
-        logits = _resized(logits, size)
+        logits = resize_logits(logits, size)
         soft = (logits / self.temperature).softmax(1)
         if self._same(logits.shape[1]):
             return soft, torch.ones_like(soft[:, 0])
@@ -103,7 +102,7 @@ class Teacher:
             valid: (n, H, W) bool, False on pixels that are left out.
         """
         soft, weight = targets
-        logits = _resized(logits, soft.shape[2:])
+        logits = resize_logits(logits, (soft.shape[2], soft.shape[3]))
         shown = valid.float()
         if self.pool > 1:
             shown = F.avg_pool2d(shown, self.pool) * self.pool**2
@@ -141,15 +140,6 @@ def class_balance_weights(soft: Tensor, weight: Tensor) -> Tensor:
     shares = (soft * weight[:, None]).sum((0, 2, 3)) / total
     balance = torch.einsum("nmhw,m->nhw", soft, 1 / (1.02 + shares).log())
     return balance * (total / (balance * weight).sum().clamp(min=1e-12))
-
-
-def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return logits (n, C, h, w) as means over pixels or interpolated bilinearly, (n, C, *size)."""
-    if logits.shape[2] > size[0]:
-        return F.interpolate(logits, size=size, mode="area")
-    if logits.shape[2] < size[0]:
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits
 
 
 def build_teacher(stage: StageConfig, labels: LabelSet) -> Teacher | None:
