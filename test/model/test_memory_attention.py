@@ -34,9 +34,9 @@ def memory(radius: int = 2, seed: int = 0) -> MemoryAttention:
 
 
 def inputs(frames: int, size: tuple[int, int], seed: int = 1) -> tuple[torch.Tensor, ...]:
-    """Features (1, 8, h, w) and rows (1, D, h, w) of a frame, and the rows of older ones (1, frames, D, h, w)."""
+    """Features (1, 8, h, w) and rows (1, D, h, w) of a frame, and the rows of older ones (1, frames, h, w, D)."""
     torch.manual_seed(seed)
-    return torch.randn(1, WIDTH, *size), torch.randn(1, ROWS, *size), torch.randn(1, frames, ROWS, *size)
+    return torch.randn(1, WIDTH, *size), torch.randn(1, ROWS, *size), torch.randn(1, frames, *size, ROWS)
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def attend_by_loops(network: MemoryAttention, features, logits, past, valid=None
     radius, width = network.config.radius, network.config.width
     queries = network.query(features)[0].detach().double().numpy()
     own, rows = logits[0].double().numpy(), past[0].double().numpy()
-    frames, _, height, columns = rows.shape
+    frames, height, columns, _ = rows.shape
     position = network.position.detach().double().numpy()
     reach = BLOCK + radius - 1
     slope = float(F.softplus(network.age.detach()))
@@ -64,7 +64,7 @@ def attend_by_loops(network: MemoryAttention, features, logits, past, valid=None
                 for v in range(max(0, top - radius), min(height, top + BLOCK + radius)):
                     for u in range(max(0, left - radius), min(columns, left + BLOCK + radius)):
                         key, quality, look, value = np.split(
-                            rows[t, :, v, u], [width, width + 1, width + 1 + APPEARANCES]
+                            rows[t, v, u], [width, width + 1, width + 1 + APPEARANCES]
                         )
                         score = queries[:, y, x] @ key / np.sqrt(width) + quality[0]
                         score += float(network.same_class.detach()) * softmax(own[:, y, x]) @ softmax(value)
@@ -129,7 +129,7 @@ def test_keys_beyond_the_radius_are_not_seen():
     network = memory(radius=2)
     features, own, past = inputs(1, (8, 32))
     changed = past.clone()
-    changed[..., BLOCK + 2 :] = 7.0
+    changed[..., BLOCK + 2 :, :] = 7.0
     with torch.no_grad():
         before, after = (network.attend(features, own[:, -CLASSES:], rows)[-1] for rows in (past, changed))
     assert torch.equal(before[..., :BLOCK], after[..., :BLOCK])
@@ -141,7 +141,7 @@ def test_nothing_depends_on_the_number_of_classes():
     for classes in (1, 2, 19):
         images, logits = torch.rand(1, 3, 32, 32), torch.randn(1, classes, 8, 8)
         features, own = network.describe(images, logits)
-        assert network(features, own, own[:, None])[0].shape == logits.shape
+        assert network(features, own, own.permute(0, 2, 3, 1)[:, None])[0].shape == logits.shape
 
 
 def test_appearance_by_hand():

@@ -187,14 +187,16 @@ class LocalMemory(VideoNetwork):
         cells = resize_logits(static, (images.shape[2] // stride, images.shape[3] // stride)).to(dtype)
         features, remembered = self.memory.describe(images.to(dtype), cells)  # (B*k, D, h, w)
         rows = remembered.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))  # (B, k, h*w, D)
-        past = cache.join("memory/rows", rows).transpose(2, 3).unflatten(3, remembered.shape[2:])
-        static, features = (grid.unflatten(0, (batch, frames)) for grid in (static, features))
+        past = cache.join("memory/rows", rows).unflatten(2, remembered.shape[2:])
+        static, features, remembered = (
+            grid.unflatten(0, (batch, frames)) for grid in (static, features, remembered)
+        )
         logits, gates = [], []
         for index in range(frames - 1 if cache.newest_only else 0, frames):
             own, older = static[:, index], past.shape[1] - frames + index
             if older:
                 valid = None if cache.valid is None else cache.valid[:older]
-                change, gate = self.memory(features[:, index], past[:, older], past[:, :older], valid)
+                change, gate = self.memory(features[:, index], remembered[:, index], past[:, :older], valid)
                 gates.append(gate)
                 own = own + resize_logits(change.to(own.dtype), (own.shape[2], own.shape[3]))
             logits.append(own)

@@ -129,13 +129,14 @@ class MemoryAttention(nn.Module):
         Args:
             features: (B, width, h, w) of the frame, from `describe`.
             own: (B, D, h, w) of the frame, the second result of `describe`.
-            past: (B, m, D, h, w), the same of the m >= 1 older frames, oldest first.
+            past: (B, m, h, w, D), the same of the m >= 1 older frames, oldest first; with the channels last, a
+                neighbourhood is copied in long pieces.
             valid: (m,) bool, which of them exist; None = all.
 
         Returns:
             The change (B, C, h, w), zero if no older frame exists, and the gate before the sigmoid (B, 1, h, w).
         """
-        key, _, look, logits = self._split(own)
+        key, _, look, logits = self._split(own, dim=1)
         past_key, past_look, attended = self.attend(features, logits, past, valid)
         agreement = (logits.softmax(1) * attended.softmax(1)).sum(1, keepdim=True)
         certain = [certainty(logits), certainty(attended), agreement]
@@ -160,7 +161,7 @@ class MemoryAttention(nn.Module):
             valid: as `forward`.
         """
         width, (height, columns) = self.config.width, features.shape[2:]
-        keys, quality, look, values = self._split(past)
+        keys, quality, look, values = self._split(past, dim=4)
         # The scores are one product: similar features, equal classes, and how useful the key is by itself.
         asked = torch.cat(
             [
@@ -170,39 +171,39 @@ class MemoryAttention(nn.Module):
             ],
             dim=1,
         )
-        answers = torch.cat([keys, values.softmax(2), quality], dim=2)
-        queries = _blocks(asked)  # (B, blocks, BLOCK^2, D)
-        seen = self._halos(torch.cat([answers, look, values], dim=2), answers.shape[2] - 1)
-        seen = seen.transpose(1, 2).flatten(2, 3)  # (B, blocks, m * n, D + 6 + C)
-        scores = queries @ seen[..., : asked.shape[1]].transpose(2, 3) + self._bias(past.shape[1], valid)
-        found = torch.cat([seen[..., :width], seen[..., asked.shape[1] :]], dim=3)
+        answers = torch.cat([keys, values.softmax(4), quality], dim=4)
+        # A cell outside the image is hidden by its quality, the last channel.
+        outside = answers.new_zeros(answers.shape[-1])
+        outside[-1] = HIDDEN
+        places = self._halos(past.shape[1], height, columns)
+        seen = _gathered(answers, places, outside)  # (B, blocks, m * n, D)
+        scores = _blocks(asked) @ seen.transpose(2, 3) + self._bias(past.shape[1], valid)
+        contents = torch.cat([keys, look, values], dim=4)
+        found = _gathered(contents, places, torch.zeros_like(contents[0, 0, 0, 0]))
         result = _unblocked(scores.softmax(-1) @ found, (height, columns))
         return result[:, :width], result[:, width : width + APPEARANCES], result[:, width + APPEARANCES :]
 
-    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return keys, qualities, appearances and logits of (..., D, h, w)."""
-        classes = rows.shape[-3] - self.config.width - 1 - APPEARANCES
-        parts: tuple[Tensor, ...] = rows.split([self.config.width, 1, APPEARANCES, classes], dim=-3)
+    def _split(self, rows: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Return keys, qualities, appearances and logits, the channels of dimension `dim`."""
+        classes = rows.shape[dim] - 1 - self.config.width - APPEARANCES
+        parts: tuple[Tensor, ...] = rows.split([self.config.width, 1, APPEARANCES, classes], dim=dim)
         return parts
 
-    def _halos(self, grids: Tensor, quality: int) -> Tensor:
-        """Return each block with its surroundings, (B, m, D, h, w) -> (B, m, blocks, (BLOCK + 2 radius)^2, D).
+    def _halos(self, frames: int, height: int, width: int) -> Tensor:
+        """Return the cells of each block and its surroundings, (blocks, frames * n), n = (BLOCK + 2 radius)^2.
 
-        Args:
-            grids: keys and values.
-            quality: channel that is added to the scores; it hides the cells outside the image.
+        Cells are counted through all frames, row by row; those outside the image have the number after the last cell.
         """
-        radius, side = self.config.radius, BLOCK + 2 * self.config.radius
-        height, width = grids.shape[3:]
-        down, right = -height % BLOCK, -width % BLOCK
-        padding = (radius, radius + right, radius, radius + down)
-        inside = F.pad(torch.ones_like(grids[:1, :1, :1]), padding)
-        before, own, after = F.pad(grids, padding).split([quality, 1, grids.shape[2] - quality - 1], dim=2)
-        padded = torch.cat([before, own + (1 - inside) * HIDDEN, after], dim=2)
-        # Slices instead of Tensor.unfold, which few runtimes know.
-        rows = [padded[..., top : top + side, :] for top in range(0, height + down, BLOCK)]
-        halos = [row[..., left : left + side] for row in rows for left in range(0, width + right, BLOCK)]
-        return torch.stack(halos, dim=2).flatten(4).transpose(3, 4)
+        device = self.offsets.device
+        reach = torch.arange(-self.config.radius, BLOCK + self.config.radius, device=device)
+        y = torch.arange(0, height, BLOCK, device=device)[:, None] + reach  # (block rows, side)
+        x = torch.arange(0, width, BLOCK, device=device)[:, None] + reach
+        inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[None, :, None, :]
+        cells = (y[:, None, :, None] * width + x[None, :, None, :]).flatten(2).flatten(0, 1)  # (blocks, n)
+        first = torch.arange(frames, device=device) * height * width
+        numbers = first[None, :, None] + cells[:, None]  # (blocks, frames, n)
+        known = inside.flatten(2).flatten(0, 1)[:, None]
+        return torch.where(known, numbers, frames * height * width).flatten(1)
 
     def _bias(self, frames: int, valid: Tensor | None) -> Tensor:
         """Return what is added to the scores, (BLOCK^2, m * n), from offsets in space and time."""
@@ -259,6 +260,20 @@ def _offsets(radius: int) -> Tensor:
     steps = torch.arange(side)[None] - radius - torch.arange(BLOCK)[:, None] + reach  # (BLOCK, side)
     table = steps[:, None, :, None] * (2 * reach + 1) + steps[None, :, None, :]
     return table.reshape(BLOCK * BLOCK, side * side)
+
+
+def _gathered(grids: Tensor, places: Tensor, outside: Tensor) -> Tensor:
+    """Return cells by their numbers, (B, m, h, w, D) -> (B, *places.shape, D).
+
+    Args:
+        grids: of m frames.
+        places: numbers of cells as `MemoryAttention._halos` counts them.
+        outside: (D,), the values of a cell outside the image.
+    """
+    cells = grids.flatten(1, 3)
+    cells = torch.cat([cells, outside.expand(cells.shape[0], 1, -1)], dim=1)
+    result: Tensor = cells.index_select(1, places.flatten()).unflatten(1, places.shape)
+    return result
 
 
 def _blocks(grid: Tensor) -> Tensor:
