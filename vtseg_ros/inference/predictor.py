@@ -36,7 +36,7 @@ EMPTY = np.empty((0, 0), np.uint8)
 
 @dataclass(frozen=True)
 class Result:
-    """What the predictor returns for a frame.
+    """Mask and confidence of a frame, or the reason why there are none.
 
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
@@ -45,7 +45,8 @@ class Result:
         dropped: reason why the frame was dropped (its stamp repeats the newest one or is late). Mask and confidence are
             empty then, and the window is unchanged. Empty for a processed frame.
         restarted: reason why a new window starts with this frame; empty if none does.
-        preprocess_s, inference_s: seconds, steady clock; inference until the mask is on the host.
+        preprocess_s: time of the preprocessing, s, steady clock.
+        inference_s: time from the preprocessed image until the mask is on the host, s, steady clock.
         error: why there is no mask (mask and confidence are empty); the camera then starts a new window.
         labels: class list: names and colours by id.
         image: the frame itself, (H, W, 3) uint8 RGB, not copied.
@@ -83,7 +84,14 @@ class Result:
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """One camera's image for `step_many`: image (H, W, 3) uint8 RGB, stamp in ns (None or 0 = none)."""
+    """An image of one of several cameras, for `VideoPredictor.step_many`.
+
+    Attributes:
+        camera: name of the camera.
+        image: (H, W, 3) uint8 RGB.
+        stamp_ns: header stamp, ns; None or 0 = unknown.
+        frame_id: of the header; a new one starts a new window.
+    """
 
     camera: str
     image: np.ndarray
