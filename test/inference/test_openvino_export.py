@@ -159,7 +159,7 @@ def test_what_was_compiled_is_used_again_and_checked(image_export, tmp_path, mon
         (dict(input_size=(96, 32)), ConfigError, "input_size: fixed when"),
         (dict(streaming="exact"), ConfigError, "streaming: fixed when"),
         (dict(window=2), ConfigError, "at most 1 frames"),
-        (dict(static_prior="erfnet"), ConfigError, "static prior was fixed"),
+        (dict(static_prior="erfnet"), ConfigError, "static network was fixed"),
         (dict(device="cuda"), DeviceError, "expected device cpu, got cuda"),
         (dict(precision="fp16"), DeviceError, "expected auto, fp32, bf16, got fp16"),
         (dict(precision="int8"), DeviceError, "precision: unknown"),

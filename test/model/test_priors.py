@@ -135,7 +135,7 @@ def test_wrong_priors_are_refused_with_expected_and_got(users, tmp_path, monkeyp
             tmp_path / "missing.pt",
             5,
             ConfigError,
-            "no such file; expected a file or one of erfnet, segformer_b0, segformer_b1",
+            "no such file; expected a TorchScript, torch.export, ONNX or .safetensors file, or package.module:factory",
         ),
         (tmp_path / "broken.pt", 5, CheckpointError, "cannot be read as TorchScript"),
         (tmp_path / "broken.pt2", 5, CheckpointError, "cannot be read as torch.export"),
@@ -161,7 +161,7 @@ def test_the_size_is_tried_where_the_network_is():
 
 def test_other_classes_need_a_mapping():
     with pytest.raises(
-        ConfigError, match="class_mapping: missing; .* 5 classes of the static prior, since VTSeg has 3"
+        ConfigError, match="class_mapping: missing; .* 5 classes of the static network, since VTSeg has 3"
     ):
         VTSegConfig.preset("tiny", num_classes=3, prior_classes=5)
     with pytest.raises(ConfigError, match=r"\(5\), got 2"):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX networks of others in the predictor, the node and as static prior; expected values by numpy."""
+"""ONNX networks of others in the predictor, the node and as static network; expected values by numpy."""
 
 from __future__ import annotations
 

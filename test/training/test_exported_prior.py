@@ -89,7 +89,7 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
     config = configuration(street_bag, files[0] / "net.pt", "video", "static")
     with pytest.raises(
         ConfigError,
-        match="external static prior cannot be trained on the labels.*Leave the stage `static` out",
+        match="external static network cannot be trained on the labels.*Leave the stage `static` out",
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # refused before the stage that could have run
@@ -104,7 +104,7 @@ def test_an_exported_prior_cannot_be_trained_and_classes_need_a_mapping(street_b
         config.model, static_prior="", overrides={**config.model.overrides, "static_prior": "erfnet"}
     )
     with pytest.raises(
-        ConfigError, match="static prior with a class_mapping cannot be trained on the labels"
+        ConfigError, match="static network with a class_mapping cannot be trained on the labels"
     ):
         train(dataclasses.replace(config, model=mapped), tmp_path / "mapped")
     assert not (tmp_path / "mapped").exists()

@@ -321,7 +321,7 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
     if inside not in (EXTERNAL, *static_architectures(name)):
         raise CheckpointError(
             f"static_prior: the checkpoint names {inside!r}, which is not built in, and a checkpoint cannot contain "
-            "code. Name the static prior by the parameter static_prior"
+            "code. Select the static network with the parameter static_prior"
         )
     if inside == EXTERNAL and static_prior and architecture.video:
         prior = load_external_prior(static_prior, num_classes=_prior_classes(config), size=size)

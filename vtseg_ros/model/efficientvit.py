@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""EfficientViT-Seg: an image network with multi-scale linear attention, as a static prior and by itself.
+"""EfficientViT-Seg: an image network with multi-scale linear attention, as a static network and by itself.
 
 Source: Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV 2023.
 """

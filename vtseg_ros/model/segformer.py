@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""SegFormer: the image network that VTSeg's encoder extends, as a static prior and as a baseline.
+"""SegFormer: the image network that VTSeg's encoder extends, as a static network and as a baseline.
 
 Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", 2021.
 """

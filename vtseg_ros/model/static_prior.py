@@ -49,7 +49,7 @@ class OnnxPrior(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as err:  # onnxruntime raises its own exception classes
-            raise CheckpointError(f"static prior {path} cannot be read as ONNX: {first_line(err)}") from err
+            raise CheckpointError(f"static_prior {path}: cannot be read as ONNX: {first_line(err)}") from err
         self.input_name = self.session.get_inputs()[0].name
         metadata = json.loads(self.session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
         self.adapter = adapter_of(metadata)
@@ -154,11 +154,11 @@ def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] 
         logits = _probe(prior, 1, size)
     except Exception as err:  # a user's network may raise any exception
         raise ConfigError(
-            f"static prior {source} fails on an image of shape {(1, 3, *size)}: {first_line(err)}"
+            f"static_prior {source}: fails on an image of shape {(1, 3, *size)}: {first_line(err)}"
         ) from err
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, *expected):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"static prior {source}: wrong output; expected {(1, *expected)}, got {got}")
+        raise ConfigError(f"static_prior {source}: wrong output; expected {(1, *expected)}, got {got}")
     try:
         batched = tuple(_probe(prior, 2, size).shape) == (2, *expected)
     except Exception:  # exported for one image, which is common
@@ -175,7 +175,7 @@ def check_prior_size(prior: nn.Module, size: tuple[int, int]) -> None:
         _probe(prior, 1, size)
     except Exception as err:  # whatever a user's network raises
         raise ConfigError(
-            f"static prior: it fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
+            f"static_prior: the network fails on images of {size[1]}x{size[0]} px: {first_line(err)}. "
             "Use the input size that it was exported for, or export it for this one"
         ) from err
 
@@ -193,17 +193,17 @@ def _factory(source: str, num_classes: int) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as err:  # the user's module may raise any exception
         raise ConfigError(
-            f"static prior {source}: cannot be imported; expected package.module:factory, got: {first_line(err)}"
+            f"static_prior {source}: cannot be imported; expected package.module:factory, got: {first_line(err)}"
         ) from err
     try:
         prior = factory(num_classes=num_classes)
     except Exception as err:
         raise ConfigError(
-            f"static prior {source}: calling it with num_classes={num_classes} fails: {first_line(err)}"
+            f"static_prior {source}: calling it with num_classes={num_classes} fails: {first_line(err)}"
         ) from err
     if not isinstance(prior, nn.Module):
         raise ConfigError(
-            f"static prior {source}: wrong result; expected a torch.nn.Module, got {type(prior).__name__}"
+            f"static_prior {source}: wrong result; expected a torch.nn.Module, got {type(prior).__name__}"
         )
     return prior
 
@@ -217,7 +217,7 @@ def _checkpoint(path: Path) -> nn.Module:
     known = image_architectures()
     if loaded.architecture not in known:
         raise ConfigError(
-            f"static prior {path}: expected a checkpoint of an image network ({', '.join(known)}), "
+            f"static_prior {path}: wrong network; expected a checkpoint of an image network ({', '.join(known)}), "
             f"got {loaded.architecture}"
         )
     return loaded.network
@@ -226,7 +226,8 @@ def _checkpoint(path: Path) -> nn.Module:
 def _file(path: Path) -> nn.Module:
     if not path.is_file():
         raise ConfigError(
-            f"static prior {path}: no such file; expected a file or one of {', '.join(image_architectures())}"
+            f"static_prior {path}: no such file; expected a TorchScript, torch.export, ONNX or .safetensors file, or "
+            "package.module:factory"
         )
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -240,7 +241,7 @@ def _file(path: Path) -> nn.Module:
         return result
     except Exception as err:  # torch raises RuntimeError, ValueError, zipfile errors ... for bad files
         raise CheckpointError(
-            f"static prior {path} cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
+            f"static_prior {path}: cannot be read as {'torch.export' if suffix == '.pt2' else 'TorchScript'}: "
             f"{first_line(err)}"
         ) from err
 

@@ -100,12 +100,12 @@ class VTSegConfig:
             if prior_classes != self.num_classes:
                 raise ConfigError(
                     f"class_mapping: missing; expected the class id, or -1 for none, of each of the "
-                    f"{prior_classes} classes of the static prior, since VTSeg has {self.num_classes}, got none"
+                    f"{prior_classes} classes of the static network, since VTSeg has {self.num_classes}, got none"
                 )
             return
         if len(self.class_mapping) != prior_classes:
             raise ConfigError(
-                f"class_mapping: wrong length; expected one entry per class of the static prior "
+                f"class_mapping: wrong length; expected one entry per class of the static network "
                 f"({prior_classes}), got {len(self.class_mapping)}"
             )
         wrong = [target for target in self.class_mapping if not -1 <= target < self.num_classes]

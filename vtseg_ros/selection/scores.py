@@ -38,14 +38,14 @@ def frame_scores(
 
     Args:
         logits: (C, h, w) float, logits of the network.
-        static: (C, h, w) float, logits of the static prior of VTSeg; None for an image network, which has none.
+        static: (C, h, w) float, logits of the static network of VTSeg; None for an image network, which has none.
         past: (C, h, w) float, logits of the network for the previous frame; None = there is none.
         flow: (h, w, 2) float32, backward flow to the previous frame, px, NaN where unknown; None = `temporal` is 0.
         temperature: divisor of `logits` before the softmax, above 0.
 
     Returns:
         Scores by name. `entropy`: mean entropy divided by log C. `margin`: mean of 1 - (largest - second largest
-        probability). `static`: share of pixels whose class differs from the static prior's, if there is one.
+        probability). `static`: share of pixels whose class differs from the static network's, if there is one.
         `temporal`: share of pixels whose class differs from the previous frame's after warping, among the pixels that
         come from inside that frame; 0 if there are none.
     """
@@ -98,7 +98,7 @@ def run_network(model: VideoNetwork, video: Tensor) -> tuple[Tensor, Tensor, Ten
         video: (1, k, 3, H, W) float32 RGB in [0, 1]; H and W are multiples of 32.
 
     Returns:
-        logits (k, C, h, w), the static prior's logits of the newest frame (C, h, w), and features of the newest frame
+        logits (k, C, h, w), the static network's logits of the newest frame (C, h, w), and features of the newest frame
         (D,), of its encoder or as `run_image_network`; all float.
     """
     logits = model(video)[0]

@@ -232,7 +232,7 @@ def _normalize(model: Network, mean: Iterable[float], std: Iterable[float]) -> N
 
 
 def has_prior(model: nn.Module) -> bool:
-    """Return whether a network is a video network with a static prior."""
+    """Return whether a network is a video network with a static network."""
     return architecture_of(model).video
 
 

@@ -139,7 +139,7 @@ class StageConfig:
     """One stage of the training (paper, Section IV-B).
 
     Args:
-        name: `static` (only the static network), `video` (VTSeg with a frozen static prior) or `end_to_end`.
+        name: `static` (only the static network), `video` (VTSeg with a frozen static network) or `end_to_end`.
         epochs: Passes over the labelled windows; either this or `steps`.
         steps: Optimiser updates; either this or `epochs`.
         batch: Windows per batch and process.

@@ -134,7 +134,7 @@ class Training:
         mapped = is_mapped(self.model)
         if (external or mapped) and any(stage.name == "static" for stage in stages):
             raise ConfigError(
-                f"{'an external static prior' if external else 'a static prior with a class_mapping'} cannot be "
+                f"{'an external static network' if external else 'a static network with a class_mapping'} cannot be "
                 "trained on the labels of these bags. Leave the stage `static` out"
             )
         if (external or mapped) and any(stage.static_loss for stage in stages):
@@ -152,13 +152,13 @@ class Training:
             return cast(nn.Module, self.model.static_prior)
         if stage.name == "end_to_end" and external:
             log.warning(
-                "the static prior is not a part of the checkpoint: it stays frozen in stage end_to_end"
+                "the static network is not a part of the checkpoint: it stays frozen in stage end_to_end"
             )
         self.model.freeze_prior(stage.name == "video" or external)
         return cast(nn.Module, self.model)
 
     def _prior_is_external(self) -> bool:
-        """Return whether checkpoints leave out the weights of the static prior, so that training it would be lost."""
+        """Return whether checkpoints leave out the weights of the static network, so that training it would be lost."""
         return bool(self.model.config_values().get("static_prior") == EXTERNAL)
 
     def run(self) -> bool:

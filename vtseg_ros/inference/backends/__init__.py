@@ -130,7 +130,7 @@ def _why_pytorch(options: BackendOptions) -> str:
     if options.compile:
         return "compile is on, which is an option of PyTorch"
     if options.static_prior:
-        return "a converted network with an external static prior cannot be cached"
+        return "a converted network with an external static network cannot be cached"
     if options.precision == "bf16" and not has_native_bf16():
         return "this processor has no bf16 instructions, and only PyTorch emulates bf16"
     return ""

@@ -119,7 +119,7 @@ def checked_path(source: str | Path | Checkpoint, options: BackendOptions) -> Pa
         )
     if options.static_prior:
         raise ConfigError(
-            f"{path}: its static prior was fixed when it was exported. Leave static_prior unset"
+            f"{path}: its static network was fixed when it was exported. Leave static_prior unset"
         )
     return path
 
