@@ -5,6 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -93,6 +97,8 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
         ),
         (["synth", "--out", "X", "--variation", "snow"], "variation: unknown"),
         (["synth", "--out", "X", "--frames", "0"], "at least 1 frame"),
+        (["synth", "--out", "X", "--seed", "-1"], "seed: out of range; expected at least 0, got -1"),
+        (["synth", "--out", "X", "--frames", "1" + 20 * "0"], "--frames: out of range; expected at most"),
         (["train", "/nowhere.yaml", "--out", "X"], "cannot be read"),
     ],
 )
@@ -101,6 +107,69 @@ def test_mistakes_end_with_2_and_one_line(arguments, words, tmp_path, monkeypatc
     assert main(arguments) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vtseg")]
     assert len(err) == 1 and words in err[0]
+
+
+def test_a_name_of_several_lines_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "no\nwhere", "--out", "x"]) == 2
+    assert capsys.readouterr().err == "vtseg segment: no such bag or video: no\\nwhere\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "BAG", "--out", "x", "--max-gap", "nan"],
+        ["evaluate", "BAG", "--start", "nan"],
+        ["import", "video", "BAG", "--out", "x", "--end", "NaN"],
+        ["pseudolabel", "BAG", "--checkpoint", "C", "--out", "x", "--scales", "1", "nan"],
+    ],
+)
+def test_no_number_is_nan(arguments, street_bag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(street_bag) if text == "BAG" else text for text in arguments]) == 2
+    err = capsys.readouterr().err
+    assert ": not a number; expected a number, got nan" in err and not list(tmp_path.iterdir())
+
+
+def test_the_home_folder(street_bag, tmp_path, monkeypatch):
+    """Shells leave `~` as it is behind `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["synth", "--out=~/drive", "--frames", "1", "--size", "64x32", "--json=~/made.json"]) == 0
+    assert (tmp_path / "home/drive/metadata.yaml").is_file() and (tmp_path / "home/made.json").is_file()
+    assert not (tmp_path / "~").exists()
+    (tmp_path / "~x").mkdir()  # a name that begins with ~ and is no user
+    assert main(["synth", "--out=~x/drive", "--frames", "1", "--size", "64x32"]) == 0
+    assert (tmp_path / "~x/drive").is_dir()
+
+
+def test_reports_replace_reports_only(street_bag, tmp_path, capsys):
+    video, folder, old = tmp_path / "drive.mp4", tmp_path / "folder", tmp_path / "old.json"
+    video.write_bytes(b"\x00\x00\x00\x20ftypisom")
+    folder.mkdir()
+    old.write_text("{}")
+    (tmp_path / "empty").touch()
+    for path, words in (
+        (video, "only an earlier report is overwritten; expected a new file or JSON, got an mp4"),
+        (folder, "a folder; expected a file name"),
+        (video / "x.json", "expected a folder with write permission"),
+    ):
+        assert main(["info", str(street_bag), "--json", str(path)]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["evaluate", str(street_bag), "--html", str(video)]) == 2
+    assert "--html" in capsys.readouterr().err and video.read_bytes()[4:8] == b"ftyp"
+    for name in ("old.json", "empty", "a/new/folder/x.json"):
+        assert main(["info", str(street_bag), "--json", str(tmp_path / name)]) == 0
+        assert json.loads((tmp_path / name).read_text())["seconds"] == 2.9
+
+
+def test_names_that_no_encoding_prints(street_bag, tmp_path):
+    path = tmp_path / os.fsdecode(b"drive_\xff")
+    shutil.copytree(street_bag, path)
+    done = subprocess.run(
+        [sys.executable, "-m", "vtseg_ros.cli", "info", str(path)], capture_output=True, check=False
+    )
+    assert done.returncode == 0 and b"\\udcff" in done.stdout
 
 
 def test_synth_leaves_out_what_it_is_told_to(tmp_path):

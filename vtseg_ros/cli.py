@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import keyword
+import math
 import sys
+from pathlib import Path
 
 from vtseg_ros import __version__
 from vtseg_ros.commands import interrupts
-from vtseg_ros.errors import VTSegError
+from vtseg_ros.commands.report_files import STARTS, check_report_file
+from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.files import with_home
 
 COMMANDS = {
     "synth": "render synthetic street video with labels, depth and optical flow into a bag",
@@ -54,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run `vtseg` and return the exit code: 0 = success, 2 = invalid arguments or input, 1 = any other failure."""
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that no encoding can print
+        sys.stdout.reconfigure(errors="backslashreplace")
     chosen = build_parser().parse_args(argv)
     # Not `chosen.arguments`: argparse removes the `--` before names that begin with a dash.
     arguments = argv[argv.index(chosen.command) + 1 :]
@@ -64,10 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"vtseg {chosen.command}", description=module.HELP)
         module.add_arguments(parser)
         args = parser.parse_args(arguments)
+        _check_values(args)
         with interrupts.raised():
             return module.run(args) or 0
     except VTSegError as err:
-        print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
+        # One line, even if a file name has several.
+        print(f"vtseg {chosen.command}: {err}".replace("\n", "\\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"vtseg {chosen.command}: stopped" + (f": {stop}" if str(stop) else ""), file=sys.stderr)
@@ -84,6 +93,31 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as err:  # such as a full or read-only disk: a traceback would not help
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
         return 1
+
+
+def _check_values(args: argparse.Namespace) -> None:
+    """Check and convert what is common to the arguments of all commands.
+
+    `~` becomes the home folder: shells leave it as it is in `--out=~/masks`.
+
+    Raises:
+        ConfigError: for a number that is NaN or that no counter can hold, and for a report that cannot be written.
+    """
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(number, float) and math.isnan(number):
+                raise ConfigError(f"{option}: not a number; expected a number, got nan")
+            if isinstance(number, int) and abs(number) > sys.maxsize:
+                raise ConfigError(f"{option}: out of range; expected at most {sys.maxsize}, got {number}")
+        if isinstance(value, Path):
+            setattr(args, name, with_home(value))
+        elif isinstance(value, list):
+            setattr(args, name, [with_home(one) if isinstance(one, Path) else one for one in value])
+    for option in STARTS:
+        path = getattr(args, option, None)
+        if isinstance(path, Path) and str(path) != "-":
+            check_report_file(option, path)
 
 
 def _advice(err: ModuleNotFoundError) -> str:

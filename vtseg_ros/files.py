@@ -49,6 +49,14 @@ def _remove_orphans(path: Path) -> None:
             orphan.unlink()
 
 
+def with_home(path: Path) -> Path:
+    """Return a path with the home folder in place of `~`, unless there is a file of that very name."""
+    try:
+        return path if os.path.lexists(path) else path.expanduser()
+    except (RuntimeError, ValueError):  # the home folder of an unknown user, or a NUL character
+        return path
+
+
 def files_below(path: Path) -> list[Path]:
     """Return a file itself, or all files below a folder, sorted by path."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

@@ -38,8 +38,11 @@ def parse_output_size(text: str) -> str | tuple[int, int]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Call `size_from_text` for argparse."""
+    """Parse the size of an image, for argparse; see `size_from_text`."""
     try:
-        return size_from_text(text)
+        width, height = size_from_text(text)
     except ConfigError as err:
         raise argparse.ArgumentTypeError(str(err)) from err
+    if not 0 < width * height <= MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
+    return width, height

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from vtseg_ros.errors import first_line
+
 
 def read_text(path: str | Path) -> str:
     """Read a text file; see `decode_text`. Raises OSError if it cannot be read."""
@@ -57,10 +59,31 @@ def read_yaml(path: str | Path) -> Any:
     """Read a YAML file of plain values; a key that appears twice is an error.
 
     Raises:
-        OSError, UnicodeDecodeError, yaml.YAMLError: if it cannot be read.
+        OSError: if it cannot be read.
+        yaml.YAMLError: if its content is no YAML of plain values; the message is one line with the place.
     """
-    loader = UniqueKeys(read_text(path))
     try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+        loader = UniqueKeys(read_text(path))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except UnicodeDecodeError as err:
+        raise yaml.YAMLError("it is neither UTF-8 nor UTF-16: save it as UTF-8") from err
+    except yaml.YAMLError as err:
+        raise yaml.YAMLError(yaml_problem(err)) from err
+    except ValueError as err:  # a date that does not exist
+        raise yaml.YAMLError(first_line(err)) from err
+    except RecursionError as err:
+        raise yaml.YAMLError("too many levels of brackets") from err
+
+
+def yaml_problem(err: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML text and where, in one line."""
+    if not isinstance(err, yaml.MarkedYAMLError) or err.problem_mark is None or not err.problem:
+        return first_line(err)
+    mark, problem = err.problem_mark, err.problem
+    if problem.startswith("but ") and err.context:
+        problem = f"{err.context}, {problem}"
+    advice = ". Indent with spaces" if "'\\t'" in problem else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{advice}"

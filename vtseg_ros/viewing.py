@@ -53,7 +53,7 @@ class Recording:
             import rerun
         except ImportError as err:
             raise ConfigError(
-                f"vtseg view: rerun-sdk is missing; expected it installed, got: {err}. pip install 'vtseg_ros[view]'"
+                f"viewer: rerun-sdk is missing; expected it installed, got: {err}. pip install 'vtseg_ros[view]'"
             ) from err
         self._rerun, self._save, self._part = rerun, save, None
         self._stream = rerun.RecordingStream(APPLICATION)
@@ -74,7 +74,7 @@ class Recording:
             return
         if not web and sys.platform == "linux" and not any(os.environ.get(name) for name in DISPLAYS):
             raise ConfigError(
-                f"vtseg view: no display; expected {' or '.join(DISPLAYS)} to be set, got neither. Use --web or --save FILE.rrd"
+                f"viewer: no display; expected {' or '.join(DISPLAYS)} to be set, got neither. Use --web or --save FILE.rrd"
             )
         turn_analytics_off()
         try:
@@ -86,7 +86,7 @@ class Recording:
                 self._stream.spawn()
         except (OSError, RuntimeError) as err:
             raise ConfigError(
-                f"vtseg view: the viewer does not start: {err}. Use --web or --save FILE.rrd"
+                f"viewer: the viewer does not start: {err}. Use --web or --save FILE.rrd"
             ) from err
 
     def __enter__(self) -> Recording:
@@ -128,7 +128,7 @@ class Recording:
                 part.unlink(missing_ok=True)
         if problem and keep:
             remedy = "Is the disk full?" if self._save else "If no viewer runs here: --web or --save FILE.rrd"
-            raise ConfigError(f"vtseg view: the recording is not complete: {problem}. {remedy}")
+            raise ConfigError(f"viewer: the recording is not complete: {problem}. {remedy}")
 
     def log_labels(self, labels: LabelSet, camera: str = "camera") -> None:
         """Set the class list of a camera's masks."""

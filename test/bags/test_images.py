@@ -566,6 +566,27 @@ class TestSixteenBits:
         assert not told
 
 
+class TestImagesOfClassIds:
+    """Topics of labels have the types of images, so one may be chosen by mistake."""
+
+    def test_they_are_told_once(self):
+        told = Warnings()
+        decode = told.decoder()
+        ids = np.arange(32 * 24, dtype=np.uint8).reshape(24, 32) % 14
+        for _ in range(3):
+            decode(message(ids, "mono8", 32, 24))
+            decode(compressed(cv2.imencode(".png", ids)[1].tobytes(), "mono8; png compressed "))
+        assert len(told) == 1 and "only values up to 13 of 255, like an image of class ids" in told[0]
+
+    def test_a_grey_camera_is_not_told(self):
+        told = Warnings()
+        image = (np.arange(32 * 24) % 256).astype(np.uint8).reshape(24, 32)
+        told.decoder()(message(image, "mono8", 32, 24))
+        told.decoder()(compressed(cv2.imencode(".png", image)[1].tobytes(), "mono8; png compressed "))
+        told.decoder()(message(np.zeros((24, 32, 3), np.uint8), "rgb8", 32, 24))
+        assert not told
+
+
 class TestBayerFiles:
     @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
     def test_a_mosaic_in_a_png(self, pattern, rng):

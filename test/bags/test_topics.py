@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from bags.bagtools import CLASSES, START_NS, ids_of
 
 from vtseg_ros.bags.bag import BagReader, BagWriter
-from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
-from vtseg_ros.errors import BagError
+from vtseg_ros.bags.messages import make
+from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set, require_image_topic
+from vtseg_ros.cli import main
+from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.label_set import LabelSet
 
 
@@ -87,7 +90,8 @@ def test_none(tmp_path):
     with (
         named(tmp_path, "/a/label") as bag,
         pytest.raises(
-            BagError, match="no topic that looks like a camera's images. Images are on /a/label. Choose one"
+            BagError,
+            match="no camera images; expected a topic of images, got only masks or labels: /a/label. Give the bag",
         ),
     ):
         find_topics(bag)
@@ -146,3 +150,53 @@ def test_topics_without_a_message_are_no_candidates(tmp_path):
     tools.write_metadata(file.parent, [file.name], [*content, ("/other/image", 0, b"")], "mcap")
     with BagReader(file.parent) as bag:
         assert bag.topics["/other/image"].count == 0 and find_image_topic(bag) == "/camera/image_raw"
+
+
+class TestNamedTopics:
+    """Topics that a user names must contain images."""
+
+    @pytest.fixture
+    def bag(self, tmp_path):
+        with BagWriter(tmp_path / "bag") as bag:
+            bag.write_image("/camera/image", np.zeros((4, 4, 3), np.uint8), START_NS, "cam")
+            text = make("std_msgs/msg/String", data="x")
+            bag.write("/chatter", "std_msgs/msg/String", text, START_NS)
+        return tmp_path / "bag"
+
+    def test_of_images(self, bag):
+        with BagReader(bag) as reader:
+            assert (
+                require_image_topic(reader) == require_image_topic(reader, "/camera/image") == "/camera/image"
+            )
+            with pytest.raises(BagError, match="has no topic /nothing. It has: /camera/image, /chatter"):
+                require_image_topic(reader, "/nothing")
+            with pytest.raises(
+                ConfigError, match=r"/chatter is not an image topic.*got std_msgs/msg/String. Choose"
+            ):
+                require_image_topic(reader, "/chatter")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["segment", "BAG", "--out", "x", "--checkpoint", "CHECKPOINT", "--device", "cpu"],
+            ["evaluate", "BAG", "--label-topic", "/camera/image"],
+            ["ego-mask", "BAG", "--out", "x.png"],
+            ["labels", "extract", "BAG", "--out", "x"],
+        ],
+    )
+    def test_in_commands(self, bag, arguments, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        values = {"BAG": str(bag), "CHECKPOINT": str(tiny_checkpoint)}
+        assert main([*(values.get(text, text) for text in arguments), "--image-topic", "/chatter"]) == 2
+        assert "/chatter is not an image topic" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
+def test_a_bag_without_images(tmp_path):
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write("/camera/image", "std_msgs/msg/String", make("std_msgs/msg/String", data="x"), START_NS)
+    with (
+        BagReader(tmp_path / "bag") as reader,
+        pytest.raises(BagError, match=r"no image topic.*got /camera/image \(std_msgs/msg/String\)"),
+    ):
+        find_image_topic(reader)

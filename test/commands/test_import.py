@@ -436,7 +436,7 @@ class TestImages:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--rate", "0"], "rate: out of range; expected above 0 Hz"),
+            (["--rate", "0"], "rate: out of range; expected 0.001 to 1e+06 Hz"),
             (["--masks", "masks"], "--masks: no class list"),
             (
                 ["--masks", "masks", "--labels", "camvid"],

@@ -147,7 +147,7 @@ def test_a_map_that_does_not_fit_is_one_line(other_classes, tiny_checkpoint, str
     for source, given_map, words in (
         (bag, wrong, "wrong.yaml: plants: unknown source class"),
         (bag, tmp_path / "missing.yaml", "missing.yaml: cannot be read"),
-        (street_bag, path, "other classes than the class map"),
+        (street_bag, path, "Write a line for each class of the bag, in its order"),
     ):
         command = [
             "evaluate",

@@ -333,6 +333,15 @@ def test_a_bag_without_a_label_map_is_said(frames, tiny_checkpoint, tmp_path, ca
     assert "contains none" in found["facts"]["classes"] and "no label map" in capsys.readouterr().out
 
 
+def test_sequences_without_a_longest_pause(short_bag, tiny_checkpoint, tmp_path):
+    """An infinite `--max-gap` means none."""
+    endless, long = (
+        run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--max-gap", gap)["systems"][0]
+        for gap in ("inf", "1000000")
+    )
+    assert endless == long
+
+
 def test_names_of_ones_own(short_bag, tiny_checkpoint, tmp_path):
     found = run(tmp_path, short_bag, "--checkpoint", tiny_checkpoint, "--name", "ours")
     assert found["systems"][0]["name"] == "ours"
@@ -347,7 +356,9 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
     unlabelled = write_bag(tmp_path / "unlabelled", *frames, labelled=lambda n: False)
     sparse = write_bag(tmp_path / "sparse", *frames, labelled=lambda n: n % 4 == 3)
     for words, arguments in (
-        ("other classes than the", [other]),
+        ("Give --class-map FILE, which maps label classes to the checkpoint's", [other]),
+        ("start out of range; expected 0 to 1e+09 s", [short_bag, "--start", "inf"]),
+        ("end out of range; expected 0 to 1e+09 s", [short_bag, "--end", "-1"]),
         ("no label topic", [unlabelled]),
         (
             "no segformer_b0 in it; got a vtseg with the static network erfnet",

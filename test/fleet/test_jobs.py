@@ -34,6 +34,24 @@ def test_lists_and_globs(bags, tmp_path):
         expand_inputs([str(tmp_path / "bytes.txt")])
 
 
+def test_a_text_that_is_no_list(bags, tmp_path, monkeypatch):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("What a drive!?\nThe camera was dirty.\n")
+    with pytest.raises(ConfigError) as err:
+        expand_inputs([str(notes)])
+    assert "notes.txt: not a list of bags or videos; expected one path per line" in str(err.value)
+    assert "got 'What a drive!?'" in str(err.value)
+    notes.write_text(f"nowhere\n{bags}/drive_0\n")  # one missing bag does not stop the others
+    assert expand_inputs([str(notes)]) == [Path("nowhere"), bags / "drive_0"]
+    notes.write_text(f"{bags}/drive_0\n{notes}\n")
+    with pytest.raises(ConfigError, match="the list contains itself"):
+        expand_inputs([str(notes)])
+    monkeypatch.setenv("HOME", str(bags))
+    notes.write_text("~/drive_0\ns3://bucket/drive_1\n")
+    first, second = expand_inputs([str(notes)])
+    assert (first, str(second)) == (bags / "drive_0", "s3://bucket/drive_1")
+
+
 def test_tasks_have_names_and_frames(bags, tmp_path):
     first, second = plan_tasks([bags / "drive_0", tmp_path / "absent"], tmp_path / "out")
     assert first.output == tmp_path / "out" / "drive_0" and first.frames == FRAMES

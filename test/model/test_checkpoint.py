@@ -63,6 +63,30 @@ def test_truncated_at_every_percent(path, tmp_path):
             load_checkpoint(cut)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file. Copy the file again"),
+        (b"hi\n", "a text file"),
+        (b"these are words, not weights\n", "a text file"),
+        ("weights".encode("utf-16"), "a text file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer instead of the file itself. Run: git lfs pull",
+        ),
+        (b"<html>404</html>", "a web page"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "a png image"),
+        (b"\x00\x01" * 2000, "a file of unknown content"),
+    ],
+)
+def test_other_files_are_named(tmp_path, content, words):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError) as err:
+        load_checkpoint(tmp_path / "x.safetensors")
+    assert "x.safetensors: not a checkpoint; expected a .safetensors file" in str(err.value)
+    assert words in str(err.value) and "\n" not in str(err.value)
+
+
 def test_a_pickle_is_refused_and_not_run(tmp_path):
     class Payload:
         def __reduce__(self):

@@ -93,6 +93,8 @@ _BAYER_FORMAT = re.compile(r"\s*(bayer_(?:rggb|bggr|gbrg|grbg)(?:8|16))\s*;")
 
 LOW_RANGE = 0.125
 """A 16-bit image whose values span less than this share of the range has little contrast in 8 bits."""
+IDS_BELOW = 32
+"""A grey image of 8 bits with all values below this may contain class ids; a camera's is rarely so dark."""
 DARK = 16384
 """A 16-bit image with all values below this is dark in 8 bits: cameras of 10 to 14 bits use the lower bits."""
 
@@ -216,6 +218,16 @@ def _to_8_bits(values: np.ndarray, note: Note) -> np.ndarray:
     return cv2.convertScaleAbs(values, alpha=1 / 257)  # exact: k / 257 is never half-way between two integers
 
 
+def _note_ids(values: np.ndarray, note: Note) -> None:
+    """Note a grey image whose values are those of class ids: topics of labels have the types of images."""
+    if note is not _quiet and (high := int(values.max())) < IDS_BELOW:
+        note(
+            "ids",
+            f"the grey image has only values up to {high} of 255, like an image of class ids. If it is one, choose the "
+            "topic of the camera's images",
+        )
+
+
 def _encoding(name: str, note: Note) -> str:
     """Return the encoding that a name stands for."""
     known = name.strip().lower()
@@ -257,6 +269,8 @@ def decode_image(message: Message, note: Note = _quiet) -> np.ndarray:
         pixels = _pixels(message, height, width, channels, f"u{bits // 8}")
         if bits == 16:
             pixels = _to_8_bits(pixels, note)
+        elif channels == 1:
+            _note_ids(pixels, note)
         return pixels if code is None else cv2.cvtColor(pixels, code)
     if encoding in _BAYER:
         bits, _ = _BAYER[encoding]
@@ -361,7 +375,10 @@ def decode_compressed(message: Message, note: Note = _quiet) -> np.ndarray:
             return _demosaic(values, bayer[1], note)
         if values.dtype == np.uint16 and values.ndim == 2:
             return cv2.cvtColor(_to_8_bits(values, note), cv2.COLOR_GRAY2RGB)
-    return decode_file(data, header, message.format)
+    rgb = decode_file(data, header, message.format)
+    if header.channels == 1 and header.kind == "png":
+        _note_ids(rgb[..., 0], note)
+    return rgb
 
 
 def decode_any(message: Message, note: Note = _quiet) -> np.ndarray:

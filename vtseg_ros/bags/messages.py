@@ -26,6 +26,11 @@ PNG_LABEL = "mono8; png compressed"
 """`format` of a CompressedImage of class ids."""
 
 
+def to_ns(seconds: float) -> int:
+    """Return a duration in ns; at most that which a stamp can have, also for infinity."""
+    return round(min(seconds, 2**32) * NS)
+
+
 def definitions_dir() -> Path:
     """Return the folder of the .msg files: in the installed package, or at the top of the source tree."""
     packaged = Path(__file__).resolve().parent / "msg"

@@ -33,17 +33,21 @@ from mcap.records import Channel, Schema, Statistics
 from rosbags.interfaces import Qos
 from rosbags.rosbag2.metadata import parse_qos
 
+from vtseg_ros.content import MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC, advice_on, content_of
 from vtseg_ros.errors import BagError, first_line
 
-MCAP_MAGIC = b"\x89MCAP0\r\n"
-SQLITE_MAGIC = b"SQLite format 3\0"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ROS1_MAGIC = b"#ROSBAG V"
 LZ4_MAGIC = b"\x04\x22\x4d\x18"
 DEFINITION_ENCODINGS = ("ros2msg", "ros2idl", "omgidl", "")
 COPY_BYTES = 1 << 20
 BLOCK_BYTES = 512
 _U64, _MESSAGE_HEAD, _RECORD_HEAD = 8, 22, 9
+_CONVERT = {
+    "image": "Convert a folder of images with `vtseg import images`",
+    "video": "Convert it with `vtseg import video`",
+    "media file": "Convert it with `vtseg import video`",
+}
+"""What to do with other recordings, by the end of the words for them."""
 UNKNOWN = -1
 """Connection id of lost messages whose topic is not known."""
 _CHAIN = 3
@@ -207,9 +211,9 @@ def open_storage(path: Path, scratch: Path) -> Storage:
             return Ros1Storage(path)
     except OSError as err:
         raise BagError(f"it cannot be read: {err.strerror or err}") from err
-    if not magic:
-        raise BagError("it is empty")
-    raise BagError("it is neither an mcap nor a sqlite3 file, nor a ROS 1 bag")
+    content = content_of(path)
+    advice = next((text for kind, text in _CONVERT.items() if content.endswith(kind)), advice_on(content))
+    raise BagError(f"not a bag; expected an mcap, sqlite3 or ROS 1 file, got {content}. {advice}")
 
 
 def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:

@@ -12,7 +12,9 @@ import yaml
 from rosbags.interfaces import Qos
 
 from vtseg_ros.bags.storage import normal_type, offered_qos
-from vtseg_ros.errors import BagError, first_line
+from vtseg_ros.content import is_bag_file
+from vtseg_ros.errors import BagError
+from vtseg_ros.text import yaml_problem
 
 METADATA = "metadata.yaml"
 KINDS = {".mcap": "mcap", ".db3": "sqlite3", ".bag": "rosbag1"}
@@ -52,12 +54,12 @@ class StorageFiles:
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a folder or has the name of a storage file.
+    """Return whether a path is a folder, or has the name or the content of a storage file.
 
     Args:
         path: Path, which need not exist.
     """
-    return path.is_dir() or kind_of(path.name) is not None
+    return path.is_dir() or kind_of(path.name) is not None or is_bag_file(path)
 
 
 def holds_bag(folder: Path) -> bool:
@@ -175,5 +177,5 @@ def _read_metadata(path: Path) -> tuple[list[str], dict[str, TopicHint], list[st
             )
         return [str(name) for name in content.get("relative_file_paths") or []], topics, []
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
-        problem = first_line(err) if isinstance(err, yaml.YAMLError) else "it is not the metadata of a bag"
+        problem = yaml_problem(err) if isinstance(err, yaml.YAMLError) else "it is not the metadata of a bag"
         return [], {}, [f"{METADATA} cannot be read ({problem}): the storage files are read without it"]

@@ -65,11 +65,17 @@ def find_image_topic(bag: BagReader) -> str:
         raise BagError(f"bag {bag.path} has no message on {', '.join(images)}")
     all_images = image_topics(bag)
     if all_images:
+        masks = all(is_of_segmenter(name) or "label" in name or "mask" in name for name in all_images)
         raise BagError(
-            f"bag {bag.path} has no topic that looks like a camera's images. Images are on "
-            f"{', '.join(all_images)}. Choose one: {_CHOOSE_IMAGES}"
+            f"bag {bag.path}: no camera images; expected a topic of images, got only "
+            f"{'masks or labels' if masks else 'other image topics'}: {', '.join(all_images)}. Give the bag of the images, or "
+            f"choose one if it has camera images: {_CHOOSE_IMAGES}"
         )
-    raise BagError(f"bag {bag.path} has no image topic. It has: {', '.join(bag.topics) or 'no topics'}")
+    raise BagError(
+        f"bag {bag.path}: no image topic; expected a topic of {', '.join(MSGTYPES)}, got "
+        f"{', '.join(f'{name} ({info.msgtype})' for name, info in bag.topics.items()) or 'no topics'}. Record the "
+        "camera's images too"
+    )
 
 
 def find_label_topic(bag: BagReader) -> str | None:
@@ -100,6 +106,40 @@ def find_label_topic(bag: BagReader) -> str | None:
             f"bag {bag.path} has several label topics: {', '.join(labels)}. Choose one: {_CHOOSE_LABELS}"
         )
     return min(labels, key=len) if labels else None
+
+
+def require_image_topic(bag: BagReader, topic: str = "") -> str:
+    """Return the topic to read camera images from.
+
+    Args:
+        bag: An open bag.
+        topic: Name of the topic; empty = see `find_image_topic`.
+
+    Raises:
+        BagError: If the bag has no such topic or no message on it, or there is no camera or more than one.
+        ConfigError: If the topic has another type.
+    """
+    topic = topic or find_image_topic(bag)
+    require_images(bag, topic)
+    if not bag.topics[topic].count:
+        raise BagError(f"bag {bag.path} has no message on {topic}")
+    return topic
+
+
+def require_images(bag: BagReader, *topics: str) -> None:
+    """Check that topics are in the bag and have messages of images.
+
+    Raises:
+        BagError: For a topic that is not in the bag.
+        ConfigError: For a topic of another type.
+    """
+    bag.require(*topics)
+    for topic in topics:
+        if topic not in image_topics(bag):
+            raise ConfigError(
+                f"{topic} is not an image topic; expected {', '.join(MSGTYPES)}, got {bag.topics[topic].msgtype}. "
+                f"Choose one of: {', '.join(image_topics(bag)) or 'none in this bag'}"
+            )
 
 
 def image_topics(bag: BagReader) -> list[str]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.backends import BACKEND_NAMES, installed_backends
 from vtseg_ros.inference.devices import processor_name, resolve_device, resolve_precision
@@ -201,9 +201,7 @@ def run(args: argparse.Namespace) -> int:
         _print_parts(checkpoint, args)
     if args.json:
         what = args.checkpoint or f"{args.preset}, random weights"
-        args.json.write_text(
-            json.dumps({"weights": what, "machine": machine, "modes": results}, indent=2) + "\n"
-        )
+        write_json(args.json, {"weights": what, "machine": machine, "modes": results})
     if args.plot:
         from vtseg_ros.profiling.plot import plot
 

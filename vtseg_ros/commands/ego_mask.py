@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.storage_files import is_bag
-from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.labelling.own_body import preview, propose_ego_mask
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"  check {shown}; correct the mask in an image editor if needed")
     if args.json:
         made = {"mask": str(args.out), "preview": str(shown), "share": share, "frames": found.frames}
-        args.json.write_text(json.dumps({**made, "still": found.still}, indent=2) + "\n")
+        write_json(args.json, {**made, "still": found.still})
     return 0
 
 
@@ -98,8 +98,7 @@ def _every(args: argparse.Namespace, total: int) -> int:
 
 def _of_bag(args: argparse.Namespace) -> Iterator[np.ndarray]:
     with BagReader(args.input) as bag:
-        topic = args.image_topic or find_image_topic(bag)
-        bag.require(topic)
+        topic = require_image_topic(bag, args.image_topic)
         total = bag.topics[topic].count
         every, decode = _every(args, total), ImageDecoder(topic)
         with track(total, "reading") as advance:

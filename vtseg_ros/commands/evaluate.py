@@ -462,9 +462,14 @@ def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
     with BagReader(path) as bag:
         own = read_label_set(bag)
     if own is not None and own.names != labels.names:
+        advice = (
+            "Write a line for each class of the bag, in its order"
+            if owner.startswith("class map")
+            else "Give --class-map FILE, which maps label classes to the checkpoint's"
+        )
         raise ConfigError(
             f"bag {path}: other classes than the {owner}; expected {', '.join(labels.names)}, "
-            f"got {', '.join(own.names)}. Give --class-map FILE, which maps label classes to the checkpoint's"
+            f"got {', '.join(own.names)}. {advice}"
         )
     return own is not None
 

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
-from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.bags.topics import require_image_topic
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.inference.exporter import (
     SUFFIXES,
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _bag_frames(path: Path, topic: str, count: int) -> list[np.ndarray]:
     images: list[np.ndarray] = []
     with BagReader(path) as bag:
-        topic = topic or find_image_topic(bag)
+        topic = require_image_topic(bag, topic)
         decode = ImageDecoder(topic)
         for _, _, message in bag.messages([topic], on_corrupt=lambda *_: None):
             try:
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     for precision, share in what.metadata["agreement"].items():
         print(f"{precision} agrees with fp32 on {100 * share:.2f} % of pixels")
     if args.json:
-        args.json.write_text(json.dumps({"file": str(args.out), **vars(result)}, indent=2) + "\n")
+        write_json(args.json, {"file": str(args.out), **vars(result)})
     return 0
 
 

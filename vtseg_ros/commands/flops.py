@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.profiling.flops import Cost, build, costs, networks
 from vtseg_ros.sizes import parse_size
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             for (size, frames), column in zip(columns, by_column)
             for cost in column
         ]
-        args.json.write_text(json.dumps({"classes": args.classes, "costs": content}, indent=2) + "\n")
+        write_json(args.json, {"classes": args.classes, "costs": content})
     return 0
 
 

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from vtseg_ros.bags.bag import check_new_bag
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.importers import camvid, cityscapes, image_folder, vkitti2
 from vtseg_ros.importers.dataset_frames import IMAGE_TOPIC, LABEL_TOPIC, DataFrame, write_frames
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
             "sequences": sequences,
             "notes": notes,
         }
-        args.json.write_text(json.dumps(made, indent=2) + "\n")
+        write_json(args.json, made)
     return 0
 
 
@@ -202,7 +202,7 @@ def _import_videos(args: argparse.Namespace) -> int:
             "sequences": len(done),
             "damaged": {str(video.path): video.damage for video in damaged},
         }
-        args.json.write_text(json.dumps(made, indent=2) + "\n")
+        write_json(args.json, made)
     return 0
 
 

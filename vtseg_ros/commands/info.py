@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,14 @@ from rich.table import Table
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
+from vtseg_ros.commands.report_files import write_json
+from vtseg_ros.content import advice_on, content_of
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 
 HELP = "Show the content of a bag, a checkpoint or an exported network."
 
 
+CHECKPOINTS = (".safetensors", ".onnx")
 CHECKED_BYTES = 256 << 20
 """Bags up to this size are always read in full."""
 
@@ -100,6 +102,15 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         raise ConfigError(
             f"{name}: no such bag or checkpoint; expected a file, a folder or the name of shipped weights"
         ) from err
+    content = content_of(path)
+    # The error for PyTorch files says how to convert them.
+    if path.suffix.lower() not in CHECKPOINTS and not any(
+        kind in content for kind in ("safetensors", "pickle", "PyTorch")
+    ):
+        raise ConfigError(
+            f"{name}: neither a bag nor a checkpoint; expected an mcap, sqlite3 or ROS 1 bag, or a {', '.join(CHECKPOINTS)} "
+            f"file, got {content}. {advice_on(content)}"
+        )
     export: str | None = None
     parts: dict[str, Any] = {}
     if is_exported(path):
@@ -165,5 +176,5 @@ def run(args: argparse.Namespace) -> int:
     if found["classes"]:
         console.print("classes: " + ", ".join(found["classes"]))
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
     return 0

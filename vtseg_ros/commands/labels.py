@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import numpy as np
 
 from vtseg_ros.bags.bag import BagReader, check_new_bag
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp
-from vtseg_ros.bags.topics import image_topics, read_label_set
+from vtseg_ros.bags.topics import image_topics, read_label_set, require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import add_ray_arguments, exit_code, run_job, write_outcomes
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
-from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
+from vtseg_ros.labelling.frame_files import read_frames, write_frame
 from vtseg_ros.labelling.label_files import CLASS_LIST, LabelFiles, frame_name, open_label_files
 from vtseg_ros.labelling.masks import UNKNOWN
 from vtseg_ros.labelling.merge import check_labels, merge, place_images
@@ -170,7 +170,7 @@ def _extract(args: argparse.Namespace) -> int:
     if found.named:
         print(f"  {CLASS_LIST} contains the bag's class list")
     if args.json:
-        args.json.write_text(json.dumps(found.summary(), indent=2) + "\n")
+        write_json(args.json, found.summary())
     if not found.written:
         raise BagError(f"bag {only}: none of the {len(found.left_out)} frames could be extracted")
     return 0
@@ -247,17 +247,15 @@ def _merge(args: argparse.Namespace) -> int:
         print("  no class list: set data.class_names in the training configuration")
     if args.json:
         reasons = [{"file": name, "reason": reason} for name, reason in refused]
-        args.json.write_text(
-            json.dumps(
-                {
-                    "labels": len(good),
-                    "refused": reasons,
-                    "topics_left_out": lost,
-                    "messages_missing": missing,
-                    "notes": notes,
-                },
-                indent=2,
-            )
+        write_json(
+            args.json,
+            {
+                "labels": len(good),
+                "refused": reasons,
+                "topics_left_out": lost,
+                "messages_missing": missing,
+                "notes": notes,
+            },
         )
     return 0
 

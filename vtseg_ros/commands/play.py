@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 
 HELP = "Publish a bag's messages on their topics (needs ROS 2), like `ros2 bag play`."
@@ -110,9 +110,7 @@ def run(args: argparse.Namespace) -> int:
     sent = dict(nodes[0].sent) if nodes else {}
     missing = nodes[0].messages_missing if nodes else 0
     if args.json:
-        args.json.write_text(
-            json.dumps({"bag": str(args.bag), "sent": sent, "messages_missing": missing}, indent=2) + "\n"
-        )
+        write_json(args.json, {"bag": str(args.bag), "sent": sent, "messages_missing": missing})
     for topic, count in sorted(sent.items()):
         print(f"{topic}: {count} sent")
     return code

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ import numpy as np
 
 from vtseg_ros.bags.bag import BagReader, check_new_bag
 from vtseg_ros.bags.storage_files import is_bag
-from vtseg_ros.bags.topics import find_image_topic, image_topics
+from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
@@ -27,6 +26,7 @@ from vtseg_ros.commands.fleet_job import (
     write_outcomes,
 )
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map
 from vtseg_ros.files import files_below, sha256_of
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"  look at {args.out / SHEET}")
     if args.json:
         made = {"bag": str(args.out), "sheet": str(args.out / SHEET), **summary}
-        args.json.write_text(json.dumps(made, indent=2) + "\n")
+        write_json(args.json, made)
     return 0
 
 
@@ -217,12 +217,7 @@ def _label_input(args: argparse.Namespace, prepared: Prepared, tracker: Tracker)
     work = prepared.work_folder(args)
     with ExitStack() as stack:
         bag = stack.enter_context(BagReader(_as_bag(args, work)))
-        topic = args.image_topic or find_image_topic(bag)
-        bag.require(topic)
-        if topic not in image_topics(bag):
-            raise ConfigError(
-                f"--image-topic: {topic} has the wrong type; expected images, got {bag.topics[topic].msgtype}"
-            )
+        topic = require_image_topic(bag, args.image_topic)
         stop = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(tracker(bag.topics[topic].count, "labelling"))
         try:

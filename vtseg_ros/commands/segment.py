@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -24,9 +23,9 @@ import numpy as np
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
 from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, header_stamp, stamp_of
+from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of, to_ns
 from vtseg_ros.bags.storage_files import holds_bag, is_bag
-from vtseg_ros.bags.topics import find_image_topic, read_label_set
+from vtseg_ros.bags.topics import read_label_set, require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
@@ -37,10 +36,11 @@ from vtseg_ros.commands.fleet_job import (
     write_outcomes,
 )
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.parts import Span, warm_up_start
-from vtseg_ros.importers.image_folder import OTHER_SUFFIXES, SUFFIXES
+from vtseg_ros.importers.image_folder import OTHER_SUFFIXES, SUFFIXES, check_rate
 from vtseg_ros.inference.sources import image_files, is_glob, read_image
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.resize import RESIZE_MODES
@@ -235,12 +235,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
-    topic = topic or find_image_topic(bag)
-    bag.require(topic)
+    topic = require_image_topic(bag, topic)
     total = bag.topics[topic].count
-    if not total:
-        raise BagError(f"bag {bag.path} has no message on {topic}")
-
     decode = ImageDecoder(topic)
     corrupt: list[tuple[int, str, ImageError]] = []
 
@@ -430,8 +426,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     require_source(args.input)
     if args.frames < 0:
         raise ConfigError(f"--frames: expected a number of frames, or 0 for all, got {args.frames}")
-    if not args.image_rate > 0:
-        raise ConfigError(f"--image-rate: expected a rate above 0 Hz, got {args.image_rate:g}")
+    check_rate("--image-rate", args.image_rate)
     if args.resume and isinstance(args.input, str) and is_live(args.input):
         raise ConfigError("--resume: a stream cannot be read again; expected a bag, a video or images")
 
@@ -453,7 +448,7 @@ def run(args: argparse.Namespace) -> int:
     for line in bad[:5]:
         print(f"  {line}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(args.json, found)
     return 0
 
 
@@ -599,12 +594,12 @@ def _run_job(args: argparse.Namespace) -> int:
 def _open_part(path: Path, topic: str, stack: ExitStack, segmenter: VideoPredictor, span: Span) -> Source:
     """Open a part of a bag, whose masks become those of an unsplit run."""
     bag = stack.enter_context(BagReader(path))
-    topic = topic or find_image_topic(bag)
+    topic = require_image_topic(bag, topic)
     begin_ns = None
     if span[0] is not None:
         # One more window: with short windows the network may run another way than with full ones.
         frames = segmenter.history + segmenter.window - 1
-        max_gap_ns = round(segmenter.max_gap_s * NS)
+        max_gap_ns = to_ns(segmenter.max_gap_s)
         begin_ns = warm_up_start(bag, topic, span[0], frames=frames, max_gap_ns=max_gap_ns)
 
     def warm_up(stamp_ns: int, frame_id: str, image: np.ndarray) -> None:

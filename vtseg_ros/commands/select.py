@@ -17,6 +17,7 @@ import numpy as np
 
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
@@ -33,7 +34,7 @@ from vtseg_ros.fleet.object_store import list_files
 from vtseg_ros.fleet.results import read_file, written_whole
 from vtseg_ros.inference.devices import resolve_device
 from vtseg_ros.label_set import LabelSet
-from vtseg_ros.labelling.frame_files import read_frames, require_image_topic, write_frame
+from vtseg_ros.labelling.frame_files import read_frames, write_frame
 from vtseg_ros.labelling.label_files import CLASS_LIST, frame_name
 from vtseg_ros.labelling.palette import format_palette
 from vtseg_ros.model.checkpoint import load_checkpoint

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from vtseg_ros.bags.bag import BagWriter
 from vtseg_ros.bags.messages import CAMERA_INFO, camera_info_message
 from vtseg_ros.commands.progress import track
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import STREET
 from vtseg_ros.sizes import parse_size
@@ -106,5 +106,5 @@ def run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "sequences": [{"scene": scene, "variation": variation} for scene, variation in jobs],
         }
-        args.json.write_text(json.dumps(made, indent=2) + "\n")
+        write_json(args.json, made)
     return 0

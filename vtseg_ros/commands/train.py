@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vtseg_ros.commands.progress import progress_bars
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.training.config_file import load_config
 from vtseg_ros.training.processes import is_main_process
 from vtseg_ros.training.record import Progress as Step
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             "loss": last[0].loss,
             "validation_miou": miou if math.isfinite(miou) else None,
         }
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+        write_json(args.json, numbers)
     return 0
 
 

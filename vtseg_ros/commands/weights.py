@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.devices import MIN_AGREEMENT
 from vtseg_ros.label_set import LabelSet
@@ -147,7 +147,7 @@ def _agreement(args: argparse.Namespace) -> int:
         f"precision auto {'uses' if enough else 'does not use'} bf16 on processors that have it"
     )
     if args.json:
-        args.json.write_text(json.dumps({"frames": len(images), "agreement": agreement}, indent=2) + "\n")
+        write_json(args.json, {"frames": len(images), "agreement": agreement})
     return 0
 
 
@@ -191,7 +191,7 @@ def _list(file: Path | None) -> int:
     for source in dict.fromkeys(entry.source for entry in PUBLISHED.values()):
         print(f"  {source}")
     if file:
-        file.write_text(json.dumps([_plain(entry) for entry in PUBLISHED.values()], indent=2) + "\n")
+        write_json(file, [_plain(entry) for entry in PUBLISHED.values()])
     return 0
 
 

@@ -17,9 +17,11 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder, size_of
 from vtseg_ros.bags.messages import NS, Message, stamp_of
-from vtseg_ros.bags.topics import find_image_topic, find_label_topic
-from vtseg_ros.errors import BagError, ImageError
+from vtseg_ros.bags.topics import find_image_topic, find_label_topic, require_images
+from vtseg_ros.errors import BagError, ConfigError, ImageError
 
+LONGEST_S = 1e9
+"""Longest part of a bag, s: its times must fit into 64 bits of ns."""
 PROBES = 5
 """Messages decoded before a topic is refused: a single one may be corrupt, but not all of them."""
 Decode = Callable[[Message], np.ndarray]
@@ -39,6 +41,9 @@ class BagSource:
         label_topic: Topic of the labels; empty = found by type and name (see `find_label_topic`).
         start_s: Start of the part, s after the first image of the bag.
         end_s: End of the part, s after the first image; 0 = the end of the bag.
+
+    Raises:
+        ConfigError: If start or end is negative or not a time.
     """
 
     path: Path
@@ -46,6 +51,13 @@ class BagSource:
     label_topic: str = ""
     start_s: float = 0.0
     end_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start_s), ("end", self.end_s)):
+            if not 0 <= value < LONGEST_S:
+                raise ConfigError(
+                    f"bag {self.path}: {name} out of range; expected 0 to {LONGEST_S:g} s after the first image, got {value:g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -279,7 +291,7 @@ class FrameIndex:
 def _topics(bag: BagReader, source: BagSource) -> tuple[str, str | None]:
     image = source.image_topic or find_image_topic(bag)
     label = source.label_topic or find_label_topic(bag)
-    bag.require(*(topic for topic in (image, label) if topic))
+    require_images(bag, *(topic for topic in (image, label) if topic))
     return image, label
 
 

@@ -78,7 +78,7 @@ def load_class_map(path: str | Path) -> ClassMap:
     """
     try:
         values = read_yaml(path)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError) as err:
         reason = first_line(err)
         raise ConfigError(
             f"{path}: cannot be read; expected a YAML file of target class to source classes, got: {reason}. "

@@ -207,7 +207,10 @@ def _score(
         scores.update(stamp_ns, mask, label, image, confidence=confidence)
         scores.watch(stamp_ns, mask, flow_image)
     except ConfigError as err:
-        raise ConfigError(f"frame at {stamp_ns / 1e9:.3f} s: {err}") from err
+        raise ConfigError(
+            f"frame at {stamp_ns / 1e9:.3f} s: {err}. Map other classes with a class map (--class-map), and store "
+            "unlabelled pixels as 255"
+        ) from err
 
 
 def _row(stamp_ns: int, image: np.ndarray, label: np.ndarray, masks: list[np.ndarray]) -> PictureRow:

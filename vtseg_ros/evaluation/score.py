@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.messages import NS
+from vtseg_ros.bags.messages import to_ns
 from vtseg_ros.evaluation.calibration import ConfidenceCounts
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 from vtseg_ros.evaluation.temporal import FlowImage, VideoConsistency, WarpedConsistency
@@ -49,7 +49,7 @@ class Scores:
         max_gap_s: float = 1.0,
         baseline: np.ndarray | None = None,
     ) -> None:
-        self.labels, self._keep, self._max_gap_ns = labels, keep, round(max_gap_s * NS)
+        self.labels, self._keep, self._max_gap_ns = labels, keep, to_ns(max_gap_s)
         self.confusion = ConfusionMatrix(len(labels))
         self.confidences = ConfidenceCounts()
         self.baseline = ConfusionMatrix(len(labels)) if baseline is not None else None

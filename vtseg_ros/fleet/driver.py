@@ -202,6 +202,8 @@ class _Joining:
 def unfinished_removed(tasks: Sequence[Task]) -> Iterator[str]:
     """Yield the start of the names of unfinished folders, and at the end remove the folders that killed workers left.
 
+    A folder of results that did not exist and has none is removed too.
+
     Args:
         tasks: tasks whose local outputs are cleaned up.
 
@@ -209,9 +211,14 @@ def unfinished_removed(tasks: Sequence[Task]) -> Iterator[str]:
         Start of a name, unique for this call; the `mark` of `complete_task`.
     """
     mark = f".vtseg_{uuid.uuid4().hex[:12]}_"
+    folders = {task.output.parent for task in tasks if isinstance(task.output, Path)}
+    absent = [folder for folder in folders if not folder.exists()]
     try:
         yield mark
     finally:
-        for folder in {task.output.parent for task in tasks if isinstance(task.output, Path)}:
+        for folder in folders:
             for orphan in folder.glob(f"{mark}*"):
                 shutil.rmtree(orphan, ignore_errors=True)
+        for folder in absent:
+            with suppress(OSError):  # it has results
+                folder.rmdir()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,29 +23,29 @@ PARTS = ".parts"
 """Folder of the results of parts, next to the results."""
 
 
-def expand_inputs(inputs: Iterable[str]) -> list[Place]:
+def expand_inputs(inputs: Iterable[str], lists: tuple[Path, ...] = ()) -> list[Place]:
     """Return the paths and URLs that inputs name, each once.
 
     Args:
         inputs: paths, URLs, globs of both, and `.txt` files with one of them per line (`#` starts a comment line).
+        lists: `.txt` files that the inputs are from.
 
     Returns:
         Paths and URLs in the order of the inputs; the matches of a glob are sorted. They need not exist.
 
     Raises:
-        ConfigError: if a list cannot be read, a glob matches nothing, or no path is left.
+        ConfigError: if a list cannot be read, names nothing that exists, or contains itself, a glob matches nothing,
+            or no path is left.
     """
     found: list[Place] = []
     for text in inputs:
         place = parse_place(text)
         if isinstance(place, Path) and place.suffix.lower() == ".txt" and place.is_file():
-            try:
-                lines = [line.strip() for line in read_text(place).splitlines()]
-            except (OSError, UnicodeDecodeError) as err:
+            if place.resolve() in lists:
                 raise ConfigError(
-                    f"{place}: cannot be read ({err}); expected a text file with one path per line"
-                ) from err
-            found += expand_inputs(line for line in lines if line and not line.startswith("#"))
+                    f"{place}: the list contains itself; expected paths of bags or videos. Remove that line"
+                )
+            found += expand_inputs(_lines_of(place), (*lists, place.resolve()))
         elif not glob.has_magic(text) or (isinstance(place, Path) and place.exists()):
             found.append(place)
         else:
@@ -57,6 +58,33 @@ def expand_inputs(inputs: Iterable[str]) -> list[Place]:
     if not found:
         raise ConfigError("input: the list is empty; expected at least one path. Add the bags to it")
     return list(dict.fromkeys(found))
+
+
+def _lines_of(file: Path) -> list[str]:
+    """Return the paths, URLs and globs in a list; raise ConfigError if it is another text."""
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except UnicodeDecodeError as err:
+        raise ConfigError(
+            f"{file}: cannot be read; expected one path per line in UTF-8, got another encoding. Save it as UTF-8"
+        ) from err
+    except OSError as err:
+        raise ConfigError(
+            f"{file}: cannot be read ({err.strerror or err}); expected a text file with one path per line"
+        ) from err
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and not any(_exists(line) for line in lines):
+        raise ConfigError(
+            f"{file}: not a list of bags or videos; expected one path per line, relative to {Path.cwd()}, got "
+            f"{lines[0][:60]!r}, which does not exist, nor does any other line. Give a bag or a video, or correct the list"
+        )
+    return lines
+
+
+def _exists(line: str) -> bool:
+    """Return whether a line names a URL or something on this machine."""
+    place = parse_place(line)
+    return isinstance(place, Url) or os.path.lexists(place) or bool(glob.glob(str(place), recursive=True))
 
 
 def _matches(pattern: Place) -> Sequence[Place]:

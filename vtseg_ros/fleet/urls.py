@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from vtseg_ros.files import with_home
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.")
 _FILE = "file://"
 
@@ -50,11 +52,12 @@ def parse_place(text: str) -> Place:
         text: local path, or URL such as `s3://bucket/drive_1`.
 
     Returns:
-        A local path, also for `file://` URLs; a `Url` for all other URLs, without a slash at the end.
+        A local path, with the home folder in place of `~`, also for `file://` URLs; a `Url` for all other URLs, without
+        a slash at the end.
     """
     if text.lower().startswith(_FILE):
         return Path(unquote(text[len(_FILE) :]))
-    return Url(text.rstrip("/")) if _URL.match(text) else Path(text)
+    return Url(text.rstrip("/")) if _URL.match(text) else with_home(Path(text))
 
 
 def result_name(place: Place) -> str:

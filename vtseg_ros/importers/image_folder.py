@@ -26,6 +26,7 @@ from vtseg_ros.topic_names import is_hidden
 SUFFIXES = (".png", ".jpg", ".jpeg")
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".jxl", ".dng")
 """Of images that are not read: those of phones and of scientific cameras."""
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1e-3, 1e6
 log = logging.getLogger("vtseg_ros.importers")
 
 
@@ -56,6 +57,22 @@ def choose_images(where: str | os.PathLike[str], paths: Iterable[Path]) -> list[
     return sorted(images, key=natural_key)
 
 
+def check_rate(name: str, rate_hz: float) -> None:
+    """Check the rate of images without times, whose stamps must differ and fit into a message.
+
+    Args:
+        name: Option or parameter, for the error.
+        rate_hz: Frames per second.
+
+    Raises:
+        ConfigError: If it is out of range.
+    """
+    if not LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ:
+        raise ConfigError(
+            f"{name}: out of range; expected {LOWEST_RATE_HZ:g} to {HIGHEST_RATE_HZ:g} Hz, got {rate_hz:g}"
+        )
+
+
 def find_frames(
     folder: Path,
     *,
@@ -76,8 +93,7 @@ def find_frames(
     Raises:
         ConfigError: If there are no images, or a label has no image.
     """
-    if not rate_hz > 0:
-        raise ConfigError(f"rate: out of range; expected above 0 Hz, got {rate_hz}")
+    check_rate("rate", rate_hz)
     images = choose_images(folder, require_folder(folder, "a folder of images").iterdir())
     given: dict[str, Path] = {}
     if labels is not None:

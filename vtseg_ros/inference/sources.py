@@ -16,8 +16,8 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder, decode_file
 from vtseg_ros.bags.messages import stamp_of
-from vtseg_ros.bags.storage_files import holds_bag, kind_of
-from vtseg_ros.bags.topics import find_image_topic
+from vtseg_ros.bags.storage_files import holds_bag, is_bag
+from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.importers.dataset_frames import read_bytes
 from vtseg_ros.importers.exif import orientation_of, turned
@@ -66,7 +66,7 @@ def frames_of(source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; expected a video, a folder of images or a bag")
     if not path.is_dir():
-        return _bag_frames(path) if kind_of(path.name) else _video_frames(path)
+        return _bag_frames(path) if is_bag(path) else _video_frames(path)
     return _bag_frames(path) if holds_bag(path) else _image_frames(image_files(path))
 
 
@@ -103,7 +103,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def _bag_frames(path: Path) -> Iterator[SourceFrame]:
     with BagReader(path) as bag:
-        topic = find_image_topic(bag)
+        topic = require_image_topic(bag)
         decode = ImageDecoder(topic)
         corrupt: list[ImageError] = []
         messages = bag.messages([topic], on_corrupt=lambda *found: corrupt.append(ImageError(found[2])))

@@ -11,31 +11,7 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import header_stamp, stamp_of
-from vtseg_ros.bags.topics import find_image_topic, image_topics
-from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.transports import MSGTYPES
-
-
-def require_image_topic(bag: BagReader, topic: str) -> str:
-    """Return the image topic to read.
-
-    Args:
-        bag: Bag to read.
-        topic: Name of the topic; empty = the only image topic of the bag.
-
-    Raises:
-        BagError: If the bag lacks the topic or has no message on it.
-        ConfigError: If the topic has another type.
-    """
-    topic = topic or find_image_topic(bag)
-    bag.require(topic)
-    if topic not in image_topics(bag):
-        raise ConfigError(
-            f"{topic} is not an image topic; expected {', '.join(MSGTYPES)}, got {bag.topics[topic].msgtype}"
-        )
-    if not bag.topics[topic].count:
-        raise BagError(f"bag {bag.path} has no message on {topic}")
-    return topic
+from vtseg_ros.errors import BagError, ImageError
 
 
 def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[tuple[int, np.ndarray | str]]:

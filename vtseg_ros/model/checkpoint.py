@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from vtseg_ros.content import advice_on, content_of
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.label_set import LabelSet
@@ -217,12 +218,16 @@ def resolve_checkpoint(name: str | os.PathLike[str]) -> Path:
     shipped = WEIGHTS_DIR / f"{name}.safetensors"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
-    known = ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
+    known = _shipped_names()
     if path.is_dir():
         raise CheckpointError(
             f"{name}: a folder; expected a .safetensors file or the name of shipped weights ({known})"
         )
     raise CheckpointError(f"{name}: no checkpoint; expected a file or the name of shipped weights ({known})")
+
+
+def _shipped_names() -> str:
+    return ", ".join(sorted(p.stem for p in WEIGHTS_DIR.glob("*.safetensors"))) or "none"
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -244,24 +249,28 @@ def read_metadata(path: Path) -> dict[str, Any]:
         if not whole and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
             raise CheckpointError(
                 f"{path}: a pickle or zip archive, which could run code, so nothing of it was executed; "
-                "expected a safetensors file written by save_checkpoint"
+                "expected a safetensors file written by save_checkpoint. Convert PyTorch files with "
+                "`vtseg weights convert`"
             )
-        if len(start) < 8:
-            raise CheckpointError(
-                f"{path}: too short for a checkpoint; expected at least 8 bytes, got {size}. Copy it again"
-            )
-        if not whole:
-            raise CheckpointError(
-                f"{path}: not a complete safetensors file; its header claims {length} bytes, the file has {size}"
-            )
-        header = file.read(length)
+        header = file.read(length if whole else 1)
+    if not whole and header == b"{":
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file; its header claims {length} bytes, the file has {size}. Copy it again"
+        )
+    if header[:1] != b"{":
+        content = content_of(path)
+        raise CheckpointError(
+            f"{path}: not a checkpoint; expected a .safetensors file or the name of shipped weights "
+            f"({_shipped_names()}), got {content}. {advice_on(content)}"
+        )
     try:
         metadata = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
         if not isinstance(metadata, dict):
             raise ValueError("metadata is not a mapping")
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(
-            f"{path} was not written by save_checkpoint: its header has no valid {METADATA_KEY!r} metadata"
+            f"{path}: not written by save_checkpoint; expected {METADATA_KEY!r} metadata in its header, got none that is "
+            "valid. Convert weights of other programs with `vtseg weights convert`"
         ) from err
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: unknown format; expected {FORMAT}, got {metadata.get('format')!r}")

@@ -105,6 +105,8 @@ def render_sequence(
         raise ConfigError(
             f"frames, size: out of range; expected at least 1 frame of 16x16 px, got {frames} of {size[0]}x{size[1]}"
         )
+    if seed < 0:
+        raise ConfigError(f"seed: out of range; expected at least 0, got {seed}")
     weather = VARIATIONS[variation]
     world = World(scene=SCENES[scene], seed=(seed, scene), seconds=frames / RATE_HZ, sun=_sun(weather))
     focal = FOCAL_PER_WIDTH * size[0]

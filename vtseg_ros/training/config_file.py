@@ -30,7 +30,7 @@ def load_config(path: str | Path) -> TrainConfig:
     path = Path(path)
     try:
         values = read_yaml(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError) as err:
         raise ConfigError(f"training configuration {path} cannot be read: {first_line(err)}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"training configuration {path}: expected a mapping, got {type(values).__name__}")

@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from vtseg_ros.content import advice_on, content_of
 from vtseg_ros.errors import ConfigError, first_line
 
 NS = 1_000_000_000
 DEFAULT_RATE_HZ = 10.0
 """Rate of videos without one in the header, Hz."""
+_ATTACHED_PICTURE = 0x400
+"""AV_DISPOSITION_ATTACHED_PIC of FFmpeg."""
 _NO_TIMES = 0x80
 """AVFMT_NOTIMESTAMPS of FFmpeg: bare streams of H.264 and the like."""
 log = logging.getLogger("vtseg_ros.video")
@@ -85,13 +88,17 @@ class VideoReader:
         try:
             self._file = self.path.open("rb")
             self._container = av.open(self._file)
-            self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, OSError, IndexError, ValueError) as err:
+            self._stream = next(one for one in self._container.streams.video if not _is_picture(one))
+        except (av.FFmpegError, OSError, StopIteration, ValueError) as err:
+            content = content_of(self.path)
+            reason = "no video stream" if isinstance(err, StopIteration) else content
             if self._file is not None:
                 self._file.close()
-            reason = "no video stream" if isinstance(err, IndexError) else first_line(err)
+            elif not self.path.is_dir():
+                reason = f"none: {getattr(err, 'strerror', None) or first_line(err)}"
             raise ConfigError(
-                f"{path}: not a video that can be read; expected a file that ffmpeg decodes, got: {reason}"
+                f"{path}: not a video that can be read; expected a file that ffmpeg decodes, got {reason}. "
+                f"{advice_on(content)}"
             ) from err
         self._stream.thread_type = "AUTO"
         self.frame_count = int(self._stream.frames or 0)
@@ -155,6 +162,11 @@ class VideoReader:
                 index += 1
         except self._error as err:
             self.damage = first_line(err)
+
+
+def _is_picture(stream: Any) -> bool:
+    """Return whether a stream is the cover of a recording or the preview of a video."""
+    return bool(getattr(getattr(stream, "disposition", None), "value", 0) & _ATTACHED_PICTURE)
 
 
 def is_video(path: Path) -> bool:
