@@ -49,6 +49,14 @@ def _remove_orphans(path: Path) -> None:
             orphan.unlink()
 
 
+def folder_problem(path: Path) -> str:
+    """Return why no file can be made at a path, whose folders may be missing; empty if nothing speaks against it."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        return f"expected a folder, got {folder}, which is none"
+    return "" if os.access(folder, os.W_OK) else f"expected a folder with write permission, got {folder}"
+
+
 def with_home(path: Path) -> Path:
     """Return a path with the home folder in place of `~`, unless there is a file of that very name."""
     try:

@@ -46,6 +46,7 @@ from vtseg_ros.bags.storage_files import StorageFiles, find_storage
 from vtseg_ros.bags.video_messages import DEFINITIONS
 from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
 from vtseg_ros.errors import BagError, first_line
+from vtseg_ros.files import folder_problem
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.transports import VIDEO_TYPES
 
@@ -550,7 +551,7 @@ def check_new_bag(path: Path) -> None:
         path: Folder of the new bag.
 
     Raises:
-        BagError: If the path exists, or its name is too long or not valid UTF-8.
+        BagError: If the path exists or its folder cannot be written to, or its name is too long or not valid UTF-8.
     """
     name = path.name
     try:
@@ -563,8 +564,11 @@ def check_new_bag(path: Path) -> None:
         raise BagError(
             f"{path}: the name of the bag is too long; expected at most {MAX_NAME_BYTES} bytes, got {size}"
         )
-    if path.exists():
+    if os.path.lexists(path):
         raise BagError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
+    problem = folder_problem(path)
+    if problem:
+        raise BagError(f"bag {path}: cannot be written; {problem}. Choose another place")
 
 
 class BagWriter:

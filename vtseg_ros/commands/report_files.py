@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from vtseg_ros.content import content_of
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.files import folder_problem
 
 STARTS = {"json": b"{[", "html": b"<"}
 """First characters of a report, by its option."""
@@ -43,12 +43,9 @@ def check_report_file(option: str, path: Path) -> None:
                 f"--{option} {path}: only an earlier report is overwritten; expected a new file or {option.upper()}, got "
                 f"{content_of(path)}. Choose another name"
             )
-    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(
-            f"--{option} {path}: cannot be written; expected a folder with write permission, got {folder}. Choose another "
-            "folder"
-        )
+    problem = folder_problem(path)
+    if problem:
+        raise ConfigError(f"--{option} {path}: cannot be written; {problem}. Choose another folder")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,6 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from vtseg_ros.errors import ConfigError
+from vtseg_ros.files import folder_problem
 from vtseg_ros.image_ops import colorize, overlay
 from vtseg_ros.label_set import LabelSet
 
@@ -29,7 +30,7 @@ def check_new_video(path: Path) -> None:
     """Check that an overlay can be written.
 
     Raises:
-        ConfigError: if it exists, or its suffix is not that of a container for H.264.
+        ConfigError: if it exists, its folder cannot be written to, or its suffix is not that of a container for H.264.
     """
     if path.suffix.lower() not in CONTAINERS:
         raise ConfigError(
@@ -37,8 +38,11 @@ def check_new_video(path: Path) -> None:
         )
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise ConfigError(f"overlay {path}: the name is too long; expected at most {MAX_NAME_BYTES} bytes")
-    if path.exists():
+    if os.path.lexists(path):
         raise ConfigError(f"{path} exists: nothing is overwritten. Remove it or choose another name")
+    problem = folder_problem(path)
+    if problem:
+        raise ConfigError(f"overlay {path}: cannot be written; {problem}. Choose another place")
 
 
 class OverlayVideo:
@@ -50,7 +54,15 @@ class OverlayVideo:
         self._size = (0, 0)
 
     def add(self, image: np.ndarray, mask: np.ndarray) -> None:
-        """Add the next frame: image (H, W, 3) uint8 RGB and mask (h, w) uint8."""
+        """Add the next frame.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            mask: (h, w) uint8.
+
+        Raises:
+            ConfigError: if ffmpeg cannot write it; the message has one line.
+        """
         if self._writer is None:
             # H.264 with 4:2:0 colours needs even sides; small videos are enlarged for viewing.
             scale = max(1.0, MIN_WIDTH / image.shape[1])
@@ -68,7 +80,13 @@ class OverlayVideo:
         large = cv2.resize(image, self._size, interpolation=cv2.INTER_CUBIC)
         ids = cv2.resize(mask, self._size, interpolation=cv2.INTER_NEAREST)
         frame = np.vstack([overlay(large, ids, self._labels), colorize(ids, self._labels)])
-        self._writer.send(np.ascontiguousarray(frame))
+        try:
+            self._writer.send(np.ascontiguousarray(frame))
+        except OSError as err:  # a text of many lines without the reason, which ffmpeg prints itself
+            raise ConfigError(
+                "overlay: ffmpeg ended early; expected a writable folder with free space, got the error above. Choose "
+                "another place"
+            ) from err
 
     def close(self) -> None:
         """Finish the video."""
