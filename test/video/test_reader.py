@@ -14,7 +14,7 @@ import pytest
 from video.videofiles import SHADES, write_video
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.video.reader import VideoReader, is_video
+from vtseg_ros.video.reader import VideoReader, is_video, upright
 
 PAUSE_MS = [0, 100, 700, 800, 900]
 
@@ -84,8 +84,18 @@ def test_avi(tmp_path):
     assert [frame.time_ns for frame in frames] == [50_000_000 * n for n in range(5)] and video.rate_hz == 20
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_frames_are_upright(tmp_path, degrees):
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-display_rotation 90",
+        "-display_rotation 180",
+        "-display_rotation 270",
+        "-display_hflip",
+        "-display_vflip",
+        "-display_rotation 90 -display_hflip",
+    ],
+)
+def test_frames_are_upright(tmp_path, options):
     flat, turned = tmp_path / "flat.mp4", tmp_path / "turned.mp4"
     image = np.zeros((48, 64, 3), np.uint8)
     image[:24, :32] = (255, 0, 0)  # red top left
@@ -96,18 +106,45 @@ def test_frames_are_upright(tmp_path, degrees):
         writer.write(image[..., ::-1])
     writer.release()
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
-    subprocess.run([*ffmpeg, "-display_rotation", str(degrees), "-i", flat, "-c", "copy", turned], check=True)
+    subprocess.run([*ffmpeg, *options.split(), "-i", flat, "-c", "copy", turned], check=True)
     # ffmpeg's own decoder turns frames upright: an independent expectation.
     raw = subprocess.run(
         [*ffmpeg, "-i", turned, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
     ).stdout
-    shape = (48, 64, 3) if degrees == 180 else (64, 48, 3)
+    shape = (64, 48, 3) if "90" in options or "270" in options else (48, 64, 3)
     expected = np.frombuffer(raw, np.uint8).reshape(-1, *shape)
     frames, _ = read(turned)
     assert len(frames) == len(expected) == 3
     for frame, one in zip(frames, expected):
         assert frame.image.shape == shape
         assert np.abs(frame.image.astype(int) - one).mean() < 4
+
+
+def test_matrices_by_hand():
+    """Rows and columns of 2x3 pixels; 65536 is 1.0."""
+    image = np.arange(6).reshape(2, 3, 1)
+    one = 65536
+    for (a, b, c, d), expected in (
+        ((one, 0, 0, one), [[0, 1, 2], [3, 4, 5]]),
+        ((-one, 0, 0, one), [[2, 1, 0], [5, 4, 3]]),
+        ((one, 0, 0, -one), [[3, 4, 5], [0, 1, 2]]),
+        ((-one, 0, 0, -one), [[5, 4, 3], [2, 1, 0]]),
+        ((0, -one, one, 0), [[2, 5], [1, 4], [0, 3]]),
+        ((0, one, -one, 0), [[3, 0], [4, 1], [5, 2]]),
+        ((0, one, one, 0), [[0, 3], [1, 4], [2, 5]]),
+        ((0, -one, -one, 0), [[5, 2], [4, 1], [3, 0]]),
+        ((46340, -46340, 46340, 46340), [[0, 1, 2], [3, 4, 5]]),  # 45 degrees
+    ):
+        assert upright(image, (a, b, 0, c, d, 0, 0, 0, 1 << 30))[..., 0].tolist() == expected
+    assert upright(image, ()) is image
+
+
+def test_a_truncated_file_without_its_index(tmp_path):
+    write_video(tmp_path / "a.mp4", [0, 100, 200])
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match="that is damaged or incomplete. Copy the file again"):
+        VideoReader(tmp_path / "b.mp4")
 
 
 def test_a_truncated_file_gives_what_it_has(tmp_path):

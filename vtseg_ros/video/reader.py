@@ -90,15 +90,19 @@ class VideoReader:
             self._container = av.open(self._file)
             self._stream = next(one for one in self._container.streams.video if not _is_picture(one))
         except (av.FFmpegError, OSError, StopIteration, ValueError) as err:
-            content = content_of(self.path)
-            reason = "no video stream" if isinstance(err, StopIteration) else content
+            reason = content_of(self.path)
+            advice = advice_on(reason)
+            if isinstance(err, StopIteration) and self._container.streams.audio:
+                reason = "no video stream"
+            elif reason.endswith(("media file", "video", "recording")):
+                reason, advice = f"{reason} that is damaged or incomplete", "Copy the file again"
             if self._file is not None:
                 self._file.close()
             elif not self.path.is_dir():
                 reason = f"none: {getattr(err, 'strerror', None) or first_line(err)}"
             raise ConfigError(
                 f"{path}: not a video that can be read; expected a file that ffmpeg decodes, got {reason}. "
-                f"{advice_on(content)}"
+                f"{advice}"
             ) from err
         self._stream.thread_type = "AUTO"
         self.frame_count = int(self._stream.frames or 0)
@@ -156,12 +160,38 @@ class VideoReader:
                     time_ns = last_ns + step_ns
                 last_ns = time_ns
                 if index % every == 0:
-                    image = frame.to_ndarray(format="rgb24")
-                    turns = round(frame.rotation / 90) % 4
-                    yield VideoFrame(index, time_ns, np.ascontiguousarray(np.rot90(image, turns)))
+                    image = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+                    yield VideoFrame(index, time_ns, image)
                 index += 1
         except self._error as err:
             self.damage = first_line(err)
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...]:
+    """Return the display matrix of a frame, 9 integers; empty if it has none."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            return tuple(np.frombuffer(bytes(data), np.int32, 9).tolist())
+    return ()
+
+
+def upright(image: np.ndarray, matrix: tuple[int, ...]) -> np.ndarray:
+    """Rotate and mirror an image as its display matrix says, in steps of 90 degrees.
+
+    Args:
+        image: (H, W, 3).
+        matrix: a, b, u, c, d, v, x, y, w of FFmpeg: a pixel in column p and row q is shown in column a p + c q and row
+            b p + d q. Empty = as it is.
+
+    Returns:
+        (H, W, 3) or (W, H, 3), contiguous.
+    """
+    if not matrix:
+        return np.ascontiguousarray(image)
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _is_picture(stream: Any) -> bool:
