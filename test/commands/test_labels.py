@@ -90,6 +90,14 @@ class TestExtract:
         assert "2 frames" in out and out.count("left out") == 3
         assert "stamp is zero" in out and "same stamp" in out and "unknown encoding '8UC5'" in out
 
+    @pytest.mark.parametrize(("stamp", "words"), [(0, "stamp is zero"), (-3 * 10**9, "stamp is negative")])
+    def test_frames_that_cannot_be_named_leave_no_folder(self, tmp_path, capsys, stamp, words):
+        """The name of a frame is its stamp, in digits."""
+        with BagWriter(tmp_path / "bag") as writer:
+            writer.write("/image", IMAGE, image_message(picture(0), "rgb8", stamp, "cam"), START_NS)
+        assert self.extract(tmp_path / "bag", tmp_path / "out") == 2
+        assert words in capsys.readouterr().out and not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize(
         ("options", "words"),
         [

@@ -123,6 +123,13 @@ class TestTime:
         assert code == 0 and masks == [(time, time) for time in times] and report["left_out"] == []
         assert capsys.readouterr().err.count("have the header stamp zero") == 1
 
+    def test_negative(self, tmp_path, tiny_checkpoint):
+        """Of a clock before its epoch: as unusable as zero, and later masks must not be matched by it."""
+        times = [tools.START + n * tools.STEP for n in range(3)]
+        content = self.images([(stamp, time) for stamp, time in zip((-5 * 10**9, -4 * 10**9, 0), times)])
+        code, masks, report = self.segment(tmp_path, tiny_checkpoint, content)
+        assert code == 0 and masks == [(time, time) for time in times] and report["left_out"] == []
+
     def test_some_zero(self, tmp_path, tiny_checkpoint):
         """Bag times are 50 ms after the stamps: so is the one of a frame without a stamp."""
         stamps = [tools.START + n * tools.STEP // 4 for n in range(6)]

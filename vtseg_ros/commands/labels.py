@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,7 +165,10 @@ def _extract(args: argparse.Namespace) -> int:
             f"--out: {args.out} exists; expected a new or empty folder. Remove it or choose another --out"
         )
     found = _extract_frames(args, only, args.out, track)
+    absent = not args.out.exists()
     print(f"{len(found.written)} frames of {only} in {args.out}")
+    if absent and not found.written:
+        shutil.rmtree(args.out, ignore_errors=True)
     for line in found.left_out:
         print(f"  left out: {line}")
     if found.named:

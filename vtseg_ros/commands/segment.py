@@ -263,14 +263,14 @@ def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
         for _, time_ns, message in messages:
             yield from flush()
             stamp_ns = stamp_of(message)
-            if stamp_ns:
+            if stamp_ns > 0:
                 delay_ns = time_ns - stamp_ns
             else:
                 if not unstamped:
                     unstamped, delay_ns = True, delay_ns or _delay_ns(bag, topic)
                     print(
-                        f"vtseg segment: images on {topic} have the header stamp zero; their masks get the images' bag "
-                        "times",
+                        f"vtseg segment: images on {topic} have the header stamp zero or a negative one; their masks get "
+                        "the images' bag times",
                         file=sys.stderr,
                     )
                 stamp_ns = time_ns - delay_ns
@@ -297,7 +297,7 @@ def _delay_ns(bag: BagReader, topic: str) -> int:
             stamp_ns = header_stamp(data)
         except BagError:
             continue
-        if stamp_ns and time_ns:
+        if stamp_ns > 0 and time_ns:
             return time_ns - stamp_ns
     return 0
 

@@ -204,8 +204,8 @@ class FrameIndex:
         refused, unstamped = "", 0
         for _, time_ns, message in bag.messages([topic], start, stop, on_corrupt=note):
             stamp = stamp_of(message)
-            if stamp == 0:
-                note(topic, time_ns, "the header stamp is zero")
+            if stamp <= 0:
+                note(topic, time_ns, f"the header stamp is {'negative' if stamp else 'zero'}")
                 unstamped += 1
                 continue
             if len(places) < PROBES and (not places or refused):
@@ -213,7 +213,7 @@ class FrameIndex:
             places.setdefault(stamp, (time_ns, _size_of(message)))  # two equal stamps are one frame
         if unstamped and not places:
             raise BagError(
-                f"bag {bag.path}: all messages on {topic} have the header stamp zero. "
+                f"bag {bag.path}: all messages on {topic} have the header stamp zero, or a negative one. "
                 "Images and labels are matched by their stamps: record with a driver that sets them"
             )
         if refused:

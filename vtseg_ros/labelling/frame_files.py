@@ -32,8 +32,10 @@ def read_frames(bag: BagReader, topic: str, chosen: Container[int]) -> Iterator[
             continue
         try:
             stamp = header_stamp(data)
-            if stamp == 0:
-                raise ImageError("header stamp is zero; labels are matched by stamp")
+            if stamp <= 0:
+                raise ImageError(
+                    f"header stamp is {'negative' if stamp else 'zero'}; labels are matched by stamp"
+                )
             if stamp in seen:
                 raise ImageError("another frame has the same stamp")
             message = bag.read(topic, time_ns, stamp)
