@@ -133,6 +133,13 @@ class TestExtract:
 
 
 class TestMerge:
+    @pytest.mark.parametrize("topic", ["", "labels", "/no space", "/a//b", "/a/", "/1a", "/ä"])
+    def test_topics_that_ros_cannot_publish(self, bag, tmp_path, capsys, topic):
+        save(tmp_path / "masks" / name_of(0), ids_of(0))
+        assert merge(bag, tmp_path / "masks", tmp_path / "out", f"--topic={topic}") == 2
+        assert "--topic: not a topic name; expected one such as" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
     def test_ids(self, bag, tmp_path):
         for number in (3, 0, 12):
             save(tmp_path / "masks" / name_of(number), ids_of(number))

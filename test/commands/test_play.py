@@ -11,6 +11,8 @@ import sys
 import pytest
 from bags import storagetools as tools
 
+from vtseg_ros.cli import main
+
 pytest.importorskip("rclpy")
 
 START, STEP = tools.START, tools.STEP
@@ -58,3 +60,21 @@ def test_an_empty_topic_that_should_have_messages(tmp_path, ros_environment):
     assert "nothing was sent on /chatter, which should have messages" in output
     code, _, output = play(ros_environment, file.parent, "--topics", "/chatter")
     assert code == 2 and "no message on /chatter" in output
+
+
+def test_a_topic_that_ros_does_not_have(tmp_path, ros_environment):
+    """Other recorders and converters write any names: the other topics are played."""
+    content = images(range(START, START + 3 * STEP, STEP))
+    content += [("/camera/image raw!", START, tools.image(0, START)), ("chatter", START, tools.text("a"))]
+    tools.write_mcap(tmp_path / "bag" / "a.mcap", content)
+    code, told, output = play(ros_environment, tmp_path / "bag")
+    assert code == 0 and told["sent"] == {"/camera/image_raw": 3, "chatter": 1}, output
+    assert "/camera/image raw! is not played" in output
+    code, told, output = play(ros_environment, tmp_path / "bag", "--remap", "/camera/image raw!:=/second")
+    assert code == 0 and told["sent"]["/second"] == 1, output
+
+
+@pytest.mark.parametrize("option", ["--clock", "--wait-timeout"])
+def test_negative_values(street_bag, capsys, option):
+    assert main(["play", str(street_bag), f"{option}=-1"]) == 2
+    assert f"{option}: out of range; expected at least 0, got -1" in capsys.readouterr().err

@@ -22,6 +22,25 @@ def test_a_list_is_read_as_it_was_written(name, tmp_path):
     assert open_palette(str(tmp_path / "labelmap.txt")) == Palette(LABEL_SETS[name]) == open_palette(name)
 
 
+def test_names_with_colons():
+    text = "vehicle:car:1,2,3::\nsign: 10 km/h :4,5,6:part:action\n"
+    palette = parse_palette(text, "labelmap.txt")
+    assert palette.labels == LabelSet(("vehicle:car", "sign: 10 km/h"), ((1, 2, 3), (4, 5, 6)))
+
+
+@given(
+    st.lists(
+        st.from_regex(r"[a-zäé][a-z0-9:., /-]{0,12}[a-z]", fullmatch=True),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_any_names_are_read_as_they_were_written(names):
+    labels = LabelSet.from_names(names)
+    assert parse_palette(format_palette(labels), "labelmap.txt").labels == labels
+
+
 def test_cvats_own_list():
     text = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\nsky : 70, 130, 180 ::\n"
     palette = parse_palette(text, "labelmap.txt")

@@ -28,6 +28,7 @@ from vtseg_ros.labelling.label_files import CLASS_LIST, LabelFiles, frame_name, 
 from vtseg_ros.labelling.masks import UNKNOWN
 from vtseg_ros.labelling.merge import check_labels, merge, place_images
 from vtseg_ros.labelling.palette import format_palette, open_palette
+from vtseg_ros.topic_names import check_topic
 
 HELP = "Extract frames of a bag for labelling, and merge label images into a copy of the bag."
 
@@ -164,11 +165,11 @@ def _extract(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out: {args.out} exists; expected a new or empty folder. Remove it or choose another --out"
         )
-    found = _extract_frames(args, only, args.out, track)
     absent = not args.out.exists()
-    print(f"{len(found.written)} frames of {only} in {args.out}")
+    found = _extract_frames(args, only, args.out, track)
     if absent and not found.written:
         shutil.rmtree(args.out, ignore_errors=True)
+    print(f"{len(found.written)} frames of {only} in {args.out}")
     for line in found.left_out:
         print(f"  left out: {line}")
     if found.named:
@@ -211,6 +212,7 @@ def _extract_frames(args: argparse.Namespace, path: Path, out: Path, tracker: Tr
 
 def _merge(args: argparse.Namespace) -> int:
     check_new_bag(args.out)
+    check_topic("--topic", args.topic)
     with interrupts.unwritten(args.out), BagReader(args.bag) as bag:
         topic, own = require_image_topic(bag, args.image_topic), read_label_set(bag)
         taken = _stamps(bag, args.topic) if args.topic in bag.topics else set()

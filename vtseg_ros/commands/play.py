@@ -81,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
         ) from err
     if not args.rate > 0:
         raise ConfigError(f"--rate: out of range; expected above 0, got {args.rate}")
+    for name in ("clock", "wait_timeout"):
+        if getattr(args, name) < 0:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: out of range; expected at least 0, got {getattr(args, name):g}")
     remap = dict(pair.split(":=", 1) for pair in args.remap if ":=" in pair)
     if len(remap) != len(args.remap):
         raise ConfigError(f"--remap: expected FROM:=TO, got {' '.join(args.remap)}")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -16,6 +17,8 @@ from vtseg_ros.text import read_text
 BACKGROUND = "background"
 """Name that CVAT gives to unlabelled pixels; if its colour is black, it is not a class here."""
 
+# A name may contain colons, as in `vehicle:car`.
+_LINE = re.compile(r"\s*([^:\s].*?)\s*:\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(?::|$)")
 _COUNTED = (
     "the class list has a background line, which ids may or may not count. Export colours, or delete that line when "
     "id 0 is the first class after it"
@@ -151,16 +154,15 @@ def parse_palette(text: str, where: str) -> Palette:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        name, _, rest = line.partition(":")
-        values = rest.split(":")[0].split(",")
-        if not name.strip() or len(values) != 3 or not all(v.strip().isdecimal() for v in values):
+        found = _LINE.match(line)
+        if not found:
             raise ConfigError(f"{where}, line {number}: expected name:red,green,blue::, got {line[:60]!r}")
-        red, green, blue = (int(value) for value in values)
-        color = (red, green, blue)
-        if name.strip().lower() == BACKGROUND and color == (0, 0, 0):
+        name = found[1].strip()
+        color = (int(found[2]), int(found[3]), int(found[4]))
+        if name.lower() == BACKGROUND and color == (0, 0, 0):
             background = True
             continue
-        names.append(name.strip())
+        names.append(name)
         colors.append(color)
     try:
         return Palette(LabelSet(tuple(names), tuple(colors)), _COUNTED if background else "")

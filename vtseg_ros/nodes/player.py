@@ -22,6 +22,7 @@ from std_srvs.srv import SetBool
 from vtseg_ros.bags.bag import DAY_NS, LATCHED, BagReader
 from vtseg_ros.bags.messages import NS
 from vtseg_ros.errors import BagError
+from vtseg_ros.topic_names import is_playable
 
 TICK_S = 0.002
 SETTLE_S = 0.7  # from the first match until both sides of it know: earlier messages may get lost
@@ -142,6 +143,11 @@ class PlayerNode(Node):
                 )
                 continue
             target = self._config.remap.get(topic, topic)
+            if target == topic and not is_playable(topic):
+                self.get_logger().warning(
+                    f"{topic} is not played: ROS has no topics of such names. Give it another: --remap '{topic}:=/NAME'"
+                )
+                continue
             latched = (
                 name in ("LabelMap", "LabelInfo")
                 or target == "/tf_static"
@@ -177,7 +183,7 @@ class PlayerNode(Node):
             elif now - self._began > self._config.wait_timeout_s:
                 self.get_logger().error(
                     f"too few subscribers to {', '.join(missing) or 'all topics for long enough'} within "
-                    f"{self._config.wait_timeout_s:.0f} s"
+                    f"{self._config.wait_timeout_s:g} s"
                 )
                 self.exit_code, self.finished = 1, True
             return
