@@ -69,7 +69,7 @@ def content_of(path: str | os.PathLike[str]) -> str:
             start = file.read(START_BYTES)
     except OSError as err:
         return f"a file that cannot be read ({err.strerror or err})"
-    return _content(start)
+    return words_for(start)
 
 
 def advice_on(content: str) -> str:
@@ -93,7 +93,8 @@ def is_bag_file(path: Path) -> bool:
         return False
 
 
-def _content(start: bytes) -> str:
+def words_for(start: bytes) -> str:
+    """Return the words of `content_of` for the first bytes of a file."""
     if not start:
         return EMPTY
     found = next((words for magic, words in _READABLE if start.startswith(magic)), "")

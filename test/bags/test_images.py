@@ -566,6 +566,13 @@ class TestSixteenBits:
         assert not told
 
 
+def test_other_formats_are_named():
+    for suffix in ("webp", "bmp", "tiff"):
+        data = cv2.imencode(f".{suffix}", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+        with pytest.raises(ImageError, match=f"expected jpeg or png, got a {suffix} image"):
+            decode_compressed(compressed(data))
+
+
 class TestImagesOfClassIds:
     """Topics of labels have the types of images, so one may be chosen by mistake."""
 

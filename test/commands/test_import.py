@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -450,6 +451,13 @@ class TestImages:
         save(tmp_path / "in/0.png", picture(0))
         assert run("images", "in", "--out", "bag", *options) == 2
         assert words in one_line(capsys) and not (tmp_path / "bag").exists()
+
+    def test_a_pipe_among_the_images(self, tmp_path, capsys):
+        """Nobody writes into it: reading it would never end."""
+        (tmp_path / "images").mkdir()
+        os.mkfifo(tmp_path / "images" / "0.png")
+        assert main(["import", "images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]) == 2
+        assert "0.png: it is a pipe" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
     def test_no_images_and_nothing_overwritten(self, tmp_path, capsys):
         (tmp_path / "in").mkdir()

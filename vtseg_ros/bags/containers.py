@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vtseg_ros.content import START_BYTES, words_for
 from vtseg_ros.errors import ImageError
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -83,10 +84,10 @@ def read_container(data: np.ndarray, *, max_pixels: int) -> Container:
     elif start[:2] == JPEG_MAGIC:
         found = _read_jpeg(data)
     else:
-        raise ImageError(
-            f"the compressed image has another format; expected jpeg or png, got {data.size} bytes that start with "
-            f"{start[:4].hex() or '-'}"
-        )
+        words = words_for(data[:START_BYTES].tobytes())
+        got = f"{data.size} bytes" + (f" that start with {start[:4].hex()}" if start else "")
+        got = words if words.endswith("image") else got
+        raise ImageError(f"the compressed image has another format; expected jpeg or png, got {got}")
     if found.width == 0 or found.height == 0:
         raise ImageError(f"the compressed image is empty: {found.width}x{found.height} px")
     if found.width * found.height > max_pixels:

@@ -180,6 +180,8 @@ def read_bytes(path: Path) -> bytes:
         ImageError: If it cannot be read.
     """
     try:
+        if path.is_fifo():
+            raise ImageError("it is a pipe, and reading it might wait forever; expected a file")
         return path.read_bytes()
     except OSError as err:
         raise ImageError(f"the file cannot be read: {err.strerror}") from err
