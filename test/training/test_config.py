@@ -125,6 +125,8 @@ def test_files_of_windows(tmp_path, codec):
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"weight_decay": -1}, "weight_decay must be at least 0, got -1"),
         ({"clip_norm": float("nan")}, "clip_norm must be at least 0, got nan"),
+        ({"clip_norm": float("inf")}, "clip_norm: not a finite number; expected float, got inf"),
+        ({"seed": 10**30}, r"seed: out of range; expected less than 2\*\*63"),
         ({"data": {**GOOD["data"], "workers": -1}}, "data.workers must be at least 0, got -1"),
         ({"data": {**GOOD["data"], "max_gap_s": 0}}, "data.max_gap_s must be above 0 s, got 0"),
         ({"data": {**GOOD["data"], "max_gap_s": float("nan")}}, "data.max_gap_s must be above 0 s, got nan"),

@@ -226,6 +226,8 @@ class TrainConfig:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed: out of range; expected less than 2**63, got {self.seed}")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("model.architecture", self.model.architecture, tuple(architectures()))
         if not self.data.train:

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -79,10 +81,10 @@ def parse(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a mapping, got {value!r}")
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # in YAML 1.1, 6e-5 is a string
-        except ValueError:
-            pass
+        with suppress(ValueError, OverflowError):
+            value = float(value)  # in YAML 1.1, 6e-5 is a string
+    if isinstance(value, float) and math.isinf(value):
+        raise ConfigError(f"{where}: not a finite number; expected {_name(kind)}, got {value}")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{where}: wrong type; expected {_name(kind)}, got {value!r}")
     return value
