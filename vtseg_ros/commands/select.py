@@ -139,7 +139,9 @@ def _select(
     ):
         _write_results(args, made, labels, [frames[index] for index in chosen], frames, left_out)
     print(f"{len(chosen)} of {len(frames)} scored frames in {args.out}")
-    if len(chosen) < args.count:
+    if len(chosen) == len(frames) < args.count:
+        print(f"  fewer than --count {args.count}: there are no more frames")
+    elif len(chosen) < args.count:
         print(f"  fewer than --count {args.count}: no other frame keeps --spacing {args.spacing:g} s")
     for line in left_out[:5]:
         print(f"  left out: {line}")

@@ -86,7 +86,7 @@ def propose_ego_mask(
     if used < MIN_FRAMES:
         raise ConfigError(
             f"images: too few that differ; expected at least {MIN_FRAMES}, got {used} ({still} more equal the one "
-            "before). Record while the robot drives"
+            "before). Use more frames (a smaller --every), or record while the robot drives"
         )
     mean = total / used
     variance: np.ndarray = np.maximum(squares / used - mean**2, 0)

@@ -319,7 +319,7 @@ def pseudolabel(
         raise BagError(
             f"{bag.path}: no frame got a label; expected at least one labelled pixel, got {done.empty} empty frames"
             + (f" and {len(done.left_out)} left out ({done.left_out[0]})" if done.left_out else "")
-            + ". Lower --min-confidence"
+            + ". Lower --min-confidence, or correct the ego mask if there is one"
         )
     made = work.path / "bag" / out.name
     shutil.rmtree(made.parent, ignore_errors=True)
