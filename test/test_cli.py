@@ -97,6 +97,8 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
         ),
         (["synth", "--out", "X", "--variation", "snow"], "variation: unknown"),
         (["synth", "--out", "X", "--frames", "0"], "at least 1 frame"),
+        (["bench", "--plot", "no/where.png"], "--plot: no such folder; expected no to exist"),
+        (["flops", "--classes", "-1"], "--classes: out of range; expected 1 to 255, got -1"),
         (["synth", "--out", "X", "--seed", "-1"], "seed: out of range; expected at least 0, got -1"),
         (["synth", "--out", "X", "--frames", "1" + 20 * "0"], "--frames: out of range; expected at most"),
         (["train", "/nowhere.yaml", "--out", "X"], "cannot be read"),

@@ -591,6 +591,7 @@ class TestImagesOfClassIds:
         told.decoder()(message(image, "mono8", 32, 24))
         told.decoder()(compressed(cv2.imencode(".png", image)[1].tobytes(), "mono8; png compressed "))
         told.decoder()(message(np.zeros((24, 32, 3), np.uint8), "rgb8", 32, 24))
+        told.decoder()(message(np.zeros((24, 32), np.uint8), "mono8", 32, 24))  # of a covered lens
         assert not told
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import STREET
-from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video
+from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
 
 
 def test_places_are_checked_before_the_first_frame(tmp_path):
@@ -35,3 +35,10 @@ def test_a_failure_of_ffmpeg_is_one_line(tmp_path, capfd):
     video.close()
     assert "No such file" in capfd.readouterr().err
     assert "overlay: ffmpeg ended early" in str(err.value) and len(str(err.value).splitlines()) == 1
+
+
+def test_images_of_a_single_row(tmp_path):
+    """Line cameras have them; H.264 needs two."""
+    with overlay_video(tmp_path / "o.mp4", STREET, 10.0) as video:
+        video.add(np.zeros((1, 3000, 3), np.uint8), np.zeros((1, 3000), np.uint8))
+    assert (tmp_path / "o.mp4").stat().st_size > 0

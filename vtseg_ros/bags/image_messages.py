@@ -219,8 +219,11 @@ def _to_8_bits(values: np.ndarray, note: Note) -> np.ndarray:
 
 
 def _note_ids(values: np.ndarray, note: Note) -> None:
-    """Note a grey image whose values are those of class ids: topics of labels have the types of images."""
-    if note is not _quiet and (high := int(values.max())) < IDS_BELOW:
+    """Note a grey image whose values are those of class ids: topics of labels have the types of images.
+
+    A black image may be from a covered lens.
+    """
+    if note is not _quiet and 0 < (high := int(values.max())) < IDS_BELOW:
         note(
             "ids",
             f"the grey image has only values up to {high} of 255, like an image of class ids. If it is one, choose the "

@@ -134,6 +134,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--seconds: out of range; expected at least 0, got {args.seconds}")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise ConfigError(f"--plot: wrong suffix; expected .png, got {args.plot}")
+    if args.plot and not args.plot.parent.is_dir():
+        raise ConfigError(f"--plot: no such folder; expected {args.plot.parent} to exist. Create it")
     device = resolve_device(args.device)
     resolve_precision(args.precision, device)
     installed = installed_backends(device.type)

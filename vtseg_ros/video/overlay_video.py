@@ -66,7 +66,8 @@ class OverlayVideo:
         if self._writer is None:
             # H.264 with 4:2:0 colours needs even sides; small videos are enlarged for viewing.
             scale = max(1.0, MIN_WIDTH / image.shape[1])
-            self._size = (round(image.shape[1] * scale / 2) * 2, round(image.shape[0] * scale / 2) * 2)
+            width, height = (max(round(side * scale / 2) * 2, 2) for side in (image.shape[1], image.shape[0]))
+            self._size = (width, height)
             self._writer = imageio_ffmpeg.write_frames(
                 f"file:{self._path.resolve()}",
                 (self._size[0], self._size[1] * 2),
