@@ -107,7 +107,6 @@ def test_several_videos_are_sequences(clip, tmp_path):
         (["--start", "2", "--end", "1"], "0 <= start < end"),
         (["--every", "0"], "--every"),
         (["--quality", "0"], "--quality"),
-        (["--size", "0x0"], "--size"),
         (["missing.mp4"], "No such file"),
         (["text.mp4"], "not a video"),
     ],
@@ -120,6 +119,12 @@ def test_bad_input_writes_nothing(clip, tmp_path, capsys, monkeypatch, options, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vtseg import: ") and message in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_empty_size_is_refused(clip, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "video", str(clip), "--out", str(tmp_path / "bag"), "--size", "0x0"])
+    assert stop.value.code == 2 and "--size: wrong image size" in capsys.readouterr().err
 
 
 def test_a_crop_of_another_form_is_refused(clip, tmp_path, capsys):

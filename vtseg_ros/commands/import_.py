@@ -170,8 +170,6 @@ def _import_videos(args: argparse.Namespace) -> int:
         raise ConfigError(f"--quality: expected 1 to 100, got {args.quality}")
     if args.start < 0 or (args.end is not None and args.end <= args.start):
         raise ConfigError(f"--start, --end: expected 0 <= start < end, got {args.start:g} and {args.end}")
-    if args.size and 0 in args.size:
-        raise ConfigError(f"--size: expected at least 1x1 px, got {args.size[0]}x{args.size[1]}")
     total = 0
     for path in args.files:
         with VideoReader(path) as video:
