@@ -11,6 +11,7 @@ ruff check .
 ruff format --check .
 # The pinned NumPy, whose types it reads, needs Python 3.11.
 if python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then scripts/check_types.sh; fi
-# Tests start hundreds of processes. Where PYTHONDONTWRITEBYTECODE is set, each would compile the package again.
+# Tests start hundreds of processes; without stored bytecode, each would compile the package and pytest all tests again.
+unset PYTHONDONTWRITEBYTECODE
 python -m compileall -q vtseg_ros test
 exec python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" "$@"
