@@ -230,9 +230,11 @@ class VTSeg(VideoNetwork):
             convert: returns a copy of a module in `dtype`.
             dtype: of weights and activations.
         """
-        prior = self.static_prior
-        network = copy.deepcopy(self, {id(prior): prior}).eval()
-        for name in ("encoder", "decoder", "head"):
+        prior, parts = self.static_prior, ("encoder", "decoder", "head")
+        # `convert` copies the parts; copying them here too would double the time.
+        shared = (prior, *(getattr(self, name) for name in parts))
+        network = copy.deepcopy(self, {id(module): module for module in shared})
+        for name in parts:
             setattr(network, name, convert(getattr(network, name)))
         reduced = dtype != torch.float32
         if reduced:
@@ -243,7 +245,7 @@ class VTSeg(VideoNetwork):
             network.static_prior = Cast(own, input=dtype) if reduced else own
         elif reduced:
             network.static_prior = Cast(prior, output=dtype)
-        return network
+        return network.eval()
 
 
 def _init_transformer(module: nn.Module) -> None:
