@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def test_relative_links_name_files(page):
 
 
 @pytest.mark.unit
-def test_diagrams_are_those_of_the_generator():
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_figures.py", "--check"], check=True)
+def test_diagrams_are_those_of_the_generator(monkeypatch):
+    assert run_script(monkeypatch, "make_figures.py", "--check") == 0
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
@@ -47,20 +48,28 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def check(folder: Path) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "check_links.py", folder], capture_output=True, text=True
-    )
-    return done.returncode, done.stdout
+def run_script(monkeypatch, name: str, *arguments: str) -> int:
+    """Run a script in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.fixture
+def check(monkeypatch, capsys) -> Callable[[Path], tuple[int, str]]:
+    """check(folder): exit code and output of check_links.py."""
+    return lambda folder: (run_script(monkeypatch, "check_links.py", str(folder)), capsys.readouterr().out)
 
 
 @pytest.mark.unit
-def test_check_links_accepts_existing_targets(tmp_path):
+def test_check_links_accepts_existing_targets(check, tmp_path):
     assert check(write(tmp_path, SITE)) == (0, "check_links: every internal link exists\n")
 
 
 @pytest.mark.unit
-def test_check_links_lists_missing_files_and_anchors(tmp_path):
+def test_check_links_lists_missing_files_and_anchors(check, tmp_path):
     broken = SITE | {"guide/a.html": '<a href="b.html">b</a>'}
     assert check(write(tmp_path, broken)) == (
         1,
