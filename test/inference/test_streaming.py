@@ -23,11 +23,14 @@ from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
 TICK = 100_000_000
 SIZE = (32, 64)
 CPU = torch.device("cpu")
+ONE_LAYER = (1, 1, 1, 1)
 
 
 def network(seed=0, **overrides):
+    """Two layers in one stage only: the others differ in their sizes, not in what is kept of a frame."""
     torch.manual_seed(seed)
-    model = VTSeg(VTSegConfig.preset("tiny", num_classes=6, **overrides)).eval()
+    config = VTSegConfig.preset("tiny", num_classes=6, **{"depths": (1, 1, 1, 2), **overrides})
+    model = VTSeg(config).eval()
     randomize_batch_norm(model)
     return model
 
@@ -128,13 +131,15 @@ def test_a_frame_that_is_missing_leaves_no_trace(streaming):
 
 
 def test_causal_is_chosen_and_refused_by_the_checkpoint(tmp_path, tiny_checkpoint):
-    causal = make_checkpoint(tmp_path / "causal.safetensors", attention="causal")
+    causal = make_checkpoint(tmp_path / "causal.safetensors", attention="causal", depths=ONE_LAYER)
     assert VideoPredictor(causal, device="cpu").streaming == "causal"
     assert VideoPredictor(causal, device="cpu", streaming="exact").streaming == "exact"
     assert VideoPredictor(tiny_checkpoint, device="cpu").streaming == "exact"
     with pytest.raises(ConfigError, match="trained with attention causal"):
         VideoPredictor(tiny_checkpoint, device="cpu", streaming="causal")
-    over_time = make_checkpoint(tmp_path / "st.safetensors", attention="causal", mix_ffn="spatiotemporal")
+    over_time = make_checkpoint(
+        tmp_path / "st.safetensors", attention="causal", mix_ffn="spatiotemporal", depths=ONE_LAYER
+    )
     assert VideoPredictor(over_time, device="cpu").streaming == "plain"
     with pytest.raises(ConfigError, match="mix_ffn"):
         VideoPredictor(over_time, device="cpu", streaming="causal")
@@ -142,7 +147,7 @@ def test_causal_is_chosen_and_refused_by_the_checkpoint(tmp_path, tiny_checkpoin
 
 def test_causal_cameras_and_the_window_at_run_time(tmp_path, monkeypatch):
     """Cameras of one batch equal their clips' banded forwards; a smaller window is a narrower band."""
-    path = make_checkpoint(tmp_path / "causal.safetensors", attention="causal")
+    path = make_checkpoint(tmp_path / "causal.safetensors", attention="causal", depths=ONE_LAYER)
     segmenter = VideoPredictor(path, device="cpu", window=3)
     seen = record_logits(segmenter, monkeypatch)
     rng = np.random.default_rng(2)
@@ -161,7 +166,8 @@ def test_causal_cameras_and_the_window_at_run_time(tmp_path, monkeypatch):
 
 
 def test_growing_and_shrinking_the_window(tmp_path):
-    segmenter = VideoPredictor(make_checkpoint(tmp_path / "c.safetensors", attention="causal"), device="cpu")
+    path = make_checkpoint(tmp_path / "c.safetensors", attention="causal", depths=ONE_LAYER)
+    segmenter = VideoPredictor(path, device="cpu")
     image = np.zeros((32, 64, 3), np.uint8)
 
     def frames(count):

@@ -21,7 +21,7 @@ LABELS = LabelSet.from_names(("a", "b", "c"))
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return VTSeg(VTSegConfig.preset("tiny", num_classes=3, window=3)).eval()
+    return VTSeg(VTSegConfig.preset("tiny", num_classes=3, window=3, depths=(1, 1, 1, 1))).eval()
 
 
 @pytest.fixture(scope="module")

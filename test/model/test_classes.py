@@ -15,16 +15,17 @@ from vtseg_ros.model.registry import class_dimensions
 from vtseg_ros.model.state_dicts import load_exact, translate_classes
 from vtseg_ros.model.stgru import STGRU
 
+DEPTHS = (1, 1, 1, 1)
 BUILD = {
     "erfnet": lambda classes: ERFNet(num_classes=classes),
     "segformer": lambda classes: SegFormer(num_classes=classes),
     "efficientvit": lambda classes: EfficientViTB0(num_classes=classes),
-    "vtseg": lambda classes: VTSeg(VTSegConfig.preset("tiny", num_classes=classes, window=2)),
+    "vtseg": lambda classes: VTSeg(VTSegConfig.preset("tiny", num_classes=classes, window=2, depths=DEPTHS)),
     "vtseg on segformer": lambda classes: VTSeg(
-        VTSegConfig.preset("tiny", num_classes=classes, static_prior="segformer_b0")
+        VTSegConfig.preset("tiny", num_classes=classes, static_prior="segformer_b0", depths=DEPTHS)
     ),
     "vtseg on efficientvit": lambda classes: VTSeg(
-        VTSegConfig.preset("tiny", num_classes=classes, static_prior="efficientvit_b0")
+        VTSegConfig.preset("tiny", num_classes=classes, static_prior="efficientvit_b0", depths=DEPTHS)
     ),
     "gru": lambda classes: STGRU(num_classes=classes),
 }
