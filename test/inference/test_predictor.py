@@ -37,6 +37,12 @@ def images(count, height=40, width=72):
     return [np.roll(base, 3 * index, axis=1) for index in range(count)]
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    """The content of the tiny checkpoint, which predictors copy: reading it takes as long as the rest of most tests."""
+    return load_checkpoint(tiny_checkpoint)
+
+
 def test_warm_up_and_resets(tiny_checkpoint):
     segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
     seen = [segmenter.step(image, (i + 1) * TICK).frames_in_window for i, image in enumerate(images(6))]
@@ -48,10 +54,10 @@ def test_warm_up_and_resets(tiny_checkpoint):
     assert "pause" in segmenter.step(images(1)[0], 999 * TICK).restarted
 
 
-def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
+def test_late_frames_leave_the_window_as_it_was(loaded):
     stamps = [33, 66, 133, 100, 166, 233, 200, 266]
-    late = VideoPredictor(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
-    without = VideoPredictor(tiny_checkpoint, device="cpu", window=4, max_gap_s=1.0)
+    late = VideoPredictor(loaded, device="cpu", window=4, max_gap_s=1.0)
+    without = VideoPredictor(loaded, device="cpu", window=4, max_gap_s=1.0)
     seen = []
     for stamp, image in zip(stamps, images(8)):
         result = late.step(image, 5 * NS + stamp * NS // 1000)
@@ -64,9 +70,9 @@ def test_late_frames_leave_the_window_as_it_was(tiny_checkpoint):
     assert seen == [1, 2, 3, 0, 4, 4, 0, 4]
 
 
-def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
-    both = VideoPredictor(tiny_checkpoint, device="cpu")
-    alone = {name: VideoPredictor(tiny_checkpoint, device="cpu") for name in "ab"}
+def test_several_cameras_equal_their_single_runs(loaded):
+    both = VideoPredictor(loaded, device="cpu")
+    alone = {name: VideoPredictor(loaded, device="cpu") for name in "ab"}
     first, second = images(5), images(5, 32, 64)
     for index in range(5):
         stamp = (index + 1) * TICK
@@ -83,8 +89,8 @@ def test_several_cameras_equal_their_single_runs(tiny_checkpoint):
     ("output", "shape"), [("input", (40, 72)), ("network", (32, 64)), ((20, 10), (10, 20))]
 )
 @pytest.mark.parametrize("upsampling", ["bilinear", "nearest"])
-def test_output_sizes(tiny_checkpoint, output, shape, upsampling):
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu", output_size=output, upsampling=upsampling)
+def test_output_sizes(loaded, output, shape, upsampling):
+    segmenter = VideoPredictor(loaded, device="cpu", output_size=output, upsampling=upsampling)
     result = segmenter.step(images(1)[0])
     assert result.mask.shape == result.confidence.shape == shape
     assert result.mask.dtype == result.confidence.dtype == np.uint8
@@ -147,21 +153,21 @@ def test_folding_keeps_the_output(kind):
         (dict(min_confidence=2.0), ConfigError, "min_confidence"),
     ],
 )
-def test_wrong_options_are_refused_by_name(tiny_checkpoint, options, error, words):
+def test_wrong_options_are_refused_by_name(loaded, options, error, words):
     with pytest.raises(error, match=words):
-        VideoPredictor(tiny_checkpoint, **{"device": "cpu", **options})
+        VideoPredictor(loaded, **{"device": "cpu", **options})
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
-def test_wrong_images_are_refused_and_forgotten(tiny_checkpoint, shape):
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+def test_wrong_images_are_refused_and_forgotten(loaded, shape):
+    segmenter = VideoPredictor(loaded, device="cpu")
     with pytest.raises(ImageError, match="H, W, 3"):
         segmenter.step(np.zeros(shape, np.uint8))
     assert segmenter.step(images(1)[0]).frames_in_window == 1
 
 
-def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypatch):
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+def test_out_of_memory_is_retried_one_camera_at_a_time(loaded, monkeypatch):
+    segmenter = VideoPredictor(loaded, device="cpu")
     real, sizes = segmenter._logits, []
 
     def limited(group):
@@ -177,9 +183,9 @@ def test_out_of_memory_is_retried_one_camera_at_a_time(tiny_checkpoint, monkeypa
     assert sizes == [3, 1, 1, 1] * 2
 
 
-def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatch):
+def test_a_retry_finds_the_failed_passes_memory_free(loaded, monkeypatch):
     """An error that is still being handled holds its traceback, and that the tensors of the pass that failed."""
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(loaded, device="cpu")
     real, held = segmenter._logits, []
 
     def limited(group):
@@ -195,8 +201,8 @@ def test_a_retry_finds_the_failed_passes_memory_free(tiny_checkpoint, monkeypatc
     assert [r.frames_in_window for r in results] == [1, 1]
 
 
-def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeypatch):
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+def test_out_of_memory_in_the_upsampling_is_retried_too(loaded, monkeypatch):
+    segmenter = VideoPredictor(loaded, device="cpu")
     real, calls = segmenter.backend.to_mask, []
 
     def limited(*arguments):
@@ -211,10 +217,10 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(tiny_checkpoint, monkeyp
         assert [r.frames_in_window for r in results] == [expected] * 2
 
 
-def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
+def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(loaded, monkeypatch):
     from vtseg_ros.inference import predictor
 
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+    segmenter = VideoPredictor(loaded, device="cpu")
     real, large = predictor.to_input, np.zeros((64, 64, 3), np.uint8)
 
     def limited(image, *arguments):
@@ -233,8 +239,8 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(tiny_checkp
     assert retried.frames_in_window == 1 and not retried.dropped
 
 
-def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu")
+def test_after_a_failure_the_window_starts_anew(loaded, monkeypatch):
+    segmenter = VideoPredictor(loaded, device="cpu")
     segmenter.step(images(1)[0], TICK)
     with monkeypatch.context() as patch:
         patch.setattr(segmenter.backend.model.head, "forward", lambda maps: 1 / 0)
@@ -243,8 +249,8 @@ def test_after_a_failure_the_window_starts_anew(tiny_checkpoint, monkeypatch):
     assert segmenter.step(images(2)[1], 3 * TICK).frames_in_window == 1
 
 
-def test_one_cameras_failure_leaves_the_others_alone(tiny_checkpoint, monkeypatch):
-    segmenter, alone = (VideoPredictor(tiny_checkpoint, device="cpu") for _ in range(2))
+def test_one_cameras_failure_leaves_the_others_alone(loaded, monkeypatch):
+    segmenter, alone = (VideoPredictor(loaded, device="cpu") for _ in range(2))
     real = segmenter._logits
 
     def poisoned(group):
@@ -338,10 +344,10 @@ def test_masks_lie_on_their_image_in_each_resize_mode(tmp_path, mode, seen):
         assert result.confidence[0, 0] == 0
 
 
-def test_classes_to_keep(tiny_checkpoint):
+def test_classes_to_keep(loaded):
     image = images(1)[0]
-    every = VideoPredictor(tiny_checkpoint, device="cpu").step(image).mask
-    segmenter = VideoPredictor(tiny_checkpoint, device="cpu", classes=["road", "sky"])
+    every = VideoPredictor(loaded, device="cpu").step(image).mask
+    segmenter = VideoPredictor(loaded, device="cpu", classes=["road", "sky"])
     kept = [STREET.names.index(name) for name in ("road", "sky")]
     assert np.array_equal(segmenter.step(image).mask, np.where(np.isin(every, kept), every, 255))
     with pytest.raises(ConfigError, match=r"^classes: unknown class; expected some of terrain, .*, got rod$"):
