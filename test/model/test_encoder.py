@@ -17,6 +17,7 @@ from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.mit import translate_mit_state_dict
 
 B0 = dict(hidden_sizes=[32, 64, 160, 256], depths=[2, 2, 2, 2])
+NARROW = dict(hidden_sizes=[16, 32, 80, 128], depths=[2, 2, 2, 2])
 B1_LIKE = dict(hidden_sizes=[64, 128, 320, 512], depths=[2, 1, 3, 1])
 DEPTHS = {
     "b1": [2, 2, 2, 2],
@@ -81,7 +82,7 @@ NAMINGS = [dict, with_head, as_version_4, as_version_4_with_head]
 
 @pytest.mark.parametrize("naming", NAMINGS, ids=["5", "5_prefix", "hub", "hub_prefix"])
 def test_both_naming_schemes_load(naming):
-    reference, encoder = build(B0)
+    reference, encoder = build(NARROW)
     state = naming(reference.state_dict())
     encoder.load_mit_state_dict(state)
     ours = encoder.state_dict()
@@ -92,7 +93,7 @@ def test_both_naming_schemes_load(naming):
 
 
 def test_the_names_on_the_hub_are_those_that_version_4_wrote():
-    state = as_version_4_with_head(build(B0)[0].state_dict())
+    state = as_version_4_with_head(build(NARROW)[0].state_dict())
     assert "segformer.encoder.block.0.0.attention.self.query.weight" in state
     assert "segformer.encoder.block.3.1.mlp.dwconv.dwconv.bias" in state
     assert "segformer.encoder.patch_embeddings.2.layer_norm.weight" in state
@@ -110,8 +111,7 @@ def test_feature_maps_agree(sizes, size):
 def test_larger_encoders_by_configuration(name):
     """Their depths, at a quarter of their width; the whole width is compared in shapes."""
     depths = DEPTHS[name]
-    narrow = dict(hidden_sizes=[16, 32, 80, 128], depths=depths)
-    reference, encoder = build(narrow)
+    reference, encoder = build({**NARROW, "depths": depths})
     encoder.load_mit_state_dict(reference.state_dict())
     agree(reference, encoder, torch.rand(1, 3, 32, 64))
     wide = dict(hidden_sizes=[64, 128, 320, 512], depths=depths)
