@@ -1,11 +1,12 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Pytest plugin: mark tests by tier, and fail a run in which a test was skipped without a listed reason."""
+"""Pytest plugin: mark tests by tier, fail slow unit tests, and fail a run with a skip that has no listed reason."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -23,22 +24,30 @@ MARKS_OF_PATH = {
     "fleet": "slow",
     "training": "slow",
     "published": "slow",
+    "video": "slow",
     "inference/test_bench.py": "slow",
     "inference/test_cuda.py": "gpu",
     "inference/test_export.py": "slow",
+    "inference/test_gpu_check.py": "slow",
     "inference/test_openvino.py": "slow",
     "inference/test_openvino_export.py": "slow",
     "inference/test_optimise.py": "slow",
     "inference/test_precision.py": "slow",
+    "labelling/test_pseudolabel.py": "slow",
+    "model/test_priors.py": "slow",
     "street": "slow",
     "test_architecture.py": "slow",
+    "test_cli.py": "slow",
     "test_diagnosis.py": "slow",
     "test_examples.py": "slow",
-    "test_network_guard.py": "slow",
+    "test_pytest_plugins.py": "slow",
+    "test_toy_architecture.py": "slow",
     "test_train_without_labels.py": "slow",
     "test_your_own_labels.py": "slow",
 }
-"""Marks of tests by a folder or file below test/."""
+"""Marks of tests by a folder or file below test/. None of these tests is a unit test."""
+UNIT_CPU_S = 10.0
+"""Most CPU time of a unit test. Nearly all take less than 1 s; a busy machine and the measured coverage multiply it."""
 LONGEST_FIRST = (
     "inference/test_openvino.py",
     "nodes/test_replay.py",
@@ -116,8 +125,36 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipGuard(yaml.safe_load(SKIPS.read_text()), bool(os.environ.get("CI"))))
 
 
-def _place(item: pytest.Item) -> str:
-    return item.path.relative_to(FOLDER).as_posix() if item.path.is_relative_to(FOLDER) else ""
+def _place(path: Path) -> str:
+    return path.relative_to(FOLDER).as_posix() if path.is_relative_to(FOLDER) else ""
+
+
+def _marks(place: str) -> list[str]:
+    return [
+        mark for prefix, mark in MARKS_OF_PATH.items() if place == prefix or place.startswith(f"{prefix}/")
+    ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file of another tier for `-m unit`: some of them take seconds."""
+    words = config.option.markexpr.split()
+    only_unit = words[:1] == ["unit"] and "or" not in words
+    return True if only_unit and _marks(_place(collection_path)) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a unit test that takes long, by its CPU time, on which other processes have little effect."""
+    start = sum(os.times()[:4])  # of this process and of those that it started
+    result = yield
+    used = sum(os.times()[:4]) - start
+    if item.get_closest_marker("unit") and used > UNIT_CPU_S:
+        pytest.fail(
+            f"{item.nodeid}: a slow unit test; expected at most {UNIT_CPU_S:g} s of CPU time, got {used:.1f} s. "
+            "Make it faster or mark it slow",
+            pytrace=False,
+        )
+    return result
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -126,12 +163,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config, "workerinput"
     ):  # pytest-xdist takes whole files in this order with --no-loadscope-reorder
         rank = {path: number for number, path in enumerate(LONGEST_FIRST)}
-        items.sort(key=lambda item: rank.get(_place(item), len(rank)))
+        items.sort(key=lambda item: rank.get(_place(item.path), len(rank)))
     for item in items:
-        path = _place(item)
-        for prefix, mark in MARKS_OF_PATH.items():
-            if path == prefix or path.startswith(f"{prefix}/"):
-                item.add_marker(mark)
+        for mark in _marks(_place(item.path)):
+            item.add_marker(mark)
         if "ros_environment" in getattr(item, "fixturenames", ()):
             item.add_marker("ros")
         if not any(item.get_closest_marker(tier) for tier in TIERS):

@@ -224,6 +224,7 @@ def test_a_single_damaged_database(tmp_path, caplog):
         list(bag.raw())
 
 
+@pytest.mark.slow  # segments a bag
 def test_commands(tmp_path, tiny_checkpoint, capsys):
     path = tmp_path / "a.mcap"
     content = [

@@ -159,6 +159,7 @@ def test_two_readers_of_one_bag_in_turns(bag):
     assert seen == [(START_NS + n * STEP_NS,) * 2 for n in range(FRAMES)]
 
 
+@pytest.mark.slow  # segments and evaluates a bag
 def test_commands(bag, tmp_path, capsys):
     """info, segment and evaluate."""
     assert main(["info", str(bag), "--json", str(tmp_path / "info.json")]) == 0
@@ -175,6 +176,7 @@ def test_commands(bag, tmp_path, capsys):
     assert json.loads(report.read_text())["systems"][0]["frames"] == FRAMES
 
 
+@pytest.mark.slow  # trains
 def test_training(bag, tmp_path):
     pytest.importorskip("lightning_fabric")
     data = {"train": [str(bag)], "validation": [str(bag)], "size": [64, 32], "workers": 0}

@@ -256,6 +256,7 @@ class TestStore:
         tracemalloc.stop()
         assert peak < 15e6
 
+    @pytest.mark.slow  # starts processes
     def test_workers_of_a_data_loader_read_their_own_files(self, tmp_path):
         """Forked workers share open files with their parent, position and all, unless they open their own."""
         store = FrameStore(index_of(write_bag(tmp_path / "bag", TENTHS, size=(256, 192))))
@@ -323,6 +324,7 @@ class TestCorrupt:
         assert sum("corrupt" in record.message for record in caplog.records) == 3
         assert "stamp 100200000000 ns" in caplog.text
 
+    @pytest.mark.slow  # starts processes
     def test_what_workers_meet_is_counted_here(self, tmp_path):
         store = FrameStore(index_of(damaged_bag(tmp_path / "bag")), size=(64, 32))
 

@@ -49,6 +49,7 @@ def test_known_parameters():
     assert costs(build("SegFormer-B0", 150), size=(64, 32), frames=1)[-1].parameters == 3_752_694
 
 
+@pytest.mark.slow  # every network twice
 def test_every_network_is_countable():
     for name in networks():
         one, four = (costs(build(name, 3), size=(64, 32), frames=k)[-1].macs for k in (1, 4))
@@ -64,6 +65,7 @@ def test_mistakes():
         costs(build("ERFNet", 3), size=(100, 32), frames=1)
 
 
+@pytest.mark.slow  # every network at its full size
 def test_the_documents_tables_are_the_commands(tmp_path, capsys):
     """One column of each table; the rest comes from the same call."""
     lines = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]

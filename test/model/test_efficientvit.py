@@ -239,6 +239,7 @@ def test_images_are_normalised_once():
     assert torch.allclose(seen[0][0, 2], expected, atol=1e-6)
 
 
+@pytest.mark.slow  # trains
 @pytest.mark.parametrize("kind", [EfficientViTB0, EfficientViTB1])
 def test_it_learns(kind):
     torch.manual_seed(0)

@@ -126,7 +126,7 @@ def test_claims_about_the_static_network_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize("prior", ["efficientvit_b0", "erfnet", "vtseg"])
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])  # compiles
 def test_predictors_give_the_masks_of_the_window(prior, backend, tmp_path):
     if backend == "openvino":
         pytest.importorskip("openvino")
@@ -143,6 +143,7 @@ def test_predictors_give_the_masks_of_the_window(prior, backend, tmp_path):
         assert (predictor.step(image).mask == whole).mean() > 0.99
 
 
+@pytest.mark.slow  # exports
 def test_an_onnx_file_gives_the_same_masks(tmp_path):
     pytest.importorskip("onnxruntime")
     from vtseg_ros.cli import main
@@ -180,6 +181,7 @@ def test_overrides_without_sense(overrides):
         LocalMemory.check_overrides(overrides)
 
 
+@pytest.mark.slow  # runs benchmarks
 def test_bench_measures_the_modes_that_exist(tmp_path, capsys):
     from vtseg_ros.cli import main
 

@@ -116,6 +116,7 @@ def test_a_score_that_an_image_network_lacks_is_refused(tmp_path, rng, capsys):
     assert "expected combined, entropy, margin, temporal, got static" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # selects from bags twice
 def test_select_writes_the_chosen_frames_and_repeats_itself(scoring_checkpoint, tmp_path, rng):
     images = {name: _bag(tmp_path / name, rng) for name in ("one", "two")}
     bags = [str(tmp_path / name) for name in images]
