@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from conftest import PATIENCE_S
 
 from vtseg_ros.files import locked
 
@@ -38,7 +39,7 @@ def test_who_waits_holds_the_file_that_is_there(tmp_path):
     with locked(path):
         thread = threading.Thread(target=other)
         thread.start()
-        assert waiting.wait(60)
+        assert waiting.wait(PATIENCE_S)
         path.unlink()
     thread.join()
     assert seen == [True]

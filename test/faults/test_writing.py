@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import PATIENCE_S
 
 from vtseg_ros.cli import main
 from vtseg_ros.evaluation.report import ReportData, write_report
@@ -46,8 +47,8 @@ def _write_for_ever(folder: Path, model: ERFNet, number: int, ready: int) -> Non
         os.write(ready, b".")
 
 
-def _wait_for_temporary_file(folder: Path, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_for_temporary_file(folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not any(name.endswith(".tmp") for name in os.listdir(folder)):
         assert time.monotonic() < deadline, "the child does not write"
 

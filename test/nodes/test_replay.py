@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 from faults.ended import run_programs
 from nodes.encoders import NS, image_message
 from nodes.harness import LATCHED, Harness
@@ -289,7 +289,7 @@ def test_the_evaluator_without_labels_and_with_few_and_late_ones(harness, start_
     for publisher in (images, labels, masks, maps, status):
         wait_until(lambda p=publisher: p.get_subscription_count() == 1, evaluator.output)
     maps.publish(LabelMap(labels=[LabelEntry(id=i, name=name) for i, name in enumerate("ab")]))
-    assert maps.wait_for_all_acked(Duration(seconds=60))
+    assert maps.wait_for_all_acked(Duration(seconds=PATIENCE_S))
     rng, ids = np.random.default_rng(1), np.zeros((32, 64), np.uint8)
     ids[:, 30:] = 1
     picture = rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)
@@ -370,7 +370,7 @@ def test_an_evaluator_with_a_wrong_class_map_does_not_start(start_node, tmp_path
 
 def test_a_camera_that_no_topic_can_name(start_node):
     node = start_node("evaluator", "-p", "camera:=1")
-    assert node.process.wait(60) == 2
+    assert node.wait() == 2
     assert (
         "camera: not usable in a topic name; expected letters, digits and _, no digit first, got '1'"
         in node.output()

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -263,7 +263,7 @@ def test_pause_and_resume(camera):
     assert camera.harness.call(SetBool, service, SetBool.Request(data=False)).success
     received = camera.status[-1].frames_received
     camera.send(image_message(picture(7), "rgb8", 0))
-    assert camera.publisher.wait_for_all_acked(Duration(seconds=60))
+    assert camera.publisher.wait_for_all_acked(Duration(seconds=PATIENCE_S))
     camera.harness.call(GetParameters, f"{camera.ns}/segmenter/get_parameters", GetParameters.Request())
     assert camera.harness.call(SetBool, service, SetBool.Request(data=True)).success
     status = camera.good(7)

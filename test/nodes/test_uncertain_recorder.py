@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from conftest import wait_until
+from conftest import PATIENCE_S, wait_until
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -99,12 +99,12 @@ def test_a_slow_disk_drops_images_and_never_waits(recorder, tmp_path, monkeypatc
 
     def slow(path):
         entered.set()
-        assert free.wait(60)
+        assert free.wait(PATIENCE_S)
         return real(path)
 
     monkeypatch.setattr(uncertain_recorder.shutil, "disk_usage", slow)
     add(made, 0, restarted=True)
-    assert entered.wait(30)
+    assert entered.wait(PATIENCE_S)
     for number in range(1, GROUPS + 4):
         add(made, number)
     assert made.dropped == 3 and made.facts()["uncertain images dropped"] == "3"
