@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -54,7 +55,11 @@ def folder_problem(path: Path) -> str:
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         return f"expected a folder, got {folder}, which is none"
-    return "" if os.access(folder, os.W_OK) else f"expected a folder with write permission, got {folder}"
+    if os.access(folder, os.W_OK):
+        return ""
+    read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY  # not on Windows
+    reason = errno.EROFS if read_only else errno.EACCES
+    return f"expected a folder that can be written to, got {folder} ({os.strerror(reason)})"
 
 
 def with_home(path: Path) -> Path:
