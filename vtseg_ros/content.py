@@ -13,6 +13,8 @@ START_BYTES = 512
 MCAP_MAGIC = b"\x89MCAP0\r\n"
 SQLITE_MAGIC = b"SQLite format 3\0"
 ROS1_MAGIC = b"#ROSBAG V"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 BAG_MAGICS = (MCAP_MAGIC, SQLITE_MAGIC, ROS1_MAGIC)
 
 _POINTER = "a Git LFS pointer instead of the file itself"
@@ -27,7 +29,7 @@ _READABLE = (
 _SIGNATURES = (
     (0, MCAP_MAGIC, "an mcap bag"),
     (0, SQLITE_MAGIC, "a sqlite3 database"),
-    (0, b"\x89PNG\r\n\x1a\n", "a png image"),
+    (0, PNG_MAGIC, "a png image"),
     (0, b"\xff\xd8\xff", "a jpeg image"),
     (0, b"GIF8", "a gif image"),
     (0, b"BM", "a bmp image"),
@@ -43,7 +45,7 @@ _SIGNATURES = (
     (0, b"\x80\x04", "a pickle file"),
     (0, b"\x80\x05", "a pickle file"),
     (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (0, ZSTD_MAGIC, "a zstd archive"),
     (8, b'{"', "a safetensors file"),
 )
 _PAGES = ("<!doctype html", "<html")
@@ -80,6 +82,11 @@ def advice_on(content: str) -> str:
         EMPTY: "Copy the file again",
     }
     return advice.get(content, "Correct the path")
+
+
+def are_weights(content: str) -> bool:
+    """Return whether words of `content_of` are those of a file that may contain weights."""
+    return any(kind in content for kind in ("safetensors", "pickle", "PyTorch"))
 
 
 def is_bag_file(path: Path) -> bool:

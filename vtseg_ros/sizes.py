@@ -31,18 +31,19 @@ def parse_output_size(text: str) -> str | tuple[int, int]:
     """
     if text in ("input", "network"):
         return text
-    width, height = size_from_text(text)
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ConfigError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
-    return width, height
+    return _image_size(text)
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Parse the size of an image, for argparse; see `size_from_text`."""
     try:
-        width, height = size_from_text(text)
+        return _image_size(text)
     except ConfigError as err:
         raise argparse.ArgumentTypeError(str(err)) from err
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    width, height = size_from_text(text)
     if not 0 < width * height <= MAX_PIXELS:
-        raise argparse.ArgumentTypeError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
+        raise ConfigError(f"wrong image size; expected 1 to {MAX_PIXELS} px, got {text}")
     return width, height

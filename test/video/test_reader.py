@@ -187,37 +187,14 @@ def test_a_cover_is_no_video(tmp_path):
     cv2.imwrite(str(tmp_path / "cover.png"), np.zeros((32, 32, 3), np.uint8))
     write_video(tmp_path / "a.mp4", [0, 100, 200])
     run = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
-    cover = [
-        "-i",
-        tmp_path / "cover.png",
-        "-map",
-        "0",
-        "-map",
-        "1",
-        "-c:v:0",
-        "png",
-        "-disposition:v:0",
-        "attached_pic",
-    ]
+    cover = ["-i", tmp_path / "cover.png"]
+    both = ["-map", "0", "-map", "1", "-c:v:0", "png", "-disposition:v:0", "attached_pic"]
     sound = ["-f", "lavfi", "-i", "sine=duration=0.2"]
-    subprocess.run([*run, *sound, *cover, tmp_path / "sound.m4a"], check=True)
+    subprocess.run([*run, *sound, *cover, *both, tmp_path / "sound.m4a"], check=True)
     with pytest.raises(ConfigError, match="no video stream"):
         VideoReader(tmp_path / "sound.m4a")
-    order = [
-        "-i",
-        tmp_path / "cover.png",
-        "-i",
-        tmp_path / "a.mp4",
-        "-map",
-        "0",
-        "-map",
-        "1",
-        "-c:v:0",
-        "png",
-    ]
-    subprocess.run(
-        [*run, *order, "-c:v:1", "copy", "-disposition:v:0", "attached_pic", tmp_path / "b.mp4"], check=True
-    )
+    video = ["-i", tmp_path / "a.mp4"]
+    subprocess.run([*run, *cover, *video, *both, "-c:v:1", "copy", tmp_path / "b.mp4"], check=True)
     frames, _ = read(tmp_path / "b.mp4")
     assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 3
 

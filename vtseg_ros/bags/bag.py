@@ -35,7 +35,6 @@ from vtseg_ros.bags import messages
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, Message, typestore
 from vtseg_ros.bags.storage import (
     UNKNOWN,
-    ZSTD_MAGIC,
     Messages,
     Storage,
     is_too_long,
@@ -45,6 +44,7 @@ from vtseg_ros.bags.storage import (
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
 from vtseg_ros.bags.video_messages import DEFINITIONS
 from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
+from vtseg_ros.content import ZSTD_MAGIC
 from vtseg_ros.errors import BagError, first_line
 from vtseg_ros.files import folder_problem
 from vtseg_ros.label_set import LabelSet

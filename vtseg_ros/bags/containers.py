@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtseg_ros.content import START_BYTES, words_for
+from vtseg_ros.content import PNG_MAGIC, START_BYTES, words_for
 from vtseg_ros.errors import ImageError
 
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
 MAX_PIXELS = 64 * 1024 * 1024
 """Images with more pixels are refused before memory is allocated for them."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.containers import MAX_PIXELS, PNG_MAGIC, png_chunks, read_container
+from vtseg_ros.bags.containers import MAX_PIXELS, png_chunks, read_container
+from vtseg_ros.content import PNG_MAGIC
 from vtseg_ros.errors import ImageError
 
 GREY, RGB, INDEXED, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6

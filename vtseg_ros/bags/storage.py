@@ -33,10 +33,9 @@ from mcap.records import Channel, Schema, Statistics
 from rosbags.interfaces import Qos
 from rosbags.rosbag2.metadata import parse_qos
 
-from vtseg_ros.content import MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC, advice_on, content_of
+from vtseg_ros.content import MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC, ZSTD_MAGIC, advice_on, content_of
 from vtseg_ros.errors import BagError, first_line
 
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 LZ4_MAGIC = b"\x04\x22\x4d\x18"
 DEFINITION_ENCODINGS = ("ros2msg", "ros2idl", "omgidl", "")
 COPY_BYTES = 1 << 20

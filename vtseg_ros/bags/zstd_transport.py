@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from vtseg_ros.bags.containers import MAX_PIXELS
+from vtseg_ros.content import ZSTD_MAGIC
 from vtseg_ros.errors import ImageError, first_line
 
 FORMAT = "zstd"
 _HEAD = struct.Struct("<IIBII")
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _MAX_NAME = 64
 _MAX_PIXEL_BYTES = 16
 _ANY_HEADER = 32
@@ -104,7 +104,7 @@ def _pixels(packed: bytes, limit: int) -> bytes:
         ImageError: If there are more, or the data is damaged.
     """
     try:
-        if packed[:4] == _ZSTD_MAGIC:
+        if packed[:4] == ZSTD_MAGIC:
             from zstandard import ZstdDecompressor, frame_content_size
 
             size = frame_content_size(packed)

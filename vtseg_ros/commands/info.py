@@ -17,7 +17,7 @@ from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.commands.report_files import write_json
-from vtseg_ros.content import advice_on, content_of
+from vtseg_ros.content import advice_on, are_weights, content_of
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 
 HELP = "Show the content of a bag, a checkpoint or an exported network."
@@ -104,9 +104,7 @@ def _describe_checkpoint(name: str, static_prior: str | None) -> dict[str, Any]:
         ) from err
     content = content_of(path)
     # The error for PyTorch files says how to convert them.
-    if path.suffix.lower() not in CHECKPOINTS and not any(
-        kind in content for kind in ("safetensors", "pickle", "PyTorch")
-    ):
+    if path.suffix.lower() not in CHECKPOINTS and not are_weights(content):
         raise ConfigError(
             f"{name}: neither a bag nor a checkpoint; expected an mcap, sqlite3 or ROS 1 bag, or a {', '.join(CHECKPOINTS)} "
             f"file, got {content}. {advice_on(content)}"

@@ -8,7 +8,8 @@ import struct
 
 import numpy as np
 
-from vtseg_ros.bags.containers import JPEG_MAGIC, PNG_MAGIC, png_chunks
+from vtseg_ros.bags.containers import JPEG_MAGIC, png_chunks
+from vtseg_ros.content import PNG_MAGIC
 
 UPRIGHT = 1
 _ORIENTATION, _SHORT = 0x0112, 3

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.containers import PNG_MAGIC
 from vtseg_ros.bags.image_messages import as_ids, without_clear_pixels
 from vtseg_ros.bags.png import StoredPng, read_png
+from vtseg_ros.content import PNG_MAGIC
 from vtseg_ros.errors import ImageError
 from vtseg_ros.label_set import IGNORE
 from vtseg_ros.labelling.palette import Palette

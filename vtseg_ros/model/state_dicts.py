@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vtseg_ros.content import content_of
+from vtseg_ros.content import are_weights, content_of
 from vtseg_ros.errors import CheckpointError, first_line
 from vtseg_ros.model.registry import class_dimensions
 
@@ -77,7 +77,7 @@ def read_state_file(path: Path, *, source: str) -> dict[str, Tensor]:
         return dict(state)
     except Exception as err:  # pickle, zip, safetensors and runtime errors of damaged files, and refused code
         content = content_of(path)
-        weights = any(kind in content for kind in ("safetensors", "pickle", "PyTorch", "unknown"))
+        weights = are_weights(content) or "unknown" in content
         raise CheckpointError(
             f"{source}: cannot be read; expected a complete .safetensors file, or a PyTorch file that contains "
             f"only tensors, got: {first_line(err) if weights else content}"
