@@ -114,7 +114,9 @@ def test_mistakes_end_with_2_and_one_line(arguments, words, tmp_path, monkeypatc
 def test_a_name_of_several_lines_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["segment", "no\nwhere", "--out", "x"]) == 2
-    assert capsys.readouterr().err == "vtseg segment: no such bag or video: no\\nwhere\n"
+    assert capsys.readouterr().err == (
+        "vtseg segment: no\\nwhere: no such bag or video; expected an existing one. Correct the path\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_video(tmp_path, tiny_checkpoint):
     [
         ([], "SOURCE: expected a bag, a video or --topics, got nothing"),
         (["BAG", "--topics"], "got both"),
-        (["no_such", "--save", "OUT"], "no such bag or video: no_such"),
+        (["no_such", "--save", "OUT"], "no_such: no such bag or video"),
         (
             ["BAG", "--masks", "BAG", "--save", "OUT"],
             "no masks; expected a segmenter's topics, got /camera/label_map, /camera/image",

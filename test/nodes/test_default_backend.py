@@ -48,7 +48,7 @@ def test_masks_of_the_default_backend(harness, start_node, tiny_checkpoint, tmp_
 
     check(0, 5, 4)
     assert camera.set("window", integer_value=2).successful
-    node.wait_for("window 4 until the network is compiled for the new one")
+    node.wait_for("the window stays at 4 until the network is compiled for the new one")
     node.wait_for("the network is compiled, window 2")
     camera.ask(image_message(images[5], "rgb8", 0))
     check(6, 7, 2)

@@ -27,7 +27,7 @@ from vtseg_ros.profiling.breakdown import measure_parts
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
-HELP = "Measure the time per frame: full window, exact and causal streaming, every backend; same weights and frames, one run."
+HELP = "Measure the time per frame of all modes and backends, with the same weights and frames in one run."
 PICTURES = 16
 
 

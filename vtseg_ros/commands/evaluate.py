@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         choices=model_names(),
-        help="network of each checkpoint to score (default: the whole one); `static`, or the name of an image "
+        help="network of each checkpoint to score (default: the whole network); `static`, or the name of an image "
         "network, scores the static network inside a vtseg or gru checkpoint",
     )
     parser.add_argument(

@@ -43,11 +43,13 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     group.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="HOST:PORT of the head node; local starts a cluster on this machine; none runs the job in this process",
+        help="HOST:PORT of the head node; `local` starts a cluster on this machine; `none` runs the job in this process",
     )
     group.add_argument("--cpus", type=int, default=1, help="cores of each worker (default 1)")
     group.add_argument("--gpus", type=float, default=0.0, help="GPUs of each worker (default 0)")
-    group.add_argument("--workers", type=int, help="most workers (default: as many as there is room for)")
+    group.add_argument(
+        "--workers", type=int, help="largest number of workers (default: as many as fit on the cluster)"
+    )
     stores = parser.add_argument_group(
         "jobs on object stores",
         "Bags and --out can be URLs such as s3://bucket/drive_1; bags are copied first.",
@@ -63,7 +65,7 @@ def add_ray_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         type=float,
         default=LIMIT_GB,
         metavar="GB",
-        help="most GB of all copies on a host (default %(default)g)",
+        help="largest total size of the copies on a host, GB (default %(default)g)",
     )
     return group
 
@@ -149,7 +151,7 @@ def run_job(job: Job, tasks: Sequence[Task], args: argparse.Namespace) -> list[O
                     show_failure(outcome)  # unless it is that of a part
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
-                f"{complete} results are complete; the same command goes on with the others"
+                f"{complete} results are complete; run the same command again to continue"
             ) from stop
     _print_summary(outcomes, time.monotonic() - began)
     return outcomes

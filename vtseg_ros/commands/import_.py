@@ -124,7 +124,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was made")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON file to write: a summary of the new bag"
+    )
 
 
 def _parse_crop(text: str) -> Crop:

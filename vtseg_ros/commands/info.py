@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"read all of a bag to find damaged parts; always done below {CHECKED_BYTES >> 20} MB",
+        help=f"read the whole bag to find damaged parts; always done for bags below {CHECKED_BYTES >> 20} MB",
     )
     parser.add_argument(
         "--static-prior", help="external static network; executes code when loaded, use trusted files only"

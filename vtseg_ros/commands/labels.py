@@ -135,7 +135,10 @@ class ExtractJob:
         """See `Job.process`."""
         found = _extract_frames(self.args, task.path, folder, reporting_to(on_frame))
         if not found.written:
-            raise BagError(f"{task.source}: none of its frames could be extracted: {found.left_out[:1]}")
+            raise BagError(
+                f"{task.source}: no frame could be extracted"
+                + "".join(f": {one}" for one in found.left_out[:1])
+            )
         return {**found.summary(), "frames": len(found.written)}
 
 

@@ -134,7 +134,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was labelled")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON file to write: a summary of the labels"
+    )
     add_ray_arguments(parser)
 
 
@@ -155,8 +157,8 @@ def run(args: argparse.Namespace) -> int:
     done = _label_input(args, prepared, track)
     if done is None:
         raise KeyboardInterrupt(
-            f"{args.out} was not written; the labels so far are in {prepared.work_folder(args).path}, the same command "
-            "goes on with them"
+            f"{args.out} was not written; the labels so far are in {prepared.work_folder(args).path}, run the "
+            "same command again to continue"
         )
     summary = done.summary(prepared.labels)
     print(

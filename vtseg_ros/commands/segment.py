@@ -90,7 +90,7 @@ def require_source(source: Path | str) -> None:
     """Raise BagError if a path does not exist."""
     if isinstance(source, Path) and not source.exists():
         what = "camera" if source.is_relative_to("/dev") else "bag or video"
-        raise BagError(f"no such {what}: {source}")
+        raise BagError(f"{source}: no such {what}; expected an existing one. Correct the path")
 
 
 def open_source(
@@ -418,7 +418,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not args.out and not args.overlay:
         raise ConfigError("nothing to write. Give --out BAG, --overlay MP4, or both")
     if args.resume and not args.out:
-        raise ConfigError("--resume continues a bag of masks. Name it with --out")
+        raise ConfigError("--resume: no bag to continue; expected --out BAG, got none. Add --out")
     if args.overlay:
         check_new_video(args.overlay)
     if args.out and not (args.resume and args.out.exists()):
@@ -558,7 +558,10 @@ class SegmentJob:
             "parts": len(results),
         }
         if not found["frames"]:
-            raise BagError(f"{task.source} has no frame that could be segmented: {found['left_out'][:1]}")
+            raise BagError(
+                f"{task.source}: no frame that could be segmented"
+                + "".join(f": {one}" for one in found["left_out"][:1])
+            )
         return found
 
 
@@ -634,9 +637,7 @@ def _segment_input(
             missing = max(missing, source.total - done - len(bad))
             bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
         if not done and span == WHOLE:
-            raise BagError(
-                f"{args.input} has no frame that could be segmented" + (f": {bad[0]}" if bad else "")
-            )
+            raise BagError(f"{args.input}: no frame that could be segmented" + (f": {bad[0]}" if bad else ""))
         output.finish()
         rate = (done - taken_over) / max(time.monotonic() - began, 1e-9)
     return {

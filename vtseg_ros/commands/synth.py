@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage", choices=("mcap", "sqlite3"), default="mcap", help="storage of the new bag (default mcap)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write: what was made")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON file to write: a summary of the new bag"
+    )
 
 
 def _choose(names: list[str], known: list[str], what: str) -> list[str]:

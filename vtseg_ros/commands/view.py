@@ -30,7 +30,9 @@ from vtseg_ros.viewing import WEB_PORT, Recording
 if TYPE_CHECKING:
     from vtseg_ros.inference import VideoPredictor
 
-HELP = "Show images, masks, confidence and latency in the Rerun viewer: of a bag, a video or a running segmenter."
+HELP = (
+    "Show images, masks, confidence and latency of a bag, a video or a running segmenter in the Rerun viewer."
+)
 STATUS = "vtseg_ros/msg/SegmentationStatus"
 LATENCIES = ("queue", "preprocess", "inference", "total")
 KINDS = {"mask": "mask", "mask/compressed": "mask", "confidence": "confidence", "status": "status"}
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.masks and (args.checkpoint or args.topics):
         raise ConfigError(
-            "--masks: the masks are recorded; expected neither --checkpoint nor --topics, got one"
+            "--masks: shows recorded masks; expected neither --checkpoint nor --topics, got one. Leave it out"
         )
     if args.topics is not None:
         return _run_live(args)

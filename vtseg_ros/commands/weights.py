@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{out}: {adapter.classes} classes, input {adapter.input}, output {adapter.output}")
         return 0
     if args.output:
-        raise ConfigError("--output: only for --as onnx; expected none, got one")
+        raise ConfigError("--output: only for --as onnx; expected none, got one. Leave --output out")
     _check_suffix(out)
     _report(out, convert(args.file, args.name, out, options))
     return 0

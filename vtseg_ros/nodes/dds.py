@@ -54,4 +54,7 @@ def free_domain() -> int:
             except OSError:
                 continue
             return domain
-    raise ConfigError(f"all DDS domains from 1 to {MAX_DOMAIN} are in use on this machine")
+    raise ConfigError(
+        f"DDS domain: every domain from 1 to {MAX_DOMAIN} is in use on this machine; expected a free one. "
+        "Stop other ROS processes"
+    )

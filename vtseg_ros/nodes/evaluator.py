@@ -61,7 +61,7 @@ EVENTS = {
 
 def _check_baseline(path: str) -> None:
     if path and not Path(path).is_file():
-        raise ConfigError(f"no such file: {path}")
+        raise ConfigError(f"no such file; expected an existing file, got {path}")
 
 
 def _check_class_map(path: str) -> None:

@@ -145,7 +145,7 @@ class PlayerNode(Node):
             target = self._config.remap.get(topic, topic)
             if target == topic and not is_playable(topic):
                 self.get_logger().warning(
-                    f"{topic} is not played: ROS has no topics of such names. Give it another: --remap '{topic}:=/NAME'"
+                    f"{topic} is not played: ROS does not allow this name. Rename it: --remap '{topic}:=/NAME'"
                 )
                 continue
             latched = (
@@ -183,7 +183,7 @@ class PlayerNode(Node):
             elif now - self._began > self._config.wait_timeout_s:
                 self.get_logger().error(
                     f"too few subscribers to {', '.join(missing) or 'all topics for long enough'} within "
-                    f"{self._config.wait_timeout_s:g} s"
+                    f"{self._config.wait_timeout_s:g} s. Start them before the player, or increase --wait-timeout"
                 )
                 self.exit_code, self.finished = 1, True
             return
@@ -214,13 +214,13 @@ class PlayerNode(Node):
         pause_s = (self._next[2] - self._bag_ns) / NS
         if pause_s * NS > DAY_NS:
             self.get_logger().warning(
-                f"the next message, on {self._next[0]}, is {pause_s / 86_400:.0f} days later in the bag: skipped"
+                f"the next message, on {self._next[0]}, is {pause_s / 86_400:.0f} days later in the bag; this pause is skipped"
             )
             self._bag_ns = float(self._next[2])
         elif pause_s / self._config.rate > ANNOUNCE_S:
             self._announced_ns = self._next[2]
             self.get_logger().info(
-                f"the next message, on {self._next[0]}, is {pause_s:.0f} s later in the bag: --rate shortens the wait"
+                f"the next message, on {self._next[0]}, is {pause_s:.0f} s later in the bag; to wait less, use a higher --rate"
             )
 
     def _end(self, now: float) -> None:
@@ -228,7 +228,9 @@ class PlayerNode(Node):
             self._ended = now
             empty = [topic for topic in self._outputs if topic in self._bag.missing and not self.read[topic]]
             if empty:
-                self.get_logger().error(f"nothing was sent on {', '.join(empty)}, which should have messages")
+                self.get_logger().error(
+                    f"no message was sent on {', '.join(empty)}, although the bag lists messages there"
+                )
                 self.exit_code = 2
             return
         self._messages = self._bag.raw(list(self._outputs))

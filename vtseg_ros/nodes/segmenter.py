@@ -226,7 +226,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Release everything after a failed transition, so that the node can be configured again."""
-        self.get_logger().error("a transition failed: everything is released, configure again")
+        self.get_logger().error(
+            "a transition failed; the network and the publishers are released. Configure the node again"
+        )
         self.close()
         return TransitionCallbackReturn.SUCCESS
 
@@ -306,7 +308,9 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 segmenter.prepare_window(window)
                 return segmenter
 
-            self.get_logger().info(f"window {segmenter.window} until the network is compiled for the new one")
+            self.get_logger().info(
+                f"the window stays at {segmenter.window} until the network is compiled for the new one"
+            )
             self._compiler.start(prepare)
 
     def _finish_compiling(self) -> None:
@@ -343,8 +347,8 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     def _compare_rate_and_gap(self, rate_hz: float, gap_s: float) -> None:
         if rate_hz and 1 / rate_hz > gap_s:
             self.get_logger().warning(
-                f"max_rate {rate_hz:g} Hz leaves images {1 / rate_hz:g} s apart, more than max_gap {gap_s:g} s: "
-                "every window has one frame"
+                f"max_rate {rate_hz:g} Hz: images are {1 / rate_hz:g} s apart, more than max_gap {gap_s:g} s, so every window "
+                "has one frame. Increase max_rate or max_gap"
             )
 
     def _locked(self, param: Param) -> str:

@@ -68,7 +68,7 @@ def _zero_size(text: str) -> str:
 
 def _check_ego_mask(path: str) -> None:
     if path and not Path(path).is_file():
-        raise ConfigError(f"no such file: {path}")
+        raise ConfigError(f"no such file; expected an existing file, got {path}")
 
 
 def _check_folder(path: str) -> None:

@@ -174,7 +174,10 @@ class Worker:
         ]
         if not self._said_no_stamp and any(frame.stamp_ns is None for frame in batch):
             self._said_no_stamp = True
-            self._warn("no stamp", "an image has stamp zero, taken as no stamp: gaps cannot be seen")
+            self._warn(
+                "no stamp",
+                "an image has the stamp zero, so its time is unknown and pauses are not detected. Set stamps in the driver",
+            )
         try:
             with self.lock:
                 segmenter = self._segmenter
