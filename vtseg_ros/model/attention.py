@@ -12,6 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def to_tokens(grid: Tensor) -> Tensor:
+    """Convert a map (..., D, H, W) to tokens (..., H*W, D).
+
+    The channels move as one axis of a map, as in `to_grid`: OpenVINO then removes the moves before and after a convolution,
+    whose channels are the last axis in memory anyway.
+    """
+    return grid.movedim(-3, -1).flatten(-3, -2)
+
+
+def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Convert tokens (..., H*W, D) to a map (..., D, H, W)."""
+    result: Tensor = tokens.unflatten(-2, size).movedim(-1, -3)
+    return result
+
+
 def serialize(tokens: Tensor) -> Tensor:
     """Concatenate the tokens of all frames, oldest frame first: (B, k, N, D) -> (B, k*N, D)."""
     return tokens.flatten(1, 2)
@@ -72,8 +87,8 @@ class VideoAttention(nn.Module):
         """Reduce the token grid, (B, k, H*W, D) -> (B, k, M, D)."""
         if self.reduce is None or self.reduce_norm is None:
             return memory
-        grid = memory.flatten(0, 1).transpose(1, 2).unflatten(2, size)  # (B*k, D, H, W)
-        reduced = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))  # (B*k, M, D)
+        grid = to_grid(memory.flatten(0, 1), size)  # (B*k, D, H, W)
+        reduced = self.reduce_norm(to_tokens(self.reduce(grid)))  # (B*k, M, D)
         result: Tensor = reduced.unflatten(0, memory.shape[:2])
         return result
 

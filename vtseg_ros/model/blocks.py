@@ -10,21 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtseg_ros.model.attention import VideoAttention
+from vtseg_ros.model.attention import VideoAttention, to_grid, to_tokens
 from vtseg_ros.model.cache import FrameCache, LayerInputs, LayerPlace
 
 NORM_EPS = 1e-5
-
-
-def to_tokens(grid: Tensor) -> Tensor:
-    """Convert a map (..., D, H, W) to tokens (..., H*W, D)."""
-    return grid.flatten(-2).transpose(-2, -1)
-
-
-def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Convert tokens (..., H*W, D) to a map (..., D, H, W)."""
-    result: Tensor = tokens.transpose(-2, -1).unflatten(-1, size)
-    return result
 
 
 def fold_normalization(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,12 +68,14 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Map tokens (B, k, H*W, D) to (B, k, H*W, D)."""
-        grid = to_grid(self.fc1(x), size)  # (B, k, hidden, H, W)
+        hidden = self.fc1(x)
         if self.spatiotemporal:
-            grid = self.dwconv(grid.transpose(1, 2)).transpose(1, 2)
+            grid = to_grid(hidden, size)  # (B, k, hidden, H, W)
+            tokens = to_tokens(self.dwconv(grid.transpose(1, 2)).transpose(1, 2))
         else:
-            grid = self.dwconv(grid.flatten(0, 1)).unflatten(0, x.shape[:2])
-        result: Tensor = self.fc2(F.gelu(to_tokens(grid)))
+            grid = to_grid(hidden.flatten(0, 1), size)  # (B*k, hidden, H, W)
+            tokens = to_tokens(self.dwconv(grid)).unflatten(0, x.shape[:2])
+        result: Tensor = self.fc2(F.gelu(tokens))
         return result
 
 
