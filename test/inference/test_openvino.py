@@ -252,6 +252,17 @@ def test_masks_of_logits_equal_pytorch(size, min_confidence):
     assert np.abs(confidence.astype(int) - sure).max() <= 1
 
 
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+@pytest.mark.parametrize("options", [{}, {"min_confidence": 0.6}, {"resize_mode": "letterbox"}])
+def test_masks_without_confidence_are_the_same(tmp_path, backend, options):
+    network = image_network(tmp_path / "image.safetensors", "erfnet")
+    predictor = VideoPredictor(network, device="cpu", backend=backend, **options)
+    image = images(1)[0][:, :50]
+    with_it, without = (predictor.step(image, with_confidence=wanted) for wanted in (True, False))
+    assert with_it.confidence.shape == with_it.mask.shape == image.shape[:2] and without.confidence.size == 0
+    np.testing.assert_array_equal(with_it.mask, without.mask)
+
+
 def test_of_equal_logits_the_first_class_wins():
     """Few different values, so that most pixels have several best classes."""
     logits = torch.randint(0, 3, (1, 9, 32, 64), generator=torch.Generator().manual_seed(1)).float()

@@ -20,3 +20,8 @@ def test_bands_give_the_whole_pictures_mask(monkeypatch, size):
     in_bands, its_confidence = pixels.to_mask(logits, size, "bilinear", 0.3)
     assert in_bands.shape == (size[1], size[0]) and (mask == in_bands).mean() > 0.9999
     assert np.abs(confidence.astype(int) - its_confidence).max() <= 1
+    masks = [
+        pixels.to_mask(logits, size, "bilinear", 0.3, with_confidence=wanted) for wanted in (True, False)
+    ]
+    np.testing.assert_array_equal(masks[0][0], masks[1][0])
+    assert masks[1][1].size == 0

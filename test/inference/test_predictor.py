@@ -205,11 +205,11 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(loaded, monkeypatch):
     segmenter = VideoPredictor(loaded, device="cpu")
     real, calls = segmenter.backend.to_mask, []
 
-    def limited(*arguments):
+    def limited(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(segmenter.backend, "to_mask", limited)
     for expected in (1, 2):

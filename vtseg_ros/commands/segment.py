@@ -606,7 +606,7 @@ def _open_part(path: Path, topic: str, stack: ExitStack, segmenter: VideoPredict
         begin_ns = warm_up_start(bag, topic, span[0], frames=frames, max_gap_ns=max_gap_ns)
 
     def warm_up(stamp_ns: int, frame_id: str, image: np.ndarray) -> None:
-        segmenter.step(image, stamp_ns, frame_id)
+        segmenter.step(image, stamp_ns, frame_id, with_confidence=False)
 
     return _from_bag(bag, topic, Part(span, begin_ns, warm_up))
 
@@ -682,8 +682,8 @@ def _segment(
             else:
                 while older:  # fill the window as in an uninterrupted run
                     time_ns, name, image = older.popleft()
-                    segmenter.step(image, time_ns, name)
-                result = segmenter.step(pixels, stamp_ns, frame_id)
+                    segmenter.step(image, time_ns, name, with_confidence=False)
+                result = segmenter.step(pixels, stamp_ns, frame_id, with_confidence=False)
                 if result.dropped:
                     bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {result.dropped}")
                     continue

@@ -14,7 +14,18 @@ from vtseg_ros.label_set import IGNORE
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 
-def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float) -> Tensor:
+EMPTY = np.empty((0, 0), np.uint8)
+"""A mask or confidence that does not exist."""
+
+
+def decide(
+    logits: Tensor,
+    size: tuple[int, int],
+    upsampling: str,
+    min_confidence: float,
+    *,
+    with_confidence: bool = True,
+) -> Tensor:
     """Return class ids and confidences.
 
     Args:
@@ -22,30 +33,30 @@ def decide(logits: Tensor, size: tuple[int, int], upsampling: str, min_confidenc
         size: (width, height) of the result.
         upsampling: `bilinear`, `bicubic` (the logits) or `nearest` (the mask).
         min_confidence: below it, 0..1, a pixel becomes 255.
+        with_confidence: return confidences; the softmax takes about half of the time.
 
     Returns:
-        (n, 2, H, W) uint8: class ids, and the softmax maximum * 255.
+        (n, 2, H, W) uint8: class ids, and the softmax maximum * 255. Without confidence (n, 1, H, W).
     """
     target = (size[1], size[0])
     same = logits.shape[2:] == target
     logits = logits.float()
     if upsampling != "nearest" and not same:
         logits = F.interpolate(logits, size=target, mode=upsampling, align_corners=False)
-    mask, probability = _best(logits)
-    if min_confidence > 0:
-        mask = torch.where(probability < min_confidence, IGNORE, mask)
-    both = torch.stack([mask, (probability * 255).round().to(torch.uint8)], dim=1)
-    if upsampling == "nearest" and not same:
-        both = F.interpolate(both, size=target, mode="nearest-exact")
-    return both
-
-
-def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the class of the highest logit, the first of equals, and its softmax, (n, H, W) each, of (n, C, H, W)."""
     # Classes last, where they are adjacent in channels-last logits: reducing across planes takes longer on a CPU.
     logits = logits.permute(0, 2, 3, 1)
-    best, ids = logits.max(dim=3)
-    return ids.to(torch.uint8), (logits - best[..., None]).exp_().sum(dim=3).reciprocal_()
+    best, ids = logits.max(dim=3)  # of equals the first
+    parts = [ids.to(torch.uint8)]
+    if with_confidence or min_confidence > 0:
+        probability = (logits - best[..., None]).exp_().sum(dim=3).reciprocal_()
+        if min_confidence > 0:
+            parts[0] = torch.where(probability < min_confidence, IGNORE, parts[0])
+        if with_confidence:
+            parts.append((probability * 255).round().to(torch.uint8))
+    result = torch.stack(parts, dim=1)
+    if upsampling == "nearest" and not same:
+        result = F.interpolate(result, size=target, mode="nearest-exact")
+    return result
 
 
 MAX_LOGITS = 64 * 1024 * 1024
@@ -54,28 +65,33 @@ BAND_LOGITS = 16 * 1024 * 1024
 
 
 def to_mask(
-    logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+    logits: Tensor,
+    size: tuple[int, int],
+    upsampling: str,
+    min_confidence: float,
+    *,
+    with_confidence: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return mask and confidence of one frame: logits (1, C, h, w); other arguments as in `decide`.
 
     Returns:
-        mask (H, W) uint8 class ids and confidence (H, W) uint8, softmax maximum * 255.
+        mask (H, W) uint8 class ids, and confidence (H, W) uint8, softmax maximum * 255, or `EMPTY`.
     """
     too_large = logits.shape[1] * size[0] * size[1] > MAX_LOGITS and logits.shape[2:] != (size[1], size[0])
     if upsampling == "bilinear" and too_large:
-        return _to_mask_in_bands(logits, size, min_confidence)
-    both = decide(logits, size, upsampling, min_confidence)[0]
-    if both.is_cuda:  # one download, into page-locked memory
-        host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
-        host.copy_(both, non_blocking=True)
-        torch.cuda.current_stream(both.device).synchronize()
-        both = host
-    mask, confidence = both.numpy()
-    return mask, confidence
+        return _to_mask_in_bands(logits, size, min_confidence, with_confidence)
+    found = decide(logits, size, upsampling, min_confidence, with_confidence=with_confidence)[0]
+    if found.is_cuda:  # one download, into page-locked memory
+        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
+        torch.cuda.current_stream(found.device).synchronize()
+        found = host
+    arrays = found.numpy()
+    return arrays[0], arrays[1] if with_confidence else EMPTY
 
 
 def _to_mask_in_bands(
-    logits: Tensor, size: tuple[int, int], min_confidence: float
+    logits: Tensor, size: tuple[int, int], min_confidence: float, with_confidence: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute `to_mask` with bilinear upsampling, a few rows at a time."""
     width, height = size
@@ -91,10 +107,12 @@ def _to_mask_in_bands(
     for start in range(0, height, rows):
         band = slice(start, start + rows)
         part = torch.lerp(wide[:, :, above[band]], wide[:, :, below[band]], share[band])  # (1, C, rows, W)
-        mask, confidence = to_mask(part, (width, part.shape[2]), "bilinear", min_confidence)
+        mask, confidence = to_mask(
+            part, (width, part.shape[2]), "bilinear", min_confidence, with_confidence=with_confidence
+        )
         masks.append(mask)
         confidences.append(confidence)
-    return np.concatenate(masks), np.concatenate(confidences)
+    return np.concatenate(masks), np.concatenate(confidences) if with_confidence else EMPTY
 
 
 def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:

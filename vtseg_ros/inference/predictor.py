@@ -20,7 +20,7 @@ from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.errors import ConfigError, DeviceError, ImageError
 from vtseg_ros.image_ops import overlay
 from vtseg_ros.inference.backends import BackendOptions, open_backend
-from vtseg_ros.inference.postprocess import UPSAMPLING
+from vtseg_ros.inference.postprocess import EMPTY, UPSAMPLING
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import STREAMING as STREAMING_MODES
 from vtseg_ros.inference.window import Action, FrameWindow
@@ -31,7 +31,6 @@ from vtseg_ros.resize import Box, check_resize_mode, place, restoration
 log = logging.getLogger("vtseg_ros.inference")
 
 STREAMING = ("auto", *STREAMING_MODES)
-EMPTY = np.empty((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Result:
 
     Attributes:
         mask: (H, W) uint8 class ids; 255 = unlabelled.
-        confidence: (H, W) uint8, softmax maximum * 255.
+        confidence: (H, W) uint8, softmax maximum * 255; empty if it was not asked for.
         frames_in_window: number of frames that the network processed, 1..window; 0 for a dropped frame.
         dropped: reason why the frame was dropped (its stamp repeats the newest one or is late). Mask and confidence are
             empty then, and the window is unchanged. Empty for a processed frame.
@@ -91,12 +90,14 @@ class CameraFrame:
         image: (H, W, 3) uint8 RGB.
         stamp_ns: header stamp, ns; None or 0 = unknown.
         frame_id: of the header; a new one starts a new window.
+        with_confidence: compute the confidence of the mask; without it, the mask takes about half of the time.
     """
 
     camera: str
     image: np.ndarray
     stamp_ns: int | None = None
     frame_id: str = ""
+    with_confidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,13 @@ class VideoPredictor:
             self.reset(camera)
 
     def step(
-        self, image: np.ndarray, stamp_ns: int | None = None, frame_id: str = "", *, camera: str = ""
+        self,
+        image: np.ndarray,
+        stamp_ns: int | None = None,
+        frame_id: str = "",
+        *,
+        camera: str = "",
+        with_confidence: bool = True,
     ) -> Result:
         """Segment the newest frame of a single camera; see `step_many`.
 
@@ -362,13 +369,14 @@ class VideoPredictor:
             stamp_ns: ns; None or 0 = none.
             frame_id: of the image's header.
             camera: name of the camera, which has its own window.
+            with_confidence: see `CameraFrame`.
 
         Raises:
             ImageError: if the image is not (H, W, 3) uint8.
             DeviceError: if the GPU memory is not sufficient.
             Exception: any exception of the network.
         """
-        result = self.step_many([CameraFrame(camera, image, stamp_ns, frame_id)])[0]
+        result = self.step_many([CameraFrame(camera, image, stamp_ns, frame_id, with_confidence)])[0]
         if result.error is not None:
             raise result.error
         return result
@@ -460,7 +468,7 @@ class VideoPredictor:
         logits = self._logits(group)
         answers = []
         for row, one in enumerate(group):
-            mask, confidence = self._mask(logits[row : row + 1], one.frame.image)
+            mask, confidence = self._mask(logits[row : row + 1], one.frame)
             mask = mask if self._kept is None else self._kept[mask]
             answers.append((mask, confidence, time.monotonic() - started))
         # Only after success: a batch that is tried again needs its windows unchanged.
@@ -472,16 +480,24 @@ class VideoPredictor:
         images = torch.cat([one.pixels for one in group])
         return self.backend.infer(images, [one.frame.camera for one in group])
 
-    def _mask(self, logits: Tensor, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return mask and confidence of an image, (H, W) uint8 each, from its logits (1, C, h, w)."""
+    def _mask(self, logits: Tensor, frame: CameraFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Return mask and confidence of a frame, (H, W) uint8 each, from its logits (1, C, h, w)."""
+        image, with_confidence = frame.image, frame.with_confidence
         target, image_size = self._target(image), (image.shape[1], image.shape[0])
         logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
         placement = place(image_size, self.input_size, self.resize_mode)
         if placement.fills and placement.source == Box(0, 0, *image_size):
-            return self.backend.to_mask(logits, target, self.upsampling, self._min_confidence)
+            return self._decided(logits, target, with_confidence)
         restore = restoration(placement, image_size, target)
-        mask, confidence = self.backend.to_mask(logits, restore.whole, self.upsampling, self._min_confidence)
-        return restore(mask, IGNORE), restore(confidence, 0)
+        mask, confidence = self._decided(logits, restore.whole, with_confidence)
+        return restore(mask, IGNORE), restore(confidence, 0) if with_confidence else confidence
+
+    def _decided(
+        self, logits: Tensor, size: tuple[int, int], with_confidence: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.backend.to_mask(
+            logits, size, self.upsampling, self._min_confidence, with_confidence=with_confidence
+        )
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":

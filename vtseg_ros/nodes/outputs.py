@@ -82,7 +82,7 @@ class Outputs:
             header: Stamp and frame_id of the newest window frame.
             image: (H, W, 3) uint8 RGB, from the camera.
             mask: (h, w) uint8 class ids; 255 = no class.
-            confidence: (h, w) uint8, 255 = certain.
+            confidence: (h, w) uint8, 255 = certain; empty if nobody subscribed to it when the frame was processed.
             labels: Class list of the mask.
             alpha: Share of the colour in the overlay, 0..1.
             jpeg_quality: Quality of the compressed overlay and colours, 1..100.
@@ -92,7 +92,7 @@ class Outputs:
         if self.latest_info is not None:
             size = (mask.shape[1], mask.shape[0])
             self.camera_info.publish(scale_camera_info(self.latest_info, size, header))
-        if _wanted(self.confidence):
+        if confidence.size and self.confidence_wanted:
             self.confidence.publish(to_image(confidence, "mono8", header))
         for raw, jpeg, paint in (
             (self.color, self.color_jpeg, lambda: colorize(mask, labels)),
@@ -106,6 +106,11 @@ class Outputs:
                 jpeg.publish(to_jpeg(rgb, jpeg_quality, header))
         if _wanted(self.png):
             self.png.publish(to_png(mask, header))
+
+    @property
+    def confidence_wanted(self) -> bool:
+        """Whether somebody subscribes to the confidence."""
+        return _wanted(self.confidence)
 
     def destroy(self) -> None:
         """Destroy all publishers."""

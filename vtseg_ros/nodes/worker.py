@@ -169,7 +169,13 @@ class Worker:
         if not decoded:
             return
         batch = [
-            CameraFrame(p.camera, image, stamp_ns(p.message.header) or None, p.message.header.frame_id)
+            CameraFrame(
+                p.camera,
+                image,
+                stamp_ns(p.message.header) or None,
+                p.message.header.frame_id,
+                with_confidence=self._recorder is not None or self._outputs[p.camera].confidence_wanted,
+            )
             for p, image, _ in decoded
         ]
         if not self._said_no_stamp and any(frame.stamp_ns is None for frame in batch):

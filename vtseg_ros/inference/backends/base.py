@@ -125,10 +125,16 @@ class Backend(ABC):
         """
 
     def to_mask(
-        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        upsampling: str,
+        min_confidence: float,
+        *,
+        with_confidence: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return mask and confidence of one frame; see `postprocess.to_mask`."""
-        return to_mask(logits, size, upsampling, min_confidence)
+        return to_mask(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
 
     def one_frame(self) -> Callable[[], object] | None:
         """Return a function that computes one frame of a full window, for profilers; None = not available."""

@@ -208,10 +208,16 @@ class OpenVinoBackend(Backend):
         return request.get_output_tensor(0).data, left
 
     def to_mask(
-        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        upsampling: str,
+        min_confidence: float,
+        *,
+        with_confidence: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in a compiled model if that gives the same result."""
-        return self._masks(logits, size, upsampling, min_confidence)
+        return self._masks(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
 
     @cached_property
     def _step(self) -> Step:

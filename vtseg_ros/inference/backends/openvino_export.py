@@ -106,10 +106,16 @@ class OpenVinoExport(ExportedBackend):
         return "openvino"
 
     def to_mask(
-        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        upsampling: str,
+        min_confidence: float,
+        *,
+        with_confidence: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in a compiled model if that gives the same result."""
-        return self._masks(logits, size, upsampling, min_confidence)
+        return self._masks(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
 
     def _fix_shape(self, model: Any) -> None:
         """Give an image network that takes any size the input size, for which the runtime then compiles it."""

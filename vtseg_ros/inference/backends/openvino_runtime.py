@@ -26,7 +26,7 @@ from vtseg_ros.errors import ConfigError, DeviceError, first_line
 from vtseg_ros.files import locked, write_atomically
 from vtseg_ros.inference.backends.base import BackendOptions
 from vtseg_ros.inference.devices import choose_precision, precision_name
-from vtseg_ros.inference.postprocess import MAX_LOGITS, to_mask
+from vtseg_ros.inference.postprocess import EMPTY, MAX_LOGITS, to_mask
 from vtseg_ros.label_set import IGNORE
 
 log = logging.getLogger("vtseg_ros.inference")
@@ -179,8 +179,8 @@ def _runtime() -> dict[str, str]:
     }
 
 
-def mask_outputs(logits: Any, size: tuple[int, int]) -> tuple[list[Any], Any]:
-    """Return the nodes that compute mask and confidence of logits, each (1, 1, H, W) uint8, and the parameter of their threshold.
+def _best(logits: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Return the upsampled logits and the node of their largest values and its classes.
 
     Args:
         logits: openvino.Output, (1, C, h, w).
@@ -188,8 +188,6 @@ def mask_outputs(logits: Any, size: tuple[int, int]) -> tuple[list[Any], Any]:
     """
     ops = import_openvino().opset13
     height, width = size[1], size[0]
-    classes, rows_and_columns = np.array([1], np.int32), np.array([2, 3], np.int32)
-    threshold = ops.parameter([1], np.float32)
     grid = logits
     if tuple(logits.get_shape())[2:] != (height, width):
         grid = ops.interpolate(
@@ -198,9 +196,28 @@ def mask_outputs(logits: Any, size: tuple[int, int]) -> tuple[list[Any], Any]:
             "linear_onnx",
             "sizes",
             coordinate_transformation_mode="half_pixel",
-            axes=rows_and_columns,
+            axes=np.array([2, 3], np.int32),
         )
-    best = ops.topk(grid, np.array(1, np.int64), 1, "max", "none")  # of equals the first
+    return grid, ops.topk(grid, np.array(1, np.int64), 1, "max", "none")  # of equals the first
+
+
+def mask_model(shape: tuple[int, ...], size: tuple[int, int], with_confidence: bool) -> Any:
+    """Return an openvino.Model from logits to the mask, (1, 1, H, W) uint8.
+
+    Args:
+        shape: (1, C, h, w) of the logits.
+        size: (width, height) px of the result.
+        with_confidence: return the confidence too, (1, 1, H, W) uint8; the second input, (1,) float32, is the threshold
+            below which a pixel becomes 255.
+    """
+    openvino = import_openvino()
+    ops = openvino.opset13
+    logits = ops.parameter(list(shape), np.float32)
+    grid, best = _best(logits.output(0), size)
+    if not with_confidence:
+        return openvino.Model([ops.convert(best.output(1), "u8")], [logits], "mask")
+    threshold = ops.parameter([1], np.float32)
+    classes = np.array([1], np.int32)
     spread = ops.reduce_sum(ops.exp(ops.subtract(grid, best.output(0))), classes, keep_dims=True)
     probability = ops.divide(np.array(1, np.float32), spread)
     confidence = ops.round(ops.multiply(probability, np.array(255, np.float32)), "half_to_even")
@@ -209,7 +226,8 @@ def mask_outputs(logits: Any, size: tuple[int, int]) -> tuple[list[Any], Any]:
         ops.constant(np.array(IGNORE, np.float32)),
         ops.convert(best.output(1), "f32"),
     )
-    return [ops.convert(ids, "u8"), ops.convert(confidence, "u8")], threshold
+    results = [ops.convert(ids, "u8"), ops.convert(confidence, "u8")]
+    return openvino.Model(results, [logits, threshold], "mask")
 
 
 class MaskModel:
@@ -221,37 +239,44 @@ class MaskModel:
         shape: (1, C, h, w) of the logits.
         size: (width, height) px of the result.
         config: of the compilation.
+        with_confidence: compute the confidence, without which there is no threshold either.
     """
 
-    def __init__(self, shape: tuple[int, ...], size: tuple[int, int], config: dict[str, Any]) -> None:
-        openvino = import_openvino()
-        logits = openvino.opset13.parameter(list(shape), np.float32)
-        results, threshold = mask_outputs(logits.output(0), size)
-        model = openvino.Model(results, [logits, threshold], "mask")
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        size: tuple[int, int],
+        config: dict[str, Any],
+        *,
+        with_confidence: bool = True,
+    ) -> None:
+        self.with_confidence = with_confidence
+        model = mask_model(shape, size, with_confidence)
         self._request = core().compile_model(model, "CPU", config).create_infer_request()
 
     def __call__(self, logits: np.ndarray, min_confidence: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return mask and confidence, each (H, W) uint8.
+        """Return mask and confidence, each (H, W) uint8; the confidence is `EMPTY` if it is not computed.
 
         Args:
             logits: (1, C, h, w) float32, contiguous.
             min_confidence: below it, 0..1, a pixel becomes 255.
         """
         openvino = import_openvino()
-        threshold = np.array([min_confidence], np.float32)
         self._request.set_input_tensor(0, openvino.Tensor(logits, shared_memory=True))
-        self._request.set_input_tensor(1, openvino.Tensor(threshold, shared_memory=True))
+        if self.with_confidence:
+            threshold = np.array([min_confidence], np.float32)
+            self._request.set_input_tensor(1, openvino.Tensor(threshold, shared_memory=True))
         self._request.infer()
-        mask, confidence = (self._request.get_output_tensor(place).data[0, 0].copy() for place in (0, 1))
-        return mask, confidence
+        mask = self._request.get_output_tensor(0).data[0, 0].copy()
+        return mask, self._request.get_output_tensor(1).data[0, 0].copy() if self.with_confidence else EMPTY
 
 
 MASK_MODELS = 8
-"""Number of compiled mask models that are stored, one per pair of logit and mask size."""
+"""Number of compiled mask models that are stored."""
 
 
 class CompiledMasks:
-    """Masks from logits in compiled models, one for each pair of logit and mask size.
+    """Masks from logits in compiled models, one for each pair of logit and mask size, with and without confidence.
 
     Args:
         config: of the compilation; the precision is always fp32.
@@ -262,18 +287,26 @@ class CompiledMasks:
         self._models: dict[tuple[int, ...], MaskModel] = {}
 
     def __call__(
-        self, logits: Tensor, size: tuple[int, int], upsampling: str, min_confidence: float
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        upsampling: str,
+        min_confidence: float,
+        *,
+        with_confidence: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in PyTorch if the compiled model would give another result."""
         resized = logits.shape[2:] != (size[1], size[0])
         if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
-            return to_mask(logits, size, upsampling, min_confidence)
-        key = (*logits.shape, *size)
+            return to_mask(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
+        sure = with_confidence or min_confidence > 0
+        key = (*logits.shape, *size, sure)
         if key not in self._models:
             if len(self._models) == MASK_MODELS:
                 self._models.pop(next(iter(self._models)))
-            self._models[key] = MaskModel(tuple(logits.shape), size, self._config)
-        return self._models[key](logits.contiguous().numpy(), min_confidence)
+            self._models[key] = MaskModel(tuple(logits.shape), size, self._config, with_confidence=sure)
+        mask, confidence = self._models[key](logits.contiguous().numpy(), min_confidence)
+        return mask, confidence if with_confidence else EMPTY
 
 
 def runtime_config(precision: str, options: BackendOptions) -> dict[str, Any]:
