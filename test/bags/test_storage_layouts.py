@@ -12,6 +12,7 @@ from collections import Counter
 
 import lz4.frame
 import numpy as np
+import psutil
 import pytest
 import zstandard
 from bags import storagetools as tools
@@ -123,6 +124,17 @@ def test_split_files(tmp_path, storage, metadata, packed):
     if packed and storage == "mcap":  # a player leaves the unpacked file beside the compressed one
         write(folder, storage, CONTENT[::3], "part_0")
         assert_holds(folder)
+
+
+def test_no_file_stays_open_after_a_compressed_bag(tmp_path):
+    file = write(tmp_path / "bag", "mcap", CONTENT)
+    file.with_name(file.name + ".zstd").write_bytes(zstandard.compress(file.read_bytes()))
+    file.unlink()
+    read(tmp_path / "bag")
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        read(tmp_path / "bag")
+    assert psutil.Process().num_fds() == before
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

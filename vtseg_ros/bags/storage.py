@@ -216,9 +216,9 @@ def open_storage(path: Path, scratch: Path) -> Storage:
 
 
 def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
-    whole = Path(tempfile.mkstemp(dir=scratch)[1])
     damage = ""
-    with path.open("rb") as packed, whole.open("wb") as out:
+    with path.open("rb") as packed, tempfile.NamedTemporaryFile(dir=scratch, delete=False) as out:
+        whole = Path(out.name)
         # Not the copy_stream of zstandard, which accepts truncated files.
         unpack = (
             zstandard.ZstdDecompressor().decompressobj()
