@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("rclpy")
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from std_msgs.msg import Header
 
 from vtseg_ros.nodes.diagnostics import Counts, Health, memory_mb, rate, status
+from vtseg_ros.nodes.segmenter import SegmenterNode
+from vtseg_ros.nodes.slots import Slots
 
 NONE = Counts()
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -49,6 +55,13 @@ def told(counts: Counts, *, before: Counts = NONE, now: float = 100.0, enabled: 
         ),
         (Counts(20, 19, 1), Counts(10, 10), {}, OK, "running"),
         (Counts(40, 10, 30, 0, 0, 30), Counts(), {}, OK, "running"),
+        (
+            Counts(30, 10, 20, 0, 0, 0, 20),
+            Counts(),
+            {"last_lost_packet": "there is no key frame before it"},
+            WARN,
+            "20 video packets gave no image in the last second: there is no key frame",
+        ),
         (Counts(10, 10), Counts(10, 10), {"inputs": [90.0]}, WARN, "no image for 10 s"),
         (Counts(10, 9, 0, 1), Counts(9, 9), {"last_rejection": "too short"}, WARN, "too short"),
         (Counts(3, 0, 0, 3), Counts(3, 0, 0, 3), {"last_rejection": "too short"}, ERROR, "every image"),
@@ -58,6 +71,26 @@ def told(counts: Counts, *, before: Counts = NONE, now: float = 100.0, enabled: 
 def test_levels(counts, before, health, level, words):
     got = told(counts, before=before, **health)
     assert got.level == level and words in got.message
+
+
+def test_video_that_begins_between_key_frames():
+    """Its packets arrive and give no image: that is the status, until the first key frame."""
+    worker = SimpleNamespace(enabled=True, health={"": Health()})
+    node = SimpleNamespace(_worker=worker, _slots=Slots([""]))
+    SegmenterNode._on_lost_packet(node, "", Header(), "there is no key frame before it")
+    health = worker.health[""]
+    counts = Counts(**vars(node._slots.counters[""]), lost_packets=health.lost_packets)
+    got = status(
+        name="camera",
+        hardware_id="cpu",
+        health=health,
+        counts=counts,
+        before=NONE,
+        enabled=True,
+        now=time.monotonic(),
+        facts={},
+    )
+    assert got.level == WARN and got.message.endswith("last second: there is no key frame before it")
 
 
 def test_a_pause_is_not_a_fault():

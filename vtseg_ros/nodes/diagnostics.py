@@ -31,7 +31,10 @@ class Health:
     """Frames dropped for a repeated or late stamp; part of the dropped ones."""
     over_rate: int = 0
     """Frames dropped since they exceed `max_rate`; part of the dropped ones."""
+    lost_packets: int = 0
+    """Video packets without an image; part of the dropped frames."""
     last_bad_stamp: str = ""
+    last_lost_packet: str = ""
     last_error: str = ""
 
 
@@ -58,6 +61,8 @@ class Counts:
     """Part of `dropped`: repeated or late stamps, not a model that is too slow."""
     over_rate: int = 0
     """Part of `dropped`: above the rate that the user set."""
+    lost_packets: int = 0
+    """Part of `dropped`: video packets without an image."""
 
 
 def status(
@@ -74,8 +79,8 @@ def status(
     """Build a status with level, message and values.
 
     ERROR until the first image, after an inference error and while every image is rejected; WARN on rejected or
-    dropped images and when none came for a while; else OK. Images dropped for their stamps and images dropped because
-    newer ones came before the model was free have different messages.
+    dropped images and when none came for a while; else OK. Images dropped for their stamps, video packets without an
+    image, and images dropped because newer ones came before the model was free have different messages.
 
     Args:
         name: Name of the status.
@@ -92,7 +97,8 @@ def status(
     """
     dropped, rejected = counts.dropped - before.dropped, counts.rejected - before.rejected
     bad_stamps = counts.bad_stamps - before.bad_stamps
-    too_fast = dropped - bad_stamps - (counts.over_rate - before.over_rate)
+    lost_packets = counts.lost_packets - before.lost_packets
+    too_fast = dropped - bad_stamps - lost_packets - (counts.over_rate - before.over_rate)
     message, level = "running", DiagnosticStatus.OK
     if not enabled:
         message = "paused by ~/enable"
@@ -106,6 +112,9 @@ def status(
         message, level = f"no image for {now - health.inputs[-1]:.0f} s", DiagnosticStatus.WARN
     elif rejected:
         message = f"{rejected} images rejected in the last second: {health.last_rejection}"
+        level = DiagnosticStatus.WARN
+    elif lost_packets:
+        message = f"{lost_packets} video packets gave no image in the last second: {health.last_lost_packet}"
         level = DiagnosticStatus.WARN
     elif bad_stamps:
         message = f"{bad_stamps} images dropped in the last second for their stamps: {health.last_bad_stamp}"
@@ -123,6 +132,7 @@ def status(
         "dropped": str(counts.dropped),
         "dropped for their stamps": str(counts.bad_stamps),
         "dropped above max_rate": str(counts.over_rate),
+        "dropped video packets": str(counts.lost_packets),
         "rejected": str(counts.rejected),
         "last bad stamp": health.last_bad_stamp,
         "last rejection": health.last_rejection,

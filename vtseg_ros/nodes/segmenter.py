@@ -209,7 +209,12 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         return video.put
 
     def _on_lost_packet(self, camera: str, header: Header, reason: str) -> None:
-        if self._worker is not None and self._worker.enabled:
+        worker = self._worker
+        if worker is not None and worker.enabled:
+            health = worker.health[camera]
+            health.inputs.append(time.monotonic())
+            health.lost_packets += 1
+            health.last_lost_packet = reason
             self._slots.skip(camera, Image(header=header), reason)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -505,7 +510,10 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         for camera, counters in self._slots.counters.items():
             health = self._worker.health[camera]
             counts = diagnostics.Counts(
-                **vars(counters), bad_stamps=health.bad_stamps, over_rate=health.over_rate
+                **vars(counters),
+                bad_stamps=health.bad_stamps,
+                over_rate=health.over_rate,
+                lost_packets=health.lost_packets,
             )
             array.status.append(
                 diagnostics.status(
