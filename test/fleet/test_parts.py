@@ -46,6 +46,11 @@ def write_disordered(path, rng, cut):
     return len(stamps)
 
 
+def qos_of(folder):
+    with BagReader(folder / "masks") as bag:
+        return bag.qos
+
+
 @pytest.mark.parametrize(("attention", "window", "cut"), [("full", 4, 32), ("causal", 2, 66)])
 def test_masks_of_parts_equal_those_of_the_unsplit_run(segment, tmp_path, rng, attention, window, cut):
     checkpoint = make_checkpoint(tmp_path / "c.safetensors", attention=attention)
@@ -64,6 +69,7 @@ def test_masks_of_parts_equal_those_of_the_unsplit_run(segment, tmp_path, rng, a
     options += ["--out", out, "--ray", "none", "--part-frames", cut, "--json", out / "outcomes.json"]
     assert segment(*options, checkpoint=checkpoint) == 0
     assert masks_of(out / "drive") == expected
+    assert qos_of(out / "drive") == qos_of(single)  # players keep the class list for late subscribers
     found = json.loads((out / "outcomes.json").read_text())[0]
     assert found["result"]["parts"] == 2 and len(found["result"]["left_out"]) == lost
     assert sorted(path.name for path in out.iterdir()) == ["drive", "outcomes.json"]  # no parts are left

@@ -549,7 +549,7 @@ class SegmentJob:
                 with BagReader(part.output / MASKS_BAG) as bag:
                     for topic, msgtype, time_ns, data in bag.raw():
                         if topic == MASKS or not began:
-                            joined.write_raw(topic, msgtype, data, time_ns)
+                            joined.write_raw(topic, msgtype, data, time_ns, qos=bag.qos[topic])
                             began = True
         found = {
             "frames": sum(result["frames"] for result in results),
