@@ -13,6 +13,7 @@ import pytest
 from conftest import make_checkpoint
 
 from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.messages import IMAGE, image_message
 from vtseg_ros.cli import main
 from vtseg_ros.inference import VideoPredictor
 
@@ -99,6 +100,21 @@ def test_masks_of_a_killed_run_are_resumed(tmp_path, street_bag, tiny_checkpoint
     file = tmp_path / "cut" / "cut.mcap"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert main([*common, str(tmp_path / "cut"), "--resume"]) == 0
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
+
+
+def test_resume_with_stamps_that_come_again(tmp_path, tiny_checkpoint, rng):
+    """A repeated stamp is dropped, and a second pass of a bag that loops is segmented, as without an interruption."""
+    with BagWriter(tmp_path / "bag") as bag:
+        for index, seconds in enumerate((1, 2, 2, 3, 1, 2, 3)):
+            pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            message = image_message(pixels, "rgb8", seconds * 10**9, "camera")
+            bag.write("/camera/image", IMAGE, message, (index + 1) * 10**9)
+    common = ["segment", str(tmp_path / "bag"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*common, "--out", str(tmp_path / "cut"), "--frames", "4"]) == 0
+    assert len(masks(tmp_path / "whole")) == 6 and len(masks(tmp_path / "cut")) == 3
+    assert main([*common, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
 
 

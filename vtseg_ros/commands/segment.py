@@ -353,8 +353,10 @@ class _Output:
         self._old: BagReader | None = None
         self._scratch: Path | None = None
         self._bag: BagWriter | None = None
+        self.existing = 0
+        """Number of the existing masks."""
         self.known: set[int] = set()
-        """Stamps of the existing masks, ns."""
+        """Stamps of the existing masks that have not been copied yet, ns."""
         if path is None:
             return
         target = path
@@ -367,7 +369,8 @@ class _Output:
                     f"--resume: the masks in {path} have other classes; expected {', '.join(labels.names)}, "
                     f"got {', '.join(there.names)}. Use the checkpoint that wrote them, or choose another --out"
                 )
-            self.known = {header_stamp(data) for _, _, _, data in self._old.raw([MASKS])}
+            stamps = [header_stamp(data) for _, _, _, data in self._old.raw([MASKS])]
+            self.existing, self.known = len(stamps), set(stamps)
             self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
             self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             target = self._scratch / path.name
@@ -391,6 +394,8 @@ class _Output:
     def take_over(self, stamp_ns: int) -> np.ndarray:
         """Copy an existing mask and return it, (H, W) uint8."""
         assert self._old is not None and self._bag is not None  # there are masks to copy
+        # A later frame with the same stamp is segmented: it is a repeated one, which is dropped, or from a bag that loops.
+        self.known.remove(stamp_ns)
         self._begin(self._bag, stamp_ns)
         for _, _, _, data in self._old.raw([MASKS], stamp_ns, stamp_ns + 1):
             self._bag.write_raw(MASKS, COMPRESSED_IMAGE, data, stamp_ns)
@@ -698,12 +703,12 @@ def _segment(
 def _stop(args: argparse.Namespace, output: _Output, done: int, total: int) -> None:
     """Keep the masks written so far and raise KeyboardInterrupt."""
     lines = []
-    if args.out and done and done >= len(output.known):
+    if args.out and done and done >= output.existing:
         output.finish()
         of = f" of {total}" if total else ""
         lines.append(f"{done}{of} masks were written to {args.out}, --resume continues it")
     elif args.out:
-        lines.append(f"{args.out} is unchanged" if output.known else f"{args.out} was not written")
+        lines.append(f"{args.out} is unchanged" if output.existing else f"{args.out} was not written")
     if args.overlay:
         lines.append(f"{args.overlay} was not written")
     raise KeyboardInterrupt("; ".join(lines))
