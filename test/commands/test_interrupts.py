@@ -15,6 +15,7 @@ from conftest import make_checkpoint
 from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message
 from vtseg_ros.cli import main
+from vtseg_ros.errors import BagError
 from vtseg_ros.inference import VideoPredictor
 
 MASKS = "/segmentation/mask/compressed"
@@ -129,6 +130,23 @@ def test_resume_refuses_other_classes(tmp_path, street_bag, tiny_checkpoint, cap
     assert main([*common, "--out", str(tmp_path / "masks")]) == 2
     assert "got a, b" in capsys.readouterr().err
     assert masks(tmp_path / "masks") == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_resume_on_a_full_disk_leaves_the_masks_alone(
+    tmp_path, street_bag, tiny_checkpoint, monkeypatch, capsys
+):
+    common = ["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    command = [*common, "--out", str(tmp_path / "masks"), "--frames", "2"]
+    assert main(command) == 0
+    before = masks(tmp_path / "masks")
+
+    def full(*_: object) -> None:
+        raise BagError("no space left")
+
+    monkeypatch.setattr(BagWriter, "__init__", full)
+    assert main([*command, "--resume"]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"] and masks(tmp_path / "masks") == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

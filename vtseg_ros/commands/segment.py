@@ -349,7 +349,7 @@ class _Output:
 
     def __init__(self, path: Path | None, resume: bool, labels: LabelSet) -> None:
         self._path, self._labels = path, labels
-        self._stack, self._began = ExitStack(), False
+        self._began = False
         self._old: BagReader | None = None
         self._scratch: Path | None = None
         self._bag: BagWriter | None = None
@@ -357,24 +357,27 @@ class _Output:
         """Number of the existing masks."""
         self.known: set[int] = set()
         """Stamps of the existing masks that have not been copied yet, ns."""
-        if path is None:
-            return
-        target = path
-        if resume and path.exists():
-            self._old = self._stack.enter_context(BagReader(path))
-            self._old.require(MASKS)
-            there = read_label_set(self._old, of_masks=True)
-            if there is not None and there.names != labels.names:
-                raise ConfigError(
-                    f"--resume: the masks in {path} have other classes; expected {', '.join(labels.names)}, "
-                    f"got {', '.join(there.names)}. Use the checkpoint that wrote them, or choose another --out"
-                )
-            stamps = [header_stamp(data) for _, _, _, data in self._old.raw([MASKS])]
-            self.existing, self.known = len(stamps), set(stamps)
-            self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
-            self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-            target = self._scratch / path.name
-        self._bag = self._stack.enter_context(BagWriter(target))
+        with ExitStack() as until_open:
+            if path is not None:
+                target = self._continue(path, until_open) if resume and path.exists() else path
+                self._bag = until_open.enter_context(BagWriter(target))
+            self._stack = until_open.pop_all()
+
+    def _continue(self, path: Path, stack: ExitStack) -> Path:
+        """Open an existing bag and return where the bag that will replace it is written."""
+        self._old = stack.enter_context(BagReader(path))
+        self._old.require(MASKS)
+        there = read_label_set(self._old, of_masks=True)
+        if there is not None and there.names != self._labels.names:
+            raise ConfigError(
+                f"--resume: the masks in {path} have other classes; expected {', '.join(self._labels.names)}, "
+                f"got {', '.join(there.names)}. Use the checkpoint that wrote them, or choose another --out"
+            )
+        stamps = [header_stamp(data) for _, _, _, data in self._old.raw([MASKS])]
+        self.existing, self.known = len(stamps), set(stamps)
+        self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
+        stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+        return self._scratch / path.name
 
     def __enter__(self) -> _Output:
         return self
