@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from vtseg_ros.bags.image_messages import decode_label
 from vtseg_ros.bags.messages import IMAGE, image_message, stamp_of, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.video.reader import VideoReader
 
 NS = 1_000_000_000
 
@@ -200,3 +202,31 @@ def test_images_and_a_bare_mcap_file(tiny_checkpoint, street_bag, tmp_path, rng,
     assert len(masks(file, "bare", "--frames", "4")) == 4
     assert main(["segment", f"{tmp_path}/none*.png", "--out", str(tmp_path / "none"), *options]) == 2
     assert "none*.png: no path matches" in capsys.readouterr().err
+
+
+def test_a_video_that_breaks_off_is_counted_in_frames(tiny_checkpoint, tmp_path, rng, monkeypatch):
+    writer = cv2.VideoWriter(str(tmp_path / "drive.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(8):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    whole = VideoReader.frames
+
+    def broken(video):
+        yield from islice(whole(video), 3)
+        video.damage = "invalid data"
+
+    monkeypatch.setattr(VideoReader, "frames", broken)
+    command = [
+        "segment",
+        str(tmp_path / "drive.mp4"),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--device",
+        "cpu",
+    ]
+    report = tmp_path / "report.json"
+    assert main([*command, "--out", str(tmp_path / "masks"), "--json", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert (found["frames"], found["messages_missing"]) == (3, 5)
+    assert "drive.mp4 is damaged: invalid data" in found["left_out"][0]
+    assert found["left_out"][1].startswith("5 frames that ") and len(found["left_out"]) == 2

@@ -639,22 +639,31 @@ def _segment_input(
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
             video = stack.enter_context(overlay_video(args.overlay, segmenter.labels, source.rate_hz()))
         began = time.monotonic()
-        done, taken_over = _segment(args, segmenter, source, output, video, bad, tracker)
-        missing = source.missing()
-        if done + len(bad) < source.total:
-            missing = max(missing, source.total - done - len(bad))
-            bad.append(f"{source.total - done - len(bad)} frames that {args.input} claims could not be read")
-        if not done and span == WHOLE:
+        frames = _segment(args, segmenter, source, output, video, bad, tracker)
+        missing, unread = source.missing(), source.total - frames.read
+        if unread > 0:
+            missing = max(missing, unread)
+            bad.append(f"{unread} frames that {args.input} claims could not be read")
+        if not frames.done and span == WHOLE:
             raise BagError(f"{args.input}: no frame that could be segmented" + (f": {bad[0]}" if bad else ""))
         output.finish()
-        rate = (done - taken_over) / max(time.monotonic() - began, 1e-9)
+        rate = (frames.done - frames.taken_over) / max(time.monotonic() - began, 1e-9)
     return {
-        "frames": done,
+        "frames": frames.done,
         "left_out": bad,
         "frames_per_s": rate,
         "messages_missing": missing,
-        "resumed": taken_over,
+        "resumed": frames.taken_over,
     }
+
+
+@dataclass
+class _Frames:
+    """Numbers of frames: read, with a mask, and with a mask that existed before."""
+
+    read: int = 0
+    done: int = 0
+    taken_over: int = 0
 
 
 def _segment(
@@ -665,28 +674,29 @@ def _segment(
     video: OverlayVideo | None,
     bad: list[str],
     tracker: Tracker,
-) -> tuple[int, int]:
-    """Write the masks of all frames; return their number and how many of them existed before.
+) -> _Frames:
+    """Write the masks of all frames and return the numbers of frames.
 
     Raises:
         KeyboardInterrupt: After a signal; contains what was written.
     """
-    done = taken_over = 0
+    frames = _Frames()
     older: deque[tuple[int, str, np.ndarray]] = deque(maxlen=segmenter.history)
     with interrupts.deferred() as stop, tracker(source.total or None, "segmenting") as advance:
         for stamp_ns, frame_id, pixels in source.frames:
             if stop and source.live:  # which ends in no other way
                 break
             if stop:
-                _stop(args, output, done, source.total)
+                _stop(args, output, frames.done, source.total)
             advance()
+            frames.read += 1
             if isinstance(pixels, ImageError):
                 bad.append(f"frame at {stamp_ns / 1e9:.3f} s: {pixels}")
                 continue
             if stamp_ns in output.known:
                 older.append((stamp_ns, frame_id, pixels))
                 mask = output.take_over(stamp_ns)
-                taken_over += 1
+                frames.taken_over += 1
             else:
                 while older:  # fill the window as in an uninterrupted run
                     time_ns, name, image = older.popleft()
@@ -699,8 +709,8 @@ def _segment(
                 output.write(mask, stamp_ns, frame_id)
             if video:
                 video.add(pixels, mask)
-            done += 1
-    return done, taken_over
+            frames.done += 1
+    return frames
 
 
 def _stop(args: argparse.Namespace, output: _Output, done: int, total: int) -> None:
