@@ -217,7 +217,14 @@ def test_out_of_memory_in_the_upsampling_is_retried_too(loaded, monkeypatch):
         assert [r.frames_in_window for r in results] == [expected] * 2
 
 
-def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(loaded, monkeypatch):
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (torch.OutOfMemoryError("out of memory"), "cpu is out of memory for an image of 64x64 px"),
+        (MemoryError("Unable to allocate 12 GiB"), "Unable to allocate 12 GiB"),
+    ],
+)
+def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(loaded, monkeypatch, cause, reason):
     from vtseg_ros.inference import predictor
 
     segmenter = VideoPredictor(loaded, device="cpu")
@@ -225,7 +232,7 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(loaded, mon
 
     def limited(image, *arguments):
         if image.shape[0] == 64:
-            raise torch.OutOfMemoryError("out of memory")
+            raise cause
         return real(image, *arguments)
 
     monkeypatch.setattr(predictor, "to_input", limited)
@@ -233,7 +240,7 @@ def test_out_of_memory_for_one_cameras_image_leaves_the_others_alone(loaded, mon
         frames = [CameraFrame("a", images(1)[0], index * TICK), CameraFrame("b", large, index * TICK)]
         good, bad = segmenter.step_many(frames)
         assert good.error is None and good.frames_in_window == index
-        assert str(bad.error) == "cpu is out of memory for an image of 64x64 px" and not bad.dropped
+        assert str(bad.error) == reason and not bad.dropped
     # The frame that left nothing behind is not known: neither a repeated stamp nor a gap within a window.
     retried = segmenter.step(images(1)[0], 2 * TICK, camera="b")
     assert retried.frames_in_window == 1 and not retried.dropped

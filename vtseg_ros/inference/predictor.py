@@ -416,6 +416,9 @@ class VideoPredictor:
                     frame.camera, DeviceError(f"{self.device} is out of memory for {size}")
                 )
                 continue
+            except Exception as err:  # such as OpenCV's for an image that does not fit into memory twice
+                results[index] = self._failed(frame.camera, err)
+                continue
             spent = time.monotonic() - started
             pending.setdefault(self.backend.older_frames(frame.camera), []).append(
                 _Pending(index, frame, pixels, decision.reason, spent)
