@@ -33,14 +33,9 @@ from zstandard import ZstdDecompressor
 
 from vtseg_ros.bags import messages
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, LABEL_MAP, Message, typestore
-from vtseg_ros.bags.storage import (
-    UNKNOWN,
-    Messages,
-    Storage,
-    is_too_long,
-    merge_in_time,
-    open_storage,
-)
+from vtseg_ros.bags.open_storage import open_storage
+from vtseg_ros.bags.sqlite_storage import is_too_long
+from vtseg_ros.bags.storage import UNKNOWN, Messages, Storage, merge_in_time
 from vtseg_ros.bags.storage_files import StorageFiles, find_storage
 from vtseg_ros.bags.video_messages import DEFINITIONS
 from vtseg_ros.bags.video_topics import VideoImage, VideoIndex, VideoStream
