@@ -359,8 +359,6 @@ class BagReader:
                 if data[:4] == ZSTD_MAGIC:  # compressed message by message; CDR begins with 0
                     data = ZstdDecompressor().decompressobj().decompress(data)
                 yield topic, self.topics[topic].msgtype, time_ns, data
-        except GeneratorExit:
-            raise
         except Exception as err:  # wrong lengths lead to struct, memory, value and sqlite errors
             raise BagError(f"bag {self.path} is damaged: {first_line(err)}") from err
         finally:
