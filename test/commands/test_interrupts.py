@@ -84,9 +84,9 @@ def test_segment_resumes(tmp_path, uninterrupted, interrupt, monkeypatch, capsys
 
 
 def test_segment_interrupted_at_once(tmp_path, street_bag, tiny_checkpoint, interrupt, capsys):
-    from vtseg_ros.commands import segment
+    from vtseg_ros.commands import frame_source
 
-    interrupt(segment, "_from_bag", 1, signal.SIGTERM)
+    interrupt(frame_source, "_from_bag", 1, signal.SIGTERM)
     out = tmp_path / "masks"
     assert main(["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 1
     assert "stopped" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -5,27 +5,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
-from vtseg_ros.bags.image_messages import ImageDecoder, decode_label
-from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp, stamp_of, to_ns
-from vtseg_ros.bags.storage_files import holds_bag, is_bag
-from vtseg_ros.bags.topics import read_label_set, require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
@@ -35,120 +27,38 @@ from vtseg_ros.commands.fleet_job import (
     run_job,
     write_outcomes,
 )
+from vtseg_ros.commands.frame_source import (
+    IMAGE_RATE_HZ,
+    Source,
+    open_part,
+    open_source,
+    require_source,
+    source_argument,
+)
+from vtseg_ros.commands.mask_bag import MASKS, MaskBag
 from vtseg_ros.commands.progress import Tracker, reporting_to, track
 from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.fleet import Task, Url, expand_inputs, parse_place, plan_tasks
-from vtseg_ros.fleet.parts import Span, warm_up_start
-from vtseg_ros.importers.image_folder import OTHER_SUFFIXES, SUFFIXES, check_rate
-from vtseg_ros.inference.sources import image_files, is_glob, read_image
-from vtseg_ros.label_set import LabelSet
+from vtseg_ros.fleet.parts import Span
+from vtseg_ros.importers.image_folder import SUFFIXES, check_rate
+from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.inference.backends import BACKEND_NAMES
+from vtseg_ros.inference.postprocess import UPSAMPLING
+from vtseg_ros.inference.predictor import STREAMING
 from vtseg_ros.resize import RESIZE_MODES
 from vtseg_ros.sizes import parse_output_size
-from vtseg_ros.video.live import LiveReader, is_live
+from vtseg_ros.video.live import is_live
 from vtseg_ros.video.overlay_video import OverlayVideo, check_new_video, overlay_video
-from vtseg_ros.video.reader import VideoReader
-
-if TYPE_CHECKING:
-    from vtseg_ros.inference import VideoPredictor
 
 HELP = "Segment the frames of bags, videos, images, a stream or a camera; write masks, an overlay video, or both."
-MASKS, LABEL_MAP = "/segmentation/mask/compressed", "/segmentation/label_map"
 MASKS_BAG = "masks"
 WHOLE = (None, None)
 PART_FRAMES = 2000
-IMAGE_RATE_HZ = 10.0
-VIDEO_START_NS = 1_000_000_000
-"""Stamp of the first frame of a video, ns: a stamp of zero means no stamp."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Frames to segment.
-
-    Attributes:
-        total: Number of frames; 0 for a live source.
-        frames: Iterator of (stamp in ns, frame_id, (H, W, 3) uint8 RGB or the error).
-        rate_hz: Returns the frames per second, None = unknown; a bag must be read for it.
-        missing: Returns the number of announced messages that the bag does not have, after all frames were read.
-        live: Whether the source has no end of its own.
-    """
-
-    total: int
-    frames: Iterator[tuple[int, str, np.ndarray | ImageError]]
-    rate_hz: Callable[[], float | None]
-    missing: Callable[[], int] = lambda: 0
-    live: bool = False
-
-
-def source_argument(text: str) -> Path | str:
-    """Return a command's source: the URL of a stream, a device or a glob as it is, anything else as a path."""
-    return text if is_live(text) or is_glob(text) else Path(text)
-
-
-def require_source(source: Path | str) -> None:
-    """Raise BagError if a path does not exist."""
-    if isinstance(source, Path) and not source.exists():
-        what = "camera" if source.is_relative_to("/dev") else "bag or video"
-        raise BagError(f"{source}: no such {what}; expected an existing one. Correct the path")
-
-
-def open_source(
-    source: Path | str,
-    image_topic: str,
-    stack: ExitStack,
-    bad: list[str],
-    image_rate_hz: float = IMAGE_RATE_HZ,
-) -> Source:
-    """Open a bag, a video, images or a stream.
-
-    Args:
-        source: see `source_argument`.
-        image_topic: of a bag; empty = the only one.
-        stack: closes the bag or the video.
-        bad: gets a line when a video is damaged or a stream breaks.
-        image_rate_hz: frames per second of image files, which have no times.
-
-    Raises:
-        BagError: If the bag cannot be read.
-        ConfigError: If the video cannot be read.
-    """
-    if isinstance(source, str) and is_live(source):
-        return _from_stream(stack.enter_context(LiveReader(source)), bad)
-    if isinstance(source, str) or (source.is_dir() and not holds_bag(source) and _has_images(source)):
-        return _from_images(image_files(source), image_rate_hz)
-    if is_bag(source):
-        return _from_bag(stack.enter_context(BagReader(source)), image_topic)
-    return _from_video(stack.enter_context(VideoReader(source)), bad)
-
-
-def _has_images(folder: Path) -> bool:
-    # Those that cannot be read lead to an error that names them.
-    return any(path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES) for path in folder.iterdir())
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a bag.
-
-    Attributes:
-        span: bag times (ns), the first included, the second not; None = the bag's begin or end.
-        begin_ns: bag time where reading begins; None = the bag's begin.
-        warm_up: called with (stamp in ns, frame_id, RGB) of the frames before the part that can be decoded.
-    """
-
-    span: Span
-    begin_ns: int | None
-    warm_up: Callable[[int, str, np.ndarray], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to a parser."""
-    # Here, because `vtseg view` uses this module, and these import torch.
-    from vtseg_ros.inference.backends import BACKEND_NAMES
-    from vtseg_ros.inference.postprocess import UPSAMPLING
-    from vtseg_ros.inference.predictor import STREAMING
-
     parser.add_argument(
         "input",
         nargs="+",
@@ -234,193 +144,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _from_bag(bag: BagReader, topic: str, part: Part | None = None) -> Source:
-    topic = require_image_topic(bag, topic)
-    total = bag.topics[topic].count
-    decode = ImageDecoder(topic)
-    corrupt: list[tuple[int, str, ImageError]] = []
-
-    def on_corrupt(_: str, time_ns: int, reason: str) -> None:
-        corrupt.append((time_ns, "", ImageError(reason)))
-
-    start_ns, stop_ns = part.span if part else (None, None)
-    if part:
-        times = bag.times([topic])
-        edges = (0 if start_ns is None else start_ns, times[-1] + 1 if stop_ns is None else stop_ns)
-        first, last = np.searchsorted(times, edges)
-        total = int(last - first)
-
-    def is_before(time_ns: int) -> bool:
-        return start_ns is not None and time_ns < start_ns
-
-    def flush() -> Iterator[tuple[int, str, ImageError]]:
-        yield from (one for one in corrupt if not is_before(one[0]))
-        corrupt.clear()
-
-    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        unstamped, delay_ns = False, 0
-        messages = bag.messages([topic], part.begin_ns if part else None, stop_ns, on_corrupt=on_corrupt)
-        for _, time_ns, message in messages:
-            yield from flush()
-            stamp_ns = stamp_of(message)
-            if stamp_ns > 0:
-                delay_ns = time_ns - stamp_ns
-            else:
-                if not unstamped:
-                    unstamped, delay_ns = True, delay_ns or _delay_ns(bag, topic)
-                    print(
-                        f"vtseg segment: images on {topic} have the header stamp zero or a negative one; their masks get "
-                        "the images' bag times",
-                        file=sys.stderr,
-                    )
-                stamp_ns = time_ns - delay_ns
-            try:
-                if stamp_ns <= 0:
-                    raise ImageError("it has neither a header stamp nor a bag time")
-                pixels: np.ndarray | ImageError = decode(message)
-            except ImageError as err:
-                pixels = err
-            if part and is_before(time_ns):
-                if not isinstance(pixels, ImageError):
-                    part.warm_up(stamp_ns, message.header.frame_id, pixels)
-                continue
-            yield stamp_ns, message.header.frame_id, pixels
-        yield from flush()
-
-    return Source(total, frames(), lambda: bag.rate_hz(topic), lambda: sum(bag.missing.values()))
-
-
-def _delay_ns(bag: BagReader, topic: str) -> int:
-    """Return the time from header stamp to bag time of the first image that has both, ns; 0 if none has."""
-    for _, _, time_ns, data in bag.raw([topic]):
-        try:
-            stamp_ns = header_stamp(data)
-        except BagError:
-            continue
-        if stamp_ns > 0 and time_ns:
-            return time_ns - stamp_ns
-    return 0
-
-
-def _from_video(video: VideoReader, bad: list[str]) -> Source:
-    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        for frame in video.frames():
-            yield VIDEO_START_NS + frame.time_ns, video.path.stem, frame.image
-        if video.damage:
-            bad.append(f"{video.path} is damaged: {video.damage}")
-
-    return Source(video.frame_count, frames(), lambda: video.rate_hz)
-
-
-def _from_images(paths: list[Path], rate_hz: float) -> Source:
-    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        for number, path in enumerate(paths):
-            try:
-                pixels: np.ndarray | ImageError = read_image(path)
-            except ImageError as err:
-                pixels = err
-            yield VIDEO_START_NS + round(number * 1e9 / rate_hz), path.parent.name, pixels
-
-    return Source(len(paths), frames(), lambda: rate_hz)
-
-
-def _from_stream(stream: LiveReader, bad: list[str]) -> Source:
-    def frames() -> Iterator[tuple[int, str, np.ndarray | ImageError]]:
-        for frame in stream.frames():
-            yield frame.stamp_ns, "camera", frame.image
-        if stream.damage:
-            bad.append(f"{stream.source} broke off: {stream.damage}")
-
-    return Source(0, frames(), lambda: None, live=True)
-
-
-class _Output:
-    """Bag of masks, which may continue that of an interrupted run.
-
-    Args:
-        path: Bag to write; None = none.
-        resume: Take over the masks of an existing bag.
-        labels: Class list of the checkpoint.
-
-    Raises:
-        BagError: If the bag exists and is not to be resumed, or cannot be read or written.
-        ConfigError: If its masks have other classes.
-    """
-
-    def __init__(self, path: Path | None, resume: bool, labels: LabelSet) -> None:
-        self._path, self._labels = path, labels
-        self._began = False
-        self._old: BagReader | None = None
-        self._scratch: Path | None = None
-        self._bag: BagWriter | None = None
-        self.existing = 0
-        """Number of the existing masks."""
-        self.known: set[int] = set()
-        """Stamps of the existing masks that have not been copied yet, ns."""
-        with ExitStack() as until_open:
-            if path is not None:
-                target = self._continue(path, until_open) if resume and path.exists() else path
-                self._bag = until_open.enter_context(BagWriter(target))
-            self._stack = until_open.pop_all()
-
-    def _continue(self, path: Path, stack: ExitStack) -> Path:
-        """Open an existing bag and return where the bag that will replace it is written."""
-        self._old = stack.enter_context(BagReader(path))
-        self._old.require(MASKS)
-        there = read_label_set(self._old, of_masks=True)
-        if there is not None and there.names != self._labels.names:
-            raise ConfigError(
-                f"--resume: the masks in {path} have other classes; expected {', '.join(self._labels.names)}, "
-                f"got {', '.join(there.names)}. Use the checkpoint that wrote them, or choose another --out"
-            )
-        stamps = [header_stamp(data) for _, _, _, data in self._old.raw([MASKS])]
-        self.existing, self.known = len(stamps), set(stamps)
-        self._scratch = Path(tempfile.mkdtemp(prefix=".vtseg_resume_", dir=path.resolve().parent))
-        stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-        return self._scratch / path.name
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def write(self, mask: np.ndarray, stamp_ns: int, frame_id: str) -> None:
-        """Add a mask (H, W) uint8."""
-        if self._bag is None:
-            return
-        self._begin(self._bag, stamp_ns)
-        self._bag.write_label(MASKS, mask, stamp_ns, frame_id, compressed=True)
-
-    def take_over(self, stamp_ns: int) -> np.ndarray:
-        """Copy an existing mask and return it, (H, W) uint8."""
-        assert self._old is not None and self._bag is not None  # there are masks to copy
-        # A later frame with the same stamp is segmented: it is a repeated one, which is dropped, or from a bag that loops.
-        self.known.remove(stamp_ns)
-        self._begin(self._bag, stamp_ns)
-        for _, _, _, data in self._old.raw([MASKS], stamp_ns, stamp_ns + 1):
-            self._bag.write_raw(MASKS, COMPRESSED_IMAGE, data, stamp_ns)
-            break
-        return decode_label(self._old.read(MASKS, stamp_ns, stamp_ns))
-
-    def _begin(self, bag: BagWriter, stamp_ns: int) -> None:
-        if not self._began:
-            self._began = True
-            bag.write_label_map(LABEL_MAP, self._labels, stamp_ns)
-
-    def finish(self) -> None:
-        """Finish the bag and replace the one that it continues."""
-        if self._bag is None:
-            return
-        self._bag.close()
-        if self._scratch is not None and self._old is not None and self._path is not None:
-            self._old.close()
-            self._path.rename(self._scratch / "before")
-            (self._scratch / self._path.name).rename(self._path)
-
-
 def _check_arguments(args: argparse.Namespace) -> None:
     """Check the options before anything is loaded."""
     if not args.out and not args.overlay:
@@ -477,8 +200,6 @@ def _only_source(inputs: list[str]) -> Path | str | None:
 
 
 def _open_predictor(args: argparse.Namespace) -> VideoPredictor:
-    from vtseg_ros.inference import VideoPredictor
-
     return VideoPredictor(
         args.checkpoint,
         device=args.device,
@@ -602,23 +323,6 @@ def _run_job(args: argparse.Namespace) -> int:
     return exit_code(outcomes)
 
 
-def _open_part(path: Path, topic: str, stack: ExitStack, segmenter: VideoPredictor, span: Span) -> Source:
-    """Open a part of a bag, whose masks become those of an unsplit run."""
-    bag = stack.enter_context(BagReader(path))
-    topic = require_image_topic(bag, topic)
-    begin_ns = None
-    if span[0] is not None:
-        # One more window: with short windows the network may run another way than with full ones.
-        frames = segmenter.history + segmenter.window - 1
-        max_gap_ns = to_ns(segmenter.max_gap_s)
-        begin_ns = warm_up_start(bag, topic, span[0], frames=frames, max_gap_ns=max_gap_ns)
-
-    def warm_up(stamp_ns: int, frame_id: str, image: np.ndarray) -> None:
-        segmenter.step(image, stamp_ns, frame_id, with_confidence=False)
-
-    return _from_bag(bag, topic, Part(span, begin_ns, warm_up))
-
-
 def _segment_input(
     args: argparse.Namespace, segmenter: VideoPredictor, tracker: Tracker, span: Span = WHOLE
 ) -> dict[str, Any]:
@@ -628,12 +332,12 @@ def _segment_input(
         if span == WHOLE:
             source = open_source(args.input, args.image_topic, stack, bad, args.image_rate)
         else:
-            source = _open_part(args.input, args.image_topic, stack, segmenter, span)
+            source = open_part(args.input, args.image_topic, stack, segmenter, span)
         if args.frames:
             source = replace(
                 source, total=min(source.total, args.frames), frames=islice(source.frames, args.frames)
             )
-        output = stack.enter_context(_Output(args.out, args.resume, segmenter.labels))
+        output = stack.enter_context(MaskBag(args.out, args.resume, segmenter.labels))
         video = None
         if args.overlay:
             args.overlay.parent.mkdir(parents=True, exist_ok=True)
@@ -670,7 +374,7 @@ def _segment(
     args: argparse.Namespace,
     segmenter: VideoPredictor,
     source: Source,
-    output: _Output,
+    output: MaskBag,
     video: OverlayVideo | None,
     bad: list[str],
     tracker: Tracker,
@@ -713,7 +417,7 @@ def _segment(
     return frames
 
 
-def _stop(args: argparse.Namespace, output: _Output, done: int, total: int) -> None:
+def _stop(args: argparse.Namespace, output: MaskBag, done: int, total: int) -> None:
     """Keep the masks written so far and raise KeyboardInterrupt."""
     lines = []
     if args.out and done and done >= output.existing:

@@ -21,8 +21,8 @@ from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.storage_files import holds_bag, is_bag
 from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
+from vtseg_ros.commands.frame_source import open_source, require_source, source_argument
 from vtseg_ros.commands.progress import track
-from vtseg_ros.commands.segment import open_source, require_source, source_argument
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.topic_names import is_of_segmenter
 from vtseg_ros.viewing import WEB_PORT, Recording

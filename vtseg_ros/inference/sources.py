@@ -26,6 +26,7 @@ from vtseg_ros.video.live import LiveReader, is_live
 from vtseg_ros.video.reader import VideoReader
 
 FIRST_STAMP_NS = 1_000_000_000
+"""Stamp of the first frame of a video, ns: a stamp of zero means no stamp."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,6 @@ def _live_frames(source: str) -> Iterator[SourceFrame]:
 def _video_frames(path: Path) -> Iterator[SourceFrame]:
     with VideoReader(path) as video:
         for frame in video.frames():
-            # A stamp of zero means that there is no stamp.
             yield SourceFrame(frame.image, FIRST_STAMP_NS + frame.time_ns)
         if video.damage:
             yield SourceFrame(None, error=ImageError(f"{path}: {video.damage}"))
