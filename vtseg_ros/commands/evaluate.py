@@ -6,21 +6,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
+from vtseg_ros.commands.evaluation_output import Evaluation, report
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,
     add_ray_arguments,
@@ -29,39 +25,30 @@ from vtseg_ros.commands.fleet_job import (
     run_job,
 )
 from vtseg_ros.commands.progress import track
-from vtseg_ros.dataset.corrupted_store import PARTS
-from vtseg_ros.dataset.corruptions import KINDS
+from vtseg_ros.dataset.corruptions import KINDS, Corruption
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.dataset.scene_cuts import with_cuts
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.evaluation.behaviour import AppearanceLag, Drift, FrameScores, Observer
 from vtseg_ros.evaluation.class_map import load_class_map
-from vtseg_ros.evaluation.comparison import Sweep, as_json, entries, render_html, sweep, widest
 from vtseg_ros.evaluation.merging import merge, to_counts
-from vtseg_ros.evaluation.protocol import Outcome, evaluate
+from vtseg_ros.evaluation.protocol import evaluate
 from vtseg_ros.evaluation.robustness import (
-    CorruptedScores,
-    behaviour_rows,
     check_corruptions,
     check_cuts,
     evaluate_corrupted,
     evaluate_cuts,
-    mean_corrupted,
     parse_corruptions,
 )
-from vtseg_ros.evaluation.score import score_text
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.evaluation.systems import System
-from vtseg_ros.files import write_atomically
 from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.object_store import upload
 from vtseg_ros.fleet.results import read_file
 from vtseg_ros.inference.backends import BACKEND_NAMES
-from vtseg_ros.label_set import LabelSet
 from vtseg_ros.text import read_text
 
 HELP = "Score one or several checkpoints on labelled bags with the protocol of the paper."
-FILE_WIDTH = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,19 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     args.bag = expand_inputs(args.bag)
-    for name in ("every", "stride"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
-    if not args.max_gap > 0:
-        raise ConfigError(f"--max-gap: out of range; expected above 0 s, got {args.max_gap}")
-    for name in ("lag", "drift"):
-        if getattr(args, name) and args.every > 1:
-            raise ConfigError(
-                f"--{name}: needs every label; expected --every 1, got {args.every}. Leave --every out"
-            )
-    if args.scene_cuts < 0:
-        raise ConfigError(f"--scene-cuts: expected at least 1 frame between cuts, got {args.scene_cuts}")
-    corruptions = parse_corruptions(args.corrupt, run=args.corrupt_run)
+    corruptions = _check_arguments(args)
     if args.ray:
         return run_evaluate_job(args)
     refuse_urls([*args.bag, args.out], "Add --ray none and --out DIR")
@@ -241,36 +216,23 @@ def run(args: argparse.Namespace) -> int:
     index = _index(args, args.bag)
     store = FrameStore(index)
     systems = open_systems(selection, store.index)
-    owner = f"class map {args.class_map}" if args.class_map else f"checkpoint {systems[0].info.checkpoint}"
-    named = [_check_classes(bag, systems[0].labels, owner) for bag in args.bag]
-    # Report it before the frames are scored.
-    labelled = [number for number, _ in index.labelled()]
-    if not any(later == earlier + 1 for earlier, later in zip(labelled, labelled[1:])):
-        for name in ("lag", "drift"):
-            if getattr(args, name):
-                raise ConfigError(
-                    f"--{name}: no two consecutive frames have labels; expected labels on all frames"
-                )
+    num_classes = len(systems[0].labels)
+    named = [_check_classes(bag, systems[0], args.class_map) for bag in args.bag]
+    # Reported before the frames are scored.
+    _check_consecutive_labels(args, index)
+    check_corruptions(index, corruptions, args.every)
+    if args.scene_cuts:
+        check_cuts(systems)
+    cuts = with_cuts(index, args.scene_cuts) if args.scene_cuts else None
     lag = AppearanceLag(len(systems)) if args.lag else None
     drift = None
     if args.drift:
-        drift = Drift(index, args.drift, num_classes=len(systems[0].labels), systems=len(systems))
-    check_corruptions(index, corruptions, args.every)
-    cuts = None
-    if args.scene_cuts:
-        check_cuts(systems)
-        cuts = with_cuts(index, args.scene_cuts)
-    with (
-        interrupts.unwritten("the report"),
-        track(
-            len(index.labelled(args.every)) * (1 + len(corruptions))
-            + len(index.labelled()) * bool(args.scene_cuts),
-            "evaluating",
-        ) as advance,
-    ):
-        undisturbed = FrameScores(len(systems[0].labels))
-        observers: list[Observer] = [undisturbed] if corruptions or args.scene_cuts else []
-        observers += [measure for measure in (lag, drift) if measure]
+        drift = Drift(index, args.drift, num_classes=num_classes, systems=len(systems))
+    undisturbed = FrameScores(num_classes)
+    observers: list[Observer] = [undisturbed] if corruptions or cuts else []
+    observers += [measure for measure in (lag, drift) if measure]
+    total = len(index.labelled(args.every)) * (1 + len(corruptions)) + len(index.labelled()) * bool(cuts)
+    with interrupts.unwritten("the report"), track(total, "evaluating") as advance:
         outcome = evaluate(
             store,
             systems,
@@ -292,8 +254,38 @@ def run(args: argparse.Namespace) -> int:
         if drift:
             behaviour["drift"] = drift.to_dict(outcome.infos)
     facts = _facts(args, args.bag, len(store), len(index.sequences), outcome.labelled)
-    _report(args, outcome, corrupted, behaviour, facts, all(named), sum(index.missing.values()))
+    missing = sum(index.missing.values())
+    report(args, Evaluation(outcome, facts, all(named), missing, corrupted, behaviour))
     return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> list[Corruption]:
+    """Check the options before anything is loaded; return the corruptions to apply."""
+    for name in ("every", "stride"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}: out of range; expected at least 1, got {getattr(args, name)}")
+    if not args.max_gap > 0:
+        raise ConfigError(f"--max-gap: out of range; expected above 0 s, got {args.max_gap}")
+    for name in ("lag", "drift"):
+        if getattr(args, name) and args.every > 1:
+            raise ConfigError(
+                f"--{name}: needs every label; expected --every 1, got {args.every}. Leave --every out"
+            )
+    if args.scene_cuts < 0:
+        raise ConfigError(f"--scene-cuts: expected at least 1 frame between cuts, got {args.scene_cuts}")
+    return parse_corruptions(args.corrupt, run=args.corrupt_run)
+
+
+def _check_consecutive_labels(args: argparse.Namespace, index: FrameIndex) -> None:
+    """Raise ConfigError for a measure over consecutive labels if there are none."""
+    labelled = [number for number, _ in index.labelled()]
+    if any(later == earlier + 1 for earlier, later in zip(labelled, labelled[1:])):
+        return
+    for name in ("lag", "drift"):
+        if getattr(args, name):
+            raise ConfigError(
+                f"--{name}: no two consecutive frames have labels; expected labels on all frames"
+            )
 
 
 def _selection(args: argparse.Namespace) -> Selection:
@@ -315,29 +307,6 @@ def _selection(args: argparse.Namespace) -> Selection:
 def _index(args: argparse.Namespace, bags: list[Path]) -> FrameIndex:
     sources = [BagSource(bag, args.image_topic, args.label_topic, args.start, args.end) for bag in bags]
     return FrameIndex(sources, max_gap_s=args.max_gap, stride=args.stride)
-
-
-def _report(
-    args: argparse.Namespace,
-    outcome: Outcome,
-    corrupted: list[CorruptedScores],
-    behaviour: dict[str, Any],
-    facts: dict[str, str],
-    named: bool,
-    missing: int,
-) -> None:
-    """Print and write the scores; `named` = all bags contain their class names, `missing` = number of lost messages."""
-    source = "class map" if args.class_map else "checkpoint"
-    if not named:
-        facts["classes"] = f"the {source}'s; the bag contains none"
-    _print(outcome, corrupted, behaviour)
-    if not named:
-        print(f"The bag has no label map: its class ids are interpreted as those of the {source}.")
-    if missing:
-        facts["missing"] = f"{missing} messages that the bags announce are missing"
-    _write(args, outcome, corrupted, behaviour, facts, missing)
-    if outcome.labelled == outcome.unscored:
-        raise BagError("BAG: no labelled frame could be scored: " + outcome.corrupt[0][1])
 
 
 SETTINGS = (
@@ -394,10 +363,7 @@ class EvaluateJob:
         index = _index(self.args, [task.path])
         if not loaded or any(system.info.flow for system in loaded):  # flow is of one bag
             loaded[:] = open_systems(_selection(self.args), index)
-        owner = f"checkpoint {loaded[0].info.checkpoint}"
-        if self.args.class_map:
-            owner = f"class map {self.args.class_map}"
-        named = _check_classes(task.path, loaded[0].labels, owner)
+        named = _check_classes(task.path, loaded[0], self.args.class_map)
         for system in loaded:
             system.problems.clear()  # of the bag before
         outcome = evaluate(FrameStore(index), loaded, pictures=0, on_frame=on_frame)
@@ -445,30 +411,29 @@ def run_evaluate_job(args: argparse.Namespace) -> int:
     if len(complete) < len(outcomes):
         facts["failed"] = f"{len(outcomes) - len(complete)} more bags could not be scored"
     named = all(part["named"] for part in parts)
-    missing = sum(part["missing"] for part in parts)
+    found = Evaluation(total, facts, named, sum(part["missing"] for part in parts))
     if not isinstance(args.out, Url):
-        _report(args, total, [], {}, facts, named, missing)
+        report(args, found)
         return exit_code(outcomes)
     with tempfile.TemporaryDirectory() as scratch:
-        _report(
-            argparse.Namespace(**{**vars(args), "out": Path(scratch)}), total, [], {}, facts, named, missing
-        )
+        report(argparse.Namespace(**{**vars(args), "out": Path(scratch)}), found)
         upload(Path(scratch), args.out, "report.json")
     return exit_code(outcomes)
 
 
-def _check_classes(path: Path, labels: LabelSet, owner: str) -> bool:
-    """Return whether the bag contains its class names; raise ConfigError if they differ."""
+def _check_classes(path: Path, system: System, class_map: Path | None) -> bool:
+    """Return whether the bag contains its class names; raise ConfigError if they differ from the system's."""
     with BagReader(path) as bag:
         own = read_label_set(bag)
-    if own is not None and own.names != labels.names:
+    if own is not None and own.names != system.labels.names:
+        owner = f"class map {class_map}" if class_map else f"checkpoint {system.info.checkpoint}"
         advice = (
             "Write a line for each class of the bag, in its order"
-            if owner.startswith("class map")
+            if class_map
             else "Give --class-map FILE, which maps label classes to the checkpoint's"
         )
         raise ConfigError(
-            f"bag {path}: other classes than the {owner}; expected {', '.join(labels.names)}, "
+            f"bag {path}: other classes than the {owner}; expected {', '.join(system.labels.names)}, "
             f"got {', '.join(own.names)}. {advice}"
         )
     return own is not None
@@ -492,108 +457,3 @@ def _facts(
     if args.stride > 1:
         facts["windows"] = f"of frames {args.stride} apart"
     return facts
-
-
-def _print(outcome: Outcome, corrupted: list[CorruptedScores], behaviour: dict[str, Any]) -> None:
-    # A file or pipe has no width; 80 columns would cut off a table of many systems.
-    width = None if sys.stdout.isatty() else FILE_WIDTH
-    console, systems = Console(markup=False, width=width), entries(outcome)
-    shown = [systems[place] for place in widest(outcome.infos)]
-    table = Table(title="IoU by class (%)")
-    table.add_column("class")
-    for system in shown:
-        table.add_column(system["name"], justify="right")
-    for name in outcome.scores[0].labels.names:
-        table.add_row(name, *(score_text(system["iou"][name]) for system in shown))
-    table.add_section()
-    rows = {
-        "mean": "miou",
-        "pixel accuracy": "pixel_accuracy",
-        "mVC8": "mvc8",
-        "mVC16": "mvc16",
-        "temporal consistency": "temporal_consistency",
-        "calibration error": "calibration_error",
-    }
-    for title, key in rows.items():
-        table.add_row(title, *(score_text(system[key]) for system in shown))
-    console.print(table)
-    swept = sweep(systems)
-    if swept:
-        console.print(_sweep_table(swept))
-    if corrupted:
-        console.print(_corruption_table(corrupted))
-    measures = behaviour_rows(behaviour, corrupted)
-    if measures:
-        table = Table(title="Behaviour over time")
-        table.add_column("measure")
-        for info in outcome.infos:
-            table.add_column(info.name, justify="right")
-        for title, values in measures:
-            table.add_row(title, *values)
-        console.print(table)
-    if not np.isnan(outcome.label_consistency):
-        console.print(f"temporal consistency of the labels: {outcome.label_consistency:.2f}")
-    console.print(f"{outcome.labelled - outcome.unscored} of {outcome.labelled} labelled frames scored")
-    if outcome.unmatched:
-        console.print(f"{outcome.unmatched} more labels have a header stamp that no image has")
-    if outcome.corrupt:
-        console.print(f"{len(outcome.corrupt)} messages could not be decoded:")
-        for stamp_ns, reason in outcome.corrupt[:5]:
-            console.print(f"  frame at {stamp_ns / 1e9:.3f} s: {reason}", highlight=False)
-
-
-def _sweep_table(swept: Sweep) -> Table:
-    table = Table(title="mIoU by frames in the window (%)")
-    table.add_column("system")
-    for window in swept.windows:
-        table.add_column(str(window), justify="right")
-    for family, row in swept.rows.items():
-        table.add_row(family, *(score_text(system["miou"]) if system else "" for system in row))
-    return table
-
-
-def _corruption_table(corrupted: list[CorruptedScores]) -> Table:
-    table = Table(title="mIoU on corrupted frames, on the frames after them, on the others (%)")
-    table.add_column("corruption")
-    for info in corrupted[0].infos:
-        table.add_column(info.name, justify="right")
-    for scores in corrupted:
-        systems = scores.to_dict()["systems"]
-        table.add_row(
-            str(scores.corruption),
-            *(", ".join(score_text(system[part]["miou"]) for part in PARTS) for system in systems),
-        )
-    if len(corrupted) > 1:
-        table.add_section()
-        table.add_row("mean on corrupted frames", *(score_text(value) for value in mean_corrupted(corrupted)))
-    return table
-
-
-def _write(
-    args: argparse.Namespace,
-    outcome: Outcome,
-    corrupted: list[CorruptedScores],
-    behaviour: dict[str, Any],
-    facts: dict[str, str],
-    missing: int,
-) -> None:
-    content: dict[str, Any] = {**as_json(outcome, facts), "messages_missing": missing, **behaviour}
-    if corrupted:
-        content["corruptions"] = [scores.to_dict() for scores in corrupted]
-    pages = [args.html] if args.html else []
-    files = [args.json] if args.json else []
-    if args.out:
-        files.append(args.out / "report.json")
-        pages.append(args.out / "report.html")
-    try:
-        for path in (*files, *pages):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-        if pages:
-            rows = behaviour_rows(behaviour, corrupted)
-            page = render_html(outcome, "Evaluation", facts, corrupted, rows).encode()
-            for path in pages:
-                write_atomically(path, page)
-    except OSError as err:
-        raise ConfigError(f"report: cannot be written: {err}") from err
