@@ -23,7 +23,8 @@ from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.topics import find_image_topic
-from vtseg_ros.bags.video_messages import AFTER_LOSS, NO_KEY_FRAME, VideoDecoder, VideoPacket, codec_of
+from vtseg_ros.bags.video_decoder import AFTER_LOSS, NO_KEY_FRAME, VideoDecoder
+from vtseg_ros.bags.video_messages import VideoPacket, codec_of
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 

@@ -11,13 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vtseg_ros.bags.messages import Message, image_message
-from vtseg_ros.bags.video_messages import (
-    NO_KEY_FRAME,
-    Decoded,
-    VideoDecoder,
-    VideoPacket,
-    packet_from_cdr,
-)
+from vtseg_ros.bags.video_decoder import NO_KEY_FRAME, Decoded, VideoDecoder
+from vtseg_ros.bags.video_messages import VideoPacket, packet_from_cdr
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 
 if TYPE_CHECKING:

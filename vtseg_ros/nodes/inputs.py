@@ -15,7 +15,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
-from vtseg_ros.bags.video_messages import require_av
+from vtseg_ros.bags.video_decoder import require_av
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes.video_input import VideoInput
 from vtseg_ros.transports import MSGTYPES, TRANSPORTS, is_video

@@ -11,7 +11,8 @@ from typing import Any
 
 from std_msgs.msg import Header
 
-from vtseg_ros.bags.video_messages import VideoDecoder, packet_of
+from vtseg_ros.bags.video_decoder import VideoDecoder
+from vtseg_ros.bags.video_messages import packet_of
 from vtseg_ros.errors import ImageError
 from vtseg_ros.nodes.conversions import to_image
 
