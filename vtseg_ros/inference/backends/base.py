@@ -18,6 +18,8 @@ from torch import Tensor
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.model.checkpoint import Checkpoint
+from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.vtseg import check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +224,41 @@ class Backend(ABC):
 
     def _cut(self, past: Sequence[Any]) -> deque[Any]:
         return deque(past, maxlen=self._window - 1)
+
+
+def checked_input_size(checkpoint: Checkpoint, options: BackendOptions) -> tuple[int, int]:
+    """Return (width, height) px of the input of a checkpoint's network.
+
+    Raises:
+        ConfigError: if the network needs optical flow, or a side is not a multiple of 32 px.
+    """
+    known = traits_of(checkpoint.network)
+    if known.needs_flow:
+        raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
+    width, height = options.input_size or checkpoint.input_size
+    check_size(height, width)
+    return width, height
+
+
+def run_one_by_one(
+    run: Callable[[np.ndarray, Sequence[np.ndarray]], tuple[np.ndarray, np.ndarray]],
+    images: Tensor,
+    past: Sequence[Sequence[np.ndarray]],
+) -> tuple[Tensor, list[np.ndarray]]:
+    """Segment the frames of several cameras one after the other, in a runtime that takes one frame at a time.
+
+    Args:
+        run: function from an image (3, H, W) float32, contiguous, and the cached values of its older frames to logits
+            (1, C, h, w), which the next call may overwrite, and the cached values of the frame.
+        images: see `Backend.run`; on the CPU.
+        past: see `Backend.run`.
+
+    Returns:
+        See `Backend.run`.
+    """
+    logits, new = [], []
+    for image, rows in zip(images.contiguous(), past):
+        output, row = run(image.numpy(), rows)
+        logits.append(output if len(images) == 1 else output.copy())
+        new.append(row)
+    return torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits)), new

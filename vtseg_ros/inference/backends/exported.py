@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
-from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.backends.base import Backend, BackendOptions, run_one_by_one
 from vtseg_ros.inference.devices import PRECISIONS
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model.checkpoint import Checkpoint, read_agreement, read_use
@@ -73,14 +73,9 @@ class ExportedBackend(Backend):
         return f"{self.kind}, {self.streaming}"
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
-        """See `Backend.run`; cameras run one after the other, everything is float32 on the CPU."""
+        """See `Backend.run`; everything is float32 on the CPU."""
         run = {"stream": self._stream, "window": self._whole_window, "image": self._image}[self.kind]
-        logits, new = [], []
-        for image, rows in zip(images.contiguous(), past):
-            output, row = run(image.numpy(), rows)
-            logits.append(output if len(images) == 1 else output.copy())  # the next camera may overwrite it
-            new.append(row)
-        return torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits)), new
+        return run_one_by_one(run, images, past)
 
     def _image(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         if self._adapter is not None:

@@ -21,9 +21,14 @@ import torch
 from torch import Tensor, nn
 
 import vtseg_ros.model as model_package
-from vtseg_ros.errors import ConfigError, first_line
+from vtseg_ros.errors import first_line
 from vtseg_ros.files import cache_folder
-from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.backends.base import (
+    Backend,
+    BackendOptions,
+    checked_input_size,
+    run_one_by_one,
+)
 from vtseg_ros.inference.backends.openvino_runtime import (
     CompiledCache,
     CompiledMasks,
@@ -39,7 +44,6 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of, without_upsampling
 from vtseg_ros.model.static_prior import is_own
 from vtseg_ros.model.video_network import VideoNetwork
-from vtseg_ros.model.vtseg import check_size
 
 CPU = torch.device("cpu")
 
@@ -146,14 +150,9 @@ class OpenVinoBackend(Backend):
         check_options(options)
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
-        known = traits_of(source.network)
-        if known.needs_flow:
-            raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
-        width, height = options.input_size or source.input_size
-        check_size(height, width)
         backend = cls(
             source,
-            input_size=(width, height),
+            input_size=checked_input_size(source, options),
             precision=precision_of(options, source.agreement),
             streaming=choose_streaming(source.network, options.streaming),
             options=options,
@@ -177,20 +176,15 @@ class OpenVinoBackend(Backend):
         self._request(self._frames(frames))
 
     def run(self, images: Tensor, past: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
-        """See `Backend.run`; cameras run one after the other; the cached values of a frame are a row (1, S)."""
-        logits, new = [], []
-        for image, rows in zip(images.contiguous(), past):
-            output, row = self._run(image[None].numpy(), rows)
-            logits.append(output if len(images) == 1 else output.copy())  # the next camera overwrites it
-            new.append(row)
-        return torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits)), new
+        """See `Backend.run`; the cached values of a frame are a row (1, S)."""
+        return run_one_by_one(self._run, images, past)
 
     def _run(self, image: np.ndarray, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         openvino = import_openvino()
         request = self._request(self.window)
         older = self.window - 1
-        image = np.ascontiguousarray(image)  # the request does not own the memory
-        request.set_input_tensor(0, openvino.Tensor(image, shared_memory=True))
+        batch = image[None]  # the request does not own the memory
+        request.set_input_tensor(0, openvino.Tensor(batch, shared_memory=True))
         if not older or not self.video:
             request.infer()
             return request.get_output_tensor(0).data, np.empty((1, 0), np.float32)

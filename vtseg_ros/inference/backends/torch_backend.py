@@ -13,8 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vtseg_ros.errors import ConfigError
-from vtseg_ros.inference.backends.base import Backend, BackendOptions
+from vtseg_ros.inference.backends.base import Backend, BackendOptions, checked_input_size
 from vtseg_ros.inference.devices import choose_precision, precision_name, resolve_device, resolve_precision
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
@@ -22,7 +21,6 @@ from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of, without_upsampling
 from vtseg_ros.model.static_prior import check_prior_size
 from vtseg_ros.model.video_network import VideoNetwork
-from vtseg_ros.model.vtseg import check_size
 
 log = logging.getLogger("vtseg_ros.inference")
 
@@ -80,12 +78,8 @@ class TorchBackend(Backend):
             source = load_checkpoint(source, static_prior=options.static_prior)
         dtype = choose_precision(options.precision, device, source.agreement)
         network = source.network
-        known = traits_of(network)
-        if known.needs_flow:
-            raise ConfigError(f"a {known.name} checkpoint needs optical flow: score it with `vtseg evaluate`")
-        width, height = options.input_size or source.input_size
-        check_size(height, width)
-        if known.takes_cache:
+        width, height = checked_input_size(source, options)
+        if traits_of(network).takes_cache:
             check_prior_size(cast(VideoNetwork, network).static_prior, (height, width))
         if options.coarse_logits:
             network = without_upsampling(network)
