@@ -20,9 +20,9 @@ from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import STREET, LabelSet
-from vtseg_ros.labelling import pseudolabels
-from vtseg_ros.labelling.pseudolabels import Acceptance
+from vtseg_ros.labelling.acceptance import Acceptance
 from vtseg_ros.labelling.teacher_probabilities import Averaging, Teacher, consistent
+from vtseg_ros.labelling.work_folder import WorkFolder
 from vtseg_ros.model import load_checkpoint
 
 IMAGES, LABELS = "/camera/image", "/camera/label/compressed"
@@ -181,7 +181,7 @@ def test_an_interrupted_run_goes_on(drive, tiny_checkpoint, tmp_path, monkeypatc
     whole, out = tmp_path / "whole", tmp_path / "out"
     base = (drive, "--checkpoint", tiny_checkpoint, "--min-confidence", 0.3, "--neighbours", 1)
     assert run(*base, "--out", whole) == 0
-    save, saved = pseudolabels.WorkFolder.save, []
+    save, saved = WorkFolder.save, []
 
     def stop_at_third(self, stamp_ns, ids):
         save(self, stamp_ns, ids)
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on(drive, tiny_checkpoint, tmp_path, monkeypatc
         if len(saved) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(pseudolabels.WorkFolder, "save", stop_at_third)
+    monkeypatch.setattr(WorkFolder, "save", stop_at_third)
     assert run(*base, "--out", out) == 1
     assert not out.exists() and (tmp_path / ".out.pseudolabel").is_dir() and len(saved) == 3
     assert run(*base, "--flip", "--out", out) == 2  # other settings

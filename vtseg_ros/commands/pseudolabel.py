@@ -33,16 +33,10 @@ from vtseg_ros.files import files_below, sha256_of
 from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.importers.video_files import import_videos
 from vtseg_ros.label_set import LabelSet
-from vtseg_ros.labelling.pseudolabels import (
-    SHEET,
-    Acceptance,
-    Labelled,
-    WorkFolder,
-    groups_of,
-    open_ego_mask,
-    pseudolabel,
-)
+from vtseg_ros.labelling.acceptance import Acceptance, groups_of, open_ego_mask
+from vtseg_ros.labelling.pseudolabels import SHEET, Labelled, pseudolabel
 from vtseg_ros.labelling.teacher_probabilities import Averaging, Teacher
+from vtseg_ros.labelling.work_folder import WorkFolder
 from vtseg_ros.model.checkpoint import load_checkpoint, resolve_checkpoint
 from vtseg_ros.sizes import parse_size
 from vtseg_ros.text import read_text

@@ -4,155 +4,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
-from vtseg_ros.errors import BagError, ConfigError, ImageError
-from vtseg_ros.evaluation.class_map import ClassMap
-from vtseg_ros.files import write_atomically
+from vtseg_ros.errors import BagError, ImageError
 from vtseg_ros.image_ops import overlay
 from vtseg_ros.importers.dataset_frames import LABEL_MAP_TOPIC, LABEL_TOPIC
-from vtseg_ros.label_set import IGNORE, LabelSet
-from vtseg_ros.labelling.masks import read_ego_mask
+from vtseg_ros.label_set import LabelSet
+from vtseg_ros.labelling.acceptance import Acceptance
 from vtseg_ros.labelling.merge import place_images
 from vtseg_ros.labelling.teacher_probabilities import Teacher
+from vtseg_ros.labelling.work_folder import WorkFolder
 
 SHEET = "contact_sheet.jpg"
 SHEET_FRAMES = 12
 SHEET_WIDTH = 480
-SETTINGS = "settings.json"
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """Rules that decide which pixels get a label.
-
-    Args:
-        labels: Classes of the labels.
-        groups: (T, S) float32, 1 where class s of the teacher counts as class t of the labels.
-        min_confidence: Least probability of a labelled pixel, 0..1.
-        class_confidence: Least probability for single classes, by name; replaces `min_confidence`.
-        ego_mask: (H, W) bool, True on the robot's own body, which gets no label; None = not visible.
-
-    Raises:
-        ConfigError: For a value out of range or an unknown class.
-    """
-
-    labels: LabelSet
-    groups: np.ndarray
-    min_confidence: float = 0.0
-    class_confidence: Mapping[str, float] = field(default_factory=dict)
-    ego_mask: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in {"min-confidence": self.min_confidence, **self.class_confidence}.items():
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name}: confidence out of range; expected 0 to 1, got {value:g}")
-        for name in self.class_confidence:
-            if name not in self.labels.names:
-                raise ConfigError(
-                    f"class-confidence: unknown class; expected one of {', '.join(self.labels.names)}, got {name!r}. "
-                    "Correct the name"
-                )
-
-    def thresholds(self) -> np.ndarray:
-        """Return the least probability of every class, (T,) float32."""
-        values = [self.class_confidence.get(name, self.min_confidence) for name in self.labels.names]
-        return np.asarray(values, np.float32)
-
-    def check_size(self, image: np.ndarray) -> None:
-        """Check the size of the ego mask against an image (H, W, 3).
-
-        Raises:
-            ConfigError: If the sizes differ.
-        """
-        if self.ego_mask is not None and self.ego_mask.shape != image.shape[:2]:
-            (height, width), (high, wide) = self.ego_mask.shape, image.shape[:2]
-            raise ConfigError(
-                f"ego-mask: wrong size; expected {wide}x{high} px like the images, got {width}x{height}. "
-                "Make it from images of this camera"
-            )
-
-    def decide(self, probabilities: Tensor, teacher: Teacher, image: np.ndarray) -> np.ndarray:
-        """Return the label of an image.
-
-        Args:
-            probabilities: (S, h, w) float32 of the part of the image that the teacher sees.
-            teacher: Teacher that returned them.
-            image: (H, W, 3) uint8 RGB.
-
-        Returns:
-            (H, W) uint8 class ids; 255 = unlabelled.
-        """
-        seen = teacher.placement(image).source
-        grouped = torch.einsum("ts,shw->thw", torch.from_numpy(self.groups), probabilities)
-        # Classes without a target take part too: a pixel that is most likely one of them is unlabelled.
-        others = (probabilities.sum(0) - grouped.sum(0)).clamp_(min=0)
-        both = torch.cat([grouped, others[None]])
-        both = F.interpolate(
-            both[None], size=(seen.height, seen.width), mode="bilinear", align_corners=False
-        )[0]
-        confidence, ids = both.max(0)
-        thresholds = torch.from_numpy(np.append(self.thresholds(), np.float32(2)))
-        kept = torch.where(confidence < thresholds[ids], IGNORE, ids).to(torch.uint8).numpy()
-        label = np.full(image.shape[:2], IGNORE, np.uint8)
-        seen.of(label)[:] = kept
-        if self.ego_mask is not None:
-            label[self.ego_mask] = IGNORE
-        return label
-
-
-def groups_of(labels: LabelSet, class_map: ClassMap | None) -> tuple[LabelSet, np.ndarray]:
-    """Return the classes of the labels, and the classes of the teacher that count as each of them.
-
-    Args:
-        labels: Classes of the teacher.
-        class_map: Map from classes of the teacher to classes of the labels; None = they are equal.
-
-    Returns:
-        Classes of the labels, and (T, S) float32, 1 where class s of the teacher counts as class t.
-
-    Raises:
-        ConfigError: If the map names a class that the teacher does not have.
-    """
-    if class_map is None:
-        return labels, np.eye(len(labels), dtype=np.float32)
-    table = class_map.table(labels)[: len(labels)]
-    return class_map.labels, (table[None] == np.arange(len(class_map.labels))[:, None]).astype(np.float32)
-
-
-def open_ego_mask(path: Path) -> np.ndarray:
-    """Read an ego mask; see `labelling.masks.read_ego_mask`.
-
-    Returns:
-        (H, W) bool, True on the robot's own body.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    try:
-        return read_ego_mask(path)
-    except ImageError as err:
-        raise ConfigError(
-            f"{path}: not an ego mask; expected a png whose non-zero, or opaque, pixels are the robot's body, got: {err}. "
-            "Make one with `vtseg ego-mask`"
-        ) from err
 
 
 @dataclass
@@ -189,66 +67,6 @@ class Labelled:
             "class_shares": {name: float(n / total) for name, n in zip(labels.names, self.pixels)},
             "left_out": self.left_out,
         }
-
-
-class WorkFolder:
-    """Folder with the labels of a run that may be interrupted, one png per frame.
-
-    Args:
-        out: Bag to be written; the folder is next to it.
-        settings: Plain values that determine the labels.
-
-    Raises:
-        ConfigError: If the folder contains labels of other settings.
-    """
-
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.path = out.parent / f".{out.name}.pseudolabel"
-        self._text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=2) + "\n"
-        self.existed = self.path.exists()
-        if not self.existed:
-            return
-        try:
-            there = json.loads((self.path / SETTINGS).read_text())["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
-            there = ""
-        if there != digest_of(settings):
-            raise ConfigError(
-                f"{self.path}: labels of an interrupted run with other settings; expected the settings of this run. "
-                "Remove the folder, or repeat the command as it was"
-            )
-
-    def make(self) -> None:
-        """Create the folder if it does not exist."""
-        if not (self.path / SETTINGS).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / SETTINGS, self._text.encode())
-
-    def load(self, stamp_ns: int, shape: tuple[int, int]) -> np.ndarray | None:
-        """Return the saved label of a frame, (H, W) uint8; None if there is none of this shape."""
-        file = self.path / f"{stamp_ns}.png"
-        if not file.exists():
-            return None
-        ids = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-        return ids if ids is not None and ids.shape == shape and ids.dtype == np.uint8 else None
-
-    def save(self, stamp_ns: int, ids: np.ndarray) -> None:
-        """Save the label of a frame, (H, W) uint8."""
-        write_atomically(self.path / f"{stamp_ns}.png", cv2.imencode(".png", ids)[1].tobytes())
-
-    def remove_if_new(self) -> None:
-        """Remove the folder unless an earlier run created it."""
-        if not self.existed:
-            self.remove()
-
-    def remove(self) -> None:
-        """Remove the folder and its content."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def digest_of(settings: dict[str, Any]) -> str:
-    """Return the SHA-256 of plain values, as hexadecimal digits."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
