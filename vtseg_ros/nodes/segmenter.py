@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from vtseg_ros.bags.image_messages import decode_any
-from vtseg_ros.errors import ConfigError
-from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import diagnostics
 from vtseg_ros.nodes.bond import LifecycleBond
 from vtseg_ros.nodes.bridge import Decode, image_decoder
@@ -33,25 +29,23 @@ from vtseg_ros.nodes.inputs import (
     image_topic,
     subscribe,
 )
-from vtseg_ros.nodes.loading import Loader, licence_line, load_ego_mask, load_segmenter, one_line
+from vtseg_ros.nodes.live_network import LiveNetwork
+from vtseg_ros.nodes.loading import load_ego_mask, one_line
 from vtseg_ros.nodes.outputs import Outputs
-from vtseg_ros.nodes.parameters import Param, Parameters, TypedParameters
+from vtseg_ros.nodes.parameters import Parameters, TypedParameters
 from vtseg_ros.nodes.process import run_node
 from vtseg_ros.nodes.rate_limit import RateLimit
 from vtseg_ros.nodes.segment_service import Alone, refusal
-from vtseg_ros.nodes.segmenter_parameters import PARAMETERS, check_precision_on_device
+from vtseg_ros.nodes.segmenter_parameters import PARAMETERS
 from vtseg_ros.nodes.slots import Slots
 from vtseg_ros.nodes.uncertain_recorder import UncertainRecorder
 from vtseg_ros.nodes.video_input import VideoInput
 from vtseg_ros.nodes.worker import Settings, Worker
-from vtseg_ros.sizes import parse_output_size
 from vtseg_ros.srv import Segment
 from vtseg_ros.transports import TRANSPORTS, is_video
 
 SILENCE_S = 5.0
 WARN_EVERY_S = 1.0
-LIVE = ("window", "max_gap", "output_size", "classes")
-"""Parameters of the segmenter that runs."""
 
 
 class SegmenterNode(TypedParameters, LifecycleNode):
@@ -59,8 +53,14 @@ class SegmenterNode(TypedParameters, LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        self._segmenter: VideoPredictor | None = None
-        self._params = Parameters(self, PARAMETERS, self._on_parameter, self._locked, self._vet)
+        self._params = Parameters(
+            self,
+            PARAMETERS,
+            self._on_parameter,
+            lambda param: self._network.locked(param),
+            lambda values: self._network.problem(values),
+        )
+        self._network = LiveNetwork(self, self._params)
         self._outputs: dict[str, Outputs] = {}
         self._worker: Worker | None = None
         self._recorder: UncertainRecorder | None = None
@@ -76,10 +76,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         """Since when somebody publishes the images of a camera that has sent none, s on the steady clock."""
         self._explained = False
         self._seen: dict[str, diagnostics.Counts] = {}
-        self._loader, self._compiler = Loader(), Loader()
         self._bond = LifecycleBond(self)
-        self._running, self._wanted, self._restoring = "", "", False
-        """The checkpoint that runs, and the one that is being loaded, as the user named them."""
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -112,15 +109,14 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             ego_mask = load_ego_mask(self._params["ego_mask"], self.get_logger().warning)
             image_class(self._params["image_transport"])
             settings = Settings(self._params["overlay_alpha"], self._params["jpeg_quality"], ego_mask)
-            segmenter = load_segmenter(self._params, self._params["checkpoint"])
-            segmenter.classes = self._params["classes"]
+            segmenter = self._network.load()
         except Exception as err:  # rclpy swallows what a transition raises: whatever it is, say it
             self.get_logger().error(f"cannot configure: {one_line(err)}")
             return TransitionCallbackReturn.FAILURE
         cameras = list(self._params["cameras"]) or [""]
         self._outputs = {camera: Outputs(self, camera) for camera in cameras}
         self._decode = image_decoder(self.get_logger().warning)
-        self._segmenter, self._settings, self._running = segmenter, settings, self._params["checkpoint"]
+        self._settings = settings
         self.get_logger().info(
             f"{segmenter.checkpoint.path} ({segmenter.checkpoint.architecture}, {len(segmenter.labels)} classes) on "
             f"{segmenter.device}, {segmenter.precision}, input {segmenter.input_size[0]}x{segmenter.input_size[1]}, "
@@ -131,7 +127,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             f"{segmenter.precision}, window {self._params['window']} is {segmenter.window}, "
             f"input_size {self._params['input_size']} is {segmenter.input_size[0]}x{segmenter.input_size[1]}"
         )
-        self._log_licence()
+        self._network.log_licence()
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -140,11 +136,11 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._slots = Slots(list(self._outputs))
         self._limits = {camera: RateLimit(self._params["max_rate"]) for camera in self._outputs}
         self._compare_rate_and_gap(self._params["max_rate"], self._params["max_gap"])
-        self._segmenter.reset()
+        self._network.reset()
         self._recorder = self._open_recorder()
         self._worker = Worker(
             slots=self._slots,
-            segmenter=self._segmenter,
+            segmenter=self._network.predictor,
             decode=self._decode,
             outputs=self._outputs,
             settings=self._settings,
@@ -154,9 +150,10 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             context=self.context,
             recorder=self._recorder,
         )
+        self._network.worker = self._worker
         self._worker.start()
         for camera, outputs in self._outputs.items():
-            outputs.publish_labels(self._segmenter.labels)
+            outputs.publish_labels(self._network.predictor.labels)
             self._inputs += subscribe(
                 self,
                 camera,
@@ -258,7 +255,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._videos.clear()
         if self._worker is not None:
             self._worker.stop()
-            self._worker = None
+            self._worker = self._network.worker = None
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
@@ -267,87 +264,21 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         for outputs in self._outputs.values():
             outputs.destroy()
         self._outputs = {}
-        self._loader.discard()
-        self._compiler.discard()
-        self._segmenter = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._network.release()
 
     # Parameters, services, timers
 
     def _on_parameter(self, name: str, value: Any) -> None:
-        if self._segmenter is None:
+        if self._network.predictor is None:
             return
-        if name == "checkpoint":
-            if not self._restoring and not self._loader.busy:
-                self._wanted = value
-                self._loader.start(lambda: load_segmenter(self._params, value))
-        elif name in ("overlay_alpha", "jpeg_quality"):
+        if name in ("overlay_alpha", "jpeg_quality"):
             setattr(self._settings, name, value)
         elif name == "max_rate":
             for limit in self._limits.values():
                 limit.rate_hz = value
             self._compare_rate_and_gap(value, self._params["max_gap"])
-        elif name == "window":
-            self._change_window(value or None)
-        elif name in LIVE:
-            self._apply_to_running(name, value)
-
-    def _apply_to_running(self, name: str, value: Any) -> None:
-        with self._worker.lock if self._worker else nullcontext(), suppress(ConfigError):
-            # Refused only where `_vet` left it to a checkpoint of the same request: see `_finish_loading`.
-            self._apply(self._segmenter, name, value)
-
-    def _change_window(self, window: int | None) -> None:
-        """Change the window, at once or, where the backend must compile the network for it, when that is done."""
-        segmenter = self._segmenter
-        try:
-            segmenter.check_window(window)
-        except ConfigError:
-            return  # the checkpoint of the same request can have it: see `_finish_loading`
-        if segmenter.is_ready(window):
-            self._apply_to_running("window", window)
-        elif not self._compiler.busy:
-
-            def prepare() -> VideoPredictor:
-                segmenter.prepare_window(window)
-                return segmenter
-
-            self.get_logger().info(
-                f"the window stays at {segmenter.window} until the network is compiled for the new one"
-            )
-            self._compiler.start(prepare)
-
-    def _finish_compiling(self) -> None:
-        prepared = self._compiler.poll()
-        if prepared is None or self._segmenter is None:
-            return
-        if isinstance(prepared, Exception):
-            self.get_logger().error(f"the window was not changed: {one_line(prepared)}")
-            window = Parameter("window", Parameter.Type.INTEGER, self._segmenter.window)
-            self.set_parameters([window])
         else:
-            self._change_window(self._params["window"] or None)  # which may have changed again
-            self.get_logger().info(f"the network is compiled, window {self._segmenter.window}")
-
-    def _vet(self, values: dict[str, Any]) -> str:
-        """Check a window against the network that will have it, and a precision against its device."""
-        if "precision" in values or "device" in values:
-            asked = [values.get(name, self._params[name]) for name in ("precision", "device")]
-            if problem := check_precision_on_device(*asked):
-                return problem
-        if self._segmenter is None or "checkpoint" in values:
-            return ""
-        try:
-            if "window" in values:
-                self._segmenter.check_window(values["window"] or None)
-        except ConfigError as err:
-            return f"window: {err}"
-        try:
-            self._segmenter.check_classes(values.get("classes", ()))
-        except ConfigError as err:
-            return str(err)
-        return ""
+            self._network.change(name, value)
 
     def _compare_rate_and_gap(self, rate_hz: float, gap_s: float) -> None:
         if rate_hz and 1 / rate_hz > gap_s:
@@ -355,70 +286,6 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 f"max_rate {rate_hz:g} Hz: images are {1 / rate_hz:g} s apart, more than max_gap {gap_s:g} s, so every window "
                 "has one frame. Increase max_rate or max_gap"
             )
-
-    def _locked(self, param: Param) -> str:
-        if self._segmenter is None:
-            return ""
-        if not param.live:
-            return "cannot change while the node is configured. Clean it up first"
-        if param.name == "checkpoint" and self._loader.busy and not self._restoring:
-            return "cannot change while another one is being loaded. Try again later"
-        return ""
-
-    def _finish_loading(self) -> None:
-        loaded = self._loader.poll()
-        if loaded is None or self._segmenter is None:
-            return
-        try:
-            if isinstance(loaded, Exception):
-                raise loaded
-            loaded.check_window(self._params["window"] or None)
-            for name in LIVE:  # what changed while it was loading
-                if name != "window":
-                    self._apply(loaded, name, self._params[name])
-        except Exception as err:
-            self.get_logger().error(f"the checkpoint was not changed: {one_line(err)}")
-            self._restore()
-            return
-        self._segmenter, self._running = loaded, self._wanted
-        if self._worker is not None:
-            self._worker.replace(loaded)
-        self._change_window(self._params["window"] or None)
-        self.get_logger().info(f"now running {loaded.checkpoint.path}")
-        self._log_licence()
-
-    def _log_licence(self) -> None:
-        if line := licence_line(self._segmenter):
-            self.get_logger().info(line)
-
-    def _restore(self) -> None:
-        """Let the parameters say what runs."""
-        changes = [Parameter("checkpoint", Parameter.Type.STRING, self._running)]
-        try:
-            self._segmenter.check_window(self._params["window"] or None)
-        except ConfigError:
-            changes.append(Parameter("window", Parameter.Type.INTEGER, self._segmenter.window))
-        try:
-            self._segmenter.check_classes(self._params["classes"])
-        except ConfigError:
-            kept = list(self._segmenter.classes)
-            changes.append(Parameter("classes", Parameter.Type.STRING_ARRAY, kept))
-        self._restoring = True
-        for result in self.set_parameters(changes):
-            if not result.successful:  # its file may be gone; what is loaded of it runs on
-                self.get_logger().warning(
-                    f"{self._running} stays active, but its parameter cannot be restored: {result.reason}"
-                )
-        self._restoring = False
-
-    @staticmethod
-    def _apply(segmenter: VideoPredictor, name: str, value: Any) -> None:
-        if name == "output_size":
-            segmenter.output_size = parse_output_size(value)
-        elif name == "window":
-            segmenter.window = value or None
-        else:
-            setattr(segmenter, {"max_gap": "max_gap_s"}.get(name, name), value)
 
     def _on_image(self, camera: str, message: Any) -> None:
         worker = self._worker
@@ -433,11 +300,10 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 self._slots.skip(camera, message, f"above max_rate {self._limits[camera].rate_hz:g} Hz")
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._segmenter is not None
+        response.success = self._network.predictor is not None
         response.message = "the window is empty" if response.success else "not configured"
         if response.success:
-            with self._worker.lock if self._worker else nullcontext():
-                self._segmenter.reset()
+            self._network.reset()
         return response
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -469,8 +335,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             self.get_logger().warning(text)
 
     def _on_second(self) -> None:
-        self._finish_loading()
-        self._finish_compiling()
+        self._network.poll()
         if self._worker is None:
             return
         now = time.monotonic()
@@ -493,7 +358,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         return max([self._activated_s, *self._published_s.values()])
 
     def _publish_diagnostics(self, now: float) -> None:
-        segmenter = self._segmenter
+        segmenter = self._network.predictor
         facts = {
             "device": str(segmenter.device),
             "precision": segmenter.precision,
