@@ -216,6 +216,17 @@ def test_a_video(tiny_checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out"]
 
 
+def test_a_video_of_a_job_has_no_bar_of_its_own(tiny_checkpoint, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", [0, 100])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a second bar")
+
+    monkeypatch.setattr("vtseg_ros.commands.pseudolabel.track", refuse)
+    options = ("--checkpoint", tiny_checkpoint, "--min-confidence", 0, "--ray", "none")
+    assert run(tmp_path / "clip.mp4", "--out", tmp_path / "out", *options) == 0
+
+
 def test_frames_that_cannot_be_labelled_are_named(drive, tiny_checkpoint, tmp_path):
     with BagReader(drive) as bag, BagWriter(tmp_path / "odd") as out:
         for number, (topic, kind, time_ns, data) in enumerate(bag.raw([IMAGES])):

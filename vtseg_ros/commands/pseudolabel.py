@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
     check_new_bag(args.out)
     _check_input(args.input)
     prepared = _prepare(args)
-    done = _label_input(args, prepared, track)
+    done = _label_input(args, prepared, track, track)
     if done is None:
         raise KeyboardInterrupt(
             f"{args.out} was not written; the labels so far are in {prepared.work_folder(args).path}, run the "
@@ -208,11 +208,13 @@ def _prepare(args: argparse.Namespace) -> Prepared:
     return Prepared(labels, groups, acceptance, teacher)
 
 
-def _label_input(args: argparse.Namespace, prepared: Prepared, tracker: Tracker) -> Labelled | None:
-    """Label one bag or video; None if a signal ended it."""
+def _label_input(
+    args: argparse.Namespace, prepared: Prepared, tracker: Tracker, reading: Tracker
+) -> Labelled | None:
+    """Label one bag or video; None if a signal ended it. `reading` tracks the import of a video before it is labelled."""
     work = prepared.work_folder(args)
     with ExitStack() as stack:
-        bag = stack.enter_context(BagReader(_as_bag(args, work)))
+        bag = stack.enter_context(BagReader(_as_bag(args, work, reading)))
         topic = require_image_topic(bag, args.image_topic)
         stop = stack.enter_context(interrupts.deferred())
         advance = stack.enter_context(tracker(bag.topics[topic].count, "labelling"))
@@ -265,7 +267,8 @@ class PseudolabelJob:
         """See `Job.process`."""
         _check_input(task.path)
         args = argparse.Namespace(**{**vars(self.args), "input": task.path, "out": folder / "labelled"})
-        done = _label_input(args, loaded, reporting_to(on_frame))
+        # The job has the bar, and counts each frame once.
+        done = _label_input(args, loaded, reporting_to(on_frame), reporting_to(lambda: None))
         if done is None:
             raise KeyboardInterrupt
         return {"frames": done.images, **done.summary(loaded.labels)}
@@ -332,7 +335,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _as_bag(args: argparse.Namespace, work: WorkFolder) -> Path:
+def _as_bag(args: argparse.Namespace, work: WorkFolder, tracker: Tracker) -> Path:
     """Return the input, or the bag in the work folder with the frames of a video."""
     if is_bag(args.input):
         return Path(args.input)
@@ -345,7 +348,7 @@ def _as_bag(args: argparse.Namespace, work: WorkFolder) -> Path:
     try:
         work.make()
         shutil.rmtree(half, ignore_errors=True)
-        with interrupts.unwritten(args.out), track(total, "reading") as advance:
+        with interrupts.unwritten(args.out), tracker(total, "reading") as advance:
             import_videos(half, [args.input], on_frame=advance)
         half.rename(video)
     except BaseException:
