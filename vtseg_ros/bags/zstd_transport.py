@@ -25,7 +25,7 @@ _HEAD = struct.Struct("<IIBII")
 _MAX_NAME = 64
 _MAX_PIXEL_BYTES = 16
 _ANY_HEADER = 32
-"""Of zlib: gzip and zlib headers are told apart by their content."""
+"""Added to the window size for zlib, which then accepts the headers of both gzip and zlib."""
 
 
 def is_packed(message: Any) -> bool:

@@ -25,7 +25,7 @@ _CREDENTIALS = (
 )
 _UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError")
 _CHANGE = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
-"""Fields of a file's information, the first that exists tells versions apart."""
+"""Fields of a file's information; the first that exists distinguishes versions."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from vtseg_ros.bags.image_messages import ImageDecoder
 Decode = Callable[[Any], np.ndarray]
 
 MAX_CAMERAS = 64
-"""Names of cameras that are told apart: they come from the messages, which may have a new one each."""
+"""Cameras that are distinguished: their names come from the messages, each of which may have a new one."""
 
 
 def image_decoder(warn: Callable[[str], None]) -> Decode:
     """Return the function that turns image messages into (H, W, 3) uint8 RGB; see `bags.image_messages.decode_any`.
 
     Args:
-        warn: called once for each kind of doubt about a camera's images; cameras are told apart by their frame_id.
+        warn: called once for each kind of doubt about a camera's images; cameras are distinguished by their frame_id.
     """
     decoders: dict[str, ImageDecoder] = {}
 

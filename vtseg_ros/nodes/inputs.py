@@ -28,7 +28,7 @@ POLL_S = 0.1
 """How often a waiting decoder looks whether its input was closed."""
 INPUT_QOS = {
     # Callbacks only store the newest image, so that nothing gets stale in a queue. Not depth 1: when two publishers share
-    # the topic (a driver that was restarted, a bag beside a camera), Fast DDS 2.14 loses an image's memory now and then as
+    # the topic (a driver that was restarted, a bag next to a camera), Fast DDS 2.14 loses an image's memory now and then as
     # a history of one overflows, for good.
     "sensor_data": QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT),
     "reliable": QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE),

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every frame that the evaluator saw: counted by stamps, nothing as a remainder."""
+"""Count what happened to each frame that the evaluator received, by its stamp."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ledger:
     def saw_image(self, stamp_ns: int) -> None:
         """Count an image of the camera."""
         self._seen[stamp_ns] += 1
-        if self._seen[stamp_ns] > sum(told[stamp_ns] for told in self._events.values()):
+        if self._seen[stamp_ns] > sum(counted[stamp_ns] for counted in self._events.values()):
             self._open.append((stamp_ns, time.monotonic()))
 
     def saw_label(self, stamp_ns: int) -> None:
@@ -44,7 +44,7 @@ class Ledger:
             stamp_ns: Stamp of the frame, ns.
         """
         self._events[event][stamp_ns] += 1
-        # The segmenter tells of frames in the order in which they came: of what came earlier no word will come.
+        # The segmenter reports frames in the order of their arrival: earlier ones will not be reported any more.
         if any(stamp == stamp_ns for stamp, _ in self._open):
             while self._open.popleft()[0] != stamp_ns:
                 pass
@@ -60,17 +60,17 @@ class Ledger:
         `frames_lost` are images seen here that no status reports although later ones were reported, or the segmenter
         is idle: they were lost on the way to it. `frames_pending` are those that it may be processing.
         """
-        told: Counter[int] = sum(self._events.values(), Counter())
-        untold = sum((self._seen - told).values())
+        reported: Counter[int] = sum(self._events.values(), Counter())
+        unreported = sum((self._seen - reported).values())
         processed = {name: sum(counter.values()) for name, counter in self._events.items()}
         return {
             "frames_seen": sum(self._seen.values()),
             "labelled_frames": sum(self._labels.values()),
-            "frames_received": sum(told.values()),
+            "frames_received": sum(reported.values()),
             "frames_processed": processed[self.PROCESSED],
             "frames_dropped": processed[self.DROPPED],
             "frames_rejected": processed[self.REJECTED],
-            "frames_lost": untold - len(self._open),
+            "frames_lost": unreported - len(self._open),
             "frames_pending": len(self._open),
         }
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Segmenters from parameters: loaded and warmed up, at once or in a thread beside a running one."""
+"""Load and warm up video predictors from parameters, at once or in a thread while another one runs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Loader:
     def _run(self, load: Callable[[], VideoPredictor]) -> None:
         try:
             self._result = load()
-        except Exception as err:  # told by the node; a thread's own traceback would go unseen
+        except Exception as err:  # the node logs it; nobody would see the traceback of a thread
             self._result = err
 
     def poll(self) -> VideoPredictor | Exception | None:

@@ -100,7 +100,7 @@ def until_shutdown(context: rclpy.Context) -> Iterator[None]:
 
 
 def _spin_once(executor: SingleThreadedExecutor, node: Node) -> None:
-    """One round of callbacks; what none of them expects is told and does not end the node.
+    """Run one round of callbacks; an exception that none of them expects is logged and does not end the node.
 
     rclpy's own services raise too: a parameter of a type that does not exist would end any node.
     """

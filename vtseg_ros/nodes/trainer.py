@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: offline training from bags, told on a topic."""
+"""The trainer: offline training from bags, with its progress on a topic."""
 
 from __future__ import annotations
 
