@@ -230,10 +230,29 @@ class TrainConfig:
             raise ConfigError(f"seed: out of range; expected less than 2**63, got {self.seed}")
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("model.architecture", self.model.architecture, tuple(architectures()))
-        if not self.data.train:
-            raise ConfigError("data.train: missing; expected at least one bag, got none")
+        self._check_bags()
         if not self.stages:
             raise ConfigError(f"stages: missing; expected at least one of {', '.join(STAGES)}, got none")
+        for stage in self.stages:
+            self._check_stage(stage)
+        self._check_model()
+        self._check_frames()
+        for name, least in (
+            ("seed", 0),
+            ("weight_decay", 0),
+            ("clip_norm", 0),
+            ("save_every", 1),
+            ("log_every", 1),
+            ("validate_every", 0),
+            ("window_sweep_frames", 0),
+            ("preview_frames", 0),
+        ):
+            _at_least(name, getattr(self, name), least)
+
+    def _check_bags(self) -> None:
+        """Check which bags are used, and for what."""
+        if not self.data.train:
+            raise ConfigError("data.train: missing; expected at least one bag, got none")
         if not 0 <= self.data.validation_share < 1:
             raise ConfigError(
                 "data.validation_share: out of range; expected at least 0 and less than 1, "
@@ -249,38 +268,19 @@ class TrainConfig:
             raise ConfigError(
                 f"data.split_gap_s: out of range; expected at least 0 s, got {self.data.split_gap_s}"
             )
-        for stage in self.stages:
-            _one_of("stages.name", stage.name, STAGES)
-            if (stage.epochs > 0) == (stage.steps > 0):
-                raise ConfigError(
-                    f"stage {stage.name}: expected either epochs or steps above 0, got epochs {stage.epochs} and "
-                    f"steps {stage.steps}"
-                )
-            _at_least(f"stage {stage.name}: batch", stage.batch, 1)
-            _at_least(f"stage {stage.name}: accumulate", stage.accumulate, 1)
-            if not 0 < stage.max_lr < math.inf:
-                raise ConfigError(f"stage {stage.name}: max_lr must be above 0, got {stage.max_lr}")
-            _at_least(f"stage {stage.name}: window", stage.window, 0)
-            self._check_static_loss(stage)
-            self._check_gate_loss(stage)
-            self._check_teacher(stage)
-            if not self._kind.video and stage.name != "static":
-                raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `static`")
-        _one_of("model.init", self.model.init, INITS)
+        for part in ("train", "validation"):
+            for number, source in enumerate(getattr(self.data, part)):
+                _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
+                _at_least(f"data.{part}[{number}].repeat", source.repeat, 1)
+
+    def _check_frames(self) -> None:
+        """Check how windows are taken from the bags."""
         _one_of("data.resize_mode", self.data.resize_mode, RESIZE_MODES)
         if self._kind.needs_flow and self.data.resize_mode != "stretch":
             raise ConfigError(
                 f"data.resize_mode: must be stretch for {self.model.architecture}, whose flow is in px of the stretched "
                 "image"
             )
-        if self.model.warm_start_classes and not self.model.warm_start:
-            raise ConfigError("model.warm_start_classes has no effect without warm_start: leave it out")
-        if self.model.init_encoder and "init_encoder" not in self._kind.options:
-            raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
-        if self.model.init_decoder and "init_decoder" not in self._kind.options:
-            raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
-        self._check_unused()
-        self._kind.kind.check_overrides(self.model.overrides)
         if any(side < 32 or side % 32 for side in self.data.size):
             raise ConfigError(f"data.size must be multiples of 32 px, got {list(self.data.size)}")
         for name, least in (("label_stride", 1), ("stride", 1), ("validation_every", 1), ("workers", 0)):
@@ -291,23 +291,42 @@ class TrainConfig:
             raise ConfigError(
                 f"data.random_strides has no effect on {self.model.architecture}, an image network: leave it out"
             )
-        for part in ("train", "validation"):
-            for number, source in enumerate(getattr(self.data, part)):
-                _at_least(f"data.{part}[{number}].unlabelled_stride", source.unlabelled_stride, 0)
-                _at_least(f"data.{part}[{number}].repeat", source.repeat, 1)
         if not self.data.max_gap_s > 0:
             raise ConfigError(f"data.max_gap_s must be above 0 s, got {self.data.max_gap_s}")
-        for name, least in (
-            ("seed", 0),
-            ("weight_decay", 0),
-            ("clip_norm", 0),
-            ("save_every", 1),
-            ("log_every", 1),
-            ("validate_every", 0),
-            ("window_sweep_frames", 0),
-            ("preview_frames", 0),
-        ):
-            _at_least(name, getattr(self, name), least)
+
+    def _check_model(self) -> None:
+        """Check the network, and refuse options without effect on it, which users would expect to have one."""
+        _one_of("model.init", self.model.init, INITS)
+        if self.model.warm_start_classes and not self.model.warm_start:
+            raise ConfigError("model.warm_start_classes has no effect without warm_start: leave it out")
+        if self.model.init_encoder and "init_encoder" not in self._kind.options:
+            raise ConfigError(f"init_encoder: {self.model.architecture} has no encoder of SegFormer's")
+        if self.model.init_decoder and "init_decoder" not in self._kind.options:
+            raise ConfigError(f"init_decoder: {self.model.architecture} has no decoder of VTSeg's")
+        default = ModelConfig()
+        for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
+            changed = getattr(self.model, name) != getattr(default, name)
+            if changed and name not in self._kind.options:
+                raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
+        self._kind.kind.check_overrides(self.model.overrides)
+
+    def _check_stage(self, stage: StageConfig) -> None:
+        _one_of("stages.name", stage.name, STAGES)
+        if (stage.epochs > 0) == (stage.steps > 0):
+            raise ConfigError(
+                f"stage {stage.name}: expected either epochs or steps above 0, got epochs {stage.epochs} and "
+                f"steps {stage.steps}"
+            )
+        _at_least(f"stage {stage.name}: batch", stage.batch, 1)
+        _at_least(f"stage {stage.name}: accumulate", stage.accumulate, 1)
+        if not 0 < stage.max_lr < math.inf:
+            raise ConfigError(f"stage {stage.name}: max_lr must be above 0, got {stage.max_lr}")
+        _at_least(f"stage {stage.name}: window", stage.window, 0)
+        self._check_static_loss(stage)
+        self._check_gate_loss(stage)
+        self._check_teacher(stage)
+        if not self._kind.video and stage.name != "static":
+            raise ConfigError(f"{self.model.architecture} is an image network: its one stage is `static`")
 
     @property
     def _kind(self) -> Architecture:
@@ -349,14 +368,6 @@ class TrainConfig:
         ):
             if not stage.teacher and getattr(stage, name) != getattr(default, name):
                 raise ConfigError(f"stage {stage.name}: {name} has no effect without teacher: leave it out")
-
-    def _check_unused(self) -> None:
-        """Refuse options without effect on the architecture, which users would expect to have one."""
-        default = ModelConfig()
-        for name in ("preset", "overrides", "static_prior", "init", "normalize_encoder", "flow"):
-            changed = getattr(self.model, name) != getattr(default, name)
-            if changed and name not in self._kind.options:
-                raise ConfigError(f"model.{name} has no effect on {self.model.architecture}: leave it out")
 
 
 def _at_least(name: str, value: float, least: int) -> None:
