@@ -40,12 +40,16 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[list[int]]:
-    """Yield a list that the first signal is added to, to be checked between frames; the second one raises."""
+def deferred(*, second_raises: bool = True) -> Iterator[list[int]]:
+    """Yield a list that signals are added to, to be checked between frames.
+
+    Args:
+        second_raises: Whether a second signal raises KeyboardInterrupt; otherwise it is only added.
+    """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught:
+        if caught and second_raises:
             raise KeyboardInterrupt
         caught.append(number)
 

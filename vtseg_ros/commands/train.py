@@ -8,13 +8,13 @@ import argparse
 import dataclasses
 import logging
 import math
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import progress_bars
 from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.training.config_file import load_config
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     with saving(args.out):
         args.out.mkdir(parents=True, exist_ok=True)
     last: list[Step] = []
-    with _stop_signals() as stop, _log_file(args.out), _progress_bar() as show:
+    # A second signal must not interrupt the saving that the first one asked for.
+    with interrupts.deferred(second_raises=False) as stop, _log_file(args.out), _progress_bar() as show:
 
         def on_progress(step: Step) -> None:
             last[:] = [step]
@@ -79,22 +80,6 @@ def run(args: argparse.Namespace) -> int:
         }
         write_json(args.json, numbers)
     return 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yield a list that SIGINT and SIGTERM are added to."""
-    caught: list[int] = []
-
-    def on_signal(number: int, _: object) -> None:
-        caught.append(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 class _LogFile(logging.FileHandler):
