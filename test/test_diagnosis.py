@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vtseg_ros.diagnosis import EXTRAS, _bad_weights, _environment
+from vtseg_ros.cli import main
+from vtseg_ros.diagnosis import EXTRAS, Diagnosis, _bad_weights, _environment
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMPY_1_ERROR = """
@@ -78,6 +79,13 @@ def test_the_text_report():
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^versions\n  vtseg_ros +\d", done.stdout, re.M) and "problems: none" in done.stdout
+
+
+def test_the_report_makes_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("vtseg_ros.commands.doctor.diagnose", lambda **_: Diagnosis())
+    file = tmp_path / "new" / "report.json"
+    assert main(["doctor", "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == {"findings": []}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.diagnosis import Diagnosis, diagnose
 
 HELP = "Print versions, devices, speed and the known problems of this installation; for bug reports."
@@ -30,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report and return 1 if there is a problem, otherwise 0."""
     diagnosis = diagnose(topic=args.topic, speed=not args.no_speed)
-    text = json.dumps(diagnosis.as_dict(), indent=2)
+    report = diagnosis.as_dict()
     if args.json and str(args.json) == "-":
-        print(text)
+        print(json.dumps(report, indent=2))
     else:
         _print(diagnosis)
         if args.json:
-            args.json.write_text(text + "\n")
+            write_json(args.json, report)
     return int(any(finding.problem for finding in diagnosis.findings))
 
 
