@@ -111,10 +111,6 @@ class _Pending:
     preprocess_s: float
 
 
-_Answer = tuple[np.ndarray, np.ndarray, float]
-"""Mask, confidence and the time to compute them, s."""
-
-
 class VideoPredictor:
     """Segment the latest frames of one or several cameras.
 
@@ -423,31 +419,19 @@ class VideoPredictor:
             pending.setdefault(self.backend.older_frames(frame.camera), []).append(
                 _Pending(index, frame, pixels, decision.reason, spent)
             )
-        for older, group in pending.items():
-            for one, answer in zip(group, self._infer(group)):
-                if isinstance(answer, Exception):
-                    results[one.index] = self._failed(one.frame.camera, answer)
-                    continue
-                mask, confidence, inference = answer
-                results[one.index] = Result(
-                    mask,
-                    confidence,
-                    older + 1,
-                    restarted=one.reason,
-                    preprocess_s=one.preprocess_s,
-                    inference_s=inference,
-                    labels=self.labels,
-                    image=one.frame.image,
-                )
+        for group in pending.values():
+            for one, result in zip(group, self._infer(group)):
+                results[one.index] = result
         return cast("list[Result]", results)  # none is left out
 
     def _failed(self, camera: str, error: Exception) -> Result:
         self.reset(camera)  # its window contains a frame without cached values
         return Result(EMPTY, EMPTY, 0, error=error)
 
-    def _infer(self, group: list[_Pending]) -> Sequence[_Answer | Exception]:
+    def _infer(self, group: list[_Pending]) -> list[Result]:
+        """Return the results of frames whose windows have the same length; after a failure, try them one by one."""
         try:
-            return self._answers(group)
+            return self._segment(group)
         except Exception as err:
             # Not handled here: as long as the error and its traceback exist, so do the tensors of the failed pass.
             failure = err.with_traceback(None)
@@ -455,7 +439,7 @@ class VideoPredictor:
             torch.cuda.empty_cache()
             failure = self._out_of_memory(group)
         if len(group) == 1:
-            return [failure]
+            return [self._failed(group[0].frame.camera, failure)]
         return [self._infer([one])[0] for one in group]
 
     def _out_of_memory(self, group: list[_Pending]) -> DeviceError:
@@ -466,17 +450,28 @@ class VideoPredictor:
             log.warning("%s with %d cameras in a batch; retrying them one by one", failure, len(group))
         return failure
 
-    def _answers(self, group: list[_Pending]) -> list[_Answer]:
+    def _segment(self, group: list[_Pending]) -> list[Result]:
         started = time.monotonic()
+        frames = self.backend.older_frames(group[0].frame.camera) + 1
         logits = self._logits(group)
-        answers = []
+        results = []
         for row, one in enumerate(group):
             mask, confidence = self._mask(logits[row : row + 1], one.frame)
-            mask = mask if self._kept is None else self._kept[mask]
-            answers.append((mask, confidence, time.monotonic() - started))
+            results.append(
+                Result(
+                    mask if self._kept is None else self._kept[mask],
+                    confidence,
+                    frames,
+                    restarted=one.reason,
+                    preprocess_s=one.preprocess_s,
+                    inference_s=time.monotonic() - started,
+                    labels=self.labels,
+                    image=one.frame.image,
+                )
+            )
         # Only after success: a batch that is tried again needs its windows unchanged.
         self.backend.commit([one.frame.camera for one in group])
-        return answers
+        return results
 
     def _logits(self, group: list[_Pending]) -> Tensor:
         """Return the logits of the newest frames, (B, C, h, w)."""

@@ -196,13 +196,13 @@ class Worker:
                 self._fail([pending], result.error)
                 continue
             try:
-                self._answer(pending, image, result, segmenter, decode_s, began)
+                self._publish(pending, image, result, segmenter, decode_s, began)
             except Exception as err:  # an exception here must not stop the inference thread
                 if not self._context.ok():
                     return
                 self._fail([pending], err, "publishing")
 
-    def _answer(
+    def _publish(
         self,
         pending: Pending,
         image: np.ndarray,
