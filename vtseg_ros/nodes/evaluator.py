@@ -140,7 +140,7 @@ class EvaluatorNode(TypedParameters, Node):
         self._latencies: list[float] = []
         warn = self.get_logger().warning
         self._decoders = {what: ImageDecoder(what, warn) for what in ("image", "label", "mask")}
-        self._bad, self._other_classes = 0, False
+        self._unusable, self._other_classes = 0, False
         self._changed = False
         self._newest, self._newest_ns, self._scored_ns = None, None, None
         self._transports: dict[str, str] = {}
@@ -198,8 +198,8 @@ class EvaluatorNode(TypedParameters, Node):
                 "the class list of the segmenter changed: masks with the new one are not scored"
             )
 
-    def _again(self, what: str, transport: str) -> bool:
-        """Whether a message is of another transport than those before: many cameras and bags have several."""
+    def _is_other_transport(self, what: str, transport: str) -> bool:
+        """Return whether a message is of another transport than the first one: many cameras and bags have several."""
         first = self._transports.setdefault(what, transport)
         if transport == first:
             return False
@@ -209,7 +209,7 @@ class EvaluatorNode(TypedParameters, Node):
         return True
 
     def _on_image(self, transport: str, message) -> None:
-        if self._again("image", transport):
+        if self._is_other_transport("image", transport):
             return
         stamp = stamp_ns(message.header)
         self._ledger.saw_image(stamp)
@@ -223,7 +223,7 @@ class EvaluatorNode(TypedParameters, Node):
         self._changed = True
 
     def _on_label(self, transport: str, message) -> None:
-        if self._again("label", transport):
+        if self._is_other_transport("label", transport):
             return
         stamp = stamp_ns(message.header)
         self._ledger.saw_label(stamp)
@@ -243,7 +243,7 @@ class EvaluatorNode(TypedParameters, Node):
         try:
             return self._decoders[what].label(message)
         except ImageError as err:
-            self._bad += 1
+            self._unusable += 1
             self.get_logger().error(
                 f"{what} at {stamp / 1e9:.3f} s cannot be used: {err}", throttle_duration_sec=1.0
             )
@@ -277,7 +277,7 @@ class EvaluatorNode(TypedParameters, Node):
             for waiting in (self._masks, self._truths, self._images):
                 waiting.pop(stamp)
         if self._other_classes:
-            self._bad += truth is not None
+            self._unusable += truth is not None
             return
         image, before = seen or (None, None)
         try:
@@ -292,7 +292,7 @@ class EvaluatorNode(TypedParameters, Node):
                 self._scored_ns = stamp
                 self._scores.update(stamp, ids, truth, rgb)
         except (ImageError, ConfigError) as err:
-            self._bad += 1
+            self._unusable += 1
             self.get_logger().error(
                 f"frame at {stamp / 1e9:.3f} s is not scored: {err}", throttle_duration_sec=1.0
             )
@@ -303,7 +303,7 @@ class EvaluatorNode(TypedParameters, Node):
         counts["labelled_processed"] = processed
         counts["labelled_unprocessed"] = counts["labelled_frames"] - processed
         counts["labelled_scored"] = self._scores.frames if self._scores else 0
-        counts["unusable"] = self._bad
+        counts["unusable"] = self._unusable
         return counts
 
     def _report(self) -> EvaluationReport:
