@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import signal
 import sys
 import traceback
@@ -22,6 +23,11 @@ from vtseg_ros.errors import VTSegError, first_line
 from vtseg_ros.nodes.log_handler import library_messages_in
 from vtseg_ros.nodes.parameter_files import assignment_problems, file_problem, parameter_files
 
+LEAVE_WITHIN_S = 20.0
+"""Longest time to destroy a node. Leaving the DDS network takes less than a second otherwise."""
+STDERR = 2
+"""File descriptor; `sys.stderr` can be a stream without one."""
+
 
 def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int:
     """Spin a node until SIGINT, SIGTERM or its `finished` attribute, and return the exit code.
@@ -33,7 +39,8 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
         argv: Arguments of ROS; None = those of the process.
 
     Returns:
-        The node's `exit_code`, or 2 after an error of the user, which is reported in one line.
+        The node's `exit_code`, or 2 after an error of the user, which is reported in one line. A process that cannot leave
+        the DDS network ends with 1, see `leaving`.
     """
     try:
         rclpy.init(
@@ -74,10 +81,28 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
     finally:
         if node is not None:
             node.close()
-            node.destroy_node()
-        executor.shutdown()
-        rclpy.try_shutdown()
+        with leaving():
+            if node is not None:
+                node.destroy_node()
+            executor.shutdown()
+            rclpy.try_shutdown()
     return getattr(node, "exit_code", 0)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """End the process if the block takes longer than `LEAVE_WITHIN_S`.
+
+    If another node appears or leaves at this moment, Fast DDS waits for one of its own threads without end when it was built
+    with an old compiler, as the packages on PyPI were (eProsima/Fast-DDS issue 6513). Neither a signal handler nor a thread
+    of Python runs then, because rclpy holds the interpreter's lock. The watchdog of faulthandler does not need that lock: it
+    prints where each thread is and ends the process with exit code 1.
+    """
+    faulthandler.dump_traceback_later(LEAVE_WITHIN_S, exit=True, file=STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

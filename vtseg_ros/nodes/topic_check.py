@@ -15,6 +15,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 
 from vtseg_ros.nodes.inputs import INPUT_QOS
+from vtseg_ros.nodes.process import leaving
 from vtseg_ros.transports import MSGTYPES
 
 DISCOVERY_S = 3.0
@@ -122,11 +123,11 @@ def main() -> int:
     rclpy.init(args=sys.argv[:1])
     node = Node("vtseg_doctor")
     try:
-        report = check_topic(node, sys.argv[1])
+        print(json.dumps(check_topic(node, sys.argv[1])), flush=True)
     finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
-    print(json.dumps(report))
+        with leaving():
+            node.destroy_node()
+            rclpy.try_shutdown()
     return 0
 
 
