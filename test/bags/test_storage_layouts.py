@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 import struct
@@ -20,7 +21,7 @@ from bags.storagetools import MCAP_LAYOUTS, SQLITE_LAYOUTS, START, STEP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.bag import LATCHED, BagReader
+from vtseg_ros.bags.bag import LATCHED, BagReader, OpenBags
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
@@ -135,6 +136,23 @@ def test_no_file_stays_open_after_a_compressed_bag(tmp_path):
     for _ in range(3):
         read(tmp_path / "bag")
     assert psutil.Process().num_fds() == before
+
+
+def test_a_forked_process_leaves_the_unpacked_copies_of_its_parent(tmp_path, monkeypatch):
+    file = write(tmp_path / "bag", "mcap", CONTENT)
+    file.with_name(file.name + ".zstd").write_bytes(zstandard.compress(file.read_bytes()))
+    file.unlink()
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    bags = OpenBags([tmp_path / "bag"])
+    assert bags[0].topics
+    before = set((tmp_path / "scratch").rglob("*"))
+    child = os.fork()
+    if not child:
+        os._exit(0 if bags[0].topics else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(before) == 2 and before <= set((tmp_path / "scratch").rglob("*"))
+    bags[0].close()
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

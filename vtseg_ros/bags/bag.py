@@ -499,12 +499,15 @@ class OpenBags:
     def __init__(self, paths: list[Path]) -> None:
         self._paths, self._process = paths, os.getpid()
         self._open: dict[int, BagReader] = {}
+        self._inherited: list[dict[int, BagReader]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_inherited": []}
 
     def __getitem__(self, number: int) -> BagReader:
         if self._process != os.getpid():
+            # Kept unused: once nothing refers to them, they would remove the unpacked copies that the parent reads.
+            self._inherited.append(self._open)
             self._process, self._open = os.getpid(), {}
         if number not in self._open:
             self._open[number] = BagReader(self._paths[number])
