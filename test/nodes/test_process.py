@@ -35,3 +35,32 @@ def test_a_node_that_cannot_leave_the_network_ends(start_process, ros_environmen
     assert process.wait() == 1
     output = process.output()
     assert "closed" in output and "Timeout" in output and "destroy_node" in output
+
+
+FULL = """
+from rclpy.node import Node
+from vtseg_ros.errors import BagError
+from vtseg_ros.nodes import process
+
+class Full(Node):
+    finished = {finished}
+
+    def __init__(self):
+        super().__init__("full")
+        self.create_timer(0.01, self.fail)
+
+    def fail(self):
+        raise BagError("the disk is full")
+
+    close = fail
+
+raise SystemExit(process.run_node(Full, []))
+"""
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_error_while_running_and_closing_is_one_line(start_process, ros_environment, finished):
+    """On a full disk, the end of a bag fails as its last write did."""
+    process = start_process([sys.executable, "-c", FULL.format(finished=finished)], ros_environment)
+    assert process.wait() == 2
+    assert process.output().strip() == "full: the disk is full"

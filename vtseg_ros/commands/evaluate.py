@@ -453,7 +453,7 @@ def _facts(
     if args.class_map:
         facts["class map"] = args.class_map.name
     if args.every > 1:
-        facts["scored"] = f"every {args.every}th label"
+        facts["scored"] = f"1 of {args.every} labels"
     if args.stride > 1:
         facts["windows"] = f"of frames {args.stride} apart"
     return facts

@@ -63,7 +63,7 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    node = None
+    node, failed = None, False
     try:
         node = make()
         executor.add_node(node)
@@ -71,22 +71,27 @@ def run_node(make: Callable[[], Node], argv: Sequence[str] | None = None) -> int
             while not stop[0] and not getattr(node, "finished", False) and rclpy.ok():
                 _spin_once(executor, node)
     except (VTSegError, ParameterException) as err:
+        failed = True
         print(f"{node.get_name() if node else 'vtseg_ros'}: {err}", file=sys.stderr)
-        return 2
     except NameValidationException as err:  # such as a topic `1/image` on the command line
+        failed = True
         print(f"vtseg_ros: {' '.join(str(err).split())}", file=sys.stderr)
-        return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
-        if node is not None:
-            node.close()
+        try:
+            if node is not None:
+                node.close()
+        except VTSegError as err:
+            if not failed:  # on a full disk, both a write and the end of a bag fail
+                print(f"{node.get_name()}: {err}", file=sys.stderr)
+            failed = True
         with leaving():
             if node is not None:
                 node.destroy_node()
             executor.shutdown()
             rclpy.try_shutdown()
-    return getattr(node, "exit_code", 0)
+    return 2 if failed else getattr(node, "exit_code", 0)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from vtseg_ros.nodes.diagnostics import Health
 from vtseg_ros.nodes.outputs import Outputs
 from vtseg_ros.nodes.process import until_shutdown
 from vtseg_ros.nodes.segment_service import Alone, refusal, segment_alone
-from vtseg_ros.nodes.slots import Pending, Slots
+from vtseg_ros.nodes.slots import Pending, Slots, Taken
 from vtseg_ros.nodes.uncertain_recorder import UncertainRecorder
 
 IDLE_AFTER_S = 0.5
@@ -78,6 +78,8 @@ class Worker:
         self.health = {camera: Health() for camera in outputs}
         self._said_no_stamp = False
         self._active = False
+        self._last_s = time.monotonic()
+        """When the newest frame was finished, steady clock."""
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
@@ -106,35 +108,39 @@ class Worker:
             self._serve()
 
     def _serve(self) -> None:
-        last = time.monotonic()
-        while True:
-            taken = self._slots.take(IDLE_AFTER_S / 2)
-            if taken is None:
-                return
-            self._switch()
-            # Every camera's statuses in the order of its frames: what was skipped after the newest one comes later.
-            newest_s = {pending.camera: pending.received_s for pending in taken.frames}
-            later = []
-            for pending in taken.dropped:
-                if pending.received_s > newest_s.get(pending.camera, pending.received_s):
-                    later.append(pending)
-                else:
-                    self._report_dropped(pending)
-            if taken.frames:
-                self._active, last = True, time.monotonic()
-                self._process(taken.frames)
-                last = time.monotonic()
-                for pending in later:
-                    self._report_dropped(pending)
-            elif taken.asked is None and self._active and time.monotonic() - last > IDLE_AFTER_S:
-                self._publish_idle()
-
+        while (taken := self._slots.take(IDLE_AFTER_S / 2)) is not None:
+            try:
+                self._serve_cameras(taken)
+            except Exception as err:  # of a status or a class list; it must not end the inference thread
+                if not self._context.ok():
+                    return
+                self._warn("publishing failed", f"publishing failed: {type(err).__name__}: {err}")
             if taken.asked is not None:
-                with self.lock:
-                    answer = segment_alone(
-                        taken.asked.message, self._segmenter, self._decode, self._settings.ego_mask
-                    )
-                taken.asked.done(answer)
+                self._serve_alone(taken.asked)
+
+    def _serve_cameras(self, taken: Taken) -> None:
+        self._switch()
+        # Every camera's statuses in the order of its frames: what was skipped after the newest one comes later.
+        newest_s = {pending.camera: pending.received_s for pending in taken.frames}
+        later = []
+        for pending in taken.dropped:
+            if pending.received_s > newest_s.get(pending.camera, pending.received_s):
+                later.append(pending)
+            else:
+                self._report_dropped(pending)
+        if taken.frames:
+            self._active = True
+            self._process(taken.frames)
+            self._last_s = time.monotonic()
+            for pending in later:
+                self._report_dropped(pending)
+        elif taken.asked is None and self._active and time.monotonic() - self._last_s > IDLE_AFTER_S:
+            self._publish_idle()
+
+    def _serve_alone(self, request: Alone) -> None:
+        with self.lock:
+            answer = segment_alone(request.message, self._segmenter, self._decode, self._settings.ego_mask)
+        request.done(answer)
 
     def _report_dropped(self, pending: Pending) -> None:
         why = pending.reason or "a newer frame came before the model was free"
