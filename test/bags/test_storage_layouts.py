@@ -407,6 +407,22 @@ def test_any_damage_is_refused_or_named(tmp_path, layout, flips, end):
         assert set(found) <= set(CONTENT) and (len(found) == len(CONTENT) or end is not None)
 
 
+@pytest.mark.parametrize("compress", [zstandard.compress, lz4.frame.compress])
+@pytest.mark.parametrize("block", [7, 4096, 1 << 20])
+def test_compressed_files_of_several_frames(tmp_path, monkeypatch, caplog, compress, block):
+    """As pzstd and `cat` make them: frames of a third each, before them frames to skip, after them bytes of a disk."""
+    monkeypatch.setattr("vtseg_ros.bags.open_storage.COPY_BYTES", block)
+    whole = WHOLE["as rosbag2"]
+    third = len(whole) // 3 + 1
+    frames = [compress(whole[start : start + third]) for start in range(0, len(whole), third)]
+    skip = b"\x50\x2a\x4d\x18" + struct.pack("<I", 11) + bytes(11)
+    (tmp_path / "a.mcap").write_bytes(b"".join(skip + frame for frame in frames) + bytes(20))
+    assert_holds(tmp_path / "a.mcap")
+    (tmp_path / "b.mcap").write_bytes(b"".join(frames)[:-9])
+    with BagReader(tmp_path / "b.mcap"):
+        assert "b.mcap: its compressed data is cut" in caplog.text
+
+
 def test_more_layouts(tmp_path):
     """Messages outside chunks, records of unknown kinds, a file compressed by lz4, a wrong suffix, a symbolic link."""
     whole, place = WHOLE["as rosbag2"], 8

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from os import SEEK_CUR
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import lz4.frame
 import zstandard
@@ -18,6 +21,10 @@ from vtseg_ros.content import MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC, ZSTD_MAGIC, 
 from vtseg_ros.errors import BagError, first_line
 
 LZ4_MAGIC = b"\x04\x22\x4d\x18"
+SKIPPABLE_MAGIC = b"\x2a\x4d\x18"
+"""Bytes 1 to 3 of a frame that decoders skip, in zstd and lz4 files; byte 0 is 0x50 to 0x5f. pzstd writes them."""
+SKIPPABLE_HEADER = 8
+"""Bytes before the content of such a frame: its magic and its size."""
 _CONVERT = {
     "image": "Convert a folder of images with `vtseg import images`",
     "video": "Convert it with `vtseg import video`",
@@ -42,8 +49,8 @@ def open_storage(path: Path, scratch: Path) -> Storage:
     try:
         with path.open("rb") as file:
             magic = file.read(16)
-        if magic[:4] in (ZSTD_MAGIC, LZ4_MAGIC):
-            return _open_compressed(path, magic[:4], scratch)
+        if _decompressor(magic) or _is_skippable(magic):
+            return _open_compressed(path, scratch)
         if magic == SQLITE_MAGIC:
             return SqliteStorage(path, scratch)
         if magic.startswith(MCAP_MAGIC):
@@ -57,25 +64,17 @@ def open_storage(path: Path, scratch: Path) -> Storage:
     raise BagError(f"not a bag; expected an mcap, sqlite3 or ROS 1 file, got {content}. {advice}")
 
 
-def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
+def _open_compressed(path: Path, scratch: Path) -> Storage:
     damage = ""
     with path.open("rb") as packed, tempfile.NamedTemporaryFile(dir=scratch, delete=False) as out:
         whole = Path(out.name)
-        # Not the copy_stream of zstandard, which accepts truncated files.
-        unpack = (
-            zstandard.ZstdDecompressor().decompressobj()
-            if magic == ZSTD_MAGIC
-            else lz4.frame.LZ4FrameDecompressor()
-        )
         try:
-            while block := packed.read(COPY_BYTES):
-                if unpack.eof:
-                    break
-                out.write(unpack.decompress(block))
-            if not unpack.eof:
-                damage = "its compressed data is cut"
+            for block in _unpacked(packed):
+                out.write(block)
         except (zstandard.ZstdError, RuntimeError, EOFError) as err:
             damage = f"its compressed data is damaged: {first_line(err)}"
+        except _Cut:
+            damage = "its compressed data is cut"
     if whole.stat().st_size == 0:
         raise BagError(damage or "it is empty")
     try:
@@ -88,3 +87,46 @@ def _open_compressed(path: Path, magic: bytes, scratch: Path) -> Storage:
     if damage:
         storage.notes.insert(0, damage)
     return storage
+
+
+class _Cut(Exception):
+    """A compressed file ends within a frame."""
+
+
+def _unpacked(packed: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of a zstd or lz4 file, which may have several frames; other bytes at the end are ignored.
+
+    zstandard's copy_stream is not used, because it accepts truncated files.
+
+    Raises:
+        _Cut: if the last frame has no end.
+    """
+    data = packed.read(COPY_BYTES)
+    while True:
+        if len(data) < SKIPPABLE_HEADER:  # the next frame may begin in the next block
+            data += packed.read(COPY_BYTES)
+        if _is_skippable(data):
+            end = SKIPPABLE_HEADER + int.from_bytes(data[4:SKIPPABLE_HEADER], "little")
+            packed.seek(max(0, end - len(data)), SEEK_CUR)
+            data = data[end:]
+            continue
+        unpack = _decompressor(data)
+        if unpack is None:
+            return
+        while not unpack.eof:
+            if not data:
+                raise _Cut
+            yield unpack.decompress(data)
+            data = b"" if unpack.eof else packed.read(COPY_BYTES)
+        data = unpack.unused_data or b""
+
+
+def _decompressor(data: bytes) -> Any:
+    """Return a decompressor of the frame that begins with these bytes; None if there is none."""
+    if data[:4] == ZSTD_MAGIC:
+        return zstandard.ZstdDecompressor().decompressobj()
+    return lz4.frame.LZ4FrameDecompressor() if data[:4] == LZ4_MAGIC else None
+
+
+def _is_skippable(data: bytes) -> bool:
+    return data[1:4] == SKIPPABLE_MAGIC and data[0] >> 4 == 5
