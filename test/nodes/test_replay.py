@@ -44,22 +44,23 @@ class Ending:
 
     Args:
         harness: subscribes to both before the replay.
+        nodes: that receive the masks.
     """
 
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
+    def __init__(self, harness: Harness, *nodes: str) -> None:
+        self._harness, self._nodes = harness, nodes
         self._masks = harness.collect(Image, "/segmentation/mask")
         self._statuses = harness.collect(SegmentationStatus, "/segmentation/status")
         self._masks.clear()
         self._statuses.clear()
 
     def wait(self) -> None:
-        """Wait until the segmenter has published the last mask, and the evaluator has worked off what it received."""
+        """Wait until the segmenter has published the last mask, and the nodes have worked off what they received."""
         wait_until(lambda: any(s.event == SegmentationStatus.IDLE for s in self._statuses[-1:]))
         processed = [s for s in self._statuses if s.event == SegmentationStatus.PROCESSED]
         wait_until(lambda: self._masks and self._masks[-1].header.stamp == processed[-1].header.stamp)
-        for _ in range(2):  # its executor takes messages before calls
-            self._harness.call(GetParameters, "/evaluator/get_parameters", GetParameters.Request())
+        for node in self._nodes * 2:  # an executor takes messages before calls
+            self._harness.call(GetParameters, f"/{node}/get_parameters", GetParameters.Request())
 
 
 @pytest.mark.parametrize("rate", ["4", pytest.param("0.5", marks=pytest.mark.long)])
@@ -74,7 +75,7 @@ def test_replay_accounts_for_every_frame(
     segmenter.wait_for("window 4")
     reports = harness.collect(EvaluationReport, "/evaluation", LATCHED)
     reports.clear()  # those of the test before
-    ending = Ending(harness)
+    ending = Ending(harness, "evaluator")
     waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
     done, sent = play(street_bag, ros_environment, tmp_path, "--clock", "--rate", rate, *waits)
     assert done.returncode == 0, done.stderr
@@ -138,7 +139,7 @@ def test_a_looped_and_paused_bag_is_accounted_for(
     try:
         reports = harness.collect(EvaluationReport, "/evaluation", LATCHED)
         clocks = harness.collect(Clock, "/clock")
-        ending = Ending(harness)
+        ending = Ending(harness, "evaluator")
 
         def seen() -> int:
             return reports[-1].frames_seen if reports else 0
@@ -177,7 +178,7 @@ def test_a_looped_and_paused_bag_is_accounted_for(
 
 
 def test_recorded_masks_score_as_the_evaluator_says(
-    start_node, start_process, ros_environment, street_bag, tiny_checkpoint, tmp_path
+    start_node, start_process, harness, ros_environment, street_bag, tiny_checkpoint, tmp_path
 ):
     names = ["-r", "image:=/camera/image", "-r", "label:=/camera/label"]
     segmenter = start_node(
@@ -194,12 +195,11 @@ def test_recorded_masks_score_as_the_evaluator_says(
     segmenter.wait_for("window 4")
     command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
     recorder = start_process(command, ros_environment)
-    try:
-        waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
-        play(street_bag, ros_environment, tmp_path, "--rate", "0.7", *waits)
-    finally:
-        code = recorder.stop()
-    assert evaluator.stop() == 0 and segmenter.stop() == 0 and code == 0, recorder.output()
+    ending = Ending(harness, "evaluator", "recorder")
+    waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
+    play(street_bag, ros_environment, tmp_path, "--rate", "0.7", *waits)
+    ending.wait()
+    assert [node.stop() for node in (evaluator, segmenter, recorder)] == [0, 0, 0], recorder.output()
     report = json.loads((tmp_path / "report.json").read_text())
     with BagReader(street_bag) as bag:
         labels = {
