@@ -132,6 +132,7 @@ def test_the_picture_moves():
         (["--size", "60x32"], "multiples of 32"),
         (["--window", "0"], "--window"),
         (["--threads", "0"], "--threads"),
+        (["--threads", "1000000"], "--threads: out of range; expected 1 to 1024"),
         (["--plot", "x.svg"], ".png"),
         (["--precision", "int8"], "precision"),
         (["--backends", "openvino", "--device", "cuda"], "cuda"),

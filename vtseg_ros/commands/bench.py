@@ -21,7 +21,7 @@ from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
-from vtseg_ros.model.vtseg_config import PRESETS
+from vtseg_ros.model.vtseg_config import PRESETS, check_window
 from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, modes_for, with_attention
 from vtseg_ros.profiling.breakdown import measure_parts
 from vtseg_ros.profiling.moving_images import moving_picture
@@ -29,6 +29,7 @@ from vtseg_ros.sizes import parse_size
 
 HELP = "Measure the time per frame of all modes and backends, with the same weights and frames in one run."
 PICTURES = 16
+MAX_THREADS = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,10 +127,10 @@ def _machine(device: torch.device) -> dict[str, Any]:
 def _check(args: argparse.Namespace) -> None:
     for width, height in args.size:
         check_size(height, width)
-    if min(args.window) < 1:
-        raise ConfigError(f"--window: out of range; expected at least 1 frame, got {min(args.window)}")
-    if args.threads is not None and args.threads < 1:
-        raise ConfigError(f"--threads: out of range; expected at least 1, got {args.threads}")
+    for window in args.window:
+        check_window(window, option="--window")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise ConfigError(f"--threads: out of range; expected 1 to {MAX_THREADS}, got {args.threads}")
     if not args.seconds >= 0:
         raise ConfigError(f"--seconds: out of range; expected at least 0, got {args.seconds}")
     if args.plot and args.plot.suffix.lower() != ".png":

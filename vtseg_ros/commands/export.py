@@ -25,6 +25,7 @@ from vtseg_ros.inference.exporter import (
 from vtseg_ros.inference.precision import with_agreement
 from vtseg_ros.model.checkpoint import load_checkpoint
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.vtseg_config import check_window
 from vtseg_ros.profiling.moving_images import moving_picture
 from vtseg_ros.sizes import parse_size
 
@@ -97,10 +98,7 @@ def run(args: argparse.Namespace) -> int:
     file_format = _format(args.out, args.format)
     if args.size:
         check_size(args.size[1], args.size[0])
-    if args.window < 0:
-        raise ConfigError(
-            f"--window: out of range; expected 0 (as in the checkpoint) or more frames, got {args.window}"
-        )
+    check_window(args.window, option="--window", as_in_checkpoint=True)
     if not args.out.parent.is_dir():
         raise ConfigError(f"--out: no such folder; expected {args.out.parent} to exist. Create it")
     checkpoint = load_checkpoint(args.checkpoint, static_prior=args.static_prior)

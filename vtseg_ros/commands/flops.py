@@ -13,6 +13,7 @@ from rich.table import Table
 from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.label_set import IGNORE
+from vtseg_ros.model.vtseg_config import check_window
 from vtseg_ros.profiling.flops import Cost, build, costs, networks
 from vtseg_ros.sizes import parse_size
 
@@ -62,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    if min(args.window) < 1:
-        raise ConfigError(f"--window: out of range; expected at least 1, got {min(args.window)}")
+    for window in args.window:
+        check_window(window, option="--window")
     if not 1 <= args.classes <= IGNORE:
         raise ConfigError(f"--classes: out of range; expected 1 to {IGNORE}, got {args.classes}")
     columns = [(size, frames) for size in args.size for frames in args.window]

@@ -14,6 +14,7 @@ from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError
 
 HELP = "Publish a bag's messages on their topics (needs ROS 2), like `ros2 bag play`."
+MIN_RATE = 0.001
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--exclude-regex: not a regular expression; got {args.exclude_regex}: {err}"
         ) from err
-    if not args.rate > 0:
-        raise ConfigError(f"--rate: out of range; expected above 0, got {args.rate}")
+    if not args.rate >= MIN_RATE:
+        raise ConfigError(f"--rate: out of range; expected at least {MIN_RATE}, got {args.rate}")
     for name in ("clock", "wait_timeout"):
         if getattr(args, name) < 0:
             option = f"--{name.replace('_', '-')}"

@@ -23,6 +23,7 @@ from vtseg_ros.evaluation.recurrent import RecurrentSystem, trained_flow, traine
 from vtseg_ros.evaluation.systems import PredictorSystem, System, SystemInfo
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import architecture, architectures, traits_of
+from vtseg_ros.model.vtseg_config import check_window
 
 if TYPE_CHECKING:
     from vtseg_ros.model.video_network import VideoNetwork
@@ -70,10 +71,8 @@ class Selection:
             raise ConfigError(
                 f"--name: expected one name per checkpoint ({len(self.checkpoints)}), got {len(self.names)}"
             )
-        if min(self.windows) < 0:
-            raise ConfigError(
-                f"window: out of range; expected 0 (as in the checkpoint) or more frames, got {min(self.windows)}"
-            )
+        for window in self.windows:
+            check_window(window, as_in_checkpoint=True)
 
 
 def open_systems(selection: Selection, index: FrameIndex) -> list[System]:

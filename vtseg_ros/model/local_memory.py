@@ -27,7 +27,7 @@ from vtseg_ros.model.registry import (
 )
 from vtseg_ros.model.static_prior import build_prior, is_own, resize_logits
 from vtseg_ros.model.video_network import VideoNetwork, single_frames
-from vtseg_ros.model.vtseg_config import MAX_WINDOW
+from vtseg_ros.model.vtseg_config import check_window
 
 if TYPE_CHECKING:
     from vtseg_ros.model.vtseg import VTSeg
@@ -65,8 +65,7 @@ class LocalMemoryConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= 255:
             raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
-        if not 1 <= self.window <= MAX_WINDOW:
-            raise ConfigError(f"window: out of range; expected 1 to {MAX_WINDOW} frames, got {self.window}")
+        check_window(self.window)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

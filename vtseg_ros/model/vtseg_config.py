@@ -18,6 +18,22 @@ ATTENTION_KINDS = ("full", "causal")
 MIX_FFN_KINDS = ("spatial", "spatiotemporal")
 
 
+def check_window(frames: int, *, option: str = "window", as_in_checkpoint: bool = False) -> None:
+    """Check the length of a window.
+
+    Args:
+        frames: the number of frames.
+        option: what is set, as the error names it.
+        as_in_checkpoint: whether 0 is allowed, for the length in the checkpoint.
+
+    Raises:
+        ConfigError: if no network can have such a window.
+    """
+    if not (0 if as_in_checkpoint else 1) <= frames <= MAX_WINDOW:
+        expected = f"1 to {MAX_WINDOW} frames" + (", or 0 (as in the checkpoint)" if as_in_checkpoint else "")
+        raise ConfigError(f"{option}: out of range; expected {expected}, got {frames}")
+
+
 @dataclass(frozen=True)
 class VTSegConfig:
     """Hyperparameters of VTSeg; the defaults are the paper's (preset `b0`).
@@ -65,8 +81,7 @@ class VTSegConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 1 <= self.num_classes <= 255:
             raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
-        if not 1 <= self.window <= MAX_WINDOW:
-            raise ConfigError(f"window: out of range; expected 1 to {MAX_WINDOW} frames, got {self.window}")
+        check_window(self.window)
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios"):
             values = getattr(self, field)
             if len(values) != STAGES or min(values) < 1:

@@ -20,6 +20,7 @@ from vtseg_ros.inference.postprocess import to_mask
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
+from vtseg_ros.model.vtseg_config import check_window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +160,8 @@ class Backend(ABC):
 
     def check_window(self, frames: int | None) -> None:
         """Raise ConfigError if the network does not support a window length; None = its own."""
-        if frames is not None and frames < 1:
-            raise ConfigError(f"window: out of range; expected at least 1 frame, got {frames}")
+        if frames is not None:
+            check_window(frames)
         if frames is not None and self.longest_window is not None and frames > self.longest_window:
             raise ConfigError(
                 f"window: longer than the network was exported for; expected at most {self.longest_window} frames, got {frames}"
