@@ -13,13 +13,14 @@ import importlib
 import io
 import keyword
 import math
+import os
 import sys
 from pathlib import Path
 
 from vtseg_ros import __version__
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.report_files import STARTS, check_report_file
-from vtseg_ros.errors import ConfigError, VTSegError
+from vtseg_ros.errors import ConfigError, VTSegError, first_line, is_out_of_memory
 from vtseg_ros.files import with_home
 
 COMMANDS = {
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = build_parser().parse_args(argv)
     # Not `chosen.arguments`: argparse removes the `--` before names that begin with a dash.
     arguments = argv[argv.index(chosen.command) + 1 :]
+    new: list[Path] = []
     try:
         name = chosen.command.replace("-", "_")
         name = f"{name}_" if keyword.iskeyword(name) else name
@@ -72,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(parser)
         args = parser.parse_args(arguments)
         _check_values(args)
+        new = [path for path in _outputs(args) if not os.path.lexists(path)]
         with interrupts.raised():
             return module.run(args) or 0
     except VTSegError as err:
@@ -79,7 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vtseg {chosen.command}: {err}".replace("\n", "\\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"vtseg {chosen.command}: stopped" + (f": {stop}" if str(stop) else ""), file=sys.stderr)
+        left = str(stop) or "; ".join(f"{path} was not written" for path in new if not os.path.lexists(path))
+        print(f"vtseg {chosen.command}: stopped" + (f": {left}" if left else ""), file=sys.stderr)
         return 1
     except BrokenPipeError:
         sys.stderr.close()
@@ -90,9 +94,23 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"vtseg {chosen.command}: {advice}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as err:  # of torch, the latter
+        if not is_out_of_memory(err):
+            raise
+        print(
+            f"vtseg {chosen.command}: out of memory; expected enough for the images and the network, got: "
+            f"{first_line(err)}. Use a smaller size, or a machine with more memory",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as err:  # such as a full or read-only disk: a traceback would not help
         print(f"vtseg {chosen.command}: {err}", file=sys.stderr)
         return 1
+
+
+def _outputs(args: argparse.Namespace) -> list[Path]:
+    found = [getattr(args, name, None) for name in ("out", "overlay")]
+    return [path for path in found if isinstance(path, Path)]
 
 
 def _check_values(args: argparse.Namespace) -> None:
@@ -116,7 +134,7 @@ def _check_values(args: argparse.Namespace) -> None:
             setattr(args, name, [with_home(one) if isinstance(one, Path) else one for one in value])
     for option in STARTS:
         path = getattr(args, option, None)
-        if isinstance(path, Path) and str(path) != "-":
+        if isinstance(path, Path):
             check_report_file(option, path)
 
 

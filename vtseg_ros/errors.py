@@ -31,6 +31,12 @@ class DownloadError(VTSegError):
     """Weights that cannot be downloaded: missing, not reachable, or truncated."""
 
 
+def is_out_of_memory(err: BaseException) -> bool:
+    """Return whether an exception says that memory is missing: Python's, or that of torch for processors or GPUs."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(err, MemoryError) or any(word in str(err) for word in words)
+
+
 def first_line(err: BaseException) -> str:
     """Return the first line of an exception's text, or the name of its class if it has none."""
     lines = str(err).strip().splitlines()

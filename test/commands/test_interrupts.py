@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -15,6 +16,7 @@ from conftest import make_checkpoint
 from vtseg_ros.bags.bag import BagReader, BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message
 from vtseg_ros.cli import main
+from vtseg_ros.commands import interrupts
 from vtseg_ros.errors import BagError
 from vtseg_ros.inference import VideoPredictor
 
@@ -177,6 +179,81 @@ class TestNothingIsWritten:
         assert main([*command, "--topic", "/camera/label2/compressed"]) == 1
         assert "bag was not written" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_signal_while_a_bag_is_finished(tmp_path, interrupt, capsys, storage):
+    """The bag is either complete, and the line says so, or it does not stay."""
+    from vtseg_ros.bags import bag
+
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((4, 4, 3), np.uint8))
+    interrupt(bag._Writer, "close", 1, signal.SIGINT)
+    command = [
+        "import",
+        "images",
+        str(tmp_path / "images"),
+        "--storage",
+        storage,
+        "--out",
+        str(tmp_path / "bag"),
+    ]
+    assert main(command) == 1
+    assert "bag was not written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_a_signal_after_the_bag_is_complete(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt, match="bag is complete"), interrupts.unwritten(tmp_path / "bag"):
+        (tmp_path / "bag").mkdir()
+        raise KeyboardInterrupt
+
+
+def test_outputs_are_named_before_the_work_begins(tmp_path, street_bag, tiny_checkpoint, interrupt, capsys):
+    from vtseg_ros.commands import segment
+
+    interrupt(segment, "_open_predictor", 1, signal.SIGINT)
+    out = ["--out", str(tmp_path / "masks"), "--overlay", str(tmp_path / "o.mp4")]
+    assert main(["segment", str(street_bag), "--checkpoint", str(tiny_checkpoint), *out]) == 1
+    err = capsys.readouterr().err
+    assert (
+        "masks was not written; " in err and "o.mp4 was not written" in err and not list(tmp_path.iterdir())
+    )
+
+
+def test_a_signal_that_a_library_swallows(tmp_path, tiny_checkpoint, monkeypatch, capsys):
+    from vtseg_ros.commands import export
+
+    def write(*_) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class Result:
+        frames, agreement, difference, largest = 1, 1.0, 0.0, 1.0
+
+        def check(self, _) -> None:
+            pass
+
+    monkeypatch.setattr(export, "write_export", write)
+    monkeypatch.setattr(export, "verify", lambda *_: Result())
+    assert main(["export", str(tiny_checkpoint), "--out", str(tmp_path / "x.onnx")]) == 1
+    assert "x.onnx was not written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_ego_mask_and_its_preview_are_both_there_or_none(tmp_path, street_bag, interrupt, capsys):
+    from vtseg_ros.commands import ego_mask
+
+    interrupt(ego_mask, "write_atomically", 2, signal.SIGTERM)
+    assert main(["ego-mask", str(street_bag), "--out", str(tmp_path / "hood.png")]) == 1
+    assert "hood.png was not written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_extract_without_a_frame_leaves_no_folder(tmp_path, street_bag, interrupt, capsys):
+    from vtseg_ros.commands import labels
+
+    interrupt(labels, "read_frames", 1, signal.SIGINT)
+    assert main(["labels", "extract", str(street_bag), "--out", str(tmp_path / "f")]) == 1
+    assert "f was not written" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_extract_names_what_it_wrote(tmp_path, street_bag, interrupt, capsys):

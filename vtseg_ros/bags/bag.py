@@ -606,7 +606,7 @@ class BagWriter:
             try:
                 self.close()
                 return
-            except BagError:
+            except BaseException:  # KeyboardInterrupt too: what is not finished does not stay
                 self._remove()
                 raise
         self._remove()

@@ -78,9 +78,14 @@ def run(args: argparse.Namespace) -> int:
     images = _of_bag if is_bag(args.input) else _of_video
     with interrupts.unwritten(args.out):
         found = propose_ego_mask(images(args), threshold=args.threshold, top=args.top)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out, cv2.imencode(".png", found.mask.astype(np.uint8) * 255)[1].tobytes())
-    write_atomically(shown, cv2.imencode(".jpg", preview(found)[..., ::-1])[1].tobytes())
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomically(shown, cv2.imencode(".jpg", preview(found)[..., ::-1])[1].tobytes())
+            write_atomically(args.out, cv2.imencode(".png", found.mask.astype(np.uint8) * 255)[1].tobytes())
+        except BaseException:
+            for path in (args.out, shown):  # both or none
+                path.unlink(missing_ok=True)
+            raise
     share = float(found.mask.mean())
     print(f"{args.out}: {100 * share:.1f} % of the image is masked, from {found.frames} frames")
     if found.still:

@@ -12,6 +12,7 @@ import numpy as np
 from vtseg_ros.bags.bag import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.topics import require_image_topic
+from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.inference.exporter import (
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         result = verify(temporary, what, checkpoint, images)
         _say(result, real=args.bag is not None)
         result.check(args.out)
+        interrupts.check()
         temporary.chmod(0o644)
         temporary.replace(args.out)
     finally:

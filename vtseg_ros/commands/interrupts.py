@@ -8,9 +8,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_raised: list[int] = []
 
 
 @contextmanager
@@ -31,12 +33,21 @@ def _handler(
 @contextmanager
 def raised() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM too, which makes context managers clean up."""
+    _raised.clear()
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
+        _raised.append(number)
         raise KeyboardInterrupt
 
-    with _handler(interrupt, (signal.SIGTERM,)):
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as nohup and background jobs have it
+    with _handler(interrupt, (signal.SIGTERM,) if ignored else SIGNALS):
         yield
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if there was a signal whose KeyboardInterrupt some library has swallowed."""
+    if _raised:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -59,8 +70,11 @@ def deferred(*, second_raises: bool = True) -> Iterator[list[int]]:
 
 @contextmanager
 def unwritten(what: object) -> Iterator[None]:
-    """Add to a KeyboardInterrupt that something was not written."""
+    """Add to a KeyboardInterrupt that something was not written; a path that exists then is complete."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or f"{what} was not written") from stop
+        complete = isinstance(what, Path) and what.exists()
+        raise KeyboardInterrupt(
+            str(stop) or f"{what} {'is complete' if complete else 'was not written'}"
+        ) from stop

@@ -196,8 +196,12 @@ def _extract_frames(args: argparse.Namespace, path: Path, out: Path, tracker: Tr
             with interrupts.deferred() as stop, tracker(len(chosen), "extracting") as advance:
                 for stamp, result in read_frames(bag, topic, chosen):
                     if stop:
+                        if not written and not any(out.iterdir()):
+                            out.rmdir()
+                            raise KeyboardInterrupt(f"{out} was not written")
                         raise KeyboardInterrupt(
-                            f"{len(written)} of {len(chosen)} frames were written to {out}"
+                            f"{len(written)} of {len(chosen)} frames were written to {out}; to extract all, remove it and "
+                            "run the command again"
                         )
                     advance()
                     if isinstance(result, str):
