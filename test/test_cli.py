@@ -98,6 +98,11 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
         (["synth", "--out", "X", "--variation", "snow"], "variation: unknown"),
         (["synth", "--out", "X", "--frames", "0"], "at least 1 frame"),
         (["bench", "--plot", "no/where.png"], "--plot: no such folder; expected no to exist"),
+        (["bench", "--window", "65"], "--window: out of range; expected 1 to 64 frames, got 65"),
+        (["flops", "--window", "1000000"], "--window: out of range; expected 1 to 64 frames, got 1000000"),
+        (["export", "C", "--out", "x.onnx", "--window", "65"], "1 to 64 frames, or 0 (as in the checkpoint)"),
+        (["flops", "--json", "-"], "--json -: not the name of a report"),
+        (["labels", "extract", "BAG", "--out", "X", "--json", "-"], "--json -: not the name of a report"),
         (["flops", "--classes", "-1"], "--classes: out of range; expected 1 to 255, got -1"),
         (["synth", "--out", "X", "--seed", "-1"], "seed: out of range; expected at least 0, got -1"),
         (["synth", "--out", "X", "--frames", "1" + 20 * "0"], "--frames: out of range; expected at most"),
@@ -165,6 +170,25 @@ def test_reports_replace_reports_only(street_bag, tmp_path, capsys):
     for name in ("old.json", "empty", "a/new/folder/x.json"):
         assert main(["info", str(street_bag), "--json", str(tmp_path / name)]) == 0
         assert json.loads((tmp_path / name).read_text())["seconds"] == 2.9
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_missing_memory_is_one_line(error, monkeypatch, capsys):
+    from vtseg_ros.commands import flops
+
+    def build(*_) -> None:
+        raise error
+
+    monkeypatch.setattr(flops, "build", build)
+    assert main(["flops"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vtseg flops: out of memory; ") and err.count("\n") == 1
 
 
 def test_names_that_no_encoding_prints(street_bag, tmp_path):

@@ -9,11 +9,17 @@ import errno
 import glob
 import hashlib
 import os
+import select
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import IO
+
+MAX_IMAGE_BYTES = 1 << 30
+"""Largest image file, far above what MAX_PIXELS need."""
+PIPE_WAIT_S = 20
 
 fcntl: ModuleType | None
 try:
@@ -23,7 +29,15 @@ except ImportError:  # not on Windows
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file atomically: `path` contains its old content or all of `payload`, even if the process is killed."""
+    """Write a file atomically: `path` contains its old content or all of `payload`, even if the process is killed.
+
+    A link stays, and its target is replaced. A device or a pipe, such as /dev/stdout, is written to, never replaced.
+    """
+    if is_special(path):
+        with path.open("wb") as file:
+            file.write(payload)
+        return
+    path = path.resolve() if path.is_symlink() else path
     _remove_orphans(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -40,6 +54,13 @@ def write_atomically(path: Path, payload: bytes) -> None:
         raise
 
 
+def is_special(path: Path) -> bool:
+    """Return whether a path is a device, a pipe or a socket, or below /dev, as the link /dev/stdout to a file."""
+    if path.is_file():
+        return path.is_symlink() and Path(os.path.abspath(path)).parent in (Path("/dev"), Path("/dev/fd"))
+    return path.exists() and not path.is_dir()
+
+
 def _remove_orphans(path: Path) -> None:
     """Remove temporary files of killed processes next to `path`: no process holds their lock any more."""
     if fcntl is None:
@@ -48,6 +69,31 @@ def _remove_orphans(path: Path) -> None:
         with contextlib.suppress(OSError), orphan.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             orphan.unlink()
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Read a file that has at most `most` bytes; a device such as /dev/zero would fill the memory otherwise.
+
+    Raises:
+        OSError: if it cannot be read or is larger.
+    """
+    with open(path, "rb", opener=_open_with_writer) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"more than {most >> 20} MiB, which no file of this kind has", str(path))
+    return data
+
+
+def _open_with_writer(path: str, flags: int) -> int:
+    """Open a file; a pipe must have a writer in time, since opening one that has none waits forever."""
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return os.open(path, flags)
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    if not select.select([handle], [], [], PIPE_WAIT_S)[0]:
+        os.close(handle)
+        raise OSError(errno.ETIMEDOUT, f"a pipe without data for {PIPE_WAIT_S} s", path)
+    os.set_blocking(handle, True)
+    return handle
 
 
 def folder_problem(path: Path) -> str:

@@ -11,11 +11,14 @@ from typing import Any
 import yaml
 
 from vtseg_ros.errors import first_line
+from vtseg_ros.files import read_limited
+
+MAX_TEXT_BYTES = 64 << 20
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file; see `decode_text`. Raises OSError if it cannot be read."""
-    return decode_text(Path(path).read_bytes())
+    """Read a text file; see `decode_text`. Raises OSError if it cannot be read or is larger than any list."""
+    return decode_text(read_limited(Path(path), MAX_TEXT_BYTES))
 
 
 def decode_text(data: bytes) -> str:

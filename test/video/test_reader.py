@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 
 import cv2
@@ -164,6 +165,13 @@ def test_what_is_no_video(tmp_path, content):
         VideoReader(tmp_path / "b.mp4")
     with pytest.raises(ConfigError, match="got a folder"):
         VideoReader(tmp_path)
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    """Opening one that has no writer would wait forever."""
+    os.mkfifo(tmp_path / "camera.mp4")
+    with pytest.raises(ConfigError, match="got a pipe. Save the video to a file"):
+        VideoReader(tmp_path / "camera.mp4")
 
 
 def test_a_file_without_video(tmp_path):

@@ -13,6 +13,11 @@ from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.diagnosis import Diagnosis, diagnose
 
 HELP = "Print versions, devices, speed and the known problems of this installation; for bug reports."
+STANDARD_OUTPUT = "-"
+
+
+def _report_file(text: str) -> Path | str:
+    return text if text == STANDARD_OUTPUT else Path(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-speed", action="store_true", help="omit the speed test of 2 s")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the report as JSON; - = standard output"
+        "--json", type=_report_file, metavar="FILE", help="write the report as JSON; - = standard output"
     )
 
 
@@ -32,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report and return 1 if there is a problem, otherwise 0."""
     diagnosis = diagnose(topic=args.topic, speed=not args.no_speed)
     report = diagnosis.as_dict()
-    if args.json and str(args.json) == "-":
+    if args.json == STANDARD_OUTPUT:
         print(json.dumps(report, indent=2))
     else:
         _print(diagnosis)

@@ -14,6 +14,7 @@ from typing import Any
 
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.storage_files import holds_bag
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.evaluation_output import Evaluation, report
@@ -42,6 +43,7 @@ from vtseg_ros.evaluation.robustness import (
 )
 from vtseg_ros.evaluation.selection import Selection, model_names, open_systems
 from vtseg_ros.evaluation.systems import System
+from vtseg_ros.files import folder_problem
 from vtseg_ros.fleet import Place, Task, Url, expand_inputs, parse_place, plan_tasks
 from vtseg_ros.fleet.object_store import upload
 from vtseg_ros.fleet.results import read_file
@@ -212,6 +214,8 @@ def run(args: argparse.Namespace) -> int:
     if args.ray:
         return run_evaluate_job(args)
     refuse_urls([*args.bag, args.out], "Add --ray none and --out DIR")
+    if args.out:
+        _check_out(args.out)
     selection = _selection(args)
     index = _index(args, args.bag)
     store = FrameStore(index)
@@ -286,6 +290,17 @@ def _check_consecutive_labels(args: argparse.Namespace, index: FrameIndex) -> No
             raise ConfigError(
                 f"--{name}: no two consecutive frames have labels; expected labels on all frames"
             )
+
+
+def _check_out(folder: Path) -> None:
+    """Check the folder of the report before the frames are scored."""
+    if folder.is_dir() and holds_bag(folder):
+        raise ConfigError(
+            f"--out: {folder} is a bag; expected a folder for the report. Choose another folder"
+        )
+    problem = folder_problem(folder / "report.json")
+    if problem:
+        raise ConfigError(f"--out: {folder} cannot be written; {problem}. Choose another folder")
 
 
 def _selection(args: argparse.Namespace) -> Selection:

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from vtseg_ros.content import content_of
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.files import folder_problem
+from vtseg_ros.files import folder_problem, is_special
 
 STARTS = {"json": b"{[", "html": b"<"}
 """First characters of a report, by its option."""
@@ -28,6 +29,10 @@ def check_report_file(option: str, path: Path) -> None:
     Raises:
         ConfigError: if it is a folder or a file of another kind, or its folder cannot be written to.
     """
+    if str(path) == "-":
+        raise ConfigError(
+            f"--{option} -: not the name of a report; expected a file name, got -. Add a name, such as report.{option}"
+        )
     if path.is_dir():
         raise ConfigError(f"--{option} {path}: a folder; expected a file name, got a folder. Add a file name")
     if path.is_file():
@@ -43,7 +48,7 @@ def check_report_file(option: str, path: Path) -> None:
                 f"--{option} {path}: only an earlier report is overwritten; expected a new file or {option.upper()}, got "
                 f"{content_of(path)}. Choose another name"
             )
-    problem = folder_problem(path)
+    problem = "" if is_special(path) and os.access(path, os.W_OK) else folder_problem(path)
     if problem:
         raise ConfigError(f"--{option} {path}: cannot be written; {problem}. Choose another folder")
 

@@ -17,6 +17,7 @@ from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, decode_file
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.errors import ConfigError, ImageError
+from vtseg_ros.files import MAX_IMAGE_BYTES, read_limited
 from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.importers.exif import UPRIGHT, orientation_of, turned
 from vtseg_ros.label_set import LabelSet
@@ -182,6 +183,6 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.is_fifo():
             raise ImageError("it is a pipe, and reading it might wait forever; expected a file")
-        return path.read_bytes()
+        return read_limited(path, MAX_IMAGE_BYTES)
     except OSError as err:
         raise ImageError(f"the file cannot be read: {err.strerror}") from err

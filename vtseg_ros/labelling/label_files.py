@@ -97,6 +97,10 @@ class _Archive:
             names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
             self.names = sorted(name for name in names if not is_hidden(name))
             return
+        if path.exists() and not path.is_file():
+            raise ConfigError(
+                f"{path} is neither a folder nor a zip archive of labels: it is a device or a pipe. Name a folder or a file"
+            )
         try:
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as err:

@@ -15,6 +15,7 @@ from vtseg_ros.bags.image_messages import as_ids, without_clear_pixels
 from vtseg_ros.bags.png import StoredPng, read_png
 from vtseg_ros.content import PNG_MAGIC
 from vtseg_ros.errors import ImageError
+from vtseg_ros.files import MAX_IMAGE_BYTES, read_limited
 from vtseg_ros.label_set import IGNORE
 from vtseg_ros.labelling.palette import Palette
 
@@ -243,7 +244,7 @@ def read_ego_mask(path: str | Path) -> np.ndarray:
         ImageError: If it cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_limited(Path(path), MAX_IMAGE_BYTES)
     except OSError as err:
         raise ImageError(f"the file cannot be read: {err.strerror}") from err
     if not data.startswith(PNG_MAGIC):

@@ -83,6 +83,10 @@ class VideoReader:
                 f"{path}: reading a video needs the package av; expected it to be installed. Run: pip install 'vtseg_ros[video]'"
             ) from err
         self.path = Path(path)
+        if self.path.is_fifo():  # opening it may wait forever, and it cannot be read twice
+            raise ConfigError(
+                f"{path}: not a video file; expected a file, got a pipe. Save the video to a file"
+            )
         self._error = av.FFmpegError
         self._file: Any = None
         try:
