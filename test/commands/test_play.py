@@ -78,3 +78,9 @@ def test_a_topic_that_ros_does_not_have(tmp_path, ros_environment):
 def test_negative_values(street_bag, capsys, option):
     assert main(["play", str(street_bag), f"{option}=-1"]) == 2
     assert f"{option}: out of range; expected at least 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "1e-300"])
+def test_a_rate_that_never_ends(street_bag, capsys, rate):
+    assert main(["play", str(street_bag), f"--rate={rate}"]) == 2
+    assert "--rate: out of range; expected at least 0.001, got" in capsys.readouterr().err
