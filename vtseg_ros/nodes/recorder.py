@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from vtseg_ros.bags.bag import BagWriter
@@ -17,8 +18,11 @@ from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import stamp_ns
-from vtseg_ros.nodes.outputs import IMAGES, LATCHED
+from vtseg_ros.nodes.outputs import LATCHED
 from vtseg_ros.nodes.process import run_node
+
+# Compressing a large mask may take longer than computing the next ones: they wait here and are not lost.
+WAITING = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class RecorderNode(Node):
@@ -33,7 +37,7 @@ class RecorderNode(Node):
         self._bag = BagWriter(bag)
         self._labels: LabelSet | None = None
         self._begun = False
-        self.create_subscription(Image, "segmentation/mask", self._on_mask, IMAGES)
+        self._masks = self.create_subscription(Image, "segmentation/mask", self._on_mask, WAITING)
         self.create_subscription(LabelMap, "segmentation/label_map", self._on_label_map, LATCHED)
 
     def _on_mask(self, message: Image) -> None:
@@ -63,7 +67,10 @@ class RecorderNode(Node):
         self.get_logger().info("recording")
 
     def close(self) -> None:
-        """Complete the bag."""
+        """Record the masks that are waiting, and complete the bag."""
+        with self._masks.handle:
+            while (taken := self._masks.handle.take_message(Image, False)) is not None:
+                self._on_mask(taken[0])
         self._bag.close()
 
 
