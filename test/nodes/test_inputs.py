@@ -9,10 +9,11 @@ import pytest
 pytest.importorskip("rclpy")
 
 from conftest import wait_until
+from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from vtseg_ros.nodes.inputs import explain_silence
+from vtseg_ros.nodes.inputs import explain_silence, image_topic
 
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -80,3 +81,30 @@ def test_reasons(harness, camera, transport, qos, published, words):
         for publisher in publishers:
             harness.node.destroy_publisher(publisher)
         harness.node.destroy_subscription(subscription)
+
+
+@pytest.mark.parametrize(
+    ("remaps", "camera", "transport", "topic"),
+    [
+        ([], "", "compressed", "/robot/image/compressed"),
+        (["image:=/camera/image"], "", "raw", "/camera/image"),
+        (["image:=/camera/image"], "", "compressed", "/camera/image/compressed"),
+        (["image:=camera/image"], "", "zstd", "/robot/camera/image/zstd"),
+        (["front/image:=/camera/image"], "front", "compressed", "/camera/image/compressed"),
+        (["image:=/camera/image"], "front", "compressed", "/robot/front/image/compressed"),
+        (["image:=/one", "image/compressed:=/two/jpeg"], "", "compressed", "/two/jpeg"),
+    ],
+)
+def test_a_remapped_image_topic_keeps_the_suffix_of_the_transport(harness, remaps, camera, transport, topic):
+    arguments = [word for remap in remaps for word in ("-r", remap)]
+    node = Node(
+        "remapped",
+        namespace="/robot",
+        context=harness.node.context,
+        cli_args=["--ros-args", *arguments],
+        use_global_arguments=False,
+    )
+    try:
+        assert node.resolve_topic_name(image_topic(node, camera, transport)) == topic
+    finally:
+        node.destroy_node()

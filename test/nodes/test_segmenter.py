@@ -304,10 +304,11 @@ def test_diagnostics(camera):
     } <= values.keys()
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg"])
-def test_compressed_input(harness, start_segmenter, tiny_checkpoint, kind):
-    node = start_segmenter(f"/{kind}", tiny_checkpoint, "-p", "image_transport:=compressed")
-    camera = Camera(harness, node, f"/{kind}", kind=CompressedImage, topic="image/compressed")
+@pytest.mark.parametrize(("kind", "topic"), [("png", "image"), ("jpg", "camera/image")])
+def test_compressed_input(harness, start_segmenter, tiny_checkpoint, kind, topic):
+    remap = ("-r", f"image:={topic}")
+    node = start_segmenter(f"/{kind}", tiny_checkpoint, "-p", "image_transport:=compressed", *remap)
+    camera = Camera(harness, node, f"/{kind}", kind=CompressedImage, topic=f"{topic}/compressed")
     rgb = picture(11)
     message = compressed_message(rgb, kind, camera.next_stamp())
     mask = camera.mask_of(camera.answer(message))

@@ -36,7 +36,7 @@ from vtseg_ros.errors import ConfigError, VTSegError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.msg import LabelMap
 from vtseg_ros.nodes.conversions import scale_camera_info, stamp_ns
-from vtseg_ros.nodes.inputs import INPUT_QOS, ImageInput, image_class
+from vtseg_ros.nodes.inputs import INPUT_QOS, ImageInput, image_class, transport_topic
 from vtseg_ros.nodes.matching import StampMatcher
 from vtseg_ros.nodes.outputs import IMAGES, LATCHED
 from vtseg_ros.nodes.parameters import Param, Parameters, locked_while_running
@@ -174,7 +174,7 @@ class CloudNode(Node):
             found["confidence"] = ("segmentation/confidence", "raw", IMAGES)
         if self._params["color"] == "image":
             transport = self._params["image_transport"]
-            found["image"] = (f"image{TRANSPORTS[transport].suffix}", transport, sensor)
+            found["image"] = (transport_topic(self, "image", transport), transport, sensor)
         if self._source == "points":
             found["points"] = ("points", "", sensor)
             return found
@@ -182,7 +182,7 @@ class CloudNode(Node):
         if transport == "compressedDepth":  # published like jpeg and png
             found["depth"] = (f"depth{COMPRESSED_DEPTH}", "compressed", sensor)
         else:
-            found["depth"] = (f"depth{TRANSPORTS[transport].suffix}", transport, sensor)
+            found["depth"] = (transport_topic(self, "depth", transport), transport, sensor)
         return found
 
     def _new_matcher(self) -> StampMatcher:

@@ -29,7 +29,7 @@ from vtseg_ros.labelling.masks import MaskReader
 from vtseg_ros.labelling.palette import Palette
 from vtseg_ros.msg import EvaluationReport, LabelMap, SegmentationStatus
 from vtseg_ros.nodes.conversions import stamp_ns
-from vtseg_ros.nodes.inputs import ImageInput
+from vtseg_ros.nodes.inputs import ImageInput, transport_topic
 from vtseg_ros.nodes.ledger import Ledger, Waiting
 from vtseg_ros.nodes.outputs import LATCHED, STATUS
 from vtseg_ros.nodes.parameters import (
@@ -152,7 +152,7 @@ class EvaluatorNode(TypedParameters, Node):
         for what, on_message in (("image", self._on_image), ("label", self._on_label)):
             chosen = self._params[f"{what}_transport"]
             for transport in ANY_OF if chosen == ANY else (chosen,):
-                topic = f"{base}{what}{TRANSPORTS[transport].suffix}"
+                topic = transport_topic(self, f"{base}{what}", transport)
                 receive = partial(on_message, transport)
                 self._inputs.append(
                     ImageInput(self, topic, transport, from_camera, receive, self._on_lost_packet)

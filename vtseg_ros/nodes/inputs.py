@@ -35,10 +35,24 @@ INPUT_QOS = {
 }
 
 
-def image_topic(camera: str, transport: str) -> str:
-    """Return the relative name of a camera's image topic."""
-    base = f"{camera}/image" if camera else "image"
-    return base + TRANSPORTS[transport].suffix
+def transport_topic(node: Node, base: str, transport: str) -> str:
+    """Return the topic of a transport, for which a remapping of the base name counts too, as in image_transport.
+
+    Args:
+        node: Node with the remappings.
+        base: Relative name of the topic without the suffix of the transport.
+        transport: Name of the transport.
+    """
+    suffix = TRANSPORTS[transport].suffix
+    name = base + suffix
+    if not suffix or node.resolve_topic_name(name) != node.resolve_topic_name(name, only_expand=True):
+        return name  # a remapping of the whole name has priority
+    return str(node.resolve_topic_name(base)) + suffix
+
+
+def image_topic(node: Node, camera: str, transport: str) -> str:
+    """Return the name of a camera's image topic."""
+    return transport_topic(node, f"{camera}/image" if camera else "image", transport)
 
 
 def image_class(transport: str) -> type:
@@ -149,14 +163,16 @@ def subscribe(
     if is_video(transport):
         profile = QoSProfile(depth=VIDEO_DEPTH, reliability=profile.reliability)
     return [
-        node.create_subscription(image_class(transport), image_topic(camera, transport), on_image, profile),
+        node.create_subscription(
+            image_class(transport), image_topic(node, camera, transport), on_image, profile
+        ),
         node.create_subscription(CameraInfo, info, on_info, qos_profile_sensor_data),
     ]
 
 
 def explain_silence(node: Node, camera: str, transport: str, qos: str) -> str:
     """Explain why no image arrives: who publishes the topic and how, and which image topics there are."""
-    topic = node.resolve_topic_name(image_topic(camera, transport))
+    topic = node.resolve_topic_name(image_topic(node, camera, transport))
     wanted = TRANSPORTS[transport].msgtype
     publishers = node.get_publishers_info_by_topic(topic)
     reliable = INPUT_QOS[qos].reliability == ReliabilityPolicy.RELIABLE

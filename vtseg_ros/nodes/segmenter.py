@@ -183,7 +183,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
             quantile=self._params["record_quantile"],
             topics={
                 camera: (
-                    self.resolve_topic_name(image_topic(camera, transport)),
+                    self.resolve_topic_name(image_topic(self, camera, transport)),
                     TRANSPORTS[transport].msgtype,
                 )
                 for camera in self._outputs
@@ -352,7 +352,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
     def _silent_since(self, cameras: list[str], now: float) -> float:
         """Return from when silence counts: a player with a delay publishes its topics before it sends, too."""
         for camera in cameras:
-            topic = self.resolve_topic_name(image_topic(camera, self._params["image_transport"]))
+            topic = self.resolve_topic_name(image_topic(self, camera, self._params["image_transport"]))
             if self.count_publishers(topic):
                 self._published_s.setdefault(camera, now)
         return max([self._activated_s, *self._published_s.values()])
