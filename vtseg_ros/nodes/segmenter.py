@@ -74,7 +74,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         self._activated_s = 0.0
         self._published_s: dict[str, float] = {}
         """Since when somebody publishes the images of a camera that has sent none, s on the steady clock."""
-        self._explained = False
+        self._explained: set[str] = set()
         self._seen: dict[str, diagnostics.Counts] = {}
         self._bond = LifecycleBond(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -162,7 +162,7 @@ class SegmenterNode(TypedParameters, LifecycleNode):
                 on_image=self._receiver(camera),
                 on_info=lambda message, outputs=outputs: setattr(outputs, "latest_info", message),
             )
-        self._activated_s, self._explained = time.monotonic(), False
+        self._activated_s, self._explained = time.monotonic(), set()
         self._published_s = {}
         self._seen = {}
         topics = ", ".join(subscription.topic_name for subscription in self._inputs[::2])
@@ -343,11 +343,13 @@ class SegmenterNode(TypedParameters, LifecycleNode):
         silent = [camera for camera, counters in self._slots.counters.items() if not counters.received]
         if not self._worker.enabled:
             self._activated_s = now  # what comes while paused is not counted
-        if silent and not self._explained and now - self._silent_since(silent, now) > SILENCE_S:
-            self._explained = True
+        if silent and now - self._silent_since(silent, now) > SILENCE_S:
             for camera in silent:
                 transport, qos = self._params["image_transport"], self._params["input_qos"]
-                self.get_logger().warning(explain_silence(self, camera, transport, qos))
+                reason = explain_silence(self, camera, transport, qos)
+                if reason not in self._explained:  # a publisher may start after the node, on another topic
+                    self._explained.add(reason)
+                    self.get_logger().warning(reason)
 
     def _silent_since(self, cameras: list[str], now: float) -> float:
         """Return from when silence counts: a player with a delay publishes its topics before it sends, too."""
