@@ -48,9 +48,11 @@ def draw(config, out, *options) -> np.ndarray:
     return cv2.imread(str(out))[..., ::-1]
 
 
-def test_frames_above_and_labels_below(config, tmp_path):
-    """Without any change a derived window is its labelled frame k times; labels are its class's colour, 60 %."""
+def test_frames_above_and_labels_below(config, tmp_path, capsys):
+    """Without any change a pseudo-clip is its labelled frame k times; labels are its class's colour, 60 %."""
     sheet = draw(config, tmp_path / "sheet.png", "--windows", "2", "--frames", "3")
+    printed = capsys.readouterr().out.strip()
+    assert printed.endswith("2 windows of 3 frames, oldest on the left; 3 labelled frames for training")
     # Labelled frames of the training part: 0, 5 and 10, five-fold enlarged; two windows of a title and two rows.
     height = 24 + 2 * 160 + 4
     assert sheet.shape == (2 * height + 10, 3 * 320 + 2 * 4, 3)

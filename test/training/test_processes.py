@@ -186,6 +186,7 @@ def test_a_signal_to_all_its_processes_saves_and_ends(write, start, tmp_path, nu
     code, output = finish(process)
     assert code == 0 and "stopped and saved at iteration" in output, output
     assert torch.load(folder / "state.pt", weights_only=True)["step"] >= 2
+    assert "labelled frames: 30 for training, 2 for validation" in log.read_text()
 
 
 def test_without_room_for_the_state_the_old_one_stays(write, start, tmp_path):

@@ -64,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
         args.out.write_bytes(payload)
     except OSError as err:
         raise ConfigError(f"--out: {args.out} cannot be written: {err.strerror}") from err
-    print(f"{args.out}: {count} windows of {args.frames} frames, oldest on the left")
+    labelled = len(store.index.labelled(config.data.label_stride))
+    print(
+        f"{args.out}: {count} windows of {args.frames} frames, oldest on the left; "
+        f"{labelled} labelled frames for training"
+    )
     return 0
 
 
@@ -110,9 +114,9 @@ def _title(draw: Draw, store: FrameStore, newest: int) -> str:
     flipped = np.linalg.det(matrix) < 0
     zoom = np.sqrt(abs(np.linalg.det(matrix)))
     frame = store.index.frames[newest]
-    kind = "derived from" if draw.pseudo_clip else "real, newest frame"
+    kind = "pseudo-clip" if draw.pseudo_clip else "real frames"
     return (
-        f"{kind} {store.index.sources[frame.source].path.name} {frame.stamp_ns / 1e9:.2f} s, zoom {zoom:.2f}"
+        f"{kind}, {store.index.sources[frame.source].path.name} {frame.stamp_ns / 1e9:.2f} s, zoom {zoom:.2f}"
         + (", flipped" if flipped else "")
     )
 

@@ -116,7 +116,7 @@ def _progress_bar() -> Iterator[Callable[[Step], None]]:
 
         def show(step: Step) -> None:
             miou = f", mIoU {step.validation_miou:.1f}" if math.isfinite(step.validation_miou) else ""
-            text = f"{step.stage} {step.epoch}/{step.epochs}: loss {step.loss:.3f}{miou}"
+            text = f"{step.stage}, epoch {step.epoch}/{step.epochs}: loss {step.loss:.3f}{miou}"
             bar.update(task, total=step.steps, completed=step.step, description=text)
 
         yield show

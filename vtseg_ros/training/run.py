@@ -164,6 +164,11 @@ class Training:
     def run(self) -> bool:
         """Train all stages; return whether the run reached its end."""
         first = self.state.get("stage", 0)
+        log.info(
+            "labelled frames: %d for training, %d for validation",
+            len(self.data.labelled),
+            len(self.data.validation_windows),
+        )
         for number, stage in enumerate(self.config.stages):
             if number >= first and not self._run_stage(number, stage):
                 return False
