@@ -181,12 +181,26 @@ def test_a_truncated_download(server, weights, get):
     assert (code, len(err), left) == (2, 1, []) and "the download from" in err[0], err
 
 
-def test_no_server(get, monkeypatch):
+def test_no_server(get, monkeypatch, caplog):
     # Between its attempts it waits for 23 s in all.
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code, err, left = get(NAME)
     assert (code, len(err), left) == (2, 1, []) and "the download from" in err[0], err
+    # It names the file and the command that converts it.
+    assert f"download https://huggingface.co{REPOSITORY}model.safetensors" in err[0]
+    assert err[0].endswith(f"vtseg weights convert model.safetensors --as {NAME}")
+    assert not [record for record in caplog.records if record.name.startswith("huggingface_hub")]
+
+
+def test_without_huggingface_hub(get, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, err, left = get(NAME)
+    assert (code, len(err), left) == (2, 1, [])
+    assert err[0].startswith(
+        f"vtseg weights: {NAME}: huggingface_hub is missing. pip install 'vtseg_ros[hub]', or "
+    )
+    assert err[0].endswith(f"vtseg weights convert model.safetensors --as {NAME}")
 
 
 def test_telemetry_is_off(server, weights, tmp_path):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -155,6 +156,7 @@ def _get(entry: Published, out: Path, size: tuple[int, int] | None) -> int:
     from vtseg_ros.published.download import download
 
     _check_suffix(out)
+    print(f"downloading from {entry.source}", file=sys.stderr)  # attempts to connect may take half a minute
     with tempfile.TemporaryDirectory(prefix="vtseg_weights_") as folder:
         path = download(entry, Path(folder))
         _report(out, convert(path, entry.name, out, Options(input_size=size)))

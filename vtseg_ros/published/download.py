@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import shutil
 import urllib.error
@@ -41,8 +42,10 @@ def download(entry: Published, folder: Path) -> Path:
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as err:
         raise ConfigError(
-            f"weights get {entry.name}: huggingface_hub is missing. pip install 'vtseg_ros[hub]'"
+            f"{entry.name}: huggingface_hub is missing. pip install 'vtseg_ros[hub]', or {_by_hand(entry)}"
         ) from err
+    # It logs each of its six attempts; the error contains the reason of the last one.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for name in entry.files:
         try:
             return Path(
@@ -72,9 +75,15 @@ def download(entry: Published, folder: Path) -> Path:
 def _failed(entry: Published, err: BaseException) -> DownloadError:
     text = " ".join(str(err).split()) or type(err).__name__
     return DownloadError(
-        f"{entry.name}: the download from {entry.source} failed: {text[:200]}. Try again, or download the file by hand "
-        f"and use vtseg weights convert FILE --as {entry.name}"
+        f"{entry.name}: the download from {entry.source} failed: {text[:200]}. Try again, or {_by_hand(entry)}"
     )
+
+
+def _by_hand(entry: Published) -> str:
+    """Return how to continue on a machine without a connection."""
+    url = entry.file_url
+    name = PurePosixPath(urllib.request.url2pathname(url)).name
+    return f"download {url} with a browser or on another machine, and use vtseg weights convert {name} --as {entry.name}"
 
 
 def _from_url(entry: Published, folder: Path) -> Path:

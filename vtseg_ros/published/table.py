@@ -67,6 +67,11 @@ class Published:
         """URL of the source of the weights."""
         return self.url or f"https://huggingface.co/{self.repository}"
 
+    @property
+    def file_url(self) -> str:
+        """URL of the file itself, to download it by hand."""
+        return self.url or f"{self.source}/resolve/{self.revision or 'main'}/{self.files[0]}"
+
 
 def ade20k() -> LabelSet:
     """Return ADE20K's 150 classes and colours."""
