@@ -85,6 +85,12 @@ def test_info(street_bag, tiny_checkpoint, tmp_path, capsys):
     assert "road" in capsys.readouterr().out
 
 
+def test_info_shows_whole_types_in_a_narrow_terminal(street_bag, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    assert main(["info", str(street_bag)]) == 0
+    assert "…" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -143,7 +143,10 @@ def run(args: argparse.Namespace) -> int:
         found, topics = _describe_bag(path, args.check)
         table = Table(title=f"{path}: {found['seconds']} s")
         for column in ("topic", "type", "messages", "Hz"):
-            table.add_column(column, justify="right" if column in ("messages", "Hz") else "left")
+            # Long names take several lines; an ellipsis would hide the end of a type.
+            table.add_column(
+                column, justify="right" if column in ("messages", "Hz") else "left", overflow="fold"
+            )
         for name, info in found["topics"].items():
             table.add_row(name, info["type"], str(info["messages"]), str(info["rate_hz"] or ""))
         console.print(table)
