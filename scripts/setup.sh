@@ -39,7 +39,10 @@ command -v cc >/dev/null && command -v c++ >/dev/null ||
   fail "a C and C++ compiler is missing. Type: sudo apt install build-essential"
 free_mb=$(df -Pm . | awk 'NR == 2 { print $4 }')
 if [ ! -x .venv/bin/python ] && [ "$free_mb" -lt 4000 ]; then
-  fail "not enough disk space in $root: $free_mb MB free, 4000 MB needed (torch is most of it)"
+  fail "not enough disk space in $root: $free_mb MB free, 4000 MB needed, or 8000 MB for PyTorch with CUDA support"
+fi
+if [ ! -x .venv/bin/python ] && [ "$free_mb" -lt 8000 ]; then
+  say "$free_mb MB of disk space are free; PyTorch with CUDA support needs 8000 MB. See docs/guide/install.md for the CPU build"
 fi
 
 if [ ! -x .venv/bin/python ] || [ ! -f .venv/pyvenv.cfg ]; then
