@@ -259,6 +259,11 @@ def summarize(report: dict, sent: int, masks: int, span_s: float, out: Path) -> 
         ]
         table.add_row("IoU", ", ".join(shown))
     console.print(table)
+    if counts["dropped"]:
+        console.print(
+            "dropped: a newer image arrived before the network had finished. overlay.mp4 shows the previous mask there",
+            soft_wrap=True,
+        )
     for name, what in (
         ("report.html", "the report"),
         ("overlay.mp4", "the masks over the video"),
