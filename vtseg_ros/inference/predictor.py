@@ -136,6 +136,7 @@ class VideoPredictor:
         compile: use torch.compile; the first full window takes about a minute then.
         cuda_graphs: capture CUDA graphs on a GPU, which saves the launches of its kernels.
         threads: number of CPU threads; None = PyTorch's default. PyTorch uses it for the whole process.
+        leave_core: without `threads`, leave a core to other programs; of two cores, OpenVINO still uses both.
         pin_threads: keep each thread on one core (OpenVINO); only if no other program needs these cores.
         resize_mode: how images are resized to the input size: `stretch`, `letterbox` or `crop` (the mask is 255 on the
             sides that are cut off); None = as in the checkpoint.
@@ -163,6 +164,7 @@ class VideoPredictor:
         compile: bool = False,
         cuda_graphs: bool = True,
         threads: int | None = None,
+        leave_core: bool = False,
         pin_threads: bool = False,
         resize_mode: str | None = None,
     ) -> None:
@@ -188,6 +190,7 @@ class VideoPredictor:
             compile=compile,
             cuda_graphs=cuda_graphs,
             threads=threads,
+            leave_core=leave_core,
             pin_threads=pin_threads,
             coarse_logits=upsampling != "nearest",  # upsamples a mask of the network's size
         )

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from vtseg_ros.errors import ConfigError, ImageError, VTSegError
 from vtseg_ros.inference import VideoPredictor
@@ -30,7 +28,8 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
         device=parameters["device"],
         backend=parameters["backend"],
         precision=parameters["precision"],
-        threads=parameters["threads"] or _free_threads(),
+        threads=parameters["threads"] or None,
+        leave_core="OMP_NUM_THREADS" not in os.environ,  # the user's number for all programs
         pin_threads=parameters["pin_threads"],
         window=parameters["window"] or None,
         input_size=_given_size(parameters["input_size"]),
@@ -46,13 +45,6 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
         segmenter.step(blank)
     segmenter.reset()
     return segmenter
-
-
-@functools.cache  # PyTorch's number is changed when a network is loaded
-def _free_threads() -> int:
-    """Return PyTorch's number of threads, less one for the rest of the robot's programs if there are more than two."""
-    threads = torch.get_num_threads()
-    return threads if threads <= 2 or "OMP_NUM_THREADS" in os.environ else threads - 1
 
 
 def _given_size(text: str) -> tuple[int, int] | None:

@@ -118,7 +118,7 @@ PARAMETERS = (
     Param(
         "threads",
         0,
-        "CPU threads of the network; 0 = all cores but one, or all if there are at most two.",
+        "CPU threads of the network; 0 = all cores but one; of two cores, OpenVINO uses both.",
         0,
         1024,
     ),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class BackendOptions:
         compile: use torch.compile.
         cuda_graphs: capture CUDA graphs on a GPU.
         threads: number of CPU threads; None = PyTorch's default. PyTorch uses it for the whole process.
+        leave_core: without `threads`, leave a core to other programs; see `thread_count`.
         pin_threads: keep each thread on one core (OpenVINO).
         coarse_logits: logits may be smaller than the input; the caller upsamples them.
     """
@@ -52,8 +54,26 @@ class BackendOptions:
     compile: bool = False
     cuda_graphs: bool = True
     threads: int | None = None
+    leave_core: bool = False
     pin_threads: bool = False
     coarse_logits: bool = False
+
+    def thread_count(self, *, of_two: int) -> int | None:
+        """Return the number of CPU threads; None = PyTorch's default.
+
+        Args:
+            of_two: threads of a machine with two cores if one is to be left. Threads that often wait for each other are
+                slower than a single one if another program takes one of their cores.
+        """
+        if self.threads is not None or not self.leave_core:
+            return self.threads
+        cores = _first_thread_count()
+        return cores - 1 if cores > 2 else min(cores, of_two)
+
+
+@functools.cache  # loading a network in PyTorch changes the number
+def _first_thread_count() -> int:
+    return torch.get_num_threads()
 
 
 class Backend(ABC):

@@ -64,7 +64,9 @@ class OnnxBackend(ExportedBackend):
             raise ConfigError(
                 f"{path}: its precision was fixed when it was exported. Leave precision unset, or use backend openvino"
             )
-        backend = cls(path, options.device, fp16=options.precision == "fp16", threads=options.threads)
+        backend = cls(
+            path, options.device, fp16=options.precision == "fp16", threads=options.thread_count(of_two=1)
+        )
         check_fixed(path, backend.metadata, options)
         log.info("%s runs on %s", path, ", ".join(backend.providers))
         return backend

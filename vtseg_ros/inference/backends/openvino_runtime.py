@@ -314,11 +314,11 @@ def runtime_config(precision: str, options: BackendOptions) -> dict[str, Any]:
 
     Args:
         precision: `fp32` or `bf16`.
-        options: its `threads` and `pin_threads` are used.
+        options: its `threads`, `leave_core` and `pin_threads` are used.
     """
     return {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
-        "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": options.thread_count(of_two=2) or torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": options.pin_threads,

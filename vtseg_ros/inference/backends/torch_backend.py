@@ -72,8 +72,9 @@ class TorchBackend(Backend):
         """See `Backend.open`."""
         device = resolve_device(options.device)
         resolve_precision(options.precision, device)  # reported before a large file is read
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        threads = options.thread_count(of_two=1)
+        if threads is not None:
+            torch.set_num_threads(threads)
         if not isinstance(source, Checkpoint):
             source = load_checkpoint(source, static_prior=options.static_prior)
         dtype = choose_precision(options.precision, device, source.agreement)
