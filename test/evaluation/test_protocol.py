@@ -372,6 +372,7 @@ def test_mistakes_are_one_line(short_bag, frames, tiny_checkpoint, tmp_path, cap
         ("more than 64 MiB", [short_bag, "--class-map", "/dev/zero"]),
         ("one name per checkpoint", [short_bag, "--name", "a", "b"]),
         ("--every: out of range; expected at least 1", [short_bag, "--every", "0"]),
+        ("--pictures: out of range; expected at least 0, got -5", [short_bag, "--pictures", "-5"]),
         ("corruption severity: out of range; expected 1 to 5, got 9", [short_bag, "--corrupt", "dirt:9"]),
         (
             "--corrupt dirt:3:1/3: none of the 4 scored frames is corrupted",

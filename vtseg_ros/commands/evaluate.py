@@ -275,6 +275,8 @@ def _check_arguments(args: argparse.Namespace) -> list[Corruption]:
             raise ConfigError(
                 f"--{name}: needs every label; expected --every 1, got {args.every}. Leave --every out"
             )
+    if args.pictures < 0:
+        raise ConfigError(f"--pictures: out of range; expected at least 0, got {args.pictures}")
     if args.scene_cuts < 0:
         raise ConfigError(f"--scene-cuts: expected at least 1 frame between cuts, got {args.scene_cuts}")
     return parse_corruptions(args.corrupt, run=args.corrupt_run)

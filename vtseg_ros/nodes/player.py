@@ -109,7 +109,7 @@ class PlayerNode(Node):
         unknown = [topic for topic in dict.fromkeys(config.wait_for) if topic not in published]
         if unknown:
             raise BagError(
-                f"wait_for: bag {config.bag} publishes nothing on {', '.join(unknown)}; expected topics of "
+                f"--wait-for: bag {config.bag} publishes nothing on {', '.join(unknown)}; expected topics of "
                 f"{', '.join(sorted(published))}"
             )
         self._clock = self.create_publisher(ClockMessage, "/clock", 10) if config.clock_hz else None
