@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vtseg_ros.inference.backends.openvino_runtime import MaskModel
-from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, to_mask
 
 CASES = ((14, (320, 96), (640, 480)), (14, (320, 96), (320, 96)), (19, (256, 128), (256, 128)))
 """Classes, and (width, height) of logits and mask, px."""
@@ -37,7 +37,7 @@ def main() -> None:
         logits = 3 * torch.randn(1, classes, height, width, generator=torch.Generator().manual_seed(0))
         compiled = MaskModel(tuple(logits.shape), size, config)
         runs = {
-            "torch": lambda logits=logits, size=size: to_mask(logits, size, "bilinear", 0.0),
+            "torch": lambda logits=logits, size=size: to_mask(logits, MaskOptions(size)),
             "openvino": lambda logits=logits, compiled=compiled: compiled(logits.numpy(), 0.0),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}

@@ -22,7 +22,7 @@ from vtseg_ros.errors import ConfigError, DeviceError
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference.backends.openvino_runtime import MaskModel, import_openvino
 from vtseg_ros.inference.devices import has_native_bf16
-from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, to_mask
 from vtseg_ros.label_set import STREET
 from vtseg_ros.model import save_checkpoint
 from vtseg_ros.model.registry import architectures
@@ -244,7 +244,7 @@ def test_processes_that_start_at_once_convert_once(start_process, tmp_path, own_
 def test_masks_of_logits_equal_pytorch(size, min_confidence):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(1, 7, 32, 64, generator=generator) * 2
-    expected, sure = to_mask(logits, size, "bilinear", min_confidence)
+    expected, sure = to_mask(logits, MaskOptions(size, min_confidence=min_confidence))
     model = MaskModel(tuple(logits.shape), size, {"INFERENCE_PRECISION_HINT": "f32"})
     mask, confidence = model(logits.numpy(), min_confidence)
     assert mask.shape == (size[1], size[0]) and mask.dtype == confidence.dtype == np.uint8

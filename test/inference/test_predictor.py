@@ -15,7 +15,7 @@ from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError, ImageErr
 from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.inference import CameraFrame, VideoPredictor
 from vtseg_ros.inference.optimise import fuse
-from vtseg_ros.inference.postprocess import apply_ego_mask, to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, apply_ego_mask, to_mask
 from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import (
     EfficientViTB0,
@@ -98,7 +98,7 @@ def test_output_sizes(loaded, output, shape, upsampling):
 
 def test_mask_and_confidence_by_hand():
     logits = torch.tensor([[0.0, 2.0], [1.0, 2.0], [3.0, 2.0]]).reshape(1, 3, 1, 2)
-    mask, confidence = to_mask(logits, (2, 1), "bilinear", 0.5)
+    mask, confidence = to_mask(logits, MaskOptions((2, 1), min_confidence=0.5))
     # softmax(0, 1, 3) = 0.0420, 0.1142, 0.8438; three equal logits give 1/3, below the threshold.
     assert mask.tolist() == [[2, 255]]
     assert confidence.tolist() == [[round(0.8438 * 255), 85]]

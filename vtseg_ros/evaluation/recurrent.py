@@ -17,7 +17,7 @@ from vtseg_ros.errors import BagError, ConfigError, ImageError
 from vtseg_ros.evaluation.systems import SystemInfo
 from vtseg_ros.image_ops import resize_rgb
 from vtseg_ros.inference.devices import resolve_device, resolve_precision
-from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.stgru import DEFAULT_WINDOW, STGRU
@@ -80,7 +80,7 @@ class RecurrentSystem:
                 if len(window) > 1
                 else None,
             )
-        mask, self.confidence = to_mask(logits[:, -1], size, "bicubic", 0.0)
+        mask, self.confidence = to_mask(logits[:, -1], MaskOptions(size, "bicubic"))
         return mask
 
     def _backward_flow(self, past: _Past | None, number: int, pixels: np.ndarray) -> Tensor | None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,32 +14,34 @@ from torch.nn import functional as F
 from vtseg_ros.label_set import IGNORE
 
 UPSAMPLING = ("bilinear", "bicubic", "nearest")
-
-
 EMPTY = np.empty((0, 0), np.uint8)
 """A mask or confidence that does not exist."""
 
 
-def decide(
-    logits: Tensor,
-    size: tuple[int, int],
-    upsampling: str,
-    min_confidence: float,
-    *,
-    with_confidence: bool = True,
-) -> Tensor:
-    """Return class ids and confidences.
+@dataclass(frozen=True)
+class MaskOptions:
+    """How a mask is computed from logits.
 
-    Args:
-        logits: (n, C, h, w).
-        size: (width, height) of the result.
+    Attributes:
+        size: (width, height) px of the mask.
         upsampling: `bilinear`, `bicubic` (the logits) or `nearest` (the mask).
         min_confidence: below it, 0..1, a pixel becomes 255.
-        with_confidence: return confidences; the softmax takes about half of the time.
+        with_confidence: compute the confidence; the softmax takes about half of the time.
+    """
+
+    size: tuple[int, int]
+    upsampling: str = "bilinear"
+    min_confidence: float = 0.0
+    with_confidence: bool = True
+
+
+def decide(logits: Tensor, options: MaskOptions) -> Tensor:
+    """Return class ids and confidences of logits (n, C, h, w).
 
     Returns:
         (n, 2, H, W) uint8: class ids, and the softmax maximum * 255. Without confidence (n, 1, H, W).
     """
+    size, upsampling, min_confidence = options.size, options.upsampling, options.min_confidence
     target = (size[1], size[0])
     same = logits.shape[2:] == target
     logits = logits.float()
@@ -47,11 +51,11 @@ def decide(
     logits = logits.permute(0, 2, 3, 1)
     best, ids = logits.max(dim=3)  # of equals the first
     parts = [ids.to(torch.uint8)]
-    if with_confidence or min_confidence > 0:
+    if options.with_confidence or min_confidence > 0:
         probability = (logits - best[..., None]).exp_().sum(dim=3).reciprocal_()
         if min_confidence > 0:
             parts[0] = torch.where(probability < min_confidence, IGNORE, parts[0])
-        if with_confidence:
+        if options.with_confidence:
             parts.append((probability * 255).round().to(torch.uint8))
     result = torch.stack(parts, dim=1)
     if upsampling == "nearest" and not same:
@@ -64,37 +68,29 @@ MAX_LOGITS = 64 * 1024 * 1024
 BAND_LOGITS = 16 * 1024 * 1024
 
 
-def to_mask(
-    logits: Tensor,
-    size: tuple[int, int],
-    upsampling: str,
-    min_confidence: float,
-    *,
-    with_confidence: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return mask and confidence of one frame: logits (1, C, h, w); other arguments as in `decide`.
+def to_mask(logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return mask and confidence of one frame from its logits (1, C, h, w).
 
     Returns:
         mask (H, W) uint8 class ids, and confidence (H, W) uint8, softmax maximum * 255, or `EMPTY`.
     """
-    too_large = logits.shape[1] * size[0] * size[1] > MAX_LOGITS and logits.shape[2:] != (size[1], size[0])
-    if upsampling == "bilinear" and too_large:
-        return _to_mask_in_bands(logits, size, min_confidence, with_confidence)
-    found = decide(logits, size, upsampling, min_confidence, with_confidence=with_confidence)[0]
+    width, height = options.size
+    too_large = logits.shape[1] * width * height > MAX_LOGITS and logits.shape[2:] != (height, width)
+    if options.upsampling == "bilinear" and too_large:
+        return _to_mask_in_bands(logits, options)
+    found = decide(logits, options)[0]
     if found.is_cuda:  # one download, into page-locked memory
         host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         host.copy_(found, non_blocking=True)
         torch.cuda.current_stream(found.device).synchronize()
         found = host
     arrays = found.numpy()
-    return arrays[0], arrays[1] if with_confidence else EMPTY
+    return arrays[0], arrays[1] if options.with_confidence else EMPTY
 
 
-def _to_mask_in_bands(
-    logits: Tensor, size: tuple[int, int], min_confidence: float, with_confidence: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _to_mask_in_bands(logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
     """Compute `to_mask` with bilinear upsampling, a few rows at a time."""
-    width, height = size
+    width, height = options.size
     low = logits.shape[2]
     wide = F.interpolate(logits.float(), size=(low, width), mode="bilinear", align_corners=False)
     # Where row r of the result lies in the logits: pixel centres at half coordinates, edges repeated.
@@ -107,12 +103,10 @@ def _to_mask_in_bands(
     for start in range(0, height, rows):
         band = slice(start, start + rows)
         part = torch.lerp(wide[:, :, above[band]], wide[:, :, below[band]], share[band])  # (1, C, rows, W)
-        mask, confidence = to_mask(
-            part, (width, part.shape[2]), "bilinear", min_confidence, with_confidence=with_confidence
-        )
+        mask, confidence = to_mask(part, replace(options, size=(width, part.shape[2])))
         masks.append(mask)
         confidences.append(confidence)
-    return np.concatenate(masks), np.concatenate(confidences) if with_confidence else EMPTY
+    return np.concatenate(masks), np.concatenate(confidences) if options.with_confidence else EMPTY
 
 
 def apply_ego_mask(mask: np.ndarray, ego: np.ndarray) -> np.ndarray:

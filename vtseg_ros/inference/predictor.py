@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +20,7 @@ from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.errors import ConfigError, DeviceError, ImageError
 from vtseg_ros.image_ops import overlay
 from vtseg_ros.inference.backends import BackendOptions, open_backend
-from vtseg_ros.inference.postprocess import EMPTY, UPSAMPLING
+from vtseg_ros.inference.postprocess import EMPTY, UPSAMPLING, MaskOptions
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.inference.step import STREAMING as STREAMING_MODES
 from vtseg_ros.inference.window import Action, FrameWindow
@@ -483,22 +483,18 @@ class VideoPredictor:
 
     def _mask(self, logits: Tensor, frame: CameraFrame) -> tuple[np.ndarray, np.ndarray]:
         """Return mask and confidence of a frame, (H, W) uint8 each, from its logits (1, C, h, w)."""
-        image, with_confidence = frame.image, frame.with_confidence
-        target, image_size = self._target(image), (image.shape[1], image.shape[0])
+        image = frame.image
+        options = MaskOptions(
+            self._target(image), self.upsampling, self._min_confidence, frame.with_confidence
+        )
+        image_size = image.shape[1], image.shape[0]
         logits = logits if self.checkpoint.temperature == 1.0 else logits / self.checkpoint.temperature
         placement = place(image_size, self.input_size, self.resize_mode)
         if placement.fills and placement.source == Box(0, 0, *image_size):
-            return self._decided(logits, target, with_confidence)
-        restore = restoration(placement, image_size, target)
-        mask, confidence = self._decided(logits, restore.whole, with_confidence)
-        return restore(mask, IGNORE), restore(confidence, 0) if with_confidence else confidence
-
-    def _decided(
-        self, logits: Tensor, size: tuple[int, int], with_confidence: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return self.backend.to_mask(
-            logits, size, self.upsampling, self._min_confidence, with_confidence=with_confidence
-        )
+            return self.backend.to_mask(logits, options)
+        restore = restoration(placement, image_size, options.size)
+        mask, confidence = self.backend.to_mask(logits, replace(options, size=restore.whole))
+        return restore(mask, IGNORE), restore(confidence, 0) if options.with_confidence else confidence
 
     def _target(self, image: np.ndarray) -> tuple[int, int]:
         if self._output_size == "input":

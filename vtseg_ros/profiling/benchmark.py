@@ -32,7 +32,7 @@ from vtseg_ros.inference.devices import (
     resolve_precision,
 )
 from vtseg_ros.inference.exporter import exportable, write_export
-from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, to_mask
 from vtseg_ros.inference.preprocess import to_input
 from vtseg_ros.model import VTSeg
 from vtseg_ros.model.checkpoint import Checkpoint
@@ -165,7 +165,7 @@ class _Plain:
     def step(self, image: np.ndarray) -> object:
         self.frames.append(to_input(image, self.size, self.device))
         logits = self.model(torch.cat(list(self.frames))[None])
-        return to_mask(logits[:, -1], self.size, "bilinear", 0.0)
+        return to_mask(logits[:, -1], MaskOptions(self.size))
 
     def one_frame(self) -> Callable[[], object]:
         return lambda: self.model(self.video)
@@ -189,7 +189,7 @@ class _HuggingFaceSegFormer:
     @torch.inference_mode()
     def step(self, image: np.ndarray) -> object:
         pixels = to_input(image, self.size, self.device).to(self.dtype)
-        return to_mask(self.model(pixels).logits, self.size, "bilinear", 0.0)
+        return to_mask(self.model(pixels).logits, MaskOptions(self.size))
 
     def one_frame(self) -> Callable[[], object]:
         image = torch.zeros(1, 3, self.size[1], self.size[0], device=self.device, dtype=self.dtype)

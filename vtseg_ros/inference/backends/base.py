@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.inference.postprocess import to_mask
+from vtseg_ros.inference.postprocess import MaskOptions, to_mask
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.vtseg import check_size
@@ -147,17 +147,9 @@ class Backend(ABC):
             logits (B, C, h, w), valid until the next call, and the cached values of each newest frame.
         """
 
-    def to_mask(
-        self,
-        logits: Tensor,
-        size: tuple[int, int],
-        upsampling: str,
-        min_confidence: float,
-        *,
-        with_confidence: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def to_mask(self, logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
         """Return mask and confidence of one frame; see `postprocess.to_mask`."""
-        return to_mask(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
+        return to_mask(logits, options)
 
     def one_frame(self) -> Callable[[], object] | None:
         """Return a function that computes one frame of a full window, for profilers; None = not available."""

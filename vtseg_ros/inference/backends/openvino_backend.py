@@ -39,6 +39,7 @@ from vtseg_ros.inference.backends.openvino_runtime import (
     runtime_config,
 )
 from vtseg_ros.inference.optimise import optimise
+from vtseg_ros.inference.postprocess import MaskOptions
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of, without_upsampling
@@ -201,17 +202,9 @@ class OpenVinoBackend(Backend):
         request.infer()
         return request.get_output_tensor(0).data, left
 
-    def to_mask(
-        self,
-        logits: Tensor,
-        size: tuple[int, int],
-        upsampling: str,
-        min_confidence: float,
-        *,
-        with_confidence: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def to_mask(self, logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in a compiled model if that gives the same result."""
-        return self._masks(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
+        return self._masks(logits, options)
 
     @cached_property
     def _step(self) -> Step:

@@ -30,6 +30,7 @@ from vtseg_ros.inference.backends.openvino_runtime import (
     precision_of,
     runtime_config,
 )
+from vtseg_ros.inference.postprocess import MaskOptions
 from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.state_dicts import METADATA_KEY
 
@@ -105,17 +106,9 @@ class OpenVinoExport(ExportedBackend):
         """See `Backend.mode`."""
         return "openvino"
 
-    def to_mask(
-        self,
-        logits: Tensor,
-        size: tuple[int, int],
-        upsampling: str,
-        min_confidence: float,
-        *,
-        with_confidence: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def to_mask(self, logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in a compiled model if that gives the same result."""
-        return self._masks(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
+        return self._masks(logits, options)
 
     def _fix_shape(self, model: Any) -> None:
         """Give an image network that takes any size the input size, for which the runtime then compiles it."""

@@ -26,7 +26,7 @@ from vtseg_ros.errors import ConfigError, DeviceError, first_line
 from vtseg_ros.files import locked, write_atomically
 from vtseg_ros.inference.backends.base import BackendOptions
 from vtseg_ros.inference.devices import choose_precision, precision_name
-from vtseg_ros.inference.postprocess import EMPTY, MAX_LOGITS, to_mask
+from vtseg_ros.inference.postprocess import EMPTY, MAX_LOGITS, MaskOptions, to_mask
 from vtseg_ros.label_set import IGNORE
 
 log = logging.getLogger("vtseg_ros.inference")
@@ -286,27 +286,21 @@ class CompiledMasks:
         self._config = {**config, "INFERENCE_PRECISION_HINT": HINTS["fp32"]}
         self._models: dict[tuple[int, ...], MaskModel] = {}
 
-    def __call__(
-        self,
-        logits: Tensor,
-        size: tuple[int, int],
-        upsampling: str,
-        min_confidence: float,
-        *,
-        with_confidence: bool = True,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, logits: Tensor, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.to_mask`; in PyTorch if the compiled model would give another result."""
-        resized = logits.shape[2:] != (size[1], size[0])
-        if resized and (upsampling != "bilinear" or logits.shape[1] * size[0] * size[1] > MAX_LOGITS):
-            return to_mask(logits, size, upsampling, min_confidence, with_confidence=with_confidence)
-        sure = with_confidence or min_confidence > 0
-        key = (*logits.shape, *size, sure)
+        width, height = options.size
+        resized = logits.shape[2:] != (height, width)
+        if resized and (options.upsampling != "bilinear" or logits.shape[1] * width * height > MAX_LOGITS):
+            return to_mask(logits, options)
+        sure = options.with_confidence or options.min_confidence > 0
+        key = (*logits.shape, *options.size, sure)
         if key not in self._models:
             if len(self._models) == MASK_MODELS:
                 self._models.pop(next(iter(self._models)))
-            self._models[key] = MaskModel(tuple(logits.shape), size, self._config, with_confidence=sure)
-        mask, confidence = self._models[key](logits.contiguous().numpy(), min_confidence)
-        return mask, confidence if with_confidence else EMPTY
+            model = MaskModel(tuple(logits.shape), options.size, self._config, with_confidence=sure)
+            self._models[key] = model
+        mask, confidence = self._models[key](logits.contiguous().numpy(), options.min_confidence)
+        return mask, confidence if options.with_confidence else EMPTY
 
 
 def runtime_config(precision: str, options: BackendOptions) -> dict[str, Any]:
