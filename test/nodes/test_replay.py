@@ -195,6 +195,7 @@ def test_recorded_masks_score_as_the_evaluator_says(
     segmenter.wait_for("window 4")
     command = [sys.executable, "-m", "vtseg_ros.nodes.recorder", str(tmp_path / "masks")]
     recorder = start_process(command, ros_environment)
+    recorder.wait_for("recording")
     ending = Ending(harness, "evaluator", "recorder")
     waits = ["--wait-for", "/camera/image", "/camera/image", "/camera/label"]
     play(street_bag, ros_environment, tmp_path, "--rate", "0.7", *waits)
@@ -208,6 +209,7 @@ def test_recorded_masks_score_as_the_evaluator_says(
         images = sum(decode_image(m).size > 0 for _, _, m in bag.messages(["/camera/image"]))
     matrix = ConfusionMatrix(14)
     with BagReader(tmp_path / "masks") as bag:
+        assert bag.topics["/segmentation/mask/compressed"].count == report["frames_processed"]
         for _, _, message in bag.messages(["/segmentation/mask/compressed"]):
             truth, frame_id = labels[stamp_of(message)]
             assert message.header.frame_id == frame_id
