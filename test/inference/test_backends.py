@@ -84,7 +84,7 @@ def test_a_smaller_window_keeps_the_newest_frames(predictor):
     assert predictor.step(image(255)).mask[0, 0] == 1  # 255, 255
     predictor.window = None
     assert predictor.window == 3 and predictor.step(image(0)).frames_in_window == 2
-    for frames, words in ((0, "at least 1 frame"), (5, "at most 4 frames")):
+    for frames, words in ((0, "expected 1 to 64 frames"), (5, "at most 4 frames")):
         with pytest.raises(ConfigError, match=words):
             predictor.window = frames
     assert predictor.window == 3
