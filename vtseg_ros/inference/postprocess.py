@@ -34,6 +34,11 @@ class MaskOptions:
     min_confidence: float = 0.0
     with_confidence: bool = True
 
+    @property
+    def needs_probability(self) -> bool:
+        """Whether the probability of the best class must be computed."""
+        return self.with_confidence or self.min_confidence > 0
+
 
 def decide(logits: Tensor, options: MaskOptions) -> Tensor:
     """Return class ids and confidences of logits (n, C, h, w).
@@ -41,7 +46,7 @@ def decide(logits: Tensor, options: MaskOptions) -> Tensor:
     Returns:
         (n, 2, H, W) uint8: class ids, and the softmax maximum * 255. Without confidence (n, 1, H, W).
     """
-    size, upsampling, min_confidence = options.size, options.upsampling, options.min_confidence
+    size, upsampling = options.size, options.upsampling
     target = (size[1], size[0])
     same = logits.shape[2:] == target
     logits = logits.float()
@@ -51,10 +56,10 @@ def decide(logits: Tensor, options: MaskOptions) -> Tensor:
     logits = logits.permute(0, 2, 3, 1)
     best, ids = logits.max(dim=3)  # of equals the first
     parts = [ids.to(torch.uint8)]
-    if options.with_confidence or min_confidence > 0:
+    if options.needs_probability:
         probability = (logits - best[..., None]).exp_().sum(dim=3).reciprocal_()
-        if min_confidence > 0:
-            parts[0] = torch.where(probability < min_confidence, IGNORE, parts[0])
+        if options.min_confidence > 0:
+            parts[0] = torch.where(probability < options.min_confidence, IGNORE, parts[0])
         if options.with_confidence:
             parts.append((probability * 255).round().to(torch.uint8))
     result = torch.stack(parts, dim=1)

@@ -20,21 +20,21 @@ from vtseg_ros.nodes.worker import Worker
 from vtseg_ros.sizes import parse_output_size
 
 LIVE = ("window", "max_gap", "output_size", "classes")
-"""Parameters of the predictor that runs."""
+"""Parameters that can be changed on the predictor in use."""
 
 
 class LiveNetwork:
     """The network of a segmenter.
 
-    Another checkpoint is loaded, and another window is compiled, in a thread, while the worker goes on with what runs;
-    `poll` puts the result in its place. If that fails, the parameters are set back to what runs.
+    Another checkpoint is loaded, and another window is compiled, in a thread, while the worker uses the present predictor.
+    `poll` replaces it when the thread has finished. If that fails, the parameters are set back to those of the present one.
 
     Args:
         node: The node of the parameters, for its log.
         parameters: Its parameters.
 
     Attributes:
-        predictor: What runs; None before `load` and after `release`.
+        predictor: The predictor in use; None before `load` and after `release`.
         worker: The worker that uses the predictor; None while the node is not active.
     """
 
@@ -44,11 +44,11 @@ class LiveNetwork:
         self.worker: Worker | None = None
         self._loader, self._compiler = Loader(), Loader()
         self._running, self._wanted = "", ""
-        """The checkpoint that runs, and the one that is being loaded, as the user named them."""
+        """The checkpoint in use, and the one that is being loaded, as the user named them."""
         self._restoring = False
 
     def load(self) -> VideoPredictor:
-        """Load what the parameters name, and wait for it.
+        """Load the checkpoint of the parameters, and wait for it.
 
         Raises:
             VTSegError: If it cannot be loaded or has other classes.
@@ -59,7 +59,7 @@ class LiveNetwork:
         return predictor
 
     def release(self) -> None:
-        """Free the network; wait for what is being loaded or compiled."""
+        """Free the network; wait until a running thread has loaded or compiled its own."""
         self._loader.discard()
         self._compiler.discard()
         self.predictor = None
@@ -152,7 +152,7 @@ class LiveNetwork:
     # Results of the threads
 
     def poll(self) -> None:
-        """Put what was loaded or compiled in the place of what runs."""
+        """Use what a thread has loaded or compiled."""
         self._finish_loading()
         self._finish_compiling()
 
@@ -191,7 +191,7 @@ class LiveNetwork:
             self._node.get_logger().info(f"the network is compiled, window {self.predictor.window}")
 
     def _restore(self) -> None:
-        """Set the parameters back to what runs."""
+        """Set the parameters back to those of the predictor in use."""
         changes = [Parameter("checkpoint", Parameter.Type.STRING, self._running)]
         try:
             self.predictor.check_window(self._params["window"] or None)
@@ -204,7 +204,7 @@ class LiveNetwork:
             changes.append(Parameter("classes", Parameter.Type.STRING_ARRAY, kept))
         self._restoring = True
         for result in self._node.set_parameters(changes):
-            if not result.successful:  # its file may be gone; what is loaded of it runs on
+            if not result.successful:  # its file may be gone; the loaded network stays in use
                 self._node.get_logger().warning(
                     f"{self._running} stays active, but its parameter cannot be restored: {result.reason}"
                 )

@@ -42,7 +42,7 @@ def load_segmenter(parameters: Parameters, checkpoint: str) -> VideoPredictor:
     )
     blank = np.zeros((segmenter.input_size[1], segmenter.input_size[0], 3), np.uint8)
     for _ in range(segmenter.window):
-        segmenter.step(blank)
+        segmenter.step(blank, with_confidence=False)
     segmenter.reset()
     return segmenter
 

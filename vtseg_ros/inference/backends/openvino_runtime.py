@@ -292,13 +292,13 @@ class CompiledMasks:
         resized = logits.shape[2:] != (height, width)
         if resized and (options.upsampling != "bilinear" or logits.shape[1] * width * height > MAX_LOGITS):
             return to_mask(logits, options)
-        sure = options.with_confidence or options.min_confidence > 0
-        key = (*logits.shape, *options.size, sure)
+        key = (*logits.shape, *options.size, options.needs_probability)
         if key not in self._models:
             if len(self._models) == MASK_MODELS:
                 self._models.pop(next(iter(self._models)))
-            model = MaskModel(tuple(logits.shape), options.size, self._config, with_confidence=sure)
-            self._models[key] = model
+            self._models[key] = MaskModel(
+                tuple(logits.shape), options.size, self._config, with_confidence=options.needs_probability
+            )
         mask, confidence = self._models[key](logits.contiguous().numpy(), options.min_confidence)
         return mask, confidence if options.with_confidence else EMPTY
 
