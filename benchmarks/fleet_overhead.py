@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.commands.segment import SegmentJob, add_arguments
 from vtseg_ros.errors import first_line
 from vtseg_ros.fleet import Outcome, RayOptions, Task, Watch, plan_tasks, run_here, run_on_ray

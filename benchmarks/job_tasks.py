@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.fleet import Outcome, RayOptions, Task, Watch, run_here, run_on_ray
 
 IMAGES = 4

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import NS, stamp_of
 from vtseg_ros.commands import select

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vtseg_ros import DEFAULT_CHECKPOINT
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, stamp_of
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set

@@ -243,7 +243,7 @@ def test_only_the_street_needs_panda3d(folder: str) -> None:
 
 LIGHT = [
     "vtseg_ros",
-    "vtseg_ros.bags.bag",
+    "vtseg_ros.bags.bag_reader",
     "vtseg_ros.image_ops",
     "vtseg_ros.sizes",
     "vtseg_ros.inference",
@@ -275,7 +275,7 @@ def test_only_nodes_that_run_or_train_networks_need_torch() -> None:
 
 def test_reading_a_bag_needs_no_torch(street_bag: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom vtseg_ros.bags.bag import BagReader\n"
+        "import sys\nfrom pathlib import Path\nfrom vtseg_ros.bags.bag_reader import BagReader\n"
         "from vtseg_ros.bags.image_messages import decode_any\nfrom vtseg_ros.bags.topics import find_image_topic\n"
         "with BagReader(Path(sys.argv[1])) as bag:\n"
         "    for _, _, message in bag.messages([find_image_topic(bag)]):\n"

@@ -19,7 +19,8 @@ pytest.importorskip("lightning_fabric")
 
 from conftest import ROOT, wait_until
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main

@@ -13,7 +13,8 @@ import yaml
 from bags.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, write_bag
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
-from vtseg_ros.bags.bag import LATCHED, BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import LATCHED, BagWriter
 from vtseg_ros.bags.image_messages import decode_any, decode_float, decode_label
 from vtseg_ros.bags.messages import IMAGE, NS, image_message, label_map_message, stamp_of, typestore
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set

@@ -16,7 +16,7 @@ from bags.storagetools import MCAP_LAYOUTS, STEP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.bag import UNKNOWN_TOPIC, BagReader
+from vtseg_ros.bags.bag_reader import UNKNOWN_TOPIC, BagReader
 from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError
 

@@ -21,9 +21,11 @@ from bags.storagetools import MCAP_LAYOUTS, SQLITE_LAYOUTS, START, STEP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.bag import LATCHED, BagReader, OpenBags
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import LATCHED
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.messages import stamp_of
+from vtseg_ros.bags.open_bags import OpenBags
 from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from bags.bagtools import CLASSES, START_NS, ids_of
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import make
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set, require_image_topic
 from vtseg_ros.cli import main

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.topics import find_image_topic

@@ -16,7 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_any, decode_label, size_of
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.bags.topics import find_image_topic

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bags.bagtools import START_NS, picture, write_bag
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.cli import main
 

@@ -13,7 +13,7 @@ import pytest
 from bags.files import INDEXED, jpeg_file, png_file, smooth_picture, with_orientation
 from PIL import Image, ImageOps
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.topics import read_label_set

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import make_checkpoint
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message
 from vtseg_ros.cli import main
 from vtseg_ros.commands import interrupts
@@ -184,11 +185,11 @@ class TestNothingIsWritten:
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_a_signal_while_a_bag_is_finished(tmp_path, interrupt, capsys, storage):
     """The bag is either complete, and the line says so, or it does not stay."""
-    from vtseg_ros.bags import bag
+    from vtseg_ros.bags import bag_writer
 
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((4, 4, 3), np.uint8))
-    interrupt(bag._Writer, "close", 1, signal.SIGINT)
+    interrupt(bag_writer._Writer, "close", 1, signal.SIGINT)
     command = [
         "import",
         "images",

@@ -15,7 +15,8 @@ from bags.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, writ
 from bags.files import GREY, INDEXED, RGB, png_file
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from vtseg_ros.bags.bag import LATCHED, BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import LATCHED, BagWriter
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
 from vtseg_ros.bags.topics import read_label_set

@@ -14,7 +14,7 @@ from bags import videotools as tools
 from bags.videotools import FFMPEG, GROUP
 from conftest import make_checkpoint
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
 from vtseg_ros.inference import VideoPredictor

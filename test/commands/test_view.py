@@ -23,7 +23,8 @@ rerun = pytest.importorskip("rerun")
 from bags.bagtools import CLASSES, START_NS, ids_of, picture, write_bag
 from conftest import wait_until
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_label
 from vtseg_ros.bags.messages import NS, stamp_of
 from vtseg_ros.cli import main

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.dataset import flow as flow_module
 from vtseg_ros.dataset.augmentation import Augmentation, AugmentationConfig
 from vtseg_ros.dataset.flow import DisFlow, FlowTopic, WindowFlow, build_provider, resize_flow, transform_flow

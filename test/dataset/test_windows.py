@@ -15,7 +15,8 @@ import pytest
 import torch
 from bags.bagtools import CLASSES, START_NS, ids_of, picture, storage_file, undecodable_png, write_bag
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, NS, compressed_message, image_message, typestore
 from vtseg_ros.dataset import frame_cache as cache_module
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore

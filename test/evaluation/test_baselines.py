@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_any, decode_float, decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.dataset.flow import DisFlow

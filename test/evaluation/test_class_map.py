@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT, wait_until, write_endless_training
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import stamp_of
 
 POLICY = ROOT / "config" / "security" / "policy.xml"

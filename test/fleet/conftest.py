@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.commands.segment import MASKS

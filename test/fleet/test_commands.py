@@ -9,7 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import IGNORE, STREET

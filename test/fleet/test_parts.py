@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet.conftest import NS, masks_of, write_images
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.fleet import plan_tasks
 from vtseg_ros.fleet.parts import plan_spans, warm_up_start

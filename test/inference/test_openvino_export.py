@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from conftest import make_checkpoint, wait_until
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError

@@ -13,7 +13,7 @@ import torch
 from conftest import make_checkpoint
 from safetensors.torch import load_file
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.cli import main

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.labelling.masks import read_ego_mask

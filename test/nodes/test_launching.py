@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.nodes.launching import (
     NOT_REPLAYED,

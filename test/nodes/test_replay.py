@@ -26,7 +26,8 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 from vtseg_ros.msg import EvaluationReport, LabelEntry, LabelMap, SegmentationStatus
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_image, decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.evaluation.metrics import ConfusionMatrix

@@ -22,7 +22,7 @@ from nodes.camera import Camera
 from nodes.encoders import NS, image_message, stamp_ns_of
 from vtseg_ros.msg import SegmentationStatus
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import IMAGE, stamp_of
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.nodes import uncertain_recorder

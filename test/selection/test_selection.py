@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import STREET

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bags.bagtools import CLASSES, START_NS, ids_of, picture, undecodable_png, write_bag
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, NS, compressed_message
 from vtseg_ros.dataset.augmentation import Augmentation, AugmentationConfig
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore

@@ -17,7 +17,7 @@ pytest.importorskip("lightning_fabric")
 
 from bags.bagtools import START_NS, picture
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import NS
 from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError

@@ -13,7 +13,7 @@ from bags.bagtools import START_NS
 
 pytest.importorskip("lightning_fabric")
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.dataset.class_groups import parse_class_groups
 from vtseg_ros.dataset.flow import WindowFlow
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from video.videofiles import SHADES, write_video
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_any, decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main

@@ -13,7 +13,7 @@ pytest.importorskip("av")
 
 from video.rtsp_server import SIZE, RtspServer, shades
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError

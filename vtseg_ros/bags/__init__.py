@@ -8,13 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vtseg_ros.bags.bag import BagReader, BagWriter, OpenBags, TopicInfo
+    from vtseg_ros.bags.bag_reader import BagReader, TopicInfo
+    from vtseg_ros.bags.bag_writer import BagWriter
     from vtseg_ros.bags.image_messages import ImageDecoder, decode_any, decode_float, decode_label
+    from vtseg_ros.bags.open_bags import OpenBags
     from vtseg_ros.bags.topics import find_image_topic, find_label_topic, image_topics, read_label_set
 
 PLACES = {
-    "bag": ("BagReader", "BagWriter", "OpenBags", "TopicInfo"),
+    "bag_reader": ("BagReader", "TopicInfo"),
+    "bag_writer": ("BagWriter",),
     "image_messages": ("ImageDecoder", "decode_any", "decode_float", "decode_label"),
+    "open_bags": ("OpenBags",),
     "topics": ("find_image_topic", "find_label_topic", "image_topics", "read_label_set"),
 }
 """Public names by their module."""

@@ -24,6 +24,8 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 LABEL_MAP = "vtseg_ros/msg/LabelMap"
 PNG_LABEL = "mono8; png compressed"
 """`format` of a CompressedImage of class ids."""
+NO_HASH = "RIHS01_" + 64 * "0"
+"""Type hash of a message type whose hash is not known."""
 
 
 def to_ns(seconds: float) -> int:

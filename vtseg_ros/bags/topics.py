@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import LABEL_MAP, label_set_of
 from vtseg_ros.errors import BagError, ConfigError
 from vtseg_ros.label_set import LabelSet

@@ -16,7 +16,7 @@ from vtseg_ros.bags.video_messages import VideoPacket, packet_from_cdr
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 
 if TYPE_CHECKING:
-    from vtseg_ros.bags.bag import BagReader
+    from vtseg_ros.bags.bag_reader import BagReader
 
 CACHE_BYTES = 128 * 1024 * 1024
 """Images that are kept for windows of frames, which are read newest first."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vtseg_ros import DEFAULT_CHECKPOINT
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.storage_files import holds_bag
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.commands import interrupts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.commands import interrupts

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vtseg_ros.bags.bag import check_new_bag
+from vtseg_ros.bags.bag_writer import check_new_bag
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.progress import track
 from vtseg_ros.commands.report_files import write_json

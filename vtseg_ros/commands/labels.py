@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader, check_new_bag
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import check_new_bag
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp
 from vtseg_ros.bags.topics import image_topics, read_label_set, require_image_topic
 from vtseg_ros.commands import interrupts

@@ -8,7 +8,7 @@ import argparse
 import re
 from pathlib import Path
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.commands.progress import track
 from vtseg_ros.commands.report_files import write_json
 from vtseg_ros.errors import ConfigError

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vtseg_ros import DEFAULT_CHECKPOINT
-from vtseg_ros.bags.bag import BagReader, BagWriter, check_new_bag
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter, check_new_bag
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (
     absolute_checkpoint,

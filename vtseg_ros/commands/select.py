@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from vtseg_ros import DEFAULT_CHECKPOINT
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.fleet_job import (

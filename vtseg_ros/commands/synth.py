@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import CAMERA_INFO, camera_info_message
 from vtseg_ros.commands.progress import track
 from vtseg_ros.commands.report_files import write_json

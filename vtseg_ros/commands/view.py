@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vtseg_ros import DEFAULT_CHECKPOINT
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.storage_files import holds_bag, is_bag

@@ -14,9 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader, OpenBags
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import decode_float
 from vtseg_ros.bags.messages import IMAGE, header_stamp
+from vtseg_ros.bags.open_bags import OpenBags
 from vtseg_ros.dataset.augmentation import Draw
 from vtseg_ros.dataset.frame_store import FrameIndex
 from vtseg_ros.errors import BagError, ConfigError

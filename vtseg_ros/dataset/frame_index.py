@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder, size_of
 from vtseg_ros.bags.messages import NS, Message, stamp_of
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, require_images

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import NS
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.dataset.frame_index import BagSource

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.messages import IMAGE
 from vtseg_ros.dataset.flow import PROVIDERS, WindowFlow, is_topic
 from vtseg_ros.dataset.frame_store import FrameIndex

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import header_stamp
 from vtseg_ros.errors import BagError, ImageError

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.image_ops import resize_rgb

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder, decode_file
 from vtseg_ros.bags.messages import stamp_of

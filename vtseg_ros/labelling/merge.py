@@ -11,7 +11,8 @@ from pathlib import Path
 
 import cv2
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import decode_any
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, stamp_of, typestore
 from vtseg_ros.errors import ImageError

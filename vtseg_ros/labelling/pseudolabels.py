@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from vtseg_ros.bags.bag import BagReader, BagWriter
+from vtseg_ros.bags.bag_reader import BagReader
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, PNG_LABEL, compressed_message, header_stamp, stamp_of
 from vtseg_ros.errors import BagError, ImageError

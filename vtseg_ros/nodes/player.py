@@ -19,7 +19,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_srvs.srv import SetBool
 
-from vtseg_ros.bags.bag import DAY_NS, LATCHED, BagReader
+from vtseg_ros.bags.bag_reader import DAY_NS, BagReader
+from vtseg_ros.bags.bag_writer import LATCHED
 from vtseg_ros.bags.messages import NS
 from vtseg_ros.errors import BagError
 from vtseg_ros.topic_names import is_playable

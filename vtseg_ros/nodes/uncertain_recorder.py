@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rclpy.serialization import serialize_message
 
-from vtseg_ros.bags.bag import BagWriter
+from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.errors import BagError, VTSegError
 from vtseg_ros.nodes.conversions import stamp_ns
 

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vtseg_ros.bags.bag import BagReader
+from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.dataset.augmentation import Augmentation
 from vtseg_ros.dataset.class_groups import ClassGroups, GroupTable, parse_class_groups
