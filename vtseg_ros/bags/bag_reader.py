@@ -423,7 +423,12 @@ class BagReader:
 
     def _video(self, topic: str) -> VideoIndex:
         if topic not in self._videos:
-            self._videos[topic] = VideoIndex(self, topic)
+
+            def read(start_ns: int | None, stop_ns: int | None) -> Iterator[tuple[int, bytes]]:
+                for _, _, time_ns, data in self.raw([topic], start_ns, stop_ns):
+                    yield time_ns, data
+
+            self._videos[topic] = VideoIndex(self.path, topic, self.topics[topic].msgtype, read)
         return self._videos[topic]
 
     def read(self, topic: str, time_ns: int, stamp_ns: int | None = None) -> Message:

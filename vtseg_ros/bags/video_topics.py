@@ -6,18 +6,18 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from vtseg_ros.bags.messages import Message, image_message
 from vtseg_ros.bags.video_decoder import NO_KEY_FRAME, Decoded, VideoDecoder
 from vtseg_ros.bags.video_messages import VideoPacket, packet_from_cdr
 from vtseg_ros.errors import BagError, ConfigError, ImageError
 
-if TYPE_CHECKING:
-    from vtseg_ros.bags.bag_reader import BagReader
-
+ReadTopic = Callable[[int | None, int | None], Iterator[tuple[int, bytes]]]
+"""Yields the messages of a topic as (bag time in ns, CDR bytes) in time order, from a first bag time to a last one,
+excluded; None = the begin or the end of the bag."""
 CACHE_BYTES = 128 * 1024 * 1024
 """Images that are kept for windows of frames, which are read newest first."""
 CACHE_IMAGES = 8
@@ -143,19 +143,21 @@ class VideoIndex:
     """Random access to a video topic; the topic is read once for its key frames, without decoding.
 
     Args:
-        bag: Bag, which must stay open.
-        topic: Video topic.
+        path: Path of the bag, for errors.
+        topic: Name of the video topic.
+        msgtype: Type of its messages.
+        read: Reads its messages; the bag must stay open.
     """
 
-    def __init__(self, bag: BagReader, topic: str) -> None:
-        self._bag, self._topic, self._msgtype = bag, topic, bag.topics[topic].msgtype
+    def __init__(self, path: Path, topic: str, msgtype: str, read: ReadTopic) -> None:
+        self._path, self._topic, self._msgtype, self._read = path, topic, msgtype, read
         self._keys: list[_Key] = []
         self._times: list[int] = []
         """Bag times of the messages, ns, sorted."""
         self._stamps: list[int | None] = []
         """Header stamps of the messages, ns."""
         parameters = b""
-        for position, (_, _, time_ns, data) in enumerate(bag.raw([topic])):
+        for position, (time_ns, data) in enumerate(read(None, None)):
             self._times.append(time_ns)
             try:
                 packet = packet_from_cdr(self._msgtype, data)
@@ -206,7 +208,7 @@ class VideoIndex:
         for position in range(bisect_left(self._times, time_ns), bisect_right(self._times, time_ns)):
             if stamp_ns is None or self._stamps[position] == stamp_ns:
                 return self._image(position)
-        raise BagError(f"bag {self._bag.path}, topic {self._topic}: no message at {time_ns} ns")
+        raise BagError(f"bag {self._path}, topic {self._topic}: no message at {time_ns} ns")
 
     def _image(self, position: int) -> Message:
         if position not in self._kept:
@@ -215,7 +217,7 @@ class VideoIndex:
         self._kept.move_to_end(position)
         if found.message is None:
             raise BagError(
-                f"bag {self._bag.path}, topic {self._topic}: no image at {found.time_ns} ns: {found.reason}"
+                f"bag {self._path}, topic {self._topic}: no image at {found.time_ns} ns: {found.reason}"
             )
         return found.message
 
@@ -232,7 +234,7 @@ class VideoIndex:
         while position not in self._done:
             images = next(self._run, None)
             if images is None:
-                raise BagError(f"bag {self._bag.path}, topic {self._topic}: it changed while it was read")
+                raise BagError(f"bag {self._path}, topic {self._topic}: it changed while it was read")
             for one in images:
                 if one.position >= self._begin:  # those before only lead to them
                     self._done.add(one.position)
@@ -253,7 +255,7 @@ class VideoIndex:
         key = key.before or key
         # Messages of the key frame's own bag time may precede it.
         position = bisect_left(self._times, key.time_ns)
-        for _, _, time_ns, data in self._bag.raw([self._topic], key.time_ns, stop_ns):
+        for time_ns, data in self._read(key.time_ns, stop_ns):
             if position >= key.position:
                 parameters = key.parameters if position == key.position else b""
                 yield position, stream.push(time_ns, data, position=position, parameters=parameters)
