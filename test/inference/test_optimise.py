@@ -15,7 +15,8 @@ from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import EfficientViTB0, ERFNet, SegFormer, VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint
-from vtseg_ros.model.static_prior import EXTERNAL, StaticBranch
+from vtseg_ros.model.static_prior import EXTERNAL
+from vtseg_ros.model.vtseg import StaticBranch
 
 CPU = torch.device("cpu")
 SIZE = (64, 96)

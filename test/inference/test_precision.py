@@ -28,12 +28,13 @@ from vtseg_ros.model.checkpoint import (
     WEIGHTS_DIR,
     Checkpoint,
     load_checkpoint,
+    load_external_prior,
     read_agreement,
     read_metadata,
     save_again,
 )
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.static_prior import StaticBranch, load_external_prior
+from vtseg_ros.model.vtseg import StaticBranch
 
 TICK = 66_000_000
 

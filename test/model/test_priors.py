@@ -13,7 +13,8 @@ from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.inference import VideoPredictor
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig, load_checkpoint, save_checkpoint
-from vtseg_ros.model.static_prior import check_prior_size, load_external_prior
+from vtseg_ros.model.checkpoint import load_external_prior
+from vtseg_ros.model.external_prior import check_prior_size
 
 SIZE = (32, 64)  # height, width
 LABELS = LabelSet.from_names(("road", "building", "car"))

@@ -48,7 +48,7 @@ def prior(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(prior, tmp_path_factory):
-    from vtseg_ros.model.static_prior import load_external_prior
+    from vtseg_ros.model.checkpoint import load_external_prior
 
     path = tmp_path_factory.mktemp("weights") / "external.safetensors"
     network = load_external_prior(str(prior), num_classes=5, size=(32, 64))

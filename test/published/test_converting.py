@@ -131,7 +131,7 @@ def test_the_checkpoint_runs_as_a_segmenter_and_as_static_prior(tmp_path):
     assert main(["weights", "convert", str(tmp_path / "model.safetensors"), *arguments]) == 0
     result = VideoPredictor(out, device="cpu").step(np.full((64, 96, 3), 90, np.uint8))
     assert result.mask.shape == (64, 96) and result.mask.max() < 19
-    from vtseg_ros.model.static_prior import load_external_prior
+    from vtseg_ros.model.checkpoint import load_external_prior
 
     prior, image = load_external_prior(str(out), num_classes=19, size=(64, 96)), torch.rand(1, 3, 64, 96)
     with torch.no_grad():

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError
 from vtseg_ros.inference import VideoPredictor
+from vtseg_ros.model.checkpoint import load_external_prior
 from vtseg_ros.model.onnx_adapter import as_logits
-from vtseg_ros.model.static_prior import load_external_prior
 
 CLASSES = 3
 # Class scores are linear in the normalised colour: class c is the channel that is brightest.

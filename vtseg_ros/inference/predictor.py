@@ -130,7 +130,7 @@ class VideoPredictor:
         streaming: `exact` caches features that depend on one frame only, `causal` caches keys and values (for networks
             trained with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
             Networks of single images or with a Mix-FFN over time run `plain`.
-        static_prior: an external static network (see `model.static_prior.load_external_prior`).
+        static_prior: an external static network (see `model.checkpoint.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         classes: names of the classes to keep; pixels of the others become 255. None or empty = all.
         compile: use torch.compile; the first full window takes about a minute then.

@@ -24,11 +24,18 @@ from vtseg_ros.content import advice_on, content_of
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.files import write_atomically
 from vtseg_ros.label_set import LabelSet
+from vtseg_ros.model.external_prior import check_prior_output, load_file_or_factory
 from vtseg_ros.model.licence import NOT_STATED, SHIPPED, Licence
-from vtseg_ros.model.registry import Network, architecture_of, static_architectures, traits_of
+from vtseg_ros.model.registry import (
+    Network,
+    architecture_of,
+    image_architectures,
+    static_architectures,
+    traits_of,
+)
 from vtseg_ros.model.registry import architecture as find
 from vtseg_ros.model.state_dicts import METADATA_KEY, load_exact
-from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
+from vtseg_ros.model.static_prior import EXTERNAL
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.resize import RESIZE_MODES
 
@@ -442,3 +449,37 @@ def load_checkpoint(
         temperature=temperature,
         agreement=agreement,
     )
+
+
+def load_external_prior(source: str, *, num_classes: int, size: tuple[int, int] = (64, 64)) -> nn.Module:
+    """Load an external static network: a checkpoint of an image network, or what `load_file_or_factory` loads.
+
+    Args:
+        source: path of a checkpoint (.safetensors) or another file, or `package.module:factory`; all but a checkpoint
+            execute code when loaded.
+        num_classes: classes C that its logits must have.
+        size: (height, width) of the image that the shape of its output is checked with: the input size of the network,
+            which files exported for one size must accept.
+
+    Raises:
+        ConfigError: if it cannot be found, or its output is not (n, C, H, W).
+        CheckpointError: if the file cannot be read.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        prior = _image_network(path)
+    else:
+        prior = load_file_or_factory(source, num_classes=num_classes)
+    prior.eval()
+    return check_prior_output(prior, source, num_classes=num_classes, size=size)
+
+
+def _image_network(path: Path) -> nn.Module:
+    loaded = load_checkpoint(path)
+    known = image_architectures()
+    if loaded.architecture not in known:
+        raise ConfigError(
+            f"static_prior {path}: wrong network; expected a checkpoint of an image network ({', '.join(known)}), "
+            f"got {loaded.architecture}"
+        )
+    return loaded.network

@@ -20,7 +20,7 @@ from vtseg_ros.model.encoder import VTSegEncoder
 from vtseg_ros.model.head import VTSegHead
 from vtseg_ros.model.normalization import Cast
 from vtseg_ros.model.registry import register
-from vtseg_ros.model.static_prior import ClassMapping, StaticBranch, build_prior, is_own
+from vtseg_ros.model.static_prior import ClassMapping, build_prior, is_own
 from vtseg_ros.model.video_network import VideoNetwork
 from vtseg_ros.model.vtseg_config import PRESETS, STAGES, VTSegConfig
 
@@ -246,6 +246,31 @@ class VTSeg(VideoNetwork):
         elif reduced:
             network.static_prior = Cast(prior, output=dtype)
         return network.eval()
+
+
+class StaticBranch(nn.Module):
+    """The static network of a VTSeg, with normalised input and VTSeg's classes.
+
+    Args:
+        model: VTSeg that contains the static network; shared, not copied.
+    """
+
+    def __init__(self, model: VTSeg) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float32 logits (n, C, H, W) of images (n, 3, H, W), RGB in [0, 1]."""
+        return self.model.static_logits(images).float()
+
+    @property
+    def static_network(self) -> nn.Module:
+        """The static network."""
+        return self.model.static_prior
+
+    def for_inference(self, convert: Callable[[nn.Module], nn.Module], dtype: torch.dtype) -> StaticBranch:
+        """See `VTSeg.for_inference`."""
+        return StaticBranch(self.model.for_inference(convert, dtype))
 
 
 def _init_transformer(module: nn.Module) -> None:

@@ -15,12 +15,12 @@ from torch import nn
 from vtseg_ros.errors import CheckpointError, ConfigError
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import Checkpoint, load_checkpoint
-from vtseg_ros.model.checkpoint import licence_of, read_metadata, resolve_checkpoint
+from vtseg_ros.model.checkpoint import licence_of, load_external_prior, read_metadata, resolve_checkpoint
 from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.normalization import IMAGENET_MEAN, IMAGENET_STD
 from vtseg_ros.model.registry import architecture, architecture_of, static_architectures
 from vtseg_ros.model.state_dicts import inflate, load_exact, read_state_file, translate_classes
-from vtseg_ros.model.static_prior import EXTERNAL, load_external_prior
+from vtseg_ros.model.static_prior import EXTERNAL
 from vtseg_ros.training.config import ModelConfig, TrainConfig
 
 log = logging.getLogger("vtseg_ros.training")

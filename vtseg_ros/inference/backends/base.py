@@ -35,7 +35,7 @@ class BackendOptions:
         input_size: (width, height) px of the network's input; None = the network's own.
         window: frames k; None = the network's own. A backend that compiles for a fixed length uses this one.
         streaming: `auto`, `plain`, `exact` or `causal`.
-        static_prior: an external static network (see `model.static_prior.load_external_prior`).
+        static_prior: an external static network (see `model.checkpoint.load_external_prior`).
         compile: use torch.compile.
         cuda_graphs: capture CUDA graphs on a GPU.
         threads: number of CPU threads; None = PyTorch's default. PyTorch uses it for the whole process.

@@ -18,8 +18,8 @@ from vtseg_ros.inference.devices import choose_precision, precision_name, resolv
 from vtseg_ros.inference.optimise import optimise
 from vtseg_ros.inference.step import Step, build_step, choose_streaming
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
+from vtseg_ros.model.external_prior import check_prior_size
 from vtseg_ros.model.registry import traits_of, without_upsampling
-from vtseg_ros.model.static_prior import check_prior_size
 from vtseg_ros.model.video_network import VideoNetwork
 
 log = logging.getLogger("vtseg_ros.inference")
