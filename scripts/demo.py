@@ -20,7 +20,8 @@ from rich.table import Table
 
 from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, stamp_of
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError, ImageError, VTSegError

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
 

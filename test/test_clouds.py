@@ -366,7 +366,7 @@ def test_camera_info():
 def test_the_street_s_road_is_flat(tmp_path):
     """The synthetic street's depth is exact: road points lie in one plane at one height below the camera."""
     from vtseg_ros.bags.bag_reader import BagReader
-    from vtseg_ros.bags.image_messages import decode_label
+    from vtseg_ros.bags.label_messages import decode_label
     from vtseg_ros.label_set import STREET
 
     bag = tmp_path / "street"

@@ -19,7 +19,8 @@ pytest.importorskip("lightning_fabric")
 from conftest import ROOT
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import STREET

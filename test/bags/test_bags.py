@@ -15,7 +15,8 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import LATCHED, BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_float, decode_label
+from vtseg_ros.bags.image_messages import decode_any, decode_float
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import IMAGE, NS, image_message, label_map_message, stamp_of, typestore
 from vtseg_ros.bags.topics import find_image_topic, find_label_topic, read_label_set
 from vtseg_ros.errors import BagError

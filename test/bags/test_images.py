@@ -24,8 +24,8 @@ from vtseg_ros.bags.image_messages import (
     decode_compressed,
     decode_float,
     decode_image,
-    decode_label,
 )
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.errors import ImageError
 
 BYTES_PER_PIXEL = {

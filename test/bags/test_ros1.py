@@ -18,7 +18,8 @@ from rosbags.rosbag1 import Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.storage_files import is_bag
 from vtseg_ros.bags.topics import read_label_set

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_label, size_of
+from vtseg_ros.bags.image_messages import decode_any, size_of
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, compressed_message
 from vtseg_ros.bags.topics import find_image_topic
 from vtseg_ros.dataset.frame_store import BagSource, FrameIndex, FrameStore

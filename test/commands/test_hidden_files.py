@@ -13,7 +13,8 @@ import pytest
 from bags.bagtools import START_NS, picture, write_bag
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 
 FORK = b"\0\5\x16\7\0\2\0\0Mac OS X        "

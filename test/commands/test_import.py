@@ -14,7 +14,8 @@ from bags.files import INDEXED, jpeg_file, png_file, smooth_picture, with_orient
 from PIL import Image, ImageOps
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main

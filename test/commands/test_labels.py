@@ -17,7 +17,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import LATCHED, BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, IMAGE, NS, image_message, stamp_of, typestore
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.cli import main

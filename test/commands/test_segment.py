@@ -13,7 +13,7 @@ from bags import storagetools as tools
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import IMAGE, image_message, stamp_of, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.inference import VideoPredictor

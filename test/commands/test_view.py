@@ -25,7 +25,7 @@ from conftest import wait_until
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import NS, stamp_of
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import STREET

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_float, decode_label
+from vtseg_ros.bags.image_messages import decode_any, decode_float
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.dataset.flow import DisFlow
 from vtseg_ros.evaluation.metrics import ConfusionMatrix

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.evaluation.class_map import load_class_map

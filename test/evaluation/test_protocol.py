@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from vtseg_ros.bags import messages
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.dataset.corrupted_store import CorruptedStore
 from vtseg_ros.dataset.corruptions import Corruption

@@ -17,13 +17,8 @@ from faults import lies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtseg_ros.bags.image_messages import (
-    decode_any,
-    decode_compressed,
-    decode_float,
-    decode_image,
-    decode_label,
-)
+from vtseg_ros.bags.image_messages import decode_any, decode_compressed, decode_float, decode_image
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.errors import ImageError
 
 MUTATED, DAMAGED = 20_000, 4_000

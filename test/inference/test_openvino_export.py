@@ -13,7 +13,7 @@ import pytest
 from conftest import make_checkpoint, wait_until
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.errors import CheckpointError, ConfigError, DeviceError
 from vtseg_ros.inference import CameraFrame, VideoPredictor

@@ -28,7 +28,8 @@ from vtseg_ros.msg import EvaluationReport, LabelEntry, LabelMap, SegmentationSt
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_image, decode_label
+from vtseg_ros.bags.image_messages import decode_image
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.evaluation.metrics import ConfusionMatrix
 

@@ -17,7 +17,7 @@ pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.cli import main
 from vtseg_ros.errors import BagError, CheckpointError, ConfigError
 from vtseg_ros.model import load_checkpoint

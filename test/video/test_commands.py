@@ -14,7 +14,8 @@ import pytest
 from video.videofiles import SHADES, write_video
 
 from vtseg_ros.bags.bag_reader import BagReader
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import stamp_of
 from vtseg_ros.cli import main
 from vtseg_ros.importers import video_files as importer

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vtseg_ros.bags.bag_reader import BagReader, TopicInfo
     from vtseg_ros.bags.bag_writer import BagWriter
-    from vtseg_ros.bags.image_messages import ImageDecoder, decode_any, decode_float, decode_label
+    from vtseg_ros.bags.image_messages import ImageDecoder, decode_any, decode_float
+    from vtseg_ros.bags.label_messages import decode_label
     from vtseg_ros.bags.open_bags import OpenBags
     from vtseg_ros.bags.topics import find_image_topic, find_label_topic, image_topics, read_label_set
 
 PLACES = {
     "bag_reader": ("BagReader", "TopicInfo"),
     "bag_writer": ("BagWriter",),
-    "image_messages": ("ImageDecoder", "decode_any", "decode_float", "decode_label"),
+    "image_messages": ("ImageDecoder", "decode_any", "decode_float"),
+    "label_messages": ("decode_label",),
     "open_bags": ("OpenBags",),
     "topics": ("find_image_topic", "find_label_topic", "image_topics", "read_label_set"),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import COMPRESSED_IMAGE, header_stamp
 from vtseg_ros.bags.topics import read_label_set
 from vtseg_ros.errors import ConfigError

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from vtseg_ros.bags.image_messages import decode_any, decode_label
+from vtseg_ros.bags.image_messages import decode_any
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.open_bags import OpenBags
 from vtseg_ros.dataset.frame_cache import open_cache
 from vtseg_ros.dataset.frame_index import BagSource, CorruptMessage, Frame, FrameIndex

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vtseg_ros.bags.image_messages import as_ids, without_clear_pixels
+from vtseg_ros.bags.label_messages import as_ids, without_clear_pixels
 from vtseg_ros.bags.png import StoredPng, read_png
 from vtseg_ros.content import PNG_MAGIC
 from vtseg_ros.errors import ImageError

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays to ROS messages; `bags.image_messages` has the other direction, which needs no ROS."""
+"""Arrays to ROS messages; `bags.image_messages` and `bags.label_messages` have the other direction, which needs no ROS."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from vtseg_ros.bags.bag_writer import BagWriter
-from vtseg_ros.bags.image_messages import decode_label
+from vtseg_ros.bags.label_messages import decode_label
 from vtseg_ros.bags.messages import label_set_of
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.label_set import LabelSet
