@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,72 @@ def test_module_names_are_unique():
     names = [path.stem for path in trees() if path.stem != "__init__" and path.parent.name != "commands"]
     twice = sorted({name for name in names if names.count(name) > 1})
     assert not twice
+
+
+def run_time_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports of a module, at its top or within functions, but not those that only type checkers read.
+
+    The `__getattr__` of a package is left out: it only makes public names available to users.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif isinstance(child, ast.FunctionDef) and child.name == "__getattr__":
+            continue
+        elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from run_time_imports(ast.Module([other], []))
+        else:
+            yield from run_time_imports(child)
+
+
+def import_graph(sources: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Modules that each module imports, by their dotted names."""
+    graph: dict[str, list[str]] = {}
+    for name, tree in sources.items():
+        used: set[str] = set()
+        for node in run_time_imports(tree):
+            if isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            else:
+                # A name that is no module comes from the module itself.
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                used |= {name if name in sources else str(node.module) for name in names}
+        graph[name] = sorted(used & set(sources) - {name})
+    return graph
+
+
+def circle(graph: dict[str, list[str]]) -> list[str]:
+    """Modules of which each imports the next and the last one the first; empty if there is no such circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as err:
+        return list(err.args[1])
+    return []
+
+
+def test_circles_of_imports_are_found() -> None:
+    sources = {
+        "a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from c import d",
+        "b": "import a",
+        "c": "def f():\n    from b import g",
+    }
+    assert not circle(import_graph({name: ast.parse(text) for name, text in sources.items()}))
+    sources["a"] += "\nelse:\n    import c"
+    assert set(circle(import_graph({name: ast.parse(text) for name, text in sources.items()}))) == {
+        "a",
+        "b",
+        "c",
+    }
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    """Imports within functions count: they hide a circle but do not remove it."""
+    sources = {}
+    for path, tree in trees().items():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = tree
+    assert not circle(import_graph(sources))
 
 
 @pytest.mark.parametrize("folder", ["bags", "importers", "labelling"])
