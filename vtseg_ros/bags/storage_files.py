@@ -54,7 +54,7 @@ class StorageFiles:
 
 
 def is_bag(path: Path) -> bool:
-    """Return whether a path is a folder, or has the name or the content of a storage file.
+    """Return whether a path is any folder, or has the name or the content of a storage file; see `holds_bag`.
 
     Args:
         path: Path, which need not exist.
@@ -62,13 +62,15 @@ def is_bag(path: Path) -> bool:
     return path.is_dir() or kind_of(path.name) is not None or is_bag_file(path)
 
 
-def holds_bag(folder: Path) -> bool:
-    """Return whether a folder has a storage file or a metadata.yaml.
+def holds_bag(path: Path) -> bool:
+    """Return whether a path is a folder with a storage file or a metadata.yaml, or is a storage file itself.
 
     Args:
-        folder: Existing folder.
+        path: Existing folder or file.
     """
-    return any(entry.name == METADATA or kind_of(entry.name) for entry in folder.iterdir())
+    if path.is_dir():
+        return any(entry.name == METADATA or kind_of(entry.name) for entry in path.iterdir())
+    return is_bag(path)
 
 
 def kind_of(name: str) -> str | None:

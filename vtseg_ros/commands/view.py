@@ -18,7 +18,7 @@ from vtseg_ros import DEFAULT_CHECKPOINT
 from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.image_messages import ImageDecoder
 from vtseg_ros.bags.messages import stamp_of
-from vtseg_ros.bags.storage_files import holds_bag, is_bag
+from vtseg_ros.bags.storage_files import holds_bag
 from vtseg_ros.bags.topics import image_topics, read_label_set
 from vtseg_ros.commands import interrupts
 from vtseg_ros.commands.frame_source import open_source, require_source, source_argument
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         require_source(path)
     with ExitStack() as stack:
         recorded = None
-        if args.masks or (isinstance(args.source, Path) and _is_bag(args.source) and not args.checkpoint):
+        if args.masks or (isinstance(args.source, Path) and holds_bag(args.source) and not args.checkpoint):
             recorded = stack.enter_context(BagReader(args.masks or args.source))
             if not _segmenter_topics(recorded):
                 if args.masks:
@@ -133,10 +133,6 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         print(f"{args.save}: open it with: rerun {args.save}")
     return 0
-
-
-def _is_bag(path: Path) -> bool:
-    return holds_bag(path) if path.is_dir() else is_bag(path)
 
 
 def _report(recording: Recording, left_out: list[str]) -> None:

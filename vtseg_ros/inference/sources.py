@@ -16,7 +16,7 @@ from vtseg_ros.bags.bag_reader import BagReader
 from vtseg_ros.bags.containers import read_container
 from vtseg_ros.bags.image_messages import MAX_PIXELS, ImageDecoder, decode_file
 from vtseg_ros.bags.messages import stamp_of
-from vtseg_ros.bags.storage_files import holds_bag, is_bag
+from vtseg_ros.bags.storage_files import holds_bag
 from vtseg_ros.bags.topics import require_image_topic
 from vtseg_ros.errors import ConfigError, ImageError
 from vtseg_ros.importers.dataset_frames import read_bytes
@@ -66,9 +66,9 @@ def frames_of(source: str | os.PathLike[str] | Iterable[np.ndarray]) -> Iterator
     path = Path(source)
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder; expected a video, a folder of images or a bag")
-    if not path.is_dir():
-        return _bag_frames(path) if is_bag(path) else _video_frames(path)
-    return _bag_frames(path) if holds_bag(path) else _image_frames(image_files(path))
+    if holds_bag(path):
+        return _bag_frames(path)
+    return _image_frames(image_files(path)) if path.is_dir() else _video_frames(path)
 
 
 def is_glob(source: str | os.PathLike[str]) -> bool:
