@@ -80,10 +80,10 @@ class VTSegHead(nn.Module):
 
 
 class FusedHead(VTSegHead):
-    """A VTSegHead whose fusion convolution and BatchNorm are merged into the convolutions of the levels.
+    """A VTSegHead whose fusion convolution and BatchNorm are merged into the levels.
 
     Both are linear and 1x1, and PixelShuffle only moves values: instead of concatenating 4 * C_head channels and
-    fusing them, the levels' maps of C_head channels are added up.
+    fusing them, the levels' maps of C_head channels are added up. See `_FusedLevel`.
 
     Args:
         head: in eval mode.
