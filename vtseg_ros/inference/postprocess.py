@@ -51,6 +51,10 @@ def decide(logits: Tensor, options: MaskOptions) -> Tensor:
     same = logits.shape[2:] == target
     logits = logits.float()
     if upsampling != "nearest" and not same:
+        if not logits.is_cuda:
+            # A new tensor with the classes last, as needed below. Logits cut out of a window have strides with which the
+            # interpolation copies its large result twice.
+            logits = logits.clone(memory_format=torch.channels_last)
         logits = F.interpolate(logits, size=target, mode=upsampling, align_corners=False)
     # Classes last, where they are adjacent in channels-last logits: reducing across planes takes longer on a CPU.
     logits = logits.permute(0, 2, 3, 1)
