@@ -192,6 +192,7 @@ class Recorder:
     def __init__(self, window):
         self.info = SystemInfo("recorder", "vtseg", "", window, "recorder", 0, (64, 32))
         self.labels, self.problems, self.seen, self.answers = STREET, [], {}, {}
+        self.reach = window
 
     def reset(self, stream):
         self.seen.pop(stream, None)

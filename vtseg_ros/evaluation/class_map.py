@@ -149,6 +149,11 @@ class MappedSystem:
         """Confidence of the last mask, (height, width) uint8, of the class before the mapping."""
         return self._system.confidence
 
+    @property
+    def reach(self) -> int:
+        """See `System.reach`."""
+        return self._system.reach
+
     def reset(self, stream: int) -> None:
         """Start a new sequence in a stream."""
         self._system.reset(stream)

@@ -90,7 +90,7 @@ class _Images:
 
 
 class _Feed:
-    """Passes the frames in the windows of the scored frames to one system, each once and in order.
+    """Passes the frames that the masks of the scored frames depend on to one system, each once and in order.
 
     With a stride, windows of neighbouring frames have no frame in common: each remainder of the frame number is a separate stream.
     """
@@ -102,7 +102,7 @@ class _Feed:
     def mask(self, images: _Images, newest: int, first: int, size: tuple[int, int]) -> np.ndarray:
         """Return the mask of frame `newest`, whose sequence starts at `first`; its image must not be corrupt."""
         system, stride = self.system, self._index.stride
-        window = self._index.window(newest, first, system.info.window)
+        window = self._index.window(newest, first, system.reach)
         stream = newest % stride
         sequence, last = self._fed.get(stream, (-1, -1))
         if sequence != first or not window[0] <= last + stride <= newest:
@@ -148,7 +148,7 @@ def evaluate(
     outcome.labelled = len(chosen)
     shown = {chosen[i][0] for i in np.linspace(0, len(chosen) - 1, min(pictures, len(chosen))).astype(int)}
     outcome.corrupt += [(c.time_ns, f"{c.topic}: {c.reason}") for c in index.corrupt]
-    images = _Images(store, max(s.info.window for s in systems) * index.stride, outcome.corrupt)
+    images = _Images(store, max(s.reach for s in systems) * index.stride, outcome.corrupt)
     feeds = [_Feed(system, index) for system in systems]
     label_consistency = WarpedConsistency(len(labels), skip_unlabelled=True)
     last = -1

@@ -56,6 +56,11 @@ class RecurrentSystem:
         self._model = network.eval().requires_grad_(False).to(self._device)
         self._streams: dict[int, deque[_Past]] = {}
 
+    @property
+    def reach(self) -> int:
+        """See `System.reach`."""
+        return self.info.window
+
     def reset(self, stream: int) -> None:
         """Start a new sequence in a stream; see `System.reset`."""
         self._streams.pop(stream, None)

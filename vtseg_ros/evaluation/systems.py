@@ -53,6 +53,10 @@ class System(Protocol):
     problems: list[tuple[int, str]]
 
     @property
+    def reach(self) -> int:
+        """Number of frames that a mask depends on, with its own."""
+
+    @property
     def confidence(self) -> np.ndarray:
         """Confidence of the last mask, (height, width) uint8."""
 
@@ -94,6 +98,11 @@ class PredictorSystem:
             window=info.window,
             upsampling="bicubic",
         )
+
+    @property
+    def reach(self) -> int:
+        """See `System.reach`; in causal streaming, more frames than the window has."""
+        return self._segmenter.history + 1
 
     def reset(self, stream: int) -> None:
         """Start a new sequence in a stream; see `System.reset`."""
