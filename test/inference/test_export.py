@@ -250,7 +250,7 @@ def test_a_window_is_judged_by_the_network_that_gets_it(exported, exported_node,
     # And here for the one that runs, while the one that is loaded cannot have it.
     assert ask(checkpoint=str(export), window=7).successful
     camera.node.wait_for(
-        "the checkpoint was not changed: window: longer than the network was exported for; expected at most 3"
+        "the checkpoint was not changed: window: longer than the network supports; expected at most 3"
     )
     wait_until(lambda: told() == [str(wide), 7, 0.1], lambda: str(told()))
     assert frames(8) == 7 and camera.node.running()

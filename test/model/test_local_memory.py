@@ -194,17 +194,3 @@ def test_bench_measures_the_modes_that_exist(tmp_path, capsys):
     for wrong in (["--modes", "causal"], ["--breakdown"]):
         assert main([*command, *wrong]) == 2
         assert "causal streaming does not exist for local_memory" in capsys.readouterr().err
-
-
-def test_frames_can_be_scored_for_labelling(tmp_path):
-    from vtseg_ros.selection.scores import FrameScorer
-
-    path = tmp_path / "memory.safetensors"
-    save_checkpoint(path, network(), labels=LABELS, input_size=(96, 64))
-    scorer = FrameScorer(load_checkpoint(path))
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        scorer.add(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), number * 100_000_000)
-    scores, features = scorer.score()
-    assert set(scores) == {"entropy", "margin", "static", "temporal"}
-    assert all(0 <= score <= 1 for score in scores.values()) and len(features) == CLASSES * 16

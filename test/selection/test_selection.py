@@ -15,9 +15,10 @@ from vtseg_ros.bags.bag_writer import BagWriter
 from vtseg_ros.bags.messages import IMAGE, image_message, typestore
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import STREET
-from vtseg_ros.model import EfficientViTB0, save_checkpoint
+from vtseg_ros.model import EfficientViTB0, load_checkpoint, save_checkpoint
+from vtseg_ros.model.registry import architecture as registered
 from vtseg_ros.selection import choose, combined_score, frame_scores
-from vtseg_ros.selection.scores import run_image_network
+from vtseg_ros.selection.scores import FrameScorer, run_image_network
 
 NS = 1_000_000_000
 
@@ -97,6 +98,20 @@ def scoring_checkpoint(request, tiny_checkpoint, tmp_path):
     torch.manual_seed(0)
     save_checkpoint(path, EfficientViTB0(num_classes=14), labels=STREET, input_size=(64, 32))
     return path
+
+
+@pytest.mark.parametrize("architecture", ["local_memory", "mask_feedback"])
+def test_networks_with_an_image_network_have_all_scores(architecture, tmp_path, rng):
+    path = tmp_path / "network.safetensors"
+    values = registered(architecture).kind.configure(num_classes=len(STREET), preset="b0", overrides={})
+    network = registered(architecture).from_config(values).eval()
+    save_checkpoint(path, network, labels=STREET, input_size=(96, 64))
+    scorer = FrameScorer(load_checkpoint(path))
+    for number in range(3):
+        scorer.add(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8), number * 100_000_000)
+    scores, features = scorer.score()
+    assert set(scores) == {"entropy", "margin", "static", "temporal"}
+    assert all(0 <= score <= 1 for score in scores.values()) and len(features) == len(STREET) * 16
 
 
 def test_a_score_that_an_image_network_lacks_is_refused(tmp_path, rng, capsys):

@@ -8,7 +8,7 @@ import argparse
 import datetime
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import VTSeg, VTSegConfig
 from vtseg_ros.model.checkpoint import Checkpoint, load_checkpoint
 from vtseg_ros.model.registry import traits_of
+from vtseg_ros.model.video_network import VideoNetwork
 from vtseg_ros.model.vtseg import check_size
 from vtseg_ros.model.vtseg_config import PRESETS, check_window
 from vtseg_ros.profiling.benchmark import AGAINST, MODES, Settings, measure, modes_for, with_attention
@@ -168,18 +169,21 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.checkpoint}: wrong network; expected a video network such as vtseg, got {checkpoint.architecture}"
         )
-    known = modes_for(checkpoint.config)
+    known = modes_for(cast(VideoNetwork, checkpoint.network))
     modes = args.modes or known
-    if not set(modes) <= set(known) or (args.breakdown and "causal" not in known):
+    other = [mode for mode in modes if mode not in known]
+    if other:
         raise ConfigError(
-            f"--modes, --breakdown: causal streaming does not exist for {checkpoint.architecture}; expected modes of "
-            f"{', '.join(known)} without --breakdown, got {', '.join(modes)}"
+            f"--modes: {' and '.join(other)} streaming does not exist for {checkpoint.architecture}; expected modes of "
+            f"{', '.join(known)}, got {', '.join(modes)}"
         )
+    if args.breakdown and "attention" not in checkpoint.config:
+        raise ConfigError(f"--breakdown: wrong network; expected a vtseg, got {checkpoint.architecture}")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     print(
         f"{machine['processor']}, {machine['threads']} threads{gpu}; torch {machine['torch']}; {machine['date']}"
     )
-    if "causal" in modes and checkpoint.config["attention"] == "full":
+    if "causal" in modes and checkpoint.config.get("attention") == "full":
         print("causal uses weights trained with full attention: its times are valid, its masks are not")
     results: list[dict[str, Any]] = []
     for size in args.size:

@@ -133,6 +133,11 @@ def exportable(
     outputs: tuple[str, ...]
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
+    longest = network.longest_window if traits_of(model).takes_cache else None
+    if longest is not None and window > longest:
+        raise ConfigError(
+            f"window: longer than the network supports; expected at most {longest} frames, got {window}"
+        )
     if not traits_of(model).takes_cache:
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"
@@ -158,7 +163,7 @@ def exportable(
         "format": EXPORT_FORMAT,
         "kind": kind,
         "streaming": streaming,
-        "depth": len(network.attention_layers) if traits_of(model).takes_cache else 1,
+        "depth": network.causal_depth if traits_of(model).takes_cache else 1,
         "architecture": checkpoint.architecture,
         "config": {**checkpoint.config, "window": window},
         "class_names": list(checkpoint.labels.names),

@@ -128,8 +128,8 @@ class VideoPredictor:
         output_size: `input` (the image's), `network`, or (width, height) px.
         upsampling: `bilinear`, `bicubic` (logits, then argmax) or `nearest` (the mask).
         streaming: `exact` caches features that depend on one frame only, `causal` caches keys and values (for networks
-            trained with causal attention), `plain` recomputes the window; `auto` = causal for causal networks, else exact.
-            Networks of single images or with a Mix-FFN over time run `plain`.
+            trained with causal attention) or the previous mask (`mask_feedback`), `plain` recomputes the window; `auto` =
+            causal for these networks, else exact. Networks of single images or with a Mix-FFN over time run `plain`.
         static_prior: an external static network (see `model.checkpoint.load_external_prior`).
         min_confidence: below it, 0..1, a pixel becomes 255.
         classes: names of the classes to keep; pixels of the others become 255. None or empty = all.
@@ -233,7 +233,7 @@ class VideoPredictor:
 
     @property
     def history(self) -> int:
-        """Number of older frames that a mask depends on: k - 1; with causal attention, k - 1 per layer."""
+        """Number of older frames that a mask depends on: k - 1; in causal streaming, more (`VideoNetwork.causal_depth`)."""
         return (self.window - 1) * (self.backend.depth if self.streaming == "causal" else 1)
 
     def check_window(self, frames: int | None) -> None:

@@ -162,13 +162,12 @@ def choose_streaming(model: nn.Module, wanted: str) -> str:
         wanted: one of `STREAMING`, or `auto` for the network's best.
 
     Raises:
-        ConfigError: for causal streaming of a network that was not trained for it.
+        ConfigError: for a mode that does not give the masks that the network was trained for.
     """
     if not traits_of(model).takes_cache or wanted == "plain":
         return "plain"
     video = cast("VideoNetwork", model)
-    if wanted == "causal":
-        video.check_streaming("causal")
-    if wanted == "auto" or video.best_streaming == "plain":
-        return video.best_streaming
-    return wanted
+    best = video.best_streaming
+    if wanted == "causal" or (wanted == "exact" and best != "plain"):
+        video.check_streaming(wanted)
+    return best if wanted == "auto" or best == "plain" else wanted

@@ -84,6 +84,18 @@ class FrameCache:
         """
         return tensor
 
+    def older(self, name: str) -> Tensor | None:
+        """Return the cached values of older frames, (B, m, rows, D); None = there are no older frames."""
+        return None
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """Cache values of the current frames which only later frames read.
+
+        Args:
+            name: as in `older`, unique in the network.
+            tensor: (B, frames, rows, D) of the current frames.
+        """
+
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
         """Complete the inputs of a layer's attention with the cached values of older frames.
 
@@ -141,8 +153,16 @@ class StreamingCache(FrameCache):
 
     def join(self, name: str, tensor: Tensor) -> Tensor:
         """See `FrameCache.join`."""
-        self.new[name] = tensor
+        self.keep(name, tensor)
         return torch.cat([self.past[name], tensor], dim=1) if self.past else tensor
+
+    def older(self, name: str) -> Tensor | None:
+        """See `FrameCache.older`."""
+        return self.past.get(name)
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        """See `FrameCache.keep`."""
+        self.new[name] = tensor
 
     def update(self, place: LayerPlace, inputs: LayerInputs) -> tuple[LayerInputs, Tensor | None]:
         """See `FrameCache.update`."""

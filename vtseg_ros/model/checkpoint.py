@@ -339,6 +339,11 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
             f"static_prior: the checkpoint names {inside!r}, which is not built in, and a checkpoint cannot contain "
             "code. Select the static network with the parameter static_prior"
         )
+    if static_prior and architecture.adds_to_prior:
+        raise CheckpointError(
+            f"static_prior: cannot replace the image network of {name}, which was trained together with the rest; "
+            f"expected none, got {static_prior}. Leave the parameter static_prior out"
+        )
     if inside == EXTERNAL and static_prior and architecture.video:
         prior = load_external_prior(static_prior, num_classes=_prior_classes(config), size=size)
     return architecture.from_config(config, static_prior=prior)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -228,18 +229,22 @@ class EfficientViTBackbone(nn.Module):
                 blocks += [EfficientViTBlock(width) for _ in range(depths[stage])]
             self.stages.append(nn.Sequential(*blocks))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, additions: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the maps of the stem and the four stages.
 
         Args:
             images: (n, 3, H, W), normalised RGB.
+            additions: maps that are added to those of the first three stages; None = none.
 
         Returns:
             Five maps (n, C_i, ceil(H / s_i), ceil(W / s_i)), s = 2, 4, 8, 16, 32.
         """
         maps = [self.stem(images)]
-        for stage in self.stages:
-            maps.append(stage(maps[-1]))
+        for index, stage in enumerate(self.stages):
+            features = stage(maps[-1])
+            if additions is not None and index < len(additions):
+                features = features + additions[index]
+            maps.append(features)
         return maps
 
 
@@ -294,17 +299,18 @@ class EfficientViTSeg(Network):
         self.backbone = EfficientViTBackbone(config)
         self.head = EfficientViTHead(config, num_classes)
 
-    def coarse_logits(self, images: Tensor) -> Tensor:
+    def coarse_logits(self, images: Tensor, additions: Sequence[Tensor] | None = None) -> Tensor:
         """Return logits at 1/8 of the resolution, before the upsampling.
 
         Args:
             images: (n, 3, H, W), RGB in [0, 1].
+            additions: maps to add to the features, see `Architecture.addition_channels`; None = none.
 
         Returns:
             (n, C, ceil(H / 8), ceil(W / 8)).
         """
         normalized = (images - self.mean[:, None, None]) / self.std[:, None, None]
-        result: Tensor = self.head(self.backbone(normalized)[2:])
+        result: Tensor = self.head(self.backbone(normalized, additions)[2:])
         return result
 
     def forward(self, images: Tensor) -> Tensor:
@@ -379,7 +385,7 @@ _DECLARED: dict[str, Any] = {
 }
 
 
-@register("efficientvit_b0", title="EfficientViT-B0", **_DECLARED)
+@register("efficientvit_b0", title="EfficientViT-B0", addition_channels=B0.widths[1:4], **_DECLARED)
 class EfficientViTB0(EfficientViTSeg):
     """EfficientViT-Seg-B0 (see `EfficientViTSeg`).
 
@@ -393,7 +399,7 @@ class EfficientViTB0(EfficientViTSeg):
         super().__init__(num_classes=num_classes, config=self.config)
 
 
-@register("efficientvit_b1", title="EfficientViT-B1", **_DECLARED)
+@register("efficientvit_b1", title="EfficientViT-B1", addition_channels=B1.widths[1:4], **_DECLARED)
 class EfficientViTB1(EfficientViTSeg):
     """EfficientViT-Seg-B1 (see `EfficientViTSeg`).
 

@@ -24,7 +24,7 @@ log = logging.getLogger("vtseg_ros.model")
 
 BUILT_IN = tuple(
     f"vtseg_ros.model.{name}"
-    for name in ("erfnet", "segformer", "efficientvit", "stgru", "vtseg", "local_memory")
+    for name in ("erfnet", "segformer", "efficientvit", "stgru", "vtseg", "local_memory", "mask_feedback")
 )
 """Modules of the package's own networks, in the order of lists and tables."""
 ENTRY_POINTS = "vtseg_ros.architectures"
@@ -109,6 +109,10 @@ class Architecture:
         video: it takes windows, else single images; an image network can be the static network of a video network.
         video_prior: its static network may be a video network, which then sees single frames.
         needs_flow: it takes optical flow.
+        adds_to_prior: its static network must have `addition_channels`.
+        addition_channels: channels of the features, at 1/4, 1/8 and 1/16 of the resolution, to which a network around it
+            can add maps by `coarse_logits(images, additions)` (see `model.efficientvit.EfficientViTSeg`); empty = none.
+        trains_newest: in training mode, it returns the logits of the newest frame only.
         takes_clean: its forward pass takes the frames before corruption as `clean`, and then returns a loss too.
         least_window: least number of frames of a training window.
         options: fields of the training configuration's `model` section that have an effect, and `static_loss`.
@@ -125,6 +129,9 @@ class Architecture:
     video: bool = False
     video_prior: bool = False
     needs_flow: bool = False
+    adds_to_prior: bool = False
+    addition_channels: tuple[int, ...] = ()
+    trains_newest: bool = False
     takes_clean: bool = False
     least_window: int = 1
     options: frozenset[str] = frozenset()
@@ -231,10 +238,12 @@ def image_architectures() -> dict[str, Architecture]:
 def static_architectures(name: str) -> dict[str, Architecture]:
     """Return the networks that can be the static network of the architecture `name`."""
     known = architectures()
+    around = known[name]
     return {
         other: one
         for other, one in known.items()
-        if not one.video or (known[name].video_prior and one.takes_cache and other != name)
+        if (not one.video and (one.addition_channels or not around.adds_to_prior))
+        or (around.video_prior and one.takes_cache and other != name)
     }
 
 

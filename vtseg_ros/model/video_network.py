@@ -68,11 +68,26 @@ class VideoNetwork(Network):
 
     def check_streaming(self, mode: str) -> None:
         """Raise ConfigError if `mode`, `exact` or `causal`, does not give the masks that the network was trained for."""
-        if mode == "causal":
+        if mode not in self.streaming_modes:
             raise ConfigError(
-                f"streaming: causal does not fit this network; expected a vtseg trained with attention causal, got "
-                f"{self.architecture}. Use exact"
+                f"streaming: {mode} does not fit this network; expected {', '.join(self.streaming_modes)} or plain for "
+                f"{self.architecture}, got {mode}"
             )
+
+    @property
+    def longest_window(self) -> int | None:
+        """Frames of the longest window at inference; None = any."""
+        return None
+
+    @property
+    def streaming_modes(self) -> tuple[str, ...]:
+        """Modes of `exact` and `causal` that networks of this architecture have."""
+        return ("exact",)
+
+    @property
+    def causal_depth(self) -> int:
+        """Number of windows that a mask reaches back in causal streaming: one per attention layer."""
+        return len(self.attention_layers)
 
     @property
     def best_streaming(self) -> str:

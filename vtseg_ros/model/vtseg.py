@@ -153,6 +153,11 @@ class VTSeg(VideoNetwork):
             )
 
     @property
+    def streaming_modes(self) -> tuple[str, ...]:
+        """See `VideoNetwork.streaming_modes`."""
+        return ("exact", "causal")
+
+    @property
     def best_streaming(self) -> str:
         """See `VideoNetwork.best_streaming`."""
         if self.config.mix_ffn != "spatial":

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -229,9 +229,9 @@ def measure(
     return [measurement.to_dict() for measurement, _ in rows]
 
 
-def modes_for(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modes of a network by its configuration; without attention masks, causal streaming does not exist."""
-    return MODES if "attention" in config else tuple(mode for mode in MODES if mode != "causal")
+def modes_for(network: VideoNetwork) -> tuple[str, ...]:
+    """Return the modes that networks of this architecture have."""
+    return tuple(mode for mode in MODES if mode not in STREAMED or mode in network.streaming_modes)
 
 
 def modes_of(settings: Settings) -> list[Mode]:

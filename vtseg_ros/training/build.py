@@ -57,22 +57,30 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
 
 
 def _of_warm_start(settings: ModelConfig) -> dict[str, Any]:
-    """Return the configuration of the static network in a checkpoint to continue, where it may be a video network."""
+    """Return the configuration of the static network in a checkpoint to continue, where there are several kinds."""
     kind = architecture(settings.architecture)
-    if not (kind.video_prior and settings.warm_start and not settings.static_prior):
+    chosen = kind.video_prior or kind.adds_to_prior  # networks with one of several kinds of static networks
+    if not (chosen and settings.warm_start and not settings.static_prior):
         return {}
     metadata = read_metadata(resolve_checkpoint(settings.warm_start))
     if metadata["architecture"] != kind.name:
         return {}
-    return {key: metadata["config"][key] for key in ("static_prior", "static_prior_config")}
+    keys = ("static_prior", "static_prior_config")
+    return {key: metadata["config"][key] for key in keys if key in metadata["config"]}
 
 
 def _donor(settings: ModelConfig) -> Checkpoint | None:
     """Return the checkpoint given as `static_prior`; None = it is not a checkpoint."""
     source = settings.static_prior
+    known = static_architectures(settings.architecture)
     if not _names_checkpoint(source):
+        if architecture(settings.architecture).adds_to_prior:
+            raise ConfigError(
+                f"static_prior {source}: does not fit {settings.architecture}; expected a checkpoint of "
+                f"{', '.join(known)}, got another file or a factory"
+            )
         return None
-    donor, known = load_checkpoint(source), static_architectures(settings.architecture)
+    donor = load_checkpoint(source)
     if donor.architecture not in known:
         raise ConfigError(
             f"static_prior {source}: wrong network; expected a checkpoint of {', '.join(known)}, "

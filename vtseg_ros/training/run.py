@@ -232,6 +232,7 @@ class Training:
                 module,
                 chunk,
                 image_network=stage.name == "static",
+                newest_only=stage.name != "static" and architecture_of(self.model).trains_newest,
                 static_loss=stage.static_loss,
                 members=members,
                 teacher=teacher,

@@ -30,6 +30,7 @@ def backward(
     chunk: list[list[Tensor]],
     *,
     image_network: bool,
+    newest_only: bool = False,
     static_loss: float = 0.0,
     members: Tensor | None = None,
     teacher: Teacher | None = None,
@@ -47,6 +48,7 @@ def backward(
         chunk: Batches to accumulate, each video (B, k, 3, H, W) uint8 RGB, labels (B, k, H, W) uint8, with
             `with_clean` the video for the teacher, and further inputs of the network.
         image_network: Whether the network takes only the newest frame.
+        newest_only: Whether a network that takes all frames returns the logits of the newest one only.
         static_loss: Weight of the loss of the static network of VTSeg, which is added to the loss.
         members: (G, C) bool, the classes of each group of classes; groups have the label ids from C on.
         teacher: Adds its loss on every pixel whose label is not `OUTSIDE`, labelled or not.
@@ -58,14 +60,16 @@ def backward(
     """
     chunk = [fabric.to_device(batch) for batch in chunk]
     counted = labelled_pixels if teacher is None else _image_pixels
-    counts = [counted(batch[1][:, -1] if image_network else batch[1]) for batch in chunk]
+    scored = slice(-1, None) if image_network or newest_only else slice(None)  # frames with a loss
+    counts = [counted(batch[1][:, scored]) for batch in chunk]
     count = reduce_tensor(fabric, torch.stack(counts).sum(), "sum").clamp(min=1)
     total = torch.zeros((), device=fabric.device)
     for index, (video, labels, *more) in enumerate(chunk):
         video = video.float().div_(255)
         clean = more.pop(0).float().div_(255) if with_clean else video
+        labels, clean = labels[:, scored], clean[:, scored]
         if image_network:
-            labels, clean = labels[:, -1], clean[:, -1]
+            labels, clean = labels[:, 0], clean[:, 0]
             video = video[:, -1].contiguous(memory_format=torch.channels_last)
         with fabric.no_backward_sync(module, enabled=index < len(chunk) - 1):
             loss_of = _loss(fabric, clean, labels, members, teacher)

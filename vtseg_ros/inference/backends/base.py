@@ -89,7 +89,7 @@ class Backend(ABC):
         input_size: (width, height) px of the network's input.
         streaming: `plain`, `exact` or `causal`.
         video: whether the network takes windows; otherwise every window has one frame.
-        depth: number of consecutive attention layers; in causal streaming, each reaches one window further back.
+        depth: windows that a mask reaches back in causal streaming (see `VideoNetwork.causal_depth`).
         longest_window: frames of the longest window; None = any.
     """
 
@@ -176,7 +176,7 @@ class Backend(ABC):
             check_window(frames)
         if frames is not None and self.longest_window is not None and frames > self.longest_window:
             raise ConfigError(
-                f"window: longer than the network was exported for; expected at most {self.longest_window} frames, got {frames}"
+                f"window: longer than the network supports; expected at most {self.longest_window} frames, got {frames}"
             )
 
     def set_window(self, frames: int | None) -> None:

@@ -127,7 +127,8 @@ class OpenVinoBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(cast(VideoNetwork, network).attention_layers) if video else 1,
+            depth=cast(VideoNetwork, network).causal_depth if video else 1,
+            longest_window=cast(VideoNetwork, network).longest_window if video else None,
         )
         self._coarse = options.coarse_logits
         self._config = runtime_config(precision, options)

@@ -60,7 +60,8 @@ class TorchBackend(Backend):
             input_size=input_size,
             streaming=streaming,
             video=video,
-            depth=len(cast(VideoNetwork, model).attention_layers) if video else 1,
+            depth=cast(VideoNetwork, model).causal_depth if video else 1,
+            longest_window=cast(VideoNetwork, model).longest_window if video else None,
         )
         self.model = model
         self.step = build_step(model, (input_size[1], input_size[0]), streaming)
