@@ -191,6 +191,7 @@ def test_bench_measures_the_modes_that_exist(tmp_path, capsys):
     assert main([*command, "--backends", "torch", "--precision", "fp32"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0].islower()]
     assert [row for row in rows if row != "mode"] == ["plain", "plain_optimised", "exact/torch"]
-    for wrong in (["--modes", "causal"], ["--breakdown"]):
-        assert main([*command, *wrong]) == 2
-        assert "causal streaming does not exist for local_memory" in capsys.readouterr().err
+    assert main([*command, "--modes", "causal"]) == 2
+    assert "causal streaming does not exist for local_memory" in capsys.readouterr().err
+    assert main([*command, "--breakdown"]) == 2
+    assert "--breakdown: wrong network; expected a vtseg, got local_memory" in capsys.readouterr().err
