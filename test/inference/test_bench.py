@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vtseg_ros.cli import main
 from vtseg_ros.label_set import LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
+from vtseg_ros.model.registry import architecture as registered
 from vtseg_ros.profiling.benchmark import STREAMED, Settings, measure, modes_of, with_attention
 from vtseg_ros.profiling.flops import extra_formulas
 from vtseg_ros.profiling.moving_images import moving_picture
@@ -151,3 +152,35 @@ def test_image_networks_have_no_modes_to_compare(tmp_path, capsys):
         "e.safetensors: wrong network; expected a video network such as vtseg, got erfnet"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.slow  # runs benchmarks
+@pytest.mark.parametrize(
+    ("architecture", "mode", "other", "window"),
+    [("local_memory", "exact", "causal", 3), ("mask_feedback", "causal", "exact", 2)],
+)
+def test_networks_are_measured_in_the_modes_that_they_have(
+    architecture, mode, other, window, tmp_path, capsys
+):
+    path, labels = tmp_path / "network.safetensors", LabelSet.from_names(["road", "sky"])
+    values = registered(architecture).kind.configure(num_classes=len(labels), preset="b0", overrides={})
+    network = registered(architecture).from_config(values).eval()
+    save_checkpoint(path, network, labels=labels, input_size=(96, 64))
+    command = [
+        "bench",
+        "--checkpoint",
+        str(path),
+        "--size",
+        "96x64",
+        "--window",
+        str(window),
+        "--seconds",
+        "0",
+    ]
+    assert main([*command, "--backends", "torch", "--precision", "fp32"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0].islower()]
+    assert [row for row in rows if row != "mode"] == ["plain", "plain_optimised", f"{mode}/torch"]
+    assert main([*command, "--modes", other]) == 2
+    assert f"{other} streaming does not exist for {architecture}" in capsys.readouterr().err
+    assert main([*command, "--breakdown"]) == 2
+    assert f"--breakdown: wrong network; expected a vtseg, got {architecture}" in capsys.readouterr().err

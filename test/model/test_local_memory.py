@@ -179,19 +179,3 @@ def test_the_static_network_cannot_be_a_memory_itself():
 def test_overrides_without_sense(overrides):
     with pytest.raises(ConfigError, match="overrides"):
         LocalMemory.check_overrides(overrides)
-
-
-@pytest.mark.slow  # runs benchmarks
-def test_bench_measures_the_modes_that_exist(tmp_path, capsys):
-    from vtseg_ros.cli import main
-
-    path = tmp_path / "memory.safetensors"
-    save_checkpoint(path, network(), labels=LABELS, input_size=(96, 64))
-    command = ["bench", "--checkpoint", str(path), "--size", "96x64", "--window", "3", "--seconds", "0"]
-    assert main([*command, "--backends", "torch", "--precision", "fp32"]) == 0
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0].islower()]
-    assert [row for row in rows if row != "mode"] == ["plain", "plain_optimised", "exact/torch"]
-    assert main([*command, "--modes", "causal"]) == 2
-    assert "causal streaming does not exist for local_memory" in capsys.readouterr().err
-    assert main([*command, "--breakdown"]) == 2
-    assert "--breakdown: wrong network; expected a vtseg, got local_memory" in capsys.readouterr().err

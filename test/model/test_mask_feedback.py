@@ -297,19 +297,3 @@ def test_other_static_networks_are_refused(prior):
 def test_overrides_without_sense(overrides):
     with pytest.raises(ConfigError, match="overrides"):
         MaskFeedback.check_overrides(overrides)
-
-
-@pytest.mark.slow  # runs benchmarks
-def test_bench_measures_the_modes_that_exist(tmp_path, capsys):
-    from vtseg_ros.cli import main
-
-    path = tmp_path / "feedback.safetensors"
-    save_checkpoint(path, network(), labels=LABELS, input_size=(96, 64))
-    command = ["bench", "--checkpoint", str(path), "--size", "96x64", "--window", "2", "--seconds", "0"]
-    assert main([*command, "--backends", "torch", "--precision", "fp32"]) == 0
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0].islower()]
-    assert [row for row in rows if row != "mode"] == ["plain", "plain_optimised", "causal/torch"]
-    assert main([*command, "--modes", "exact"]) == 2
-    assert "exact streaming does not exist for mask_feedback" in capsys.readouterr().err
-    assert main([*command, "--breakdown"]) == 2
-    assert "--breakdown: wrong network; expected a vtseg" in capsys.readouterr().err

@@ -32,6 +32,7 @@ from vtseg_ros.model.checkpoint import Checkpoint
 from vtseg_ros.model.registry import traits_of
 from vtseg_ros.model.state_dicts import METADATA_KEY
 from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.vtseg_config import check_window
 
 EXPORT_FORMAT = 1
 OPSET = 18
@@ -133,11 +134,8 @@ def exportable(
     outputs: tuple[str, ...]
     window = window or int(checkpoint.config.get("window", 1))
     images = torch.rand(1, 3, height, width)
-    longest = network.longest_window if traits_of(model).takes_cache else None
-    if longest is not None and window > longest:
-        raise ConfigError(
-            f"window: longer than the network supports; expected at most {longest} frames, got {window}"
-        )
+    if traits_of(model).takes_cache:
+        check_window(window, longest=network.longest_window)
     if not traits_of(model).takes_cache:
         module, arguments, kind, window = model, (images,), "image", 1
         inputs, outputs, streaming = ("images",), ("logits",), "plain"

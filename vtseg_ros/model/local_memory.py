@@ -27,7 +27,7 @@ from vtseg_ros.model.registry import (
 )
 from vtseg_ros.model.static_prior import build_prior, is_own, resize_logits
 from vtseg_ros.model.video_network import VideoNetwork, single_frames
-from vtseg_ros.model.vtseg_config import check_window
+from vtseg_ros.model.vtseg_config import check_num_classes, check_window
 
 if TYPE_CHECKING:
     from vtseg_ros.model.vtseg import VTSeg
@@ -63,8 +63,7 @@ class LocalMemoryConfig:
     memory: MemoryConfig = MemoryConfig()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= 255:
-            raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
+        check_num_classes(self.num_classes)
         check_window(self.window)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,15 +137,6 @@ class LocalMemory(VideoNetwork):
     def config_values(self) -> dict[str, Any]:
         """See `Network.config_values`."""
         return self.config.to_dict()
-
-    def static_branch(self) -> nn.Module:
-        """See `VideoNetwork.static_branch`."""
-        return single_frames(self.static_prior)
-
-    def static_logits(self, images: Tensor) -> Tensor:
-        """See `VideoNetwork.static_logits`."""
-        result: Tensor = self.static_branch()(images)
-        return result
 
     def without_upsampling(self) -> LocalMemory:
         """See `Network.without_upsampling`."""

@@ -28,7 +28,7 @@ from vtseg_ros.model.registry import (
 )
 from vtseg_ros.model.static_prior import build_prior, resize_logits
 from vtseg_ros.model.video_network import VideoNetwork
-from vtseg_ros.model.vtseg_config import MAX_WINDOW
+from vtseg_ros.model.vtseg_config import MAX_WINDOW, check_num_classes
 
 if TYPE_CHECKING:
     from vtseg_ros.model.efficientvit import EfficientViTSeg
@@ -123,13 +123,15 @@ class MaskFeedbackConfig:
     static_prior: str = DEFAULT_PRIOR
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= 255:
-            raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
-        known = static_architectures(NAME)
-        if self.static_prior not in known:
-            raise ConfigError(
-                f"static_prior: does not fit {NAME}; expected one of {', '.join(known)}, got {self.static_prior!r}"
-            )
+        check_num_classes(self.num_classes)
+        _check_prior(self.static_prior, "static_prior")
+
+
+def _check_prior(name: object, option: str) -> None:
+    """Raise ConfigError if `name`, the value of `option`, is not that of an image network that takes maps."""
+    known = tuple(static_architectures(NAME))
+    if name not in known:
+        raise ConfigError(f"{option}: does not fit {NAME}; expected one of {', '.join(known)}, got {name!r}")
 
 
 def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = None) -> MaskFeedback:
@@ -189,11 +191,7 @@ class MaskFeedback(VideoNetwork):
             raise ConfigError(
                 f"model.overrides.window: out of range for {NAME}; expected 2 to {MAX_WINDOW} frames, got {window!r}"
             )
-        prior, known = overrides.get("static_prior", DEFAULT_PRIOR), static_architectures(NAME)
-        if prior not in tuple(known):
-            raise ConfigError(
-                f"model.overrides.static_prior: does not fit {NAME}; expected one of {', '.join(known)}, got {prior!r}"
-            )
+        _check_prior(overrides.get("static_prior", DEFAULT_PRIOR), "model.overrides.static_prior")
 
     @classmethod
     def training_window(cls, overrides: Mapping[str, Any]) -> int | None:
@@ -208,15 +206,6 @@ class MaskFeedback(VideoNetwork):
             "static_prior": self.config.static_prior,
             "window": FRAMES_READ,
         }
-
-    def static_branch(self) -> nn.Module:
-        """See `VideoNetwork.static_branch`."""
-        return self.static_prior
-
-    def static_logits(self, images: Tensor) -> Tensor:
-        """See `VideoNetwork.static_logits`."""
-        result: Tensor = self.static_prior(images)
-        return result
 
     def without_upsampling(self) -> MaskFeedback:
         """See `Network.without_upsampling`."""

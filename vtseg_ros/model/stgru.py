@@ -113,15 +113,6 @@ class STGRU(VideoNetwork):
         """See `Network.config_values`."""
         return {"num_classes": self.num_classes, "static_prior": self.prior_name}
 
-    def static_branch(self) -> nn.Module:
-        """See `VideoNetwork.static_branch`."""
-        return self.static_prior
-
-    def static_logits(self, images: Tensor) -> Tensor:
-        """See `VideoNetwork.static_logits`."""
-        result: Tensor = self.static_prior(images)
-        return result
-
     def _init_gates(self) -> None:
         for conv in (self.image_to_reset, self.past_to_update, self.present_to_update):
             nn.init.normal_(conv.weight, std=1e-3)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class VideoNetwork(Network):
     """A network (B, k, 3, H, W) -> (B, k, C, H, W) with the attribute `static_prior`, its static network.
 
-    The defaults of its methods are those of a network without attention layers whose frames see all older ones.
+    The defaults of its methods are those of a network without attention layers whose frames see all older ones, and whose
+    static network has the same classes.
     """
 
     static_prior: nn.Module
@@ -43,11 +44,12 @@ class VideoNetwork(Network):
 
     def static_branch(self) -> nn.Module:
         """Return the static network alone, (n, 3, H, W) in [0, 1] -> (n, C, H, W); shared, not copied."""
-        raise NotImplementedError
+        return single_frames(self.static_prior)
 
     def static_logits(self, images: Tensor) -> Tensor:
         """Return the static network's logits in this network's classes, (n, C, H, W), of images (n, 3, H, W) in [0, 1]."""
-        raise NotImplementedError
+        result: Tensor = self.static_branch()(images)
+        return result
 
     def encoder_features(self, video: Tensor) -> Tensor | None:
         """Return features of the newest frame, averaged over the image, (B, D); None = there is no encoder.

@@ -18,20 +18,33 @@ ATTENTION_KINDS = ("full", "causal")
 MIX_FFN_KINDS = ("spatial", "spatiotemporal")
 
 
-def check_window(frames: int, *, option: str = "window", as_in_checkpoint: bool = False) -> None:
+def check_num_classes(number: int) -> None:
+    """Raise ConfigError if a mask, which is uint8, cannot contain so many classes."""
+    if not 1 <= number <= 255:
+        raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {number}")
+
+
+def check_window(
+    frames: int, *, option: str = "window", as_in_checkpoint: bool = False, longest: int | None = None
+) -> None:
     """Check the length of a window.
 
     Args:
         frames: the number of frames.
         option: what is set, as the error names it.
         as_in_checkpoint: whether 0 is allowed, for the length in the checkpoint.
+        longest: frames of the longest window of a certain network; None = any.
 
     Raises:
-        ConfigError: if no network can have such a window.
+        ConfigError: if no network, or not this one, can have such a window.
     """
     if not (0 if as_in_checkpoint else 1) <= frames <= MAX_WINDOW:
         expected = f"1 to {MAX_WINDOW} frames" + (", or 0 (as in the checkpoint)" if as_in_checkpoint else "")
         raise ConfigError(f"{option}: out of range; expected {expected}, got {frames}")
+    if longest is not None and frames > longest:
+        raise ConfigError(
+            f"{option}: longer than the network supports; expected at most {longest} frames, got {frames}"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,7 @@ class VTSegConfig:
     def __post_init__(self) -> None:
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios", "class_mapping"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if not 1 <= self.num_classes <= 255:
-            raise ConfigError(f"num_classes: out of range; expected 1 to 255, got {self.num_classes}")
+        check_num_classes(self.num_classes)
         check_window(self.window)
         for field in ("embed_dims", "num_heads", "depths", "sr_ratios"):
             values = getattr(self, field)

@@ -173,11 +173,7 @@ class Backend(ABC):
     def check_window(self, frames: int | None) -> None:
         """Raise ConfigError if the network does not support a window length; None = its own."""
         if frames is not None:
-            check_window(frames)
-        if frames is not None and self.longest_window is not None and frames > self.longest_window:
-            raise ConfigError(
-                f"window: longer than the network supports; expected at most {self.longest_window} frames, got {frames}"
-            )
+            check_window(frames, longest=self.longest_window)
 
     def set_window(self, frames: int | None) -> None:
         """Change the window length at run time; cached frames that fit into the new window stay.
