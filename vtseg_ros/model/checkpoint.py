@@ -341,7 +341,7 @@ def _build(name: str, config: dict[str, Any], static_prior: str | None, size: tu
         )
     if static_prior and architecture.adds_to_prior:
         raise CheckpointError(
-            f"static_prior: cannot replace the image network of {name}, which was trained together with the rest; "
+            f"static_prior: cannot replace the static network of {name}, which was trained together with the rest; "
             f"expected none, got {static_prior}. Leave the parameter static_prior out"
         )
     if inside == EXTERNAL and static_prior and architecture.video:
@@ -356,6 +356,8 @@ def _prior_classes(config: dict[str, Any]) -> int:
 
 def _check_claims(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Raise CheckpointError if the configuration describes a network much larger than the file, before it is built."""
+    if "static_prior_config" in config:
+        _check_claims(config["static_prior_config"], state)
     layers = sum(config.get("depths", ()))
     if layers > len(state):
         raise CheckpointError(
@@ -412,8 +414,7 @@ def load_checkpoint(
                 f"class_names: expected {config['num_classes']} names like the network's classes, got {len(labels)}"
             )
         state = load_file(path)
-        for claimed in (config, config.get("static_prior_config", {})):
-            _check_claims(claimed, state)
+        _check_claims(config, state)
         model = _build(metadata["architecture"], config, static_prior, (height, width))
     except CheckpointError:
         raise

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -56,7 +57,12 @@ class VTSegDecoder(nn.Module):
         )
 
     def forward(
-        self, static_logits: Tensor, video: Tensor, features: list[Tensor], cache: FrameCache | None = None
+        self,
+        static_logits: Tensor,
+        video: Tensor,
+        features: list[Tensor],
+        cache: FrameCache | None = None,
+        additions: Sequence[Tensor] = (),
     ) -> list[Tensor]:
         """Decode a window.
 
@@ -65,6 +71,7 @@ class VTSegDecoder(nn.Module):
             video: (B, k, 3, H, W) in [0, 1].
             features: the encoder's four maps, each (B, k', C_i, H_i, W_i), of as many frames or, with a cache, more.
             cache: see `VTSeg.forward`.
+            additions: maps (B, k, C_i, H_i, W_i) to add to the outputs of the first VTEncBlocks.
 
         Returns:
             D_1..D_4, each (B, k_i, C_i, H_i, W_i), of the frames that the cache selects, newest last.
@@ -73,8 +80,13 @@ class VTSegDecoder(nn.Module):
         y = self.concat(static_logits.flatten(0, 1), video.flatten(0, 1))  # (B*k, C + 3, H, W)
         y = y.unflatten(0, video.shape[:2])
         maps = []
-        for enc_block, dec_block, memory in zip(self.enc_blocks, self.dec_blocks, features):
-            y = dec_block(enc_block(y, cache), memory, cache)
+        for stage, (enc_block, dec_block, memory) in enumerate(
+            zip(self.enc_blocks, self.dec_blocks, features)
+        ):
+            y = enc_block(y, cache)
+            if stage < len(additions):
+                y = y + additions[stage]
+            y = dec_block(y, memory, cache)
             maps.append(y)
         return maps
 

@@ -229,12 +229,12 @@ class EfficientViTBackbone(nn.Module):
                 blocks += [EfficientViTBlock(width) for _ in range(depths[stage])]
             self.stages.append(nn.Sequential(*blocks))
 
-    def forward(self, images: Tensor, additions: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def forward(self, images: Tensor, additions: Sequence[Tensor] = ()) -> list[Tensor]:
         """Return the maps of the stem and the four stages.
 
         Args:
             images: (n, 3, H, W), normalised RGB.
-            additions: maps that are added to those of the first three stages; None = none.
+            additions: maps that are added to those of the first stages.
 
         Returns:
             Five maps (n, C_i, ceil(H / s_i), ceil(W / s_i)), s = 2, 4, 8, 16, 32.
@@ -242,7 +242,7 @@ class EfficientViTBackbone(nn.Module):
         maps = [self.stem(images)]
         for index, stage in enumerate(self.stages):
             features = stage(maps[-1])
-            if additions is not None and index < len(additions):
+            if index < len(additions):
                 features = features + additions[index]
             maps.append(features)
         return maps
@@ -294,21 +294,19 @@ class EfficientViTSeg(Network):
     def __init__(self, *, num_classes: int, config: EfficientViTConfig) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.config = config
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
         self.register_buffer("std", torch.tensor(IMAGENET_STD))
         self.backbone = EfficientViTBackbone(config)
         self.head = EfficientViTHead(config, num_classes)
 
-    def coarse_logits(self, images: Tensor, additions: Sequence[Tensor] | None = None) -> Tensor:
-        """Return logits at 1/8 of the resolution, before the upsampling.
+    @property
+    def addition_channels(self) -> tuple[int, ...]:
+        """See `Network.addition_channels`; the features are the outputs of the stages of the backbone."""
+        return self.config.widths[1:4]
 
-        Args:
-            images: (n, 3, H, W), RGB in [0, 1].
-            additions: maps to add to the features, see `Architecture.addition_channels`; None = none.
-
-        Returns:
-            (n, C, ceil(H / 8), ceil(W / 8)).
-        """
+    def coarse_logits(self, images: Tensor, additions: Sequence[Tensor] = ()) -> Tensor:
+        """See `Network.coarse_logits`; (n, C, ceil(H / 8), ceil(W / 8))."""
         normalized = (images - self.mean[:, None, None]) / self.std[:, None, None]
         result: Tensor = self.head(self.backbone(normalized, additions)[2:])
         return result
@@ -382,10 +380,11 @@ class EfficientViTSeg(Network):
 _DECLARED: dict[str, Any] = {
     "class_dimensions": {r"head\.classify\.(weight|bias)": (0,)},
     "normalization": (IMAGENET_MEAN, IMAGENET_STD),
+    "takes_additions": True,
 }
 
 
-@register("efficientvit_b0", title="EfficientViT-B0", addition_channels=B0.widths[1:4], **_DECLARED)
+@register("efficientvit_b0", title="EfficientViT-B0", **_DECLARED)
 class EfficientViTB0(EfficientViTSeg):
     """EfficientViT-Seg-B0 (see `EfficientViTSeg`).
 
@@ -399,7 +398,7 @@ class EfficientViTB0(EfficientViTSeg):
         super().__init__(num_classes=num_classes, config=self.config)
 
 
-@register("efficientvit_b1", title="EfficientViT-B1", addition_channels=B1.widths[1:4], **_DECLARED)
+@register("efficientvit_b1", title="EfficientViT-B1", **_DECLARED)
 class EfficientViTB1(EfficientViTSeg):
     """EfficientViT-Seg-B1 (see `EfficientViTSeg`).
 

@@ -18,15 +18,9 @@ from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.cache import FrameCache
 from vtseg_ros.model.memory_attention import MemoryAttention, MemoryConfig
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.registry import (
-    architecture,
-    check_override_keys,
-    register,
-    static_architectures,
-    without_upsampling,
-)
-from vtseg_ros.model.static_prior import build_prior, is_own, resize_logits
-from vtseg_ros.model.video_network import VideoNetwork, single_frames
+from vtseg_ros.model.registry import check_override_keys, register, without_upsampling
+from vtseg_ros.model.static_prior import build_prior_of, is_own, resize_logits
+from vtseg_ros.model.video_network import VideoNetwork, prior_config, single_frames
 from vtseg_ros.model.vtseg_config import check_num_classes, check_window
 
 if TYPE_CHECKING:
@@ -107,7 +101,9 @@ class LocalMemory(VideoNetwork):
         super().__init__()
         self.config = config
         self.num_classes = config.num_classes
-        self.static_prior = static_prior or _build_static(config)
+        self.static_prior = static_prior or build_prior_of(
+            NAME, config.static_prior, config.static_prior_config, num_classes=config.num_classes
+        )
         self.memory = MemoryAttention(config.memory)
         self.upsample = True
 
@@ -136,7 +132,7 @@ class LocalMemory(VideoNetwork):
 
     def config_values(self) -> dict[str, Any]:
         """See `Network.config_values`."""
-        return self.config.to_dict()
+        return {**self.config.to_dict(), "static_prior_config": prior_config(self.static_prior)}
 
     def without_upsampling(self) -> LocalMemory:
         """See `Network.without_upsampling`."""
@@ -236,14 +232,6 @@ def gate_loss(gates: Tensor, difference: Tensor) -> Tensor:
     each = F.binary_cross_entropy_with_logits(gates.float(), newer.float(), reduction="none")
     weight = (known | ~newer).float()
     return (each * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _build_static(config: LocalMemoryConfig) -> nn.Module:
-    if config.static_prior not in static_architectures(NAME):
-        # Raises the error that lists the names.
-        return build_prior(config.static_prior, num_classes=config.num_classes)
-    kind = architecture(config.static_prior)
-    return kind.from_config({**config.static_prior_config, "num_classes": config.num_classes})
 
 
 def _upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:

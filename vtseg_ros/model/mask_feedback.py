@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""An image network that also reads the previous frame and its own mask of it.
+"""A network of single frames that also reads the previous frame and its own mask of it.
 
 The mask of the previous frame as an input: Perazzi et al., "Learning Video Object Segmentation from Static Images", CVPR
-2017. Here a small network encodes it, together with the previous frame, and its maps are added to features of the image
-network.
+2017. Here a small network encodes it, together with the previous frame, and its maps are added to features of the
+static network.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -20,18 +20,13 @@ from torch.nn import functional as F
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.cache import FrameCache
-from vtseg_ros.model.registry import (
-    architecture,
-    check_override_keys,
-    register,
-    static_architectures,
-)
-from vtseg_ros.model.static_prior import build_prior, resize_logits
-from vtseg_ros.model.video_network import VideoNetwork
+from vtseg_ros.model.registry import Network, check_override_keys, register, static_architectures
+from vtseg_ros.model.static_prior import build_prior_of, resize_logits
+from vtseg_ros.model.video_network import VideoNetwork, prior_config
 from vtseg_ros.model.vtseg_config import MAX_WINDOW, check_num_classes
 
 if TYPE_CHECKING:
-    from vtseg_ros.model.efficientvit import EfficientViTSeg
+    from vtseg_ros.model.vtseg import VTSeg
 
 NAME = "mask_feedback"
 DEFAULT_PRIOR = "efficientvit_b0"
@@ -69,7 +64,7 @@ class Previous(NamedTuple):
 
 
 class FeedbackEncoder(nn.Module):
-    """Encode the previous frame and its mask as maps for the features of an image network.
+    """Encode the previous frame and its mask as maps for the features of the static network.
 
     The last convolutions start at zero, so an untrained encoder has no effect.
 
@@ -113,7 +108,8 @@ class MaskFeedbackConfig:
 
     Args:
         num_classes: classes C of the logits, 1..255.
-        static_prior: architecture of the image network; one whose features take additions.
+        static_prior: architecture of the static network; one that declares `takes_additions`.
+        static_prior_config: its configuration, for a video network.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -121,6 +117,7 @@ class MaskFeedbackConfig:
 
     num_classes: int
     static_prior: str = DEFAULT_PRIOR
+    static_prior_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
@@ -128,7 +125,7 @@ class MaskFeedbackConfig:
 
 
 def _check_prior(name: object, option: str) -> None:
-    """Raise ConfigError if `name`, the value of `option`, is not that of an image network that takes maps."""
+    """Raise ConfigError if `name`, the value of `option`, is not that of a network that takes maps."""
     known = tuple(static_architectures(NAME))
     if name not in known:
         raise ConfigError(f"{option}: does not fit {NAME}; expected one of {', '.join(known)}, got {name!r}")
@@ -139,7 +136,7 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
         raise ConfigError(
             f"window: out of range for {NAME}; expected {FRAMES_READ}, got {values.get('window')!r}"
         )
-    config = MaskFeedbackConfig(num_classes=values["num_classes"], static_prior=values["static_prior"])
+    config = MaskFeedbackConfig(**{key: value for key, value in values.items() if key != "window"})
     return MaskFeedback(config, static_prior=static_prior)
 
 
@@ -156,31 +153,36 @@ def _from_config(values: Mapping[str, Any], static_prior: nn.Module | None = Non
     class_dimensions={r"encoder\.mask\.weight": (1,)},
 )
 class MaskFeedback(VideoNetwork):
-    """An image network whose features are changed by the previous frame and its mask (see `FeedbackEncoder`).
+    """A network of single frames whose features are changed by the previous frame and its mask (see `FeedbackEncoder`).
 
-    The mask of the first frame is that of the image network. Each further mask depends on the one before it, and so on all
+    The mask of the first frame is that of the static network. Each further mask depends on the one before it, and so on all
     frames since the first one.
 
     Args:
         config: hyperparameters.
-        static_prior: the image network; None = a new one as `config` describes it.
+        static_prior: the network of single frames; a video network sees every frame alone. None = a new one as `config`
+            describes it.
     """
 
     def __init__(self, config: MaskFeedbackConfig, *, static_prior: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.num_classes = config.num_classes
-        self.static_prior = static_prior or build_prior(config.static_prior, num_classes=config.num_classes)
-        self.encoder = FeedbackEncoder(
-            config.num_classes, architecture(config.static_prior).addition_channels
+        self.static_prior = static_prior or build_prior_of(
+            NAME, config.static_prior, config.static_prior_config, num_classes=config.num_classes
         )
+        self.encoder = FeedbackEncoder(config.num_classes, cast(Network, self.static_prior).addition_channels)
         self.upsample = True
 
     @classmethod
     def configure(cls, *, num_classes: int, preset: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """See `Network.configure`."""
-        prior = overrides.get("static_prior", DEFAULT_PRIOR)
-        return {"num_classes": num_classes, "static_prior": prior, "window": FRAMES_READ}
+        return {
+            "num_classes": num_classes,
+            "static_prior": overrides.get("static_prior", DEFAULT_PRIOR),
+            "static_prior_config": overrides.get("static_prior_config", {}),
+            "window": FRAMES_READ,
+        }
 
     @classmethod
     def check_overrides(cls, overrides: Mapping[str, Any]) -> None:
@@ -204,6 +206,7 @@ class MaskFeedback(VideoNetwork):
         return {
             "num_classes": self.num_classes,
             "static_prior": self.config.static_prior,
+            "static_prior_config": prior_config(self.static_prior),
             "window": FRAMES_READ,
         }
 
@@ -246,7 +249,7 @@ class MaskFeedback(VideoNetwork):
 
         Returns:
             Logits (B, k, C, H, W), newest last; in training mode and with a cache that selects the newest frame
-            (B, 1, C, H, W). Without upsampling, H and W of the logits are those of the image network.
+            (B, 1, C, H, W). Without upsampling, H and W of the logits are those of the static network.
         """
         if video.dim() != 5 or video.shape[2] != 3:
             raise ConfigError(f"video: wrong shape; expected (B, k, 3, H, W), got {tuple(video.shape)}")
@@ -263,22 +266,27 @@ class MaskFeedback(VideoNetwork):
 
     def _segment(self, image: Tensor, previous: Previous | None) -> Tensor:
         """Return logits (B, C, h, w) of images (B, 3, H, W)."""
-        image = image.to(self.encoder.mask.weight.dtype)
-        additions = None if previous is None else self.encoder(previous)
-        logits: Tensor = cast("EfficientViTSeg", self.static_prior).coarse_logits(image, additions)
+        additions = () if previous is None else self.encoder(previous)
+        if not isinstance(self.static_prior, VideoNetwork):  # which casts after its normalisation
+            image = image.to(self.encoder.mask.weight.dtype)
+        logits = cast(Network, self.static_prior).coarse_logits(image, additions)
         result: Tensor = logits.float()
         return result
 
     def _follow(self, video: Tensor, previous: Previous | None, cache: FrameCache) -> Tensor:
         """Return the logits (B, k, C, h, w) of consecutive frames; the first one follows `previous`."""
         frames = video.shape[1]
-        logits = []
+        size = (video.shape[3] // STRIDE, video.shape[4] // STRIDE)
+        logits, remembered = [], []
         for index in range(frames):
             image = video[:, index]
             logits.append(self._segment(image, previous))
-            previous = Previous(logits[-1], image, _there(cache.valid, frames - index))
+            # The encoder reads no more of larger logits, which would take 16 times the memory.
+            small = resize_logits(logits[-1], size) if logits[-1].shape[2] > size[0] else logits[-1]
+            remembered.append(small)
+            previous = Previous(small, image, _there(cache.valid, frames - index))
         result = torch.stack(logits, dim=1)
-        cache.keep(LOGITS, result.flatten(2, 3))
+        cache.keep(LOGITS, torch.stack(remembered, dim=1).flatten(2, 3))
         cache.keep(IMAGE, video.flatten(2, 3))
         return result[:, -1:] if cache.newest_only else result
 
@@ -320,7 +328,12 @@ class MaskFeedback(VideoNetwork):
         """
         # `convert` copies the parts; copying them here too would double the time.
         network = copy.deepcopy(self, {id(part): part for part in (self.static_prior, self.encoder)})
-        network.static_prior = convert(self.static_prior)
+        prior = self.static_prior
+        network.static_prior = (
+            cast("VTSeg", prior).for_inference(convert, dtype)
+            if isinstance(prior, VideoNetwork)
+            else convert(prior)
+        )
         network.encoder = cast(FeedbackEncoder, convert(self.encoder))
         return network.eval()
 

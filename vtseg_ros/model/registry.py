@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -77,6 +77,23 @@ class Network(nn.Module):
         """
         return self
 
+    @property
+    def addition_channels(self) -> tuple[int, ...]:
+        """Channels of the features, at 1/4, 1/8 and 1/16 of the resolution, to which `coarse_logits` adds maps."""
+        return ()
+
+    def coarse_logits(self, images: Tensor, additions: Sequence[Tensor] = ()) -> Tensor:
+        """Segment single images with maps added to the features, for architectures that declare `takes_additions`.
+
+        Args:
+            images: (n, 3, H, W), RGB in [0, 1].
+            additions: maps (n, C_i, H / s_i, W / s_i), with the C_i of `addition_channels` and s = 4, 8, 16; empty = none.
+
+        Returns:
+            Logits (n, C, h, w), which may be smaller than the images.
+        """
+        raise ConfigError(f"{self.architecture}: expected a network that takes additions, got one without")
+
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Load published weights under their own key names.
 
@@ -109,9 +126,8 @@ class Architecture:
         video: it takes windows, else single images; an image network can be the static network of a video network.
         video_prior: its static network may be a video network, which then sees single frames.
         needs_flow: it takes optical flow.
-        adds_to_prior: its static network must have `addition_channels`.
-        addition_channels: channels of the features, at 1/4, 1/8 and 1/16 of the resolution, to which a network around it
-            can add maps by `coarse_logits(images, additions)` (see `model.efficientvit.EfficientViTSeg`); empty = none.
+        adds_to_prior: its static network must be one that declares `takes_additions`, also a video network.
+        takes_additions: a network around it can add maps to its features (see `Network.coarse_logits`).
         trains_newest: in training mode, it returns the logits of the newest frame only.
         takes_clean: its forward pass takes the frames before corruption as `clean`, and then returns a loss too.
         least_window: least number of frames of a training window.
@@ -130,7 +146,7 @@ class Architecture:
     video_prior: bool = False
     needs_flow: bool = False
     adds_to_prior: bool = False
-    addition_channels: tuple[int, ...] = ()
+    takes_additions: bool = False
     trains_newest: bool = False
     takes_clean: bool = False
     least_window: int = 1
@@ -239,12 +255,13 @@ def static_architectures(name: str) -> dict[str, Architecture]:
     """Return the networks that can be the static network of the architecture `name`."""
     known = architectures()
     around = known[name]
-    return {
-        other: one
-        for other, one in known.items()
-        if (not one.video and (one.addition_channels or not around.adds_to_prior))
-        or (around.video_prior and one.takes_cache and other != name)
-    }
+
+    def fits(one: Architecture) -> bool:
+        if around.adds_to_prior:
+            return one.takes_additions
+        return not one.video or (around.video_prior and one.takes_cache and one.name != name)
+
+    return {other: one for other, one in known.items() if fits(one)}
 
 
 def architecture(name: str) -> Architecture:

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,12 @@ from torch.nn import functional as F
 
 from vtseg_ros.errors import ConfigError
 from vtseg_ros.model.normalization import Cast
-from vtseg_ros.model.registry import find_architecture, image_architectures
+from vtseg_ros.model.registry import (
+    architecture,
+    find_architecture,
+    image_architectures,
+    static_architectures,
+)
 
 EXTERNAL = "external"
 """Entry of a checkpoint whose static network is a file or a factory that the user must name."""
@@ -44,6 +51,24 @@ def build_prior(name: str, *, num_classes: int) -> nn.Module:
             f"package.module:factory, got {name!r}"
         )
     return known[name].build(num_classes=num_classes)
+
+
+def build_prior_of(around: str, name: str, config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
+    """Build the static network of an architecture whose static network may be a video network, freshly initialised.
+
+    Args:
+        around: name of the architecture that contains it.
+        name: architecture of the static network.
+        config: of the static network, where it is a video network.
+        num_classes: C.
+
+    Raises:
+        ConfigError: if the static network does not fit.
+    """
+    if name not in static_architectures(around):
+        # Raises the error that lists the names.
+        return build_prior(name, num_classes=num_classes)
+    return architecture(name).from_config({**config, "num_classes": num_classes})
 
 
 class ClassMapping(nn.Module):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -112,6 +112,11 @@ class SingleFrames(nn.Module):
         """Return logits of images (n, 3, H, W), RGB in [0, 1]."""
         result: Tensor = self.network(images[:, None])[:, 0]
         return result
+
+
+def prior_config(static_prior: nn.Module) -> dict[str, Any]:
+    """Return the configuration of a static network that is a video network; {} for other networks."""
+    return static_prior.config_values() if isinstance(static_prior, VideoNetwork) else {}
 
 
 def single_frames(network: nn.Module) -> nn.Module:

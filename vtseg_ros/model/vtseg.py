@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -49,6 +49,7 @@ def _of_preset(name: str) -> Callable[[int], VTSeg]:
     build=_from_config,
     sizes={f"VTSeg {name}": _of_preset(name) for name in PRESETS},
     video=True,
+    takes_additions=True,
     options=(
         "preset",
         "overrides",
@@ -188,8 +189,23 @@ class VTSeg(VideoNetwork):
         result: Tensor = self.mapping(self.static_prior(self.normalize("prior", images)))
         return result
 
+    @property
+    def addition_channels(self) -> tuple[int, ...]:
+        """See `Network.addition_channels`; the features are the outputs of the decoder's VTEncBlocks."""
+        return tuple(self.config.embed_dims[:3])
+
+    def coarse_logits(self, images: Tensor, additions: Sequence[Tensor] = ()) -> Tensor:
+        """See `Network.coarse_logits`; every image is a window of one frame, and the logits have its size."""
+        result: Tensor = self(images[:, None], additions=[one[:, None] for one in additions])[:, 0]
+        return result
+
     def forward(
-        self, video: Tensor, cache: FrameCache | None = None, *, with_static: bool = False
+        self,
+        video: Tensor,
+        cache: FrameCache | None = None,
+        *,
+        with_static: bool = False,
+        additions: Sequence[Tensor] = (),
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Segment the frames of a window, or with a streaming cache the newest one.
 
@@ -200,6 +216,7 @@ class VTSeg(VideoNetwork):
                 the frames that it does not contain yet.
             cache: selects the computed and the visible frames; None = all frames, with the configuration's causal band.
             with_static: return the static network's logits too.
+            additions: maps (B, k, C_i, H / s_i, W / s_i) to add to the features, see `addition_channels`.
 
         Returns:
             Logits (B, k', C, H, W) of the frames that the cache selects, newest last (without a cache all k), and if
@@ -211,7 +228,7 @@ class VTSeg(VideoNetwork):
         cache = cache or FrameCache(band=self.config.band)
         static = self.static_logits(video.flatten(0, 1)).unflatten(0, video.shape[:2])  # (B, k, C, H, W)
         features = self.encoder(self.normalize("encoder", video), cache)
-        maps = self.decoder(static, video, features, cache)
+        maps = self.decoder(static, video, features, cache, additions)
         frames = maps[-1].shape[1]
         logits = self.head([grid[:, grid.shape[1] - frames :].flatten(0, 1) for grid in maps])
         logits = logits.unflatten(0, (-1, frames))
