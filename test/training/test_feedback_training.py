@@ -1,8 +1,10 @@
 # SPDX-FileCopyrightText: vtseg_ros contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Training of an image network that reads its previous mask."""
+"""Training of a network of single frames that reads its previous mask."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ pytest.importorskip("lightning_fabric")
 
 from vtseg_ros.dataset.augmentation import AugmentationConfig
 from vtseg_ros.errors import ConfigError
-from vtseg_ros.label_set import STREET
+from vtseg_ros.label_set import STREET, LabelSet
 from vtseg_ros.model import ERFNet, load_checkpoint, save_checkpoint
 from vtseg_ros.model.efficientvit import EfficientViTB0
 from vtseg_ros.model.mask_feedback import MaskFeedback, MaskFeedbackConfig
+from vtseg_ros.model.vtseg import VTSeg
+from vtseg_ros.model.vtseg_config import VTSegConfig
 from vtseg_ros.training.build import build_model
 from vtseg_ros.training.config import DataConfig, ModelConfig, SourceConfig, StageConfig, TrainConfig
 from vtseg_ros.training.processes import launch
@@ -57,6 +61,78 @@ def test_a_frozen_network_stays_and_a_free_one_learns(stage, street_bag, image_n
     assert own <= changed if stage == "end_to_end" else not changed
     for parameter in trained.network.encoder.out.parameters():
         assert parameter.abs().max() > 0  # the encoder starts without effect
+
+
+def vtseg_checkpoint(path, labels=STREET, **overrides) -> VTSegConfig:
+    """Save a small VTSeg that is not the default one of its preset."""
+    sizes = {"depths": (1, 1, 1, 1), "head_channels": 32}
+    inside = VTSegConfig.preset("tiny", num_classes=len(labels), **sizes, **overrides)
+    torch.manual_seed(2)
+    save_checkpoint(path, VTSeg(inside), labels=labels, input_size=(64, 32))
+    return inside
+
+
+@pytest.mark.parametrize("stage", ["static", "video", "end_to_end"])
+def test_a_vtseg_segments_single_frames(stage, street_bag, tmp_path):
+    """The configuration of the VTSeg is taken over; its own static network is part of what is frozen or trained."""
+    path = tmp_path / "vtseg.safetensors"
+    inside = vtseg_checkpoint(path)
+    settings = config(street_bag, path, stage)
+    before = build_model(settings, STREET).static_prior.state_dict()
+    assert train(settings, tmp_path / "run")
+    trained = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert trained.config["static_prior_config"] == inside.to_dict()
+    after = trained.network.static_prior.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    parts = set() if stage == "video" else {"encoder", "decoder", "head", "static_prior"}
+    assert {name.split(".")[0] for name in changed} == parts
+    for parameter in trained.network.encoder.out.parameters():
+        assert (parameter.abs().max() > 0) == (stage != "static")  # the encoder starts without effect
+
+
+def started_from(path) -> ModelConfig:
+    return ModelConfig(architecture="mask_feedback", warm_start=str(path))
+
+
+def test_a_vtseg_with_other_classes_is_taken_over_by_name(street_bag, tmp_path):
+    path = tmp_path / "vtseg.safetensors"
+    labels = LabelSet.from_names(["unknown", *reversed(STREET.names[:5])])
+    vtseg_checkpoint(path, labels)
+    settings = dataclasses.replace(config(street_bag, ""), model=started_from(path))
+    built = build_model(settings, STREET)
+    donor = load_checkpoint(path).network
+    assert built.config_values()["static_prior_config"] == {
+        **donor.config_values(),
+        "num_classes": len(STREET),
+    }
+    own, given = built.static_prior.head.classify.weight, donor.head.classify.weight
+    for name in labels.names[1:]:
+        assert torch.equal(own[STREET.names.index(name)], given[labels.names.index(name)])
+    assert torch.equal(built.static_prior.encoder.blocks[0].norm.weight, donor.encoder.blocks[0].norm.weight)
+
+
+@pytest.mark.parametrize("around", [False, True])  # the VTSeg alone, or a mask_feedback that contains it
+def test_a_class_mapping_is_not_translated_to_other_classes(around, street_bag, tmp_path):
+    path = tmp_path / "mapped.safetensors"
+    inside = vtseg_checkpoint(path, prior_classes=3, class_mapping=(0, 1, 2))
+    if around:
+        values = MaskFeedbackConfig(
+            num_classes=len(STREET), static_prior="vtseg", static_prior_config=inside.to_dict()
+        )
+        save_checkpoint(path, MaskFeedback(values), labels=STREET, input_size=(64, 32))
+    settings = dataclasses.replace(config(street_bag, ""), model=started_from(path))
+    assert build_model(settings, STREET).config_values()["static_prior_config"] == inside.to_dict()
+    with pytest.raises(ConfigError, match="not matched by name with a class_mapping"):
+        build_model(settings, LabelSet.from_names(["zz", *STREET.names]))
+
+
+def test_a_vtseg_without_its_static_network_is_refused(street_bag, tmp_path):
+    path = tmp_path / "external.safetensors"
+    inside = VTSegConfig.preset("tiny", num_classes=len(STREET), static_prior="external")
+    model = VTSeg(inside, static_prior=ERFNet(num_classes=len(STREET)))
+    save_checkpoint(path, model, labels=STREET, input_size=(64, 32))
+    with pytest.raises(ConfigError, match="external.safetensors: has an external static network"):
+        build_model(config(street_bag, path), STREET)
 
 
 def test_a_teacher_sees_the_newest_frames(street_bag, image_network, tmp_path):

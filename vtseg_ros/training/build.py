@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,7 +38,7 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     """
     settings, num_classes = config.model, len(labels)
     kind = architecture(settings.architecture)
-    overrides, donor = {**_of_warm_start(settings), **settings.overrides}, None
+    overrides, donor = {**_of_warm_start(settings, labels), **settings.overrides}, None
     if settings.static_prior:
         donor = _donor(settings)
         overrides["static_prior"] = EXTERNAL if donor is None else donor.architecture
@@ -56,17 +56,39 @@ def build_model(config: TrainConfig, labels: LabelSet) -> nn.Module:
     return model
 
 
-def _of_warm_start(settings: ModelConfig) -> dict[str, Any]:
-    """Return the configuration of the static network in a checkpoint to continue, where there are several kinds."""
+def _of_warm_start(settings: ModelConfig, labels: LabelSet) -> dict[str, Any]:
+    """Return the configuration of the static network in a checkpoint to continue, where there are several kinds.
+
+    The checkpoint is one of the same architecture, or one of the static network alone.
+
+    Raises:
+        ConfigError: If a class mapping of a video network would have to be translated to other classes.
+    """
     kind = architecture(settings.architecture)
     chosen = kind.video_prior or kind.adds_to_prior  # networks with one of several kinds of static networks
     if not (chosen and settings.warm_start and not settings.static_prior):
         return {}
     metadata = read_metadata(resolve_checkpoint(settings.warm_start))
-    if metadata["architecture"] != kind.name:
+    name, config = metadata["architecture"], metadata["config"]
+    if name == kind.name:
+        found = {key: config[key] for key in ("static_prior", "static_prior_config") if key in config}
+    elif name in static_architectures(kind.name):
+        found = {"static_prior": name, "static_prior_config": config if architecture(name).video else {}}
+    else:
         return {}
-    keys = ("static_prior", "static_prior_config")
-    return {key: metadata["config"][key] for key in keys if key in metadata["config"]}
+    if settings.overrides.get("static_prior", found["static_prior"]) != found["static_prior"]:
+        return {}
+    old = tuple(metadata["class_names"])
+    if _maps_classes(found) and (old != labels.names or settings.warm_start_classes):
+        raise _mapped_classes(settings, old, labels.names)
+    return found
+
+
+def _mapped_classes(settings: ModelConfig, old: Iterable[str], new: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"warm_start {settings.warm_start} has other classes, which are not matched by name with a class_mapping; "
+        f"expected {', '.join(new)}, got {', '.join(old)}"
+    )
 
 
 def _donor(settings: ModelConfig) -> Checkpoint | None:
@@ -80,6 +102,11 @@ def _donor(settings: ModelConfig) -> Checkpoint | None:
                 f"{', '.join(known)}, got another file or a factory"
             )
         return None
+    if read_metadata(resolve_checkpoint(source))["config"].get("static_prior") == EXTERNAL:
+        raise ConfigError(
+            f"static_prior {source}: has an external static network, which no checkpoint contains; expected a checkpoint "
+            "with a static network of its own, such as erfnet"
+        )
     donor = load_checkpoint(source)
     if donor.architecture not in known:
         raise ConfigError(
@@ -98,13 +125,15 @@ def _static_prior(
     if donor is None:
         width, height = config.data.size
         return load_external_prior(source, num_classes=classes, size=(height, width))
+    advice = (
+        "Give model.overrides.prior_classes and class_mapping, or use" if "class_mapping" in values else "Use"
+    )
     if len(donor.labels) != classes or (
         not values.get("class_mapping") and donor.labels.names != labels.names
     ):
         raise ConfigError(
             f"static_prior {source}: expected the classes {', '.join(labels.names)}, got "
-            f"{', '.join(donor.labels.names)}. Give model.overrides.prior_classes and class_mapping, or use it as "
-            "warm_start, which takes classes over by name"
+            f"{', '.join(donor.labels.names)}. {advice} it as warm_start, which takes classes over by name"
         )
     return donor.network
 
@@ -141,11 +170,8 @@ def _warm_start(model: Network, settings: ModelConfig, labels: LabelSet) -> None
     _check_sources(settings, new, old)
     # A static network with other classes has a class_mapping.
     if (old != new or sources) and not (as_prior and is_mapped(model)):
-        if is_mapped(model) or is_mapped(checkpoint.network):
-            raise ConfigError(
-                f"warm_start {settings.warm_start} has other classes, which are not matched by name with a "
-                f"class_mapping; expected {', '.join(new)}, got {', '.join(old)}"
-            )
+        if _maps_classes(model.config_values()) or _maps_classes(checkpoint.config):
+            raise _mapped_classes(settings, old, new)
         state = translate_classes(state, target.state_dict(), old=old, new=new, sources=sources)
         same = [name for name in new if name in old and name not in sources]
         log.warning(
@@ -173,6 +199,12 @@ def _check_sources(settings: ModelConfig, new: tuple[str, ...], old: tuple[str, 
 def is_mapped(model: Network) -> bool:
     """Return whether the static network of a network has other classes."""
     return bool(architecture_of(model).video and model.config_values().get("class_mapping"))
+
+
+def _maps_classes(config: Mapping[str, Any]) -> bool:
+    """Return whether a network, or one inside it, maps the classes of its static network."""
+    inside = config.get("static_prior_config")
+    return bool(config.get("class_mapping")) or (inside is not None and _maps_classes(inside))
 
 
 def _init(model: Network, settings: ModelConfig) -> None:

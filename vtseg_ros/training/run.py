@@ -27,6 +27,7 @@ from vtseg_ros.model.licence import Licence, derived_licence
 from vtseg_ros.model.registry import architecture_of, without_upsampling
 from vtseg_ros.model.state_dicts import use_channels_last
 from vtseg_ros.model.static_prior import EXTERNAL
+from vtseg_ros.model.video_network import single_frames
 from vtseg_ros.training.build import Network, build_model, has_prior, is_mapped, licence_of_run, window_length
 from vtseg_ros.training.clock import Clock
 from vtseg_ros.training.config import StageConfig, TrainConfig
@@ -149,7 +150,7 @@ class Training:
         external = self._prior_is_external()
         if stage.name == "static":
             self.model.freeze_prior(False)
-            return cast(nn.Module, self.model.static_prior)
+            return single_frames(self.model.static_prior)
         if stage.name == "end_to_end" and external:
             log.warning(
                 "the static network is not a part of the checkpoint: it stays frozen in stage end_to_end"
