@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -32,6 +33,9 @@ LONGEST_WAIT_S = 1500.0
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 # Converting a network for OpenVINO takes seconds: tests of other things run in PyTorch.
 os.environ.setdefault("VTSEG_BACKEND", "torch")
+# By default, an example that takes more than 0.2 s fails, which a busy machine reaches.
+hypothesis.settings.register_profile("vtseg_ros", deadline=None)
+hypothesis.settings.load_profile("vtseg_ros")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,7 +46,7 @@ def test_what_follows_the_end_is_ignored(name, tail):
 
 
 @given(tail=st.binary(max_size=300), name=st.sampled_from(list(WHOLE)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_may_follow(name, tail):
     assert read(WHOLE[name] + tail).end == len(WHOLE[name])
 
@@ -70,7 +70,7 @@ def test_a_thumbnail_in_the_header_is_not_the_end():
 
 
 @given(data=st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_a_file_or_an_image_error(data):
     for start in (b"\xff\xd8", JPEG[:200], JPEG[:-20]):
         try:

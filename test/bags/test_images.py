@@ -80,7 +80,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_plain_encodings(size, seed, padding):
     height, width = size
     rng = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def test_plain_encodings(size, seed, padding):
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 3), big=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_mono16_is_divided_by_257_in_both_byte_orders(size, seed, padding, big):
     deep = np.random.default_rng(seed).integers(0, 65536, size)
     rows = deep.astype(">u2" if big else "<u2")
@@ -112,7 +112,7 @@ def test_mono16_is_divided_by_257_in_both_byte_orders(size, seed, padding, big):
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_packed_yuv(size, seed, padding):
     height, width = size[0], 2 * size[1]
     rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_packed_yuv(size, seed, padding):
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_planar_yuv(size, seed, padding):
     height, width = 2 * size[0], 2 * size[1]
     rng = np.random.default_rng(seed)
@@ -234,7 +234,7 @@ def test_sides_that_colours_cannot_be_shared_on_are_refused(encoding, width, hei
     size=st.integers(0, 4000),
     big=st.integers(0, 1),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_fields_give_an_image_or_an_image_error(encoding, height, width, step, size, big):
     made = SimpleNamespace(
         height=height,
@@ -302,7 +302,7 @@ def test_a_file_cut_anywhere_is_refused(rng, kind):
 @given(
     data=st.binary(max_size=200), prefix=st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_give_an_image_or_an_image_error(data, prefix):
     for ending in (b"", b"\xff\xd9", b"IEND\xaeB`\x82"):
         try:
@@ -312,7 +312,7 @@ def test_any_bytes_give_an_image_or_an_image_error(data, prefix):
 
 
 @given(seed=seeds, kind=st.sampled_from([".jpg", ".png"]), flips=st.integers(1, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_flipped_bytes_give_an_image_or_an_image_error(seed, kind, flips):
     rng = np.random.default_rng(seed)
     payload = bytearray(cv2.imencode(kind, picture(rng))[1].tobytes())
@@ -355,7 +355,7 @@ def test_a_cut_jpeg_is_refused_even_with_an_end_behind_it(behind, options):
     flat=st.booleans(),
     tail=st.binary(max_size=9),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_whole_jpeg_is_taken_for_a_cut_one(width, height, seed, flat, tail):
     rgb = np.full((height, width, 3), seed % 256, np.uint8) if flat else smooth_picture(seed, (width, height))
     for options in ((), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 1)):
@@ -438,7 +438,7 @@ class Warnings(list):
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 5), big=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_colours_of_16_bits(size, seed, padding, big):
     deep = np.random.default_rng(seed).integers(0, 65536, (*size, 4))
     expected = np.floor(deep[..., :3] / 257 + 0.5).astype(np.uint8)
@@ -462,7 +462,7 @@ def test_bayer_of_16_bits_is_the_same_picture(pattern, rng):
 
 
 @given(size=sizes, seed=seeds, padding=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_nv24(size, seed, padding):
     """Luma rows, then rows of a U and a V for every pixel, twice as long with twice the padding."""
     rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ KINDS += [(t, d) for t in (RGB, GREY_ALPHA, RGBA) for d in (8, 16)]
     seed=st.integers(0, 2**32 - 1),
     interlaced=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_values_are_those_that_were_stored(kind, height, width, seed, interlaced):
     color_type, depth = kind
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def test_broken_files(file, words):
 
 
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(KINDS), flips=st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_flipped_bytes_with_true_check_sums_give_pixels_or_an_image_error(seed, kind, flips):
     rng = np.random.default_rng(seed)
     color_type, depth = kind

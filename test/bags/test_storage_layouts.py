@@ -388,7 +388,7 @@ WHOLE = {
 }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layout=st.sampled_from(sorted(WHOLE)),
     flips=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 255)), max_size=4),

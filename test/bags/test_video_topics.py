@@ -149,7 +149,7 @@ class TestLoss:
         assert numbers == sorted(numbers) and len(numbers) + len(corrupt) == COUNT
         assert not [n for n in later & set(numbers) if n < again]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         codec=st.sampled_from(["h264", "h264 with B-frames", "h265"]),
         lost=st.sets(st.integers(0, COUNT - 1).filter(lambda place: place % GROUP or place == 0), max_size=6),
@@ -171,7 +171,7 @@ class TestLoss:
             if one.image is not None:
                 np.testing.assert_array_equal(one.image, whole[one.token])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         st.lists(st.binary(max_size=60), max_size=8), st.sampled_from(["h264", "hevc", "vp9", "av1", "vp8"])
     )

@@ -47,7 +47,7 @@ def bilinear(image: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 2**32 - 1), derived=st.sampled_from([0.0, 1.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_labels_and_pixels_go_where_the_transforms_say(seed, derived):
     rng = np.random.default_rng(seed)
     video, labels = window(rng)

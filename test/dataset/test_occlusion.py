@@ -28,7 +28,7 @@ def test_a_cover_fills_its_rectangle_and_nothing_else():
     height=st.integers(32, 2000),
     share=st.floats(0, 1),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_covers_lie_within_the_picture(seed, width, height, share):
     for cover in draw_covers(4, (width, height), share, np.random.default_rng(seed)):
         assert 0 <= cover.frame < 4

@@ -60,7 +60,7 @@ def test_mutated_images_are_right_or_refused(rng, traced):
 FIELDS = st.one_of(st.integers(0, 40), st.sampled_from(lies.EXTREMES), st.integers(0, lies.U32))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     height=FIELDS,
     width=FIELDS,
@@ -100,7 +100,7 @@ def test_any_fields_are_right_or_refused(height, width, step, is_bigendian, data
             pass
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     start=st.sampled_from(
         [b"", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8", b"\xff\xd8\xff\xc0"]

@@ -111,7 +111,7 @@ def test_spans_keep_equal_times_together(tmp_path, rng):
         assert plan_spans(bag, TOPIC, 2) == [(None, 3 * NS), (3 * NS, 5 * NS), (5 * NS, None)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from([1, 1, 1, 1, 1, 0, -3, -15, 15]), min_size=60, max_size=120), st.integers(1, 6)
 )

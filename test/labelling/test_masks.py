@@ -108,7 +108,7 @@ class TestGrey:
 class TestTransparency:
     @pytest.mark.parametrize("color_type", [GREY_ALPHA, RGBA])
     @given(hidden=st.integers(0, 255), depth=st.sampled_from([8, 16]))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_clear_pixels_are_unlabelled_whatever_their_colour(self, color_type, hidden, depth):
         scale = 257 if depth == 16 else 1
         alpha = np.array([[255, 255, 0], [0, 255, 255]])[..., None] * scale

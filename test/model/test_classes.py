@@ -49,7 +49,7 @@ def answer(model, images, flow):
 
 
 @pytest.mark.parametrize("name", BUILD)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(order=st.permutations(range(5)))
 def test_the_same_classes_in_another_order_have_the_same_logits(name, order):
     torch.manual_seed(1)
