@@ -44,7 +44,7 @@ def network(prior: str = "efficientvit_b0") -> MaskFeedback:
     )
     with torch.no_grad():
         for layer in model.encoder.out:
-            torch.nn.init.normal_(layer.weight, std=0.3)
+            torch.nn.init.normal_(layer.weight, std=1.0 if prior == "vtseg" else 0.3)
     return model.eval()
 
 
@@ -107,7 +107,7 @@ def test_the_recurrence_by_hand(prior):
     got = model.without_upsampling()(video)
     torch.testing.assert_close(got, step_by_hand(model, video))
     alone = model.without_upsampling()(video[:, -1:])
-    assert (got[:, -1:] - alone).abs().max() > 0.02 * alone.abs().max()  # older frames count
+    assert (got[:, -1:] - alone).abs().max() > 0.05 * alone.abs().max()  # older frames count
     upsampled = F.interpolate(got[0], size=SIZE, mode="bilinear", align_corners=False)
     torch.testing.assert_close(model(video)[0], upsampled)
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_with_another_window_is_refused(window, tmp_path):
         load_checkpoint(path)
 
 
-def test_the_image_onecannot_be_replaced(tmp_path):
+def test_the_image_network_cannot_be_replaced(tmp_path):
     path, other = tmp_path / "feedback.safetensors", tmp_path / "other.safetensors"
     save_checkpoint(path, network(), labels=LABELS, input_size=(96, 64))
     save_checkpoint(other, EfficientViTB0(num_classes=CLASSES), labels=LABELS, input_size=(96, 64))

@@ -95,17 +95,17 @@ class ModelConfig:
 
     Args:
         architecture: `vtseg`, the recurrent flow baseline `gru`, `local_memory` (attention to older frames on top of
-            any other network but `gru`), `mask_feedback` (an `efficientvit_b*` or `vtseg` that reads its previous mask), or
-            an image network: `erfnet`, `segformer_b0` to `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
+            any other network but `gru`), `mask_feedback` (an `efficientvit_b*` or `vtseg` that reads its previous
+            mask), or an image network: `erfnet`, `segformer_b0` to `segformer_b5`, `efficientvit_b0`, `efficientvit_b1`.
         preset: Preset of VTSeg: `b0`, `small`, `tiny`.
         overrides: Fields of VTSegConfig; for `gru`: `window` (4) and `static_prior` (erfnet); for `local_memory`:
             `window` (4), `stride` (8), `radius` (3), `width` (32), `caution` (1.0) and `static_prior` (efficientvit_b0);
             for `mask_feedback`: `window` (4, that of training) and `static_prior` (efficientvit_b0).
         flow: Optical flow of `gru`: `dis` (OpenCV), a topic of the bags with backward flow (32FC2, px) such as
             /camera/flow_backward, or `package.module:factory` (executes code).
-        static_prior: Checkpoint of an image network (for `local_memory` and `mask_feedback` also of `vtseg`), a file or a shipped
-            name, which becomes part of the trained network; or another file or a factory for the static network (executes
-            code, use trusted files only). Empty = that of the configuration.
+        static_prior: Checkpoint of an image network (for `local_memory` and `mask_feedback` also of `vtseg`), a file or
+            a shipped name, which becomes part of the trained network; or another file or a factory for the static network
+            (executes code, use trusted files only). Empty = that of the configuration.
         init: Initialisation of the linear layers of `vtseg` and `segformer_b*`: `segformer` (that of SegFormer, for
             fine-tuning wide pretrained networks) or `xavier` (for narrow networks trained from scratch, see
             docs/guide/training.md).
