@@ -34,6 +34,7 @@ from vtseg_ros.model.checkpoint import (
     save_again,
 )
 from vtseg_ros.model.normalization import Cast
+from vtseg_ros.model.registry import without_upsampling
 from vtseg_ros.model.vtseg import StaticBranch
 
 TICK = 66_000_000
@@ -213,8 +214,7 @@ def test_networks_of_single_images_run_in_bf16(name, tmp_path):
     )
     image = torch.rand(1, 3, 32, 64)
     with torch.inference_mode():
-        # Where the predictor upsamples in one go, its network leaves that out.
-        expected = getattr(checkpoint.model, "coarse_logits", checkpoint.model)(image)
+        expected = without_upsampling(checkpoint.network)(image)
         torch.testing.assert_close(full.backend.model(image), expected, rtol=1e-3, atol=1e-3)
         logits = reduced.backend.model(image)
     assert logits.dtype == torch.float32
